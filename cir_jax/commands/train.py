@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains one stage of a model. The same command again resumes a run that was stopped.
+
+Example: cir-jax train --config clip_sum:quicktest
+"""
+
+import argparse
+
+from cir_jax import config
+
+HELP = "train one stage of a model; again, to resume"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command."""
+    config.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads the config before anything heavy, so that a typo is reported at once."""
+    loaded = config.from_args(args)
+    from cir_jax.runtime import distributed
+
+    distributed.initialize()  # before jax starts a backend
+    from cir_jax import train
+
+    train.train(loaded)
+    return 0

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads a config: a Python file by name or path, an argument, and overrides; then locks it.
+
+`clip_sum:fashioniq,stage=2` runs `get_config("fashioniq,stage=2")` of `cir_jax.configs.clip_sum`; a
+name that ends in `.py` is a file. Unknown keys and values of another type are errors.
+"""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import json
+import pkgutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cir_jax.errors import UserError, nearest
+
+PACKAGE = "cir_jax.configs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` and `--set` to a command's parser."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME[:ARGUMENT]",
+        help=f"a config by name ({', '.join(available())}) or a .py file, e.g. clip_sum:quicktest",
+    )
+    add_override_argument(parser)
+
+
+def add_override_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds `--set key=value`, which may be given many times."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes a key, e.g. --set optim.learning_rate=1e-4 (every key: configs/base.py)",
+    )
+
+
+def from_args(args: argparse.Namespace) -> ConfigDict:
+    """The locked config of parsed arguments."""
+    return load(args.config, args.overrides)
+
+
+def available() -> list[str]:
+    """Names of the configs that come with the project."""
+    package = _package()
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
+
+
+def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Loads "name", "name:argument" or "path/to/file.py:argument" and applies "key=value" strings.
+
+    Raises:
+      UserError: no such config, a bad argument, an unknown key (the nearest is named), or a value
+        of another type.
+    """
+    name, _, argument = spec.partition(":")
+    module = _module(name)
+    config = module.get_config(argument) if argument else module.get_config()
+    if not config.workdir:
+        stem = "-".join(p for p in (Path(name).stem, *argument.replace("=", "").split(",")) if p)
+        config.workdir = str(Path("runs") / stem)
+    return override(config, overrides)
+
+
+def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """Applies "key=value" strings to `config` and locks it. Values are Python literals or text."""
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"override {item!r} has no value; write key=value")
+        assign(config, key.strip(), text)
+    return config.lock()
+
+
+def assign(config: ConfigDict, key: str, text: str) -> None:
+    """Sets one key from its text, with the type that the key has now.
+
+    Raises:
+      UserError: no such key, or the text is no value of the key's type.
+    """
+    keys = list(_flat(config))
+    if key not in keys:
+        raise UserError(f"unknown config key {key!r}.{nearest(key, keys)} All: configs/base.py")
+    old = _flat(config)[key]
+    value = _parse(key, text, old)
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON, as checkpoints and reports keep it."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`; lists become tuples again, as in configs/base.py."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text))).lock()
+
+
+def parse_argument(
+    arg: str, *, datasets: Sequence[str], default_stage: int
+) -> tuple[str, int]:
+    """Splits a config argument such as "fashioniq,stage=2" into data set and stage number.
+
+    Raises:
+      UserError: an unknown data set, stage or key; what exists is listed.
+    """
+    dataset, stage = datasets[0], default_stage
+    for part in filter(None, arg.split(",")):
+        key, equals, value = part.partition("=")
+        if equals and key == "stage" and value in ("0", "1", "2"):
+            stage = int(value)
+        elif not equals and key in datasets:
+            dataset = key
+        else:
+            choices = [*datasets, "stage=0", "stage=1", "stage=2"]
+            raise UserError(
+                f"config argument {part!r} is unknown; there are: {', '.join(choices)}."
+                f"{nearest(part, choices)}"
+            )
+    return dataset, stage
+
+
+def sibling(file: str, name: str) -> ModuleType:
+    """The config module `name` that lies beside `file`, whether it was imported or loaded."""
+    beside = Path(file).with_name(f"{name}.py")
+    return _from_file(beside) if beside.is_file() else _module(name)
+
+
+def _package() -> ModuleType:
+    try:
+        return importlib.import_module(PACKAGE)
+    except ModuleNotFoundError as error:
+        if error.name != PACKAGE:
+            raise
+    # A checkout that is on the path without being installed: configs/ lies beside the package.
+    folder = Path(__file__).resolve().parent.parent / "configs"
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"no config file {name}; by name there are: {', '.join(available())}")
+        return _from_file(path)
+    _package()
+    choices = [*available(), "base"]
+    if name not in choices:
+        raise UserError(
+            f"no config {name!r}; there are: {', '.join(available())}.{nearest(name, choices)} "
+            "A config of your own is named by its path, my_config.py"
+        )
+    return importlib.import_module(f"{PACKAGE}.{name}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"cir_jax_config_{path.stem}", path.resolve())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"config file {path} defines no get_config(argument)")
+    return module
+
+
+def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _parse(key: str, text: str, old: Any) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(old, tuple):
+        if isinstance(value, str):  # dress,shirt
+            return tuple(filter(None, value.split(",")))
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if isinstance(old, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(old):
+        raise UserError(
+            f"{key}={text} is not of type {type(old).__name__}; its value now is {old!r}"
+        )
+    return value

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes to batches: pixels, tokens and the input pipeline."""

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`cir-jax <command>`: the only entry point. It picks a module of `cir_jax.commands` and runs it."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import cir_jax
+from cir_jax import plugins
+from cir_jax.errors import UserError, nearest
+
+COMMANDS = "cir_jax.commands"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit status: 0 done, 1 the command says no, 2 bad input."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands = plugins.available(COMMANDS)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage(commands))
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"cir_jax {cir_jax.__version__}")
+        return 0
+    try:
+        return _run(argv[0], argv[1:], commands)
+    except UserError as error:
+        print(f"cir-jax {argv[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(name: str, argv: list[str], commands: list[str]) -> int:
+    if name not in commands:
+        raise UserError(
+            f"no such command; there are: {', '.join(commands)}.{nearest(name, commands)}"
+        )
+    module = importlib.import_module(f"{COMMANDS}.{name}")
+    parser = argparse.ArgumentParser(
+        f"cir-jax {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module.run(parser.parse_args(_split_config_flags(argv))) or 0
+
+
+def _split_config_flags(argv: list[str]) -> list[str]:
+    """`--config.key=value`, the form of ml_collections, becomes `--set key=value`."""
+    flags: list[str] = []
+    for item in argv:
+        if item.startswith("--config.") and "=" in item:
+            flags += ["--set", item.removeprefix("--config.")]
+        else:
+            flags.append(item)
+    return flags
+
+
+def _usage(commands: list[str]) -> str:
+    lines = ["usage: cir-jax <command> [flags]", "", "commands:"]
+    for name in commands:
+        module = importlib.import_module(f"{COMMANDS}.{name}")
+        lines.append(f"  {name:<12}{module.HELP}")
+    return "\n".join([*lines, "", "cir-jax <command> --help lists a command's flags."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a model: three functions, two parameter trees, and nothing else.
+
+Axis letters, everywhere in this project:
+B batch, N images, R reference rows, K target rows, T text tokens, C width, D embedding, S pixels.
+
+    reference(pixels, text)  -> [B, R, C]   on INDEX parameters; what stage two caches
+    target(pixels)           -> [B, K, D]   on INDEX parameters; unit rows; bank and gallery rows
+    compose(reference, text) -> [B, D]      on QUERY parameters; unit query
+    score                     = max over K of <query, target row>
+
+A model is one module of `cir_jax.models` (or a file of yours) that defines
+
+    TOKENIZER       name of a tokenizer of `cir_jax.data.tokens`
+    CUT_PADDING     True if a text may be cut to the longest caption of its batch
+    REFERENCE_ROWS  "per_image", or "per_triplet" where the reference depends on the text
+    Model           an `nnx.Module`: Model(config, rngs=...), with the three methods above
+    image_size(config)  side S of the square input, in pixels
+    roles(config)       path rules -> "index", "query", "statistic" or "pretrain"
+    sharding(config)    path rules -> one mesh axis name or None per dimension
+
+`config` is the `model` section of the run's config. Roles say when a parameter trains: stage one
+trains "index" and "query"; stage two trains "query" only; "pretrain" (CLIP's `logit_scale`) trains
+in stage zero alone; a "statistic" (of a BatchNorm that stays in evaluation mode) never does. A
+model never sees a mesh, a bank, a stage or a data set; trainer, bank and evaluator call the three
+functions and nothing else.
+
+Stage one uses one tree as both index and query. Stage two keeps that tree as the index and trains a
+copy of the query part. Source: section 3.3 of arXiv 2404.11317, where the image side is frozen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cir_jax import plugins
+from cir_jax.data import pixels as pixel_constants
+from cir_jax.errors import UserError
+from cir_jax.runtime import rules
+
+Params = dict[str, Any]  # parameter path -> array; flat, so that rules and checkpoints are simple
+ROLES = ("index", "query", "statistic", "pretrain")
+PACKAGE = "cir_jax.models"
+
+
+@dataclass(frozen=True, eq=False)
+class Functions:
+    """A model as pure functions of a flat parameter dict. Hashable by identity, for jit caches.
+
+    Attributes:
+      module: the plug-in module.
+      config: the `model` section of the config.
+      graph: the static part of the nnx module.
+      keys: parameter path -> its key tuple in the nnx state.
+      abstract: parameter path -> jax.ShapeDtypeStruct.
+    """
+
+    module: ModuleType
+    config: Any
+    graph: Any
+    keys: dict[str, tuple]
+    abstract: Params
+
+    def reference(self, params: Params, pixels: jax.Array, text: jax.Array) -> jax.Array:
+        """[B, S, S, 3] and [B, T] -> [B, R, C], on index parameters."""
+        return self._merge(params).reference(normalize(pixels), text)
+
+    def target(self, params: Params, pixels: jax.Array) -> jax.Array:
+        """[B, S, S, 3] -> [B, K, D] unit rows, on index parameters."""
+        return self._merge(params).target(normalize(pixels))
+
+    def compose(
+        self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, R, C] and [B, T] -> [B, D] unit queries, on query parameters.
+
+        `key` is the dropout key of a training step; None switches dropout off.
+        """
+        return self._merge(params).compose(reference, text, key=key)
+
+    def init(self, seed: int) -> Params:
+        """Random parameters, drawn by the model's own initialisers."""
+        return self._init(jax.random.key(seed))
+
+    @cached_property
+    def _init(self) -> Callable[[jax.Array], Params]:
+        def draw(key: jax.Array) -> Params:
+            model = self.module.Model(self.config, rngs=nnx.Rngs(key))
+            return _flatten(nnx.to_pure_dict(nnx.split(model)[1]))[0]
+
+        return jax.jit(draw)
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square input, in pixels."""
+        return self.module.image_size(self.config)
+
+    @property
+    def per_triplet(self) -> bool:
+        """True if the reference depends on the text."""
+        return self.module.REFERENCE_ROWS == "per_triplet"
+
+    @cached_property
+    def reference_shape(self) -> tuple[int, int]:
+        """(R, C)."""
+        return self._shapes[0].shape[1:]
+
+    @cached_property
+    def target_shape(self) -> tuple[int, int]:
+        """(K, D)."""
+        return self._shapes[1].shape[1:]
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Parameter path -> role, for every parameter."""
+        found = rules.match(self.module.roles(self.config), self.abstract, "model roles")
+        unknown = sorted(set(found.values()) - set(ROLES))
+        if unknown:
+            raise UserError(f"model roles {unknown} are unknown; use {', '.join(ROLES)}")
+        return found
+
+    @cached_property
+    def _shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        pixels = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
+        text = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        return (
+            jax.eval_shape(self.reference, self.abstract, pixels, text),
+            jax.eval_shape(self.target, self.abstract, pixels),
+        )
+
+    def _merge(self, params: Params) -> nnx.Module:
+        tree: dict = {}
+        for path, keys in self.keys.items():
+            node = tree
+            for key in keys[:-1]:
+                node = node.setdefault(key, {})
+            node[keys[-1]] = params[path]
+        return nnx.merge(self.graph, tree)
+
+
+def build(config: Any) -> Functions:
+    """The functions of the model `config.name`, built abstractly: no memory is allocated.
+
+    Raises:
+      UserError: no such model (what exists is listed), or the plug-in lacks a part of the contract.
+    """
+    module = plugins.load(PACKAGE, config.name, marker="Model")
+    needed = ("TOKENIZER", "CUT_PADDING", "REFERENCE_ROWS", "image_size", "roles", "sharding")
+    missing = [n for n in needed if not hasattr(module, n)]
+    if missing:
+        raise UserError(
+            f"model {config.name!r} ({module.__file__}) lacks {', '.join(missing)}; "
+            "the module docstring of cir_jax/models/contract.py says what each must be"
+        )
+    if module.REFERENCE_ROWS not in ("per_image", "per_triplet"):
+        raise UserError(
+            f"REFERENCE_ROWS = {module.REFERENCE_ROWS!r} in {module.__file__}; "
+            "use 'per_image' or 'per_triplet'"
+        )
+    if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    abstract, keys = _flatten(nnx.to_pure_dict(state))
+    return Functions(module, config, graph, keys, abstract)
+
+
+def normalize(pixels: jax.Array) -> jax.Array:
+    """uint8 [..., 3] -> float32, CLIP's mean and deviation; float input passes unchanged.
+
+    Done on the device: a quarter of the bytes cross to it.
+    """
+    if pixels.dtype != jnp.uint8:
+        return pixels
+    mean = jnp.asarray(pixel_constants.IMAGE_MEAN, jnp.float32)
+    deviation = jnp.asarray(pixel_constants.IMAGE_STD, jnp.float32)
+    shape = (1,) * (pixels.ndim - 1) + (3,)
+    scaled = pixels.astype(jnp.float32) / 255.0
+    return (scaled - mean.reshape(shape)) / deviation.reshape(shape)
+
+
+def _flatten(tree: dict, prefix: tuple = ()) -> tuple[Params, dict[str, tuple]]:
+    flat: Params = {}
+    keys: dict[str, tuple] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            inner, inner_keys = _flatten(value, (*prefix, key))
+            flat |= inner
+            keys |= inner_keys
+        else:
+            path = "/".join(map(str, (*prefix, key)))
+            flat[path] = value
+            keys[path] = (*prefix, key)
+    return flat, keys

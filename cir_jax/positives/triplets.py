@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A triplet (reference image, text, target image), and a named set of them.
+
+Every reader of `cir_jax.positives` returns a list of `TripletSet`; nothing downstream knows which
+data set a triplet came from.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Triplet:
+    """One training or evaluation example.
+
+    Attributes:
+      reference: name of the reference image; "" for an image-caption pair (stage zero).
+      target: name of the target image; "" where it is unknown (test splits).
+      texts: every text the triplet may be shown with in training, joining rules applied.
+      eval_text: the text of the query in evaluation.
+      source: where it comes from, e.g. "fashioniq" or "generated".
+      query_id: names the record in messages and submissions, e.g. "dress/17" or CIRR's pairid.
+      category: category of the query in benchmarks that rank per category.
+      members: names of the images of CIRR's subset, the reference and the target included.
+    """
+
+    reference: str
+    target: str
+    texts: tuple[str, ...]
+    eval_text: str
+    source: str
+    query_id: str
+    category: str = ""
+    members: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TripletSet:
+    """Triplets of one source, with the file of every image they name.
+
+    Attributes:
+      name: the source, as it is logged and weighted.
+      triplets: the triplets, in file order.
+      paths: image name -> path of its file.
+    """
+
+    name: str
+    triplets: tuple[Triplet, ...]
+    paths: dict[str, str]

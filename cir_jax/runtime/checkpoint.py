@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: everything a resume needs in one Orbax step, and a way around a damaged one.
+
+A run folder holds `checkpoints/last/<step>` (parameters, optimizer, data position, config; the
+newest few) and `checkpoints/best/<step>` (parameters and config of the best evaluation). Orbax
+writes to a temporary folder and renames it, so a step that exists was written to its end.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from cir_jax.errors import UserError
+from cir_jax.runtime import progress
+
+LAST = "checkpoints/last"
+BEST = "checkpoints/best"
+
+
+class Checkpoints:
+    """The checkpoints of one folder.
+
+    Args:
+      folder: e.g. run folder / LAST; made when first saved to.
+      keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder = Path(folder).absolute()
+        self._keep = keep
+        self._opened: ocp.CheckpointManager | None = None
+
+    def steps(self) -> list[int]:
+        """Steps that were written to their end, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def save(self, step: int, tree: dict[str, Any], record: dict[str, Any]) -> None:
+        """Starts writing `tree` (arrays) and `record` (JSON) as `step`; returns once copied.
+
+        A step that is there already is left alone: a run is deterministic.
+        """
+        if step in self.steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_nested(tree)), record=ocp.args.JsonSave(record)
+            ),
+        )
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The JSON record of `step`.
+
+        Raises:
+          OSError, ValueError: it is missing or damaged.
+        """
+        return json.loads((self.folder / str(step) / "record" / "metadata").read_text())
+
+    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """The arrays of `step`, placed as the shardings in `abstract` say.
+
+        Raises:
+          Exception: whatever Orbax raises for a damaged step.
+        """
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_nested(abstract)))
+        )
+        return _unnested(restored["state"], abstract)
+
+    def set_aside(self, step: int) -> Path:
+        """Moves a damaged step out of the way, to `damaged/` beside the folder; nothing is lost."""
+        self.close()
+        place = self.folder.parent / "damaged" / f"{self.folder.name}-{step}"
+        if jax.process_index() == 0:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            while place.exists():
+                place = place.with_name(place.name + "-again")
+            (self.folder / str(step)).rename(place)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside {step}")
+        return place
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        if self._opened is not None:
+            self._opened.wait_until_finished()
+            self._opened.close()
+            self._opened = None
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        if self._opened is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
+            )
+            self._opened = ocp.CheckpointManager(
+                self.folder, options=options, item_names=("state", "record")
+            )
+        return self._opened
+
+
+def restore_newest(
+    checkpoints: Checkpoints, abstract: dict[str, Any], check: Any
+) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+    """(step, tree, record) of the newest step that can be read; None if there is no step at all.
+
+    A damaged step is named, moved aside and the one before it is used.
+
+    Args:
+      checkpoints: where to look.
+      abstract: shapes, types and shardings of the tree.
+      check: called with the record first; raises UserError if it belongs to another run.
+
+    Raises:
+      UserError: there are steps, but none can be read.
+    """
+    damaged = []
+    for step in reversed(checkpoints.steps()):
+        try:
+            record = checkpoints.record(step)
+            check(record)
+            tree = checkpoints.restore(step, abstract)
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise bare Exceptions here
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+            place = checkpoints.set_aside(step)
+            damaged.append(f"step {step} ({reason}), moved to {place}")
+            progress.say(f"damaged checkpoint: {damaged[-1]}; trying the one before it")
+        else:
+            return step, tree, record
+    if damaged:
+        raise UserError(
+            f"no checkpoint in {checkpoints.folder} can be read: {'; '.join(damaged)}. "
+            "Start again in another workdir, or restore the files from a copy"
+        )
+    return None
+
+
+def find(workdir: str | Path, which: str = "best") -> tuple[Checkpoints, int]:
+    """The checkpoint of a finished or running run.
+
+    Args:
+      workdir: the run folder.
+      which: "best", "last" or a step number. "best" falls back to "last" for a run that has not
+        been evaluated yet.
+
+    Raises:
+      UserError: there is no such run or step; what exists is listed.
+    """
+    best, last = Checkpoints(Path(workdir) / BEST, keep=1), Checkpoints(Path(workdir) / LAST)
+    have = {"best": best.steps(), "last": last.steps()}
+    if which == "best" and have["best"]:
+        return best, have["best"][-1]
+    if which in ("best", "last") and have["last"]:
+        return last, have["last"][-1]
+    if which.isdigit():
+        for checkpoints in (best, last):
+            if int(which) in checkpoints.steps():
+                return checkpoints, int(which)
+    raise UserError(
+        f"no checkpoint {which!r} in {workdir}; there are steps best={have['best']}, "
+        f"last={have['last']}. Give the folder that `cir-jax train` printed as its workdir"
+    )
+
+
+def git_hash() -> str:
+    """The commit this code runs from, or "" outside a checkout."""
+    try:
+        return subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _nested(tree: dict[str, Any]) -> dict[str, Any]:
+    """Path keys "a/b" become "a:b": Orbax would read a slash as a folder."""
+    return {
+        name: {k.replace("/", ":"): v for k, v in part.items()} if name in _FLAT else _rename(part)
+        for name, part in tree.items()
+    }
+
+
+_FLAT = ("fixed", "trained")
+
+
+def _rename(part: Any) -> dict[str, Any]:
+    """The optimizer state as a flat dict of numbered leaves."""
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(part))}
+
+
+def _unnested(restored: dict[str, Any], abstract: dict[str, Any]) -> dict[str, Any]:
+    tree = {}
+    for name, part in abstract.items():
+        if name in _FLAT:
+            tree[name] = {k: restored[name][k.replace("/", ":")] for k in part}
+        else:
+            leaves = [restored[name][k] for k in _rename(part)]
+            tree[name] = jax.tree.unflatten(jax.tree.structure(part), leaves)
+    return tree

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Applies a function to every item of a list, in global batches over the mesh.
+
+The bank, the galleries and the search index are all made here, so "every image is encoded exactly
+once" is a property of one loop.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime import progress
+
+
+def encode(
+    apply: Callable[[Any, dict[str, jax.Array]], Any],
+    params: Any,
+    items: Sequence[Any],
+    load: Callable[[Any], dict[str, np.ndarray]],
+    *,
+    batch: int,
+    mesh: Mesh,
+    threads: int = 8,
+    title: str = "",
+) -> Any:
+    """`apply(params, batch)` over all items; the rows come back on every host.
+
+    Each item is loaded by exactly one process and encoded exactly once; only the last batch is
+    filled up, by repeating its last item, so that one program is compiled.
+
+    Args:
+      apply: (params, {field: [B, ...]}) -> pytree of [B, ...]. Pass a long-lived function: the
+        compiled program is cached by it.
+      params: parameters, as placed by the caller.
+      items: what `load` takes, one per row.
+      load: item -> {field: array without the batch axis}; run in threads.
+      batch: rows per global batch; rounded up to a multiple of axis "data".
+      mesh: the device mesh.
+      threads: loading threads of this process.
+      title: text of the progress bar; "" shows none.
+
+    Returns:
+      The pytree `apply` returns, as numpy arrays [len(items), ...].
+    """
+    step = mesh.shape[meshes.DATA]
+    batch = -(-min(batch, max(len(items), 1)) // step) * step
+    program = _compiled(apply, mesh)
+    pieces = []
+    batches = _batches(items, load, batch, mesh, threads)
+    total = -(-len(items) // batch)
+    for fields, count in progress.bar(batches, total, title) if title else batches:
+        rows = program(params, fields)
+        pieces.append((rows, count))
+        if len(pieces) > 1:  # keep one batch in flight: copying waits for the one before it
+            _to_host(pieces, -2)
+    if not pieces:
+        raise ValueError("nothing to encode: the list of items is empty")
+    _to_host(pieces, -1)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *(rows for rows, _ in pieces))
+
+
+def _to_host(pieces: list, at: int) -> None:
+    rows, count = pieces[at]
+    pieces[at] = (jax.tree.map(lambda x: np.asarray(x)[:count], rows), count)
+
+
+@lru_cache(maxsize=64)
+def _compiled(apply: Callable, mesh: Mesh) -> Callable:
+    # Replicated output: every process then holds all rows without a second collective.
+    return jax.jit(apply, out_shardings=meshes.replicated(mesh))
+
+
+def _batches(
+    items: Sequence[Any], load: Callable, batch: int, mesh: Mesh, threads: int
+) -> Iterator[tuple[dict[str, jax.Array], int]]:
+    sharding = meshes.batch_sharding(mesh)
+    mine = local_rows(batch, mesh)
+
+    def submit(start: int) -> dict[int, Any]:
+        # Rows past the end reuse the last item's future: an item is never loaded twice.
+        wanted = {min(start + row, len(items) - 1) for row in mine}
+        return {i: pool.submit(load, items[i]) for i in sorted(wanted)}
+
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        starts = deque(range(0, len(items), batch))
+        ahead = deque()
+        while starts or ahead:
+            while starts and len(ahead) < 2:  # one batch is decoded while another is encoded
+                start = starts.popleft()
+                ahead.append((start, submit(start)))
+            start, futures = ahead.popleft()
+            loaded = {i: f.result() for i, f in futures.items()}
+            rows = [loaded[min(start + row, len(items) - 1)] for row in mine]
+            fields = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+            yield (
+                {k: place(v, sharding, batch) for k, v in fields.items()},
+                min(batch, len(items) - start),
+            )
+
+
+def local_rows(batch: int, mesh: Mesh) -> range:
+    """Rows of a global batch that this process loads (its devices along axis "data").
+
+    Raises:
+      ValueError: the devices of this process are not consecutive along "data".
+    """
+    index_map = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch,))
+    spans = sorted(
+        {(i[0].start or 0, batch if i[0].stop is None else i[0].stop) for i in index_map.values()}
+    )
+    rows = range(spans[0][0], spans[-1][1])
+    if sum(b - a for a, b in spans) != len(rows):
+        raise ValueError(f"devices of this process hold separate rows {spans} of the batch")
+    return rows
+
+
+def place(rows: np.ndarray, sharding: jax.sharding.NamedSharding, batch: int) -> jax.Array:
+    """The global array [batch, ...] of which this process holds `rows`."""
+    if jax.process_count() == 1:
+        return jax.device_put(rows, sharding)
+    return jax.make_array_from_process_local_data(sharding, rows, (batch, *rows.shape[1:]))

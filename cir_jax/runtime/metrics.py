@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run logs: JSON lines and TensorBoard events, written by process 0."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+
+FILE = "metrics.jsonl"
+
+
+class Logger:
+    """Appends lines {"step": n, name: value, ...} to `folder`/metrics.jsonl and to TensorBoard.
+
+    A run that resumes at `step` first drops the lines after it, so that the file reads as that of
+    a run that was never stopped.
+    """
+
+    def __init__(self, folder: str | Path, step: int = 0):
+        self._file = self._events = None
+        if jax.process_index() != 0:
+            return
+        path = Path(folder) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read(path) if line["step"] <= step]
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(path)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Logs scalars (TensorBoard) and anything that JSON holds (the file)."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; [] if there is none. A line cut by a kill is left out."""
+    path = Path(path)
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage two: the query side trains against a static bank of every candidate's target embedding.
+
+The index tree stays as stage one left it: it built the bank, so the bank is exact and never stale.
+A copy of the query part trains. Images are not opened: references come from the bank as well.
+Source: section 3.3 ("scaling negatives") of arXiv 2404.11317.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from cir_jax.errors import UserError
+from cir_jax.models.contract import Functions, Params
+from cir_jax.negatives import in_bank, sampled
+from cir_jax.stages import contract
+
+
+@dataclass(frozen=True)
+class Stage:
+    """See `cir_jax.stages.contract`."""
+
+    temperature: float
+    mesh: Mesh
+    negatives: int = 0
+    block: int = 8192
+    extra: dict[str, float] = field(default_factory=dict)
+    fields: tuple[str, ...] = ("text",)
+    roles: tuple[str, ...] = ("query",)
+    index_is_query: bool = False
+    needs_bank: bool = True
+
+    @classmethod
+    def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
+        """Raises UserError for a negative number of negatives."""
+        loss = config.loss
+        if loss.bank_negatives < 0:
+            raise UserError(
+                f"loss.bank_negatives={loss.bank_negatives} is negative; use 0 for the whole bank"
+            )
+        fields = ("text",)
+        if loss.exclude_reference or loss.exclude_positives:
+            fields = ("text", "exclude_id")
+        extra = contract.temperature_leaf(config)
+        return cls(loss.temperature, mesh, loss.bank_negatives, loss.bank_block, extra, fields)
+
+    def loss(
+        self,
+        functions: Functions,
+        query: Params,
+        index: Params,
+        batch: dict[str, jax.Array],
+        bank: Any,
+        key: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of each query over the bank's rows, [B]."""
+        dropout_key, sample_key = jax.random.split(key)
+        row = batch["text_id"] if functions.per_triplet else batch["reference_id"]
+        reference = in_bank.lookup(bank.references, row, self.mesh)
+        composed = functions.compose(query, reference, batch["text"], dropout_key)
+        tau = contract.temperature(self, query)
+        label, exclude = batch["target_id"], batch.get("exclude_id")
+        if self.negatives:
+            ids = sampled.sample_negatives(sample_key, label, self.negatives, bank.rows, exclude)
+            losses = sampled.sampled_bank_loss(
+                composed, bank.targets, label, ids, tau, mesh=self.mesh
+            )
+        else:
+            losses = in_bank.bank_loss(
+                composed,
+                bank.targets,
+                label,
+                tau,
+                exclude=exclude,
+                rows=bank.rows,
+                block=self.block,
+                mesh=self.mesh,
+            )
+        return losses, {"temperature": tau}

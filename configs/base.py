@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every key of a run, with its meaning and its default. Other configs change values, never keys.
+
+Defaults of the optimizer are those of the released runs of arXiv 2404.11317: AdamW with epsilon
+1e-7 and weight decay 0.01 on every trained parameter, constant learning rate, no clipping.
+"""
+
+from ml_collections import ConfigDict
+
+STAGES = {0: "zero_image_text", 1: "one_in_batch", 2: "two_bank"}  # `stage=N` in a config argument
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base config; it takes no argument."""
+    if arg:
+        raise ValueError(f"configs/base.py takes no argument, got {arg!r}")
+    c = ConfigDict()
+    c.workdir = ""  # folder of the run; "" = runs/<config>-<argument>
+    c.stage = "one_in_batch"  # module of cir_jax.stages (or a .py file)
+    c.init_from = ""  # run folder whose best parameters to start from; "" = random parameters
+    c.seed = 42  # of parameters, shuffling, text choice and sampled negatives
+    c.batch = 256  # global batch over all processes
+    c.epochs = 3  # passes over the triplets
+    c.steps = 0  # if > 0, this many steps instead of `epochs`
+    c.max_seconds = 0.0  # if > 0, stop after this many seconds of training steps
+    c.log_every = 10  # steps between two lines of metrics.jsonl
+
+    c.model = ConfigDict()
+    c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)
+    c.model.tower = "RN50x4"  # size of the encoders, see cir_jax/towers/clip_sizes.py
+    c.model.image_size = 0  # input side in pixels; 0 = the tower's own
+    c.model.context = 0  # text positions; 0 = the tower's own
+    c.model.dtype = "auto"  # compute type: "float32", "bfloat16"; "auto" = bfloat16 on GPU and TPU
+    c.model.remat = False  # recompute activations of a block in the backward pass
+
+    c.data = ConfigDict()
+    c.data.name = "fashioniq"  # module of cir_jax.positives (or a .py file)
+    c.data.root = ""  # folder of the data set
+    c.data.categories = ()  # FashionIQ categories; () = the data set's own
+    c.data.generated = ""  # file of generated triplets, streamed with the annotated ones
+    c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
+    c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has
+    c.data.optimized = ""  # optimized_images.json (pixel-identical images share a row); "" = none
+    c.data.mixing = "concatenate"  # or "weights": draw a source by `weights`
+    c.data.weights = ()  # one per source, annotated first
+    c.data.on_missing = "error"  # or "drop": leave triplets with a missing image out, and say so
+    c.data.on_long = "error"  # or "truncate": texts over the context
+    c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)
+    c.data.target_ratio = 1.25  # TargetPad: largest aspect ratio left unpadded
+    c.data.threads = 16  # threads that read and decode, per process
+    c.data.cache_pixels = False  # keep decoded images in memory (small sets)
+    c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
+
+    c.loss = ConfigDict()
+    c.loss.temperature = 0.02  # of the softmax
+    c.loss.learn_temperature = False  # train it (as BLIP4CIR and SPRC do), with the query
+    c.loss.chunk = 0  # stage one: images per encoder chunk (gradient caching); 0 = all at once
+    c.loss.bank_negatives = 0  # stage two: sampled negatives per query; 0 = the whole bank
+    c.loss.bank_block = 8192  # stage two: bank rows per block on each device
+    c.loss.bank_dtype = "float32"  # or "bfloat16": half the memory of the bank
+    c.loss.bank_path = ""  # where the bank is kept; "" = <workdir>/bank
+    c.loss.exclude_reference = False  # stage two: the query's own reference is no negative
+    c.loss.exclude_positives = False  # stage two: other targets of the same query are no negatives
+
+    c.optim = ConfigDict()
+    c.optim.learning_rate = 2e-5
+    c.optim.beta1 = 0.9
+    c.optim.beta2 = 0.999
+    c.optim.epsilon = 1e-7
+    c.optim.weight_decay = 0.01
+    c.optim.schedule = "constant"  # or "cosine", "linear": to zero over the run
+    c.optim.warmup_steps = 0  # linear, from zero
+    c.optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
+    c.optim.multipliers = ()  # (regex, factor) rules over trained paths; () = 1 everywhere
+    c.optim.no_decay = ()  # regexes of trained paths without weight decay
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # devices along the batch; -1 = all that are left
+    c.mesh.model = 1  # devices along the parameters
+
+    c.eval = ConfigDict()
+    c.eval.benchmark = "fashioniq"  # module of cir_jax.evals, or "none"
+    c.eval.split = "val"
+    c.eval.gallery = "full"  # FashionIQ: "full" (the split's images) or "val" (the VAL protocol)
+    c.eval.reference = "removed"  # FashionIQ: the reference is "removed" from the ranking or "kept"
+    c.eval.on_missing = "error"  # or "drop": rank without missing images, and say so
+    c.eval.every = 1  # epochs between evaluations; 0 = at the end only
+    c.eval.batch = 128  # images or queries per encoding batch
+    c.eval.examples = 24  # queries shown in the report
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 0  # steps between checkpoints; 0 = at every evaluation
+    c.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+    return c
