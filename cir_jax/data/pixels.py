@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image file -> square uint8 pixels, bit-compatible with the released CLIP4CIR/SPN pipelines.
+
+Order: pad, resize the short side (bicubic, antialiased), crop the centre, and only then convert to
+RGB. The order matters: a palette image is resized in its own mode, and transparency is dropped, not
+blended. Orientation tags are not applied, because the released code does not apply them.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cir_jax.errors import UserError, nearest
+
+# Of OpenAI CLIP; the released code uses them for every backbone.
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+PADS = ("target", "square", "none")
+
+
+class Preprocess:
+    """Callable: image -> uint8 [S, S, 3].
+
+    Args:
+      size: side S in pixels.
+      pad: "target" pads the short side with zeros until the aspect ratio is `target_ratio`;
+        "square" until it is 1; "none" is plain CLIP (resize and crop).
+      target_ratio: for "target"; 1.25 in every released run.
+
+    Raises:
+      UserError: an unknown `pad`, or a ratio below 1.
+    """
+
+    def __init__(self, size: int, pad: str = "target", target_ratio: float = 1.25):
+        if pad not in PADS:
+            raise UserError(
+                f"data.pad={pad!r} is unknown; there are: {', '.join(PADS)}.{nearest(pad, PADS)}"
+            )
+        if target_ratio < 1:
+            raise UserError(f"data.target_ratio={target_ratio} is below 1; the default is 1.25")
+        self.size = size
+        self.pad = pad
+        self.target_ratio = target_ratio
+
+    def __call__(self, source: Any) -> np.ndarray:
+        """`source`: a path, bytes, an object with `read_bytes()`, or a PIL image.
+
+        Raises:
+          UserError: the image is missing, empty, cut off or no image; the file is named.
+        """
+        image = source if isinstance(source, Image.Image) else open_image(source)
+        left, top = self.padding(*image.size)
+        if left or top:
+            image = ImageOps.expand(image, (left, top, left, top), fill=0)
+        image = image.resize(self.resized(*image.size), Image.Resampling.BICUBIC)
+        image = _crop_centre(image, self.size)
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+
+    def padding(self, width: int, height: int) -> tuple[int, int]:
+        """(left = right, top = bottom) zeros for an image of this size, in pixels."""
+        long, short = max(width, height), min(width, height)
+        if self.pad == "none" or (self.pad == "target" and long / short < self.target_ratio):
+            return 0, 0
+        side = long / self.target_ratio if self.pad == "target" else long
+        # Truncation leaves the ratio a little above the target; the released code does so too.
+        return max(int((side - width) / 2), 0), max(int((side - height) / 2), 0)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Size after the short side was made S."""
+        if width <= height:
+            return self.size, int(self.size * height / width)
+        return int(self.size * width / height), self.size
+
+    def fingerprint(self) -> str:
+        """Names everything that changes a pixel."""
+        ratio = f" {self.target_ratio}" if self.pad == "target" else ""
+        return f"pad={self.pad}{ratio} size={self.size} bicubic centre rgb-last"
+
+
+def open_image(source: Any) -> Image.Image:
+    """Opens and decodes an image completely.
+
+    Raises:
+      UserError: see `Preprocess.__call__`.
+    """
+    name = str(source) if not isinstance(source, bytes) else f"{len(source)} bytes"
+    try:
+        if isinstance(source, str | Path):
+            content = Path(source).read_bytes()
+        else:
+            content = source if isinstance(source, bytes) else source.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"image {name} does not exist; run `cir-jax doctor`, or set data.on_missing=drop"
+        ) from None
+    if not content:
+        raise UserError(
+            f"image {name} is empty (0 bytes), as a broken download leaves it; fetch it again"
+        )
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(
+            f"image {name} cannot be decoded ({error}); fetch it again, or remove it and set "
+            "data.on_missing=drop"
+        ) from None
+    return image
+
+
+def normalize(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] -> float32: / 255, minus CLIP's mean, over its deviation."""
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    return (scaled - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+
+
+def _crop_centre(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
+    # Python rounds halves to even, and so does the pipeline this one must match.
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP4CIR (sum): query = unit(raw image feature + raw text feature).
+
+Source: Baldrati et al., CVPR 2022; the sum is of features that are not normalised, and only the sum
+is made unit length (section 4.1 of arXiv 2404.11317 uses it so). Zero-shot CLIP is this model with
+weights that never saw a triplet.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cir_jax.errors import UserError
+from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip_resnet import ModifiedResNet
+from cir_jax.towers.clip_text import TextTransformer
+from cir_jax.towers.vit import VisionTransformer
+
+TOKENIZER = "clip"
+CUT_PADDING = True  # causal and read at the end of text
+REFERENCE_ROWS = "per_image"
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Divides by the norm over the last axis, or by 1e-12 if that is larger; float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+class Model(nnx.Module):
+    """R = K = 1, C = D. See `cir_jax.models.contract`."""
+
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+        size = clip_sizes.find(config.tower)
+        side = image_size(config)
+        if side != size.vision.image:
+            raise UserError(
+                f"model.image_size={side}, but tower {config.tower!r} takes "
+                f"{size.vision.image}; set model.image_size=0"
+            )
+        if config.dtype not in DTYPES:
+            raise UserError(f"model.dtype={config.dtype!r}; use auto, {' or '.join(DTYPES)}")
+        options = {"dtype": DTYPES[config.dtype], "remat": config.remat, "rngs": rngs}
+        vision = VisionTransformer if _is_vit(config) else ModifiedResNet
+        self.visual = vision(size.vision, size.embedding, **options)
+        self.text = TextTransformer(size.text, size.embedding, context=config.context, **options)
+        self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
+
+    def reference(self, pixels: jax.Array, text: jax.Array) -> jax.Array:
+        """[B, S, S, 3] -> [B, 1, D] raw image features; the text is not used."""
+        return self.visual(pixels)[:, None]
+
+    def target(self, pixels: jax.Array) -> jax.Array:
+        """[B, S, S, 3] -> [B, 1, D] unit image features."""
+        return unit(self.visual(pixels))[:, None]
+
+    def compose(
+        self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, 1, D] and [B, T] -> [B, D]; there is no dropout, so `key` is not used."""
+        return unit(reference[:, 0].astype(jnp.float32) + self.text(text))
+
+
+def image_size(config: Any) -> int:
+    """Side of the input, in pixels."""
+    return config.image_size or clip_sizes.find(config.tower).vision.image
+
+
+def roles(config: Any) -> list[tuple[str, str]]:
+    """The image side is the index, the text side the query."""
+    statistics = [] if _is_vit(config) else [(r"visual/.*/(mean|var)", "statistic")]
+    return [
+        *statistics,
+        (r"visual/.*", "index"),
+        (r"text/.*", "query"),
+        (r"logit_scale", "pretrain"),
+    ]
+
+
+def sharding(config: Any) -> list[tuple[str, tuple]]:
+    """Matrices over "model": outputs of the first product of a pair, inputs of the second."""
+    blocks = [
+        (r".*/blocks/attention/(query|key|value)/kernel", (None, None, "model")),
+        (r".*/blocks/attention/(query|key|value)/bias", (None, "model")),
+        (r".*/blocks/attention/out/kernel", (None, "model", None)),
+        (r".*/blocks/mlp/fc1/kernel", (None, None, "model")),
+        (r".*/blocks/mlp/fc1/bias", (None, "model")),
+        (r".*/blocks/mlp/fc2/kernel", (None, "model", None)),
+    ]
+    text = [(r"text/token_embedding", ("model", None))]
+    if _is_vit(config):
+        visual = [(r"visual/patch_kernel", (None, None, None, "model"))]
+    else:
+        visual = [
+            (r"visual/stage.*/kernel", (None, None, None, "model")),
+            (r"visual/conv.*/kernel", (None, None, None, "model")),
+            (r"visual/pool/(query|key|value)/kernel", (None, "model")),
+            (r"visual/pool/out/kernel", ("model", None)),
+            (r"visual/pool/position", (None, "model")),
+        ]
+    projections = [(r"(visual|text)/proj", ("model", None))]
+    return [*blocks, *text, *visual, *projections, (r".*", ())]
+
+
+def _is_vit(config: Any) -> bool:
+    return isinstance(clip_sizes.find(config.tower).vision, clip_sizes.VisionTransformerSize)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers of the encoders: dense, layer norm, attention, and a pre-norm transformer run by scan.
+
+Parameters are float32; matrix products run in the compute type; normalisation and softmax run in
+float32. `stack=(L,)` gives every parameter a leading layer axis, so that one compiled block serves
+all layers: a 24-layer tower compiles as fast as a single layer.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
+    """A float32 parameter drawn from N(0, std^2)."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), the activation of every released CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class Dense(nnx.Module):
+    """x @ kernel + bias, [..., I] -> [..., O]."""
+
+    def __init__(
+        self, inputs: int, outputs: int, std: float, *, rngs: nnx.Rngs, stack: tuple = ()
+    ):
+        self.kernel = normal(rngs, (*stack, inputs, outputs), std)
+        self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        bias = self.bias[...].astype(x.dtype)
+        return x @ self.kernel[...].astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class LayerNorm(nnx.Module):
+    """Normalises the last axis in float32; the result has the type of its input."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-5, stack: tuple = ()):
+        self.scale = nnx.Param(jnp.ones((*stack, width), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((*stack, width), jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean(axis=-1, keepdims=True)
+        variance = jnp.square(wide).mean(axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(variance + self.epsilon)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return (wide * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(
+            x.dtype
+        )
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention, [B, T, C] -> [B, T, C]; softmax in float32."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        std: float,
+        out_std: float,
+        *,
+        causal: bool,
+        rngs: nnx.Rngs,
+        stack: tuple = (),
+    ):
+        # Separate kernels: a shard of the fused one would mix queries, keys and values.
+        self.query = Dense(width, width, std, rngs=rngs, stack=stack)
+        self.key = Dense(width, width, std, rngs=rngs, stack=stack)
+        self.value = Dense(width, width, std, rngs=rngs, stack=stack)
+        self.out = Dense(width, width, out_std, rngs=rngs, stack=stack)
+        self.heads = heads
+        self.causal = causal
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, length, width = x.shape
+
+        def split(y: jax.Array) -> jax.Array:
+            return y.reshape(batch, length, self.heads, width // self.heads)
+
+        mixed = jax.nn.dot_product_attention(
+            split(self.query(x)), split(self.key(x)), split(self.value(x)), is_causal=self.causal
+        )
+        return self.out(mixed.reshape(batch, length, width))
+
+
+class Mlp(nnx.Module):
+    """C -> 4C -> C with QuickGELU."""
+
+    def __init__(
+        self, width: int, std: float, out_std: float, *, rngs: nnx.Rngs, stack: tuple = ()
+    ):
+        self.fc1 = Dense(width, 4 * width, std, rngs=rngs, stack=stack)
+        self.fc2 = Dense(4 * width, width, out_std, rngs=rngs, stack=stack)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(quick_gelu(self.fc1(x)))
+
+
+class Block(nnx.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self, width: int, heads: int, layers: int, *, causal: bool, rngs: nnx.Rngs, stack: tuple
+    ):
+        # Standard deviations of the CLIP paper's initialisation.
+        std, out_std, mlp_std = width**-0.5, (width * 2 * layers) ** -0.5, (2 * width) ** -0.5
+        self.norm1 = LayerNorm(width, stack=stack)
+        self.attention = Attention(
+            width, heads, std, out_std, causal=causal, rngs=rngs, stack=stack
+        )
+        self.norm2 = LayerNorm(width, stack=stack)
+        self.mlp = Mlp(width, mlp_std, out_std, rngs=rngs, stack=stack)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
+    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C].
+
+    `remat` keeps only the input of each layer and computes the rest again in the backward pass.
+    """
+    graph, stacked = nnx.split(blocks)
+
+    def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+        return nnx.merge(graph, params)(x), None
+
+    body: Callable = jax.checkpoint(layer) if remat else layer
+    return jax.lax.scan(body, x, stacked)[0]

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Vision Transformer of CLIP: image -> one feature, not normalised."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cir_jax.errors import UserError
+from cir_jax.towers.clip_sizes import VisionTransformerSize
+from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks
+
+
+class VisionTransformer(nnx.Module):
+    """Patches and a class token through pre-norm blocks; the class token is projected.
+
+    Args:
+      size: see `cir_jax.towers.clip_sizes`.
+      embedding: D.
+      dtype: compute type.
+      remat: recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        size: VisionTransformerSize,
+        embedding: int,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        width, patch = size.width, size.patch
+        scale = width**-0.5
+        self.patch_kernel = normal(rngs, (patch, patch, 3, width), (3 * patch * patch) ** -0.5)
+        self.class_token = normal(rngs, (width,), scale)
+        self.position = normal(rngs, ((size.image // patch) ** 2 + 1, width), scale)
+        self.norm_in = LayerNorm(width)
+        self.blocks = Block(
+            width, size.heads, size.layers, causal=False, rngs=rngs, stack=(size.layers,)
+        )
+        self.norm_out = LayerNorm(width)
+        self.proj = normal(rngs, (width, embedding), scale)
+        self.size = size
+        self.dtype = dtype
+        self.remat = remat
+
+    def tokens(self, pixels: jax.Array) -> jax.Array:
+        """[B, S, S, 3] normalised -> [B, 1 + (S / patch)^2, C], before the last norm.
+
+        Raises:
+          UserError: the image is not of the tower's size.
+        """
+        batch, height, width, _ = pixels.shape
+        side = self.size.image
+        if (height, width) != (side, side):
+            raise UserError(
+                f"image of {height}x{width} pixels, but the tower takes {side}x{side}; "
+                "set model.image_size=0"
+            )
+        x = jax.lax.conv_general_dilated(
+            pixels.astype(self.dtype),
+            self.patch_kernel[...].astype(self.dtype),
+            window_strides=(self.size.patch,) * 2,
+            padding="VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        ).reshape(batch, -1, self.size.width)
+        first = jnp.broadcast_to(self.class_token[...].astype(x.dtype)[None, None], x[:, :1].shape)
+        x = jnp.concatenate([first, x], axis=1) + self.position[...].astype(x.dtype)[None]
+        return run_blocks(self.blocks, self.norm_in(x), remat=self.remat)
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """[B, S, S, 3] normalised -> [B, D] float32, not unit length."""
+        x = self.norm_out(self.tokens(pixels)[:, 0])
+        return (x @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
