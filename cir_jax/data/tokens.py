@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text -> token ids, offline: the vocabularies are part of the package.
+
+CLIP's byte-pair tokenizer, exactly: text is repaired (ftfy), HTML entities are resolved twice,
+white space is collapsed, everything is lower-cased. Nothing is cut silently: a text over the
+context is an error that names its record, as in the released code, unless truncation is asked for.
+"""
+
+import gzip
+import html
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+
+import ftfy
+import numpy as np
+from tokenizers import Regex, models, pre_tokenizers
+from tokenizers import Tokenizer as BpeTokenizer
+
+from cir_jax.errors import UserError, nearest
+
+CLIP_CONTEXT = 77
+_CLIP_MERGES = 48_894  # 49,408 ids: 2 x 256 bytes, the merges, start and end of text
+_CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer of fixed context.
+
+    Attributes:
+      name: as in `load`.
+      context: most tokens of a text, start and end included.
+      start, end, pad: their ids.
+    """
+
+    name: str
+    context: int
+    start: int
+    end: int
+    pad: int
+    _bpe: BpeTokenizer
+    _clean: Callable[[str], str]
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text between start and end; of any length."""
+        encoded = self._bpe.encode_batch([self._clean(t) for t in texts], add_special_tokens=False)
+        return [[self.start, *e.ids, self.end] for e in encoded]
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Tokenised texts: `ids` int32 [M, context], padded; `lengths` int32 [M], start and end in."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+
+
+def load(name: str, context: int = 0) -> Tokenizer:
+    """The tokenizer called `name`; `context` 0 means its own.
+
+    Raises:
+      UserError: no such tokenizer.
+    """
+    if name != "clip":
+        raise UserError(f"no tokenizer {name!r}; there are: clip.{nearest(name, ['clip'])}")
+    bpe, start, end = _clip()
+    return Tokenizer("clip", context or CLIP_CONTEXT, start, end, 0, bpe, clean)
+
+
+def table(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    on_long: str = "error",
+    where: Callable[[int], str] = "text {}".format,
+) -> TokenTable:
+    """Tokenises all texts at once.
+
+    Args:
+      texts: M strings.
+      tokenizer: see `load`.
+      on_long: "error", or "truncate" (the end token stays last).
+      where: index of a text -> how messages name it.
+
+    Raises:
+      UserError: a text is over the context, or `on_long` is unknown.
+    """
+    if on_long not in ("error", "truncate"):
+        raise UserError(f"on_long={on_long!r} is unknown; use error or truncate")
+    ids = np.full((len(texts), tokenizer.context), tokenizer.pad, np.int32)
+    lengths = np.zeros(len(texts), np.int32)
+    for i, encoded in enumerate(tokenizer.encode(texts)):
+        if len(encoded) > tokenizer.context:
+            if on_long == "error":
+                raise UserError(
+                    f"{where(i)}: {len(encoded)} tokens, the limit is {tokenizer.context} with "
+                    f"start and end: {texts[i][:80]!r}...; shorten it, or set "
+                    "data.on_long=truncate"
+                )
+            encoded = [*encoded[: tokenizer.context - 1], tokenizer.end]
+        ids[i, : len(encoded)] = encoded
+        lengths[i] = len(encoded)
+    return TokenTable(ids, lengths)
+
+
+def fit(length: int, context: int, allowed: Sequence[int]) -> int:
+    """The smallest allowed length that holds `length` tokens; the context is always allowed."""
+    return min(n for n in (*allowed, context) if length <= n <= context)
+
+
+def clean(text: str) -> str:
+    """CLIP's normalisation of a text before its words are split."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+@lru_cache(maxsize=1)
+def _clip() -> tuple[BpeTokenizer, int, int]:
+    file = resources.files("cir_jax.data") / "vocabulary" / "clip_bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
+    merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
+    letters = _byte_letters()
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in merges)]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    bpe = BpeTokenizer(
+        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return bpe, vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+
+
+def _byte_letters() -> list[str]:
+    """The printable stand-in of every byte, in the order of CLIP's vocabulary.
+
+    Printable bytes stand for themselves; the others follow as code points from 256 on.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [b for b in range(256) if b not in printable]
+    return [chr(b) for b in printable] + [chr(256 + i) for i in range(len(hidden))]

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP's tokenizer, offline: golden ids, an independent byte-pair oracle, lengths and limits."""
+
+import gzip
+import html
+from importlib import resources
+
+import ftfy
+import numpy as np
+import pytest
+import regex
+
+from cir_jax.data import tokens
+from cir_jax.errors import UserError
+
+# Ids of the released code, without start and end of text.
+GOLDEN = {
+    "is darker and has, no": [533, 18737, 537, 791, 267, 871],
+    "A red dress. instead of A blue dress.": [320, 736, 2595, 269, 4191, 539, 320, 1746, 2595, 269],
+    "Unlike A cat, I want two dogs": [16694, 320, 2368, 267, 328, 1280, 1237, 3255],
+    "": [],
+}
+ODD = [
+    "It's the dogs' 2nd   day,\n isn't it?!",
+    "caf\u00e9 na\u00efve \u4f60\u597d \U0001f468\U0001f3ff\u200d\u2696\ufe0f",
+    "&amp;lt;b&amp;gt; fish &amp; chips",
+    "schÃ¶n",
+    "x" * 60 + " 1234567890 ...!!!???",
+    "\u00a0tabs\tand\u2003wide spaces ",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokens.load("clip")
+
+
+@pytest.mark.parametrize("text", GOLDEN)
+def test_golden(tokenizer, text):
+    assert tokenizer.encode([text]) == [[49406, *GOLDEN[text], 49407]]
+
+
+@pytest.mark.parametrize("text", [*GOLDEN, *ODD])
+def test_equals_plain_byte_pair_merging(tokenizer, text):
+    assert tokenizer.encode([text])[0][1:-1] == plain_ids(text)
+
+
+def plain_ids(text):
+    """Byte-pair encoding as its definition says: join the pair of lowest rank until none is left."""
+    file = resources.files("cir_jax.data") / "vocabulary" / "clip_bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(file.read_bytes()).decode().split("\n")[1:48895]
+    ranks = {tuple(line.split()): i for i, line in enumerate(lines)}
+    printable = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174]
+    letter = {b: chr(b) for b in printable}
+    order = list(printable)
+    for b in range(256):
+        if b not in letter:
+            letter[b] = chr(256 + len(order) - len(printable))
+            order.append(b)
+    words = [letter[b] for b in order]
+    words += [w + "</w>" for w in words] + ["".join(pair) for pair in ranks]
+    number = {word: i for i, word in enumerate(words)}
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    found = []
+    for word in regex.findall(pattern, " ".join(text.split()).lower()):
+        parts = [letter[b] for b in word.encode()]
+        parts[-1] += "</w>"
+        while len(parts) > 1:
+            pairs = list(zip(parts, parts[1:], strict=False))
+            best = min(pairs, key=lambda pair: ranks.get(pair, 1 << 30))
+            if best not in ranks:
+                break
+            at = pairs.index(best)
+            parts[at : at + 2] = ["".join(best)]
+        found += [number[p] for p in parts]
+    return found
+
+
+def test_table_pads_with_zero(tokenizer):
+    table = tokens.table(["a cat", ""], tokenizer)
+    assert table.ids.shape == (2, 77) and table.ids.dtype == np.int32
+    assert table.lengths.tolist() == [4, 2]
+    assert table.ids[0, :5].tolist() == [49406, 320, 2368, 49407, 0]
+
+
+def test_too_long_names_the_record(tokenizer):
+    texts = ["short", "very " * 100]
+    with pytest.raises(UserError, match=r"record 1: 102 tokens, the limit is 77.*on_long=truncate"):
+        tokens.table(texts, tokenizer, where=lambda i: f"record {i}")
+    cut = tokens.table(texts, tokenizer, "truncate")
+    assert cut.lengths.tolist() == [3, 77] and cut.ids[1, -1] == 49407
+    with pytest.raises(UserError, match="on_long='cut'"):
+        tokens.table(texts, tokenizer, "cut")
+
+
+def test_fit():
+    assert [tokens.fit(n, 77, (16, 24, 100)) for n in (2, 16, 17, 25, 77)] == [16, 16, 24, 77, 77]
+
+
+def test_unknown_tokenizer():
+    with pytest.raises(UserError, match=r"no tokenizer 'clp'; there are: clip. Did you mean"):
+        tokens.load("clp")
