@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Triplets -> batches, with Grain.
+
+A batch is made of indices first: shuffled, given a text variant, cut into global batches. Only then
+does each process open the images of its own rows. So every process knows the whole global batch
+without talking to the others (all pad their texts to the same length), and the position in the
+stream is one number that does not depend on the number of processes: a run may resume on another.
+This module must not import jax: worker processes import it.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grain
+import numpy as np
+
+from cir_jax.data import tokens as token_tables
+from cir_jax.data.tokens import TokenTable, Tokenizer
+from cir_jax.errors import UserError
+from cir_jax.positives.image_table import ImageTable
+from cir_jax.positives.inspection import drop_missing
+from cir_jax.positives.triplets import Triplet, TripletSet
+from cir_jax.runtime import progress
+
+PIXELS = ("reference_pixels", "target_pixels")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All triplets of a run, numbered.
+
+    Attributes:
+      triplets: annotated first, then generated.
+      images: the image table.
+      tokens: one row per (triplet, text).
+      text_start: [triplets + 1] first row of each triplet's texts in `tokens`.
+      sources: names of the sources.
+      source_of: [triplets] int32 index into `sources`.
+      reference_id, target_id: [triplets] int32 rows of the image table; -1 for no reference.
+      dropped: source -> triplets left out for a missing image.
+    """
+
+    triplets: tuple[Triplet, ...]
+    images: ImageTable
+    tokens: TokenTable
+    text_start: np.ndarray
+    sources: tuple[str, ...]
+    source_of: np.ndarray
+    reference_id: np.ndarray
+    target_id: np.ndarray
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def triplet_of_text(self) -> np.ndarray:
+        """[M] the triplet of each row of `tokens`."""
+        return np.repeat(np.arange(len(self.triplets)), np.diff(self.text_start))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How batches are drawn. `fields` beyond the ids: text, reference_pixels, target_pixels,
+    exclude_id. `process` is (index, count) along the batch."""
+
+    batch: int
+    seed: int
+    fields: tuple[str, ...]
+    mixing: str = "concatenate"
+    weights: tuple[float, ...] = ()
+    text_lengths: tuple[int, ...] = (16, 24, 32, 48, 77)
+    cut_padding: bool = True
+    exclude_reference: bool = False
+    exclude_positives: bool = False
+    cache_pixels: bool = False
+    threads: int = 16
+    process: tuple[int, int] = (0, 1)
+
+
+def prepare(
+    sets: Sequence[TripletSet],
+    tokenizer: Tokenizer,
+    *,
+    on_missing: str = "error",
+    on_long: str = "error",
+    optimized: str = "",
+) -> TrainingData:
+    """Numbers the images and tokenises every text of every triplet.
+
+    Raises:
+      UserError: a missing image, an over-long text, no triplet at all, or what `ImageTable` finds.
+    """
+    sets, dropped = drop_missing(sets, on_missing)
+    for source, count in dropped.items():
+        progress.say(f"warning: {count} triplets of {source} left out, their images are missing")
+    triplets = tuple(t for one in sets for t in one.triplets)
+    if not triplets:
+        raise UserError("no triplet to train on; check data.name, data.root and the split")
+    images = ImageTable.from_sets(sets, optimized)
+    owner = [t for t in triplets for _ in t.texts]
+    table = token_tables.table(
+        [text for t in triplets for text in t.texts],
+        tokenizer,
+        on_long,
+        where=lambda i: f"{owner[i].source} triplet {owner[i].query_id}",
+    )
+    counts = [len(t.texts) for t in triplets]
+    names = tuple(dict.fromkeys(one.name for one in sets))
+    source_of = [names.index(one.name) for one in sets for _ in one.triplets]
+    return TrainingData(
+        triplets=triplets,
+        images=images,
+        tokens=table,
+        text_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        sources=names,
+        source_of=np.asarray(source_of, np.int32),
+        reference_id=images.rows(t.reference for t in triplets),
+        target_id=images.rows(t.target for t in triplets),
+        dropped=dropped,
+    )
+
+
+def steps_per_epoch(data: TrainingData, batch: int) -> int:
+    """Full batches in one pass over the triplets; with mixing by weights, of as many triplets.
+
+    Raises:
+      UserError: there are fewer triplets than a batch takes.
+    """
+    steps = len(data.triplets) // batch
+    if not steps:
+        raise UserError(
+            f"batch {batch} is larger than the {len(data.triplets)} triplets; use a smaller one"
+        )
+    return steps
+
+
+def batches(data: TrainingData, options: Options, preprocess: Any = None) -> Any:
+    """An endless iterator over batches, with get_state() and set_state().
+
+    Args:
+      data: see `prepare`.
+      options: see `Options`.
+      preprocess: path -> uint8 [S, S, 3]; needed for pixel fields only.
+
+    Returns:
+      A Grain iterator of dicts of numpy arrays, the rows of this process, b = batch / processes:
+      reference_id, target_id, text_id, source_id int32 [b]; text int32 [b, T];
+      reference_pixels, target_pixels uint8 [b, S, S, 3]; exclude_id int32 [b, E], -1 for none.
+
+    Raises:
+      UserError: the batch does not divide over the processes or is larger than the data, pixels of
+        references that do not exist are asked for, or the mixing is unknown.
+    """
+    _check(data, options)
+    drawn = _indices(data, options).batch(options.batch, drop_remainder=True).repeat()
+    stream = drawn.map(Loader(data, options, preprocess))
+    # Grain runs whole batches in threads; images of one batch are opened by the loader's own pool.
+    read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return iter(stream.to_iter_dataset(read))
+
+
+def _check(data: TrainingData, options: Options) -> None:
+    steps_per_epoch(data, options.batch)
+    count = options.process[1]
+    if options.batch % count:
+        lower = options.batch // count * count
+        raise UserError(
+            f"batch {options.batch} does not divide over {count} processes; "
+            f"use {f'{lower} or ' if lower else ''}{lower + count}"
+        )
+    if "reference_pixels" in options.fields and (data.reference_id < 0).any():
+        raise UserError("image-caption pairs have no reference image; they train in stage zero")
+    if options.mixing not in ("concatenate", "weights"):
+        raise UserError(f"data.mixing={options.mixing!r} is unknown; use concatenate or weights")
+    if options.mixing == "weights" and len(options.weights) != len(data.sources):
+        raise UserError(
+            f"data.weights={options.weights} for {len(data.sources)} sources "
+            f"({', '.join(data.sources)}); give one weight per source"
+        )
+
+
+def _indices(data: TrainingData, options: Options) -> grain.MapDataset:
+    """A dataset of [triplet, row of its text] pairs."""
+    start = data.text_start
+
+    def choose_text(triplet: int, rng: np.random.Generator) -> np.ndarray:
+        return np.asarray([triplet, rng.integers(start[triplet], start[triplet + 1])], np.int64)
+
+    if options.mixing == "concatenate":
+        mixed = grain.MapDataset.range(len(data.triplets)).seed(options.seed).shuffle()
+    else:
+        parts = [
+            grain.MapDataset.source(np.flatnonzero(data.source_of == i)).seed(options.seed + i)
+            for i in range(len(data.sources))
+        ]
+        mixed = grain.MapDataset.mix([p.shuffle().repeat() for p in parts], list(options.weights))
+        mixed = mixed.seed(options.seed)[: len(data.triplets)]
+    return mixed.random_map(choose_text)
+
+
+class Loader:
+    """Turns the indices of a global batch into the fields of this process's rows."""
+
+    def __init__(self, data: TrainingData, options: Options, preprocess: Any):
+        self.data = data
+        self.options = options
+        self.preprocess = preprocess
+        self._excluded = _exclusions(data, options)
+        self._cache: dict[int, np.ndarray] = {}
+        self._pool = ThreadPoolExecutor(max(options.threads, 1)) if preprocess else None
+
+    def __call__(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
+        options, data = self.options, self.data
+        index, count = options.process
+        rows = options.batch // count
+        triplet, text_id = drawn[index * rows : (index + 1) * rows].T
+        batch = {
+            "reference_id": data.reference_id[triplet],
+            "target_id": data.target_id[triplet],
+            "text_id": text_id.astype(np.int32),
+            "source_id": data.source_of[triplet],
+        }
+        if "text" in options.fields:
+            batch["text"] = data.tokens.ids[text_id, : self._length(drawn[:, 1])]
+        if "exclude_id" in options.fields:
+            batch["exclude_id"] = self._excluded[text_id]
+        for name in PIXELS:
+            if name in options.fields:
+                ids = batch[name.replace("pixels", "id")]
+                batch[name] = np.stack(list(self._pool.map(self._open, ids.tolist())))
+        return batch
+
+    def _length(self, text_ids: np.ndarray) -> int:
+        """Length of the text field, from all rows of the global batch."""
+        context = self.data.tokens.ids.shape[1]
+        if not self.options.cut_padding:
+            return context
+        longest = int(self.data.tokens.lengths[text_ids].max())
+        return token_tables.fit(longest, context, self.options.text_lengths)
+
+    def _open(self, row: int) -> np.ndarray:
+        if row in self._cache:
+            return self._cache[row]
+        pixels = self.preprocess(self.data.images.paths[row])
+        if self.options.cache_pixels:
+            self._cache[row] = pixels
+        return pixels
+
+
+def _exclusions(data: TrainingData, options: Options) -> np.ndarray:
+    """[M, E] rows of the image table that are no negatives of each text, -1 for none."""
+    if "exclude_id" not in options.fields:
+        return np.zeros((0, 0), np.int32)
+    owner = data.triplet_of_text()
+    columns = []
+    if options.exclude_reference:
+        columns.append(data.reference_id[owner][:, None])
+    if options.exclude_positives:
+        targets: dict[tuple[int, str], list[int]] = {}
+        texts = [text for t in data.triplets for text in t.texts]
+        keys = [(int(data.reference_id[i]), t) for i, t in zip(owner, texts, strict=True)]
+        for key, i in zip(keys, owner, strict=True):
+            found = targets.setdefault(key, [])
+            if data.target_id[i] not in found:
+                found.append(int(data.target_id[i]))
+        others = np.full((len(keys), max(map(len, targets.values()))), -1, np.int32)
+        for row, key in enumerate(keys):
+            others[row, : len(targets[key])] = targets[key]
+        columns.append(others)
+    return np.concatenate(columns, axis=1).astype(np.int32)

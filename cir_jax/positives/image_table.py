@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image table: the only place where an image gets a number.
+
+Labels, bank rows and galleries all use its rows, so two numberings of one image cannot drift apart.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax.errors import UserError, nearest
+from cir_jax.positives.annotations import read_json
+from cir_jax.positives.triplets import TripletSet
+
+
+class ImageTable:
+    """Distinct images in a fixed order.
+
+    Attributes:
+      names: row -> name of its image (of the first one, where several files are pixel-identical).
+      paths: row -> its file, as `cir_jax.data.pixels.Preprocess` takes it.
+      row_of: name -> row, for every name, duplicates included.
+    """
+
+    def __init__(self, names: Sequence[str], paths: Sequence[Any], row_of: Mapping[str, int]):
+        self.names = tuple(names)
+        self.paths = tuple(paths)
+        self.row_of = dict(row_of)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_names(cls, names: Iterable[str], paths: Mapping[str, Any]) -> "ImageTable":
+        """A table of `names` in their order; a name that comes twice keeps its first row.
+
+        Raises:
+          UserError: a name has no path.
+        """
+        row_of: dict[str, int] = {}
+        for name in names:
+            row_of.setdefault(name, len(row_of))
+        lost = [n for n in row_of if n not in paths]
+        if lost:
+            raise UserError(
+                f"{len(lost)} images have no file, {lost[0]!r} the first;{nearest(lost[0], paths)} "
+                "run `cir-jax doctor` on the data set"
+            )
+        return cls(tuple(row_of), [paths[n] for n in row_of], row_of)
+
+    @classmethod
+    def from_sets(cls, sets: Sequence[TripletSet], optimized: str = "") -> "ImageTable":
+        """The images of all triplets, in first-seen order, the reference before the target.
+
+        Args:
+          sets: annotated and generated triplets.
+          optimized: path of an `optimized_images.json`, which lets pixel-identical images share a
+            row. Rows that no triplet reaches are left out: the released code keeps them as
+            all-zero bank rows, a constant negative.
+
+        Raises:
+          UserError: a triplet names an image that has no path, or is not in `optimized`.
+        """
+        paths: dict[str, Any] = {}
+        for one in sets:
+            paths |= one.paths
+        group = _groups(optimized) if optimized else None
+        names: list[str] = []
+        row_of: dict[str, int] = {}
+        row_of_group: dict[int, int] = {}
+        for one in sets:
+            for triplet in one.triplets:
+                for name in filter(None, (triplet.reference, triplet.target)):
+                    if name in row_of:
+                        continue
+                    where = f"{one.name} triplet {triplet.query_id}"
+                    if name not in paths:
+                        raise UserError(
+                            f"{where} names image {name!r}, which is not in the image table; "
+                            "correct the annotation file or add the image"
+                        )
+                    if group is None:
+                        row_of[name] = len(names)
+                    elif name in group:
+                        row_of[name] = row_of_group.setdefault(group[name], len(names))
+                    else:
+                        raise UserError(
+                            f"{where} names image {name!r}, which is not in {optimized}; "
+                            "make that file anew, or set data.optimized to nothing"
+                        )
+                    if row_of[name] == len(names):
+                        names.append(name)
+        return cls(names, [paths[n] for n in names], row_of)
+
+    def rows(self, names: Iterable[str]) -> np.ndarray:
+        """Rows of `names`, int32; "" gives -1.
+
+        Raises:
+          UserError: a name is not in the table.
+        """
+        rows = []
+        for name in names:
+            if name and name not in self.row_of:
+                raise UserError(
+                    f"image {name!r} is not in the image table of {len(self)} images;"
+                    f"{nearest(name, self.row_of)}"
+                )
+            rows.append(self.row_of[name] if name else -1)
+        return np.asarray(rows, np.int32)
+
+    def fingerprint(self) -> str:
+        """sha256 over the order of the names and the row of every name."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(name.encode() + b"\n")
+        for name, row in sorted(self.row_of.items()):
+            digest.update(f"{name}\t{row}\n".encode())
+        return digest.hexdigest()
+
+
+def _groups(path: str) -> dict[str, int]:
+    """Name -> group of identical images, from the released file [names, paths, {name: group}]."""
+    content = read_json(Path(path))
+    if len(content) != 3 or not isinstance(content[2], dict):
+        raise UserError(f"{path} is no optimized_images.json: expected [names, paths, name -> id]")
+    if not content[2]:
+        raise UserError(
+            f"{path} is empty; the released command line writes such a file when --dataset is "
+            "given twice. Make it anew, or set data.optimized to nothing"
+        )
+    return content[2]

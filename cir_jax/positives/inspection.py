@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at image files: missing, empty, undecodable, duplicate. Nothing is ever dropped silently."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from cir_jax.data.pixels import open_image
+from cir_jax.errors import UserError
+from cir_jax.positives.triplets import TripletSet
+from cir_jax.runtime import progress
+
+_WINDOW = 1024  # images in flight: memory does not grow with the data set
+
+
+@dataclass
+class Findings:
+    """Names of images by what is wrong with them; `duplicates` holds groups of equal images."""
+
+    images: int = 0
+    missing: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    undecodable: list[str] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
+
+    def unusable(self) -> list[str]:
+        """Names of images that cannot be opened."""
+        return [*self.missing, *self.empty, *self.undecodable]
+
+
+def inspect_images(paths: Mapping[str, Any], decode: bool = True, threads: int = 16) -> Findings:
+    """Looks at every image of `paths` (name -> file).
+
+    Two images are duplicates if they decode to the same mode, size and pixels; only hashes are
+    kept. Without `decode`, files are only asked for their size.
+    """
+    findings = Findings(images=len(paths))
+    by_hash: dict[bytes, list[str]] = {}
+    items = list(paths.items())
+    with ThreadPoolExecutor(threads) as pool:
+        for start in progress.bar(range(0, len(items), _WINDOW), title="images"):
+            window = items[start : start + _WINDOW]
+            for (name, _), (state, digest) in zip(
+                window, pool.map(lambda item: _look(item[1], decode), window), strict=True
+            ):
+                if state:
+                    getattr(findings, state).append(name)
+                elif digest:
+                    by_hash.setdefault(digest, []).append(name)
+    findings.duplicates = [names for names in by_hash.values() if len(names) > 1]
+    return findings
+
+
+def drop_missing(
+    sets: Sequence[TripletSet], on_missing: str
+) -> tuple[list[TripletSet], dict[str, int]]:
+    """Leaves out triplets whose images are missing or empty, if asked to.
+
+    Args:
+      sets: triplet sets.
+      on_missing: "error" or "drop".
+
+    Returns:
+      The sets, and source -> number of triplets left out.
+
+    Raises:
+      UserError: images are missing and `on_missing` is "error", or nothing is left.
+    """
+    if on_missing not in ("error", "drop"):
+        raise UserError(f"on_missing={on_missing!r} is unknown; use error or drop")
+    paths: dict[str, Any] = {}
+    for one in sets:
+        paths |= one.paths
+    bad = inspect_images(paths, decode=False).unusable()
+    if not bad:
+        return list(sets), {}
+    if on_missing == "error":
+        raise UserError(
+            f"{len(bad)} of {len(paths)} images are missing or empty: "
+            f"{', '.join(str(paths[n]) for n in bad[:3])}{', ...' if len(bad) > 3 else ''}. Run "
+            "`cir-jax doctor` for the list, or set data.on_missing=drop to train without them"
+        )
+    lost = set(bad)
+    kept, dropped = [], {}
+    for one in sets:
+        good = tuple(t for t in one.triplets if not {t.reference, t.target} & lost)
+        if len(good) < len(one.triplets):
+            dropped[one.name] = len(one.triplets) - len(good)
+        kept.append(TripletSet(one.name, good, one.paths))
+    if not any(one.triplets for one in kept):
+        raise UserError(f"no triplet is left after dropping {len(bad)} missing images")
+    return kept, dropped
+
+
+def _look(path: Any, decode: bool) -> tuple[str, bytes]:
+    """(what is wrong or "", hash of the decoded image or b"")."""
+    if isinstance(path, str):
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            return "missing", b""
+        if size == 0:
+            return "empty", b""
+    if not decode:
+        return "", b""
+    try:
+        image = open_image(path)
+    except UserError:
+        return "undecodable", b""
+    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
+    digest.update(image.tobytes())
+    return "", digest.digest()
