@@ -5,7 +5,6 @@ The one visible path of the project is main -> train.train -> step -> tx.update.
 """
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,101 +13,181 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cir_jax import evals, positives, step
+from cir_jax import build, step
 from cir_jax.config import to_json
-from cir_jax.data import pipeline, tokens
-from cir_jax.data.pixels import Preprocess
-from cir_jax.errors import UserError
-from cir_jax.evals import report
-from cir_jax.evals.retrieval import Retriever
-from cir_jax.models import contract
-from cir_jax.negatives import bank as banks
-from cir_jax.runtime import checkpoint, encode, interrupts, metrics, optim, progress, sharding, start
+from cir_jax.evals import run_report
+from cir_jax.models.contract import Params
+from cir_jax.runtime import checkpoint, encode, interrupts, metrics, progress, start
 from cir_jax.runtime import mesh as meshes
-from cir_jax.stages import contract as stages
-
-
-@dataclass
-class Run:
-    """Everything a run is made of; built once by `build`, then only read."""
-
-    config: ConfigDict
-    mesh: jax.sharding.Mesh
-    functions: contract.Functions
-    stage: Any
-    data: pipeline.TrainingData
-    preprocess: Preprocess
-    steps: int
-    steps_per_epoch: int
-    shardings: dict[str, Any]
-    benchmark: Any = None
 
 
 @dataclass
 class State:
-    """What changes: the arrays of a checkpoint, and its record."""
+    """What changes while training: the arrays of a checkpoint, and its record."""
 
-    fixed: contract.Params
-    trained: contract.Params
+    fixed: Params
+    trained: Params
     optimizer: Any
     step: int = 0
-    seconds: float = 0.0  # spent in training steps, evaluation and saving left out
+    seconds: float = 0.0  # spent in training steps; evaluation, saving and the bank left out
     best: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per evaluation
     data: dict[str, Any] | None = None  # position of the input pipeline
 
 
 def train(config: ConfigDict) -> dict[str, Any]:
-    """Trains one stage from where the run folder stands, and returns its results.
+    """Trains one stage, from where its run folder stands to the end, and evaluates it.
 
     Args:
       config: a locked config, see configs/base.py.
 
     Returns:
-      {"workdir", "step", "seconds", "best", "history", "scores"}, as written to results.json.
+      What `results.json` in the run folder holds: {"workdir", "stage", "step", "seconds",
+      "bank_seconds", "finished", "best", "scores", "protocol", "history", ...}.
 
     Raises:
       UserError: input that cannot be used; nothing is written over.
     """
-    run = build(config)
+    run = build.run(config)
     state, optimizer = start.state(run, State)
-    progress.say(_summary(run, state))
-    bank = _bank(run, state) if run.stage.needs_bank else None
+    progress.say(build.summary(run, state))
+    began = time.monotonic()
+    bank = build.bank(run, state) if run.stage.needs_bank else None
+    bank_seconds = time.monotonic() - began
     logger = metrics.Logger(config.workdir, state.step)
-    keep = checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST, config.checkpoint.keep)
+    last = checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST, config.checkpoint.keep)
+    best = checkpoint.Checkpoints(Path(config.workdir) / checkpoint.BEST, keep=1)
     try:
-        _loop(run, state, optimizer, bank, logger, keep)
+        finished = _loop(run, state, optimizer, bank, logger, last, best)
     finally:
-        keep.close()
+        last.close()
+        best.close()
         logger.close()
-    return report.write_run(run, state)
+    return run_report.write(run, state, bank_seconds, finished)
 
 
-def build(config: ConfigDict) -> Run:
-    """Reads the data and builds the model and the stage; checks everything that can be checked."""
-    mesh = meshes.make(config.mesh.data, config.mesh.model)
-    meshes.check_batch(config.batch, mesh)
-    functions = contract.build(config.model)
-    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
-    benchmark = evals.build(config)
-    sets = positives.load(config, captions=stage.fields == ("text", "target_pixels"))
-    data = pipeline.prepare(
-        sets,
-        tokens.load(functions.module.TOKENIZER, config.model.context),
-        on_missing=config.data.on_missing,
-        on_long=config.data.on_long,
-        optimized=config.data.optimized,
-    )
-    per_epoch = pipeline.steps_per_epoch(data, config.batch)
-    return Run(
-        config=config,
-        mesh=mesh,
-        functions=functions,
-        stage=stage,
-        data=data,
-        preprocess=Preprocess(functions.image_size, config.data.pad, config.data.target_ratio),
-        steps=config.steps or config.epochs * per_epoch,
-        steps_per_epoch=per_epoch,
-        shardings=sharding.parameter_shardings(functions, mesh),
-        benchmark=benchmark,
-    )
+def _loop(
+    run: build.Run, state: State, optimizer: Any, bank: Any, logger: Any, last: Any, best: Any
+) -> bool:
+    """Steps until the run is over (True) or is asked to stop (False)."""
+    config = run.config
+    places = jax.tree.map(lambda x: x.sharding, (state.trained, state.optimizer))
+    update = step.make(run.stage, run.functions, optimizer, len(run.data.sources), places)
+    batches = build.batches(run)
+    if state.data is not None:
+        batches.set_state(state.data)
+    key = jax.random.key(config.seed)
+    evaluate_every = config.eval.every * run.steps_per_epoch or run.steps
+    save_every = config.checkpoint.every_steps or evaluate_every
+    retriever = None
+    bar = progress.bar(total=run.steps, title=f"stage {config.stage}")
+    bar.update(state.step)
+    with interrupts.StopRequest() as stop, bar:
+        while state.step < run.steps and not _out_of_time(config, state):
+            began = time.monotonic()
+            batch = _place(next(batches), run)
+            state.trained, state.optimizer, values = update(
+                state.trained,
+                state.optimizer,
+                state.fixed,
+                batch,
+                bank,
+                jax.random.fold_in(key, state.step),
+            )
+            # Waiting here keeps the clock honest; the next batch is read in the background.
+            loss = float(values["loss"])
+            state.seconds += time.monotonic() - began
+            state.step += 1
+            bar.update(1)
+            _check_finite(loss, state, config)
+            if state.step % config.log_every == 0 or state.step == run.steps:
+                logger.write(state.step, _readable(values, run) | {"seconds": state.seconds})
+            stopping = stop.now(state.step)
+            over = state.step == run.steps or _out_of_time(config, state)
+            if run.benchmark and (state.step % evaluate_every == 0 or over):
+                retriever = _evaluate(run, state, retriever, logger, best)
+            if state.step % save_every == 0 or over or stopping:
+                state.data = batches.get_state()
+                last.save(state.step, _tree(state, optimizer=True), _record(run, state))
+            if stopping and not over:
+                progress.say(
+                    f"stopped at step {state.step}; the same command resumes {config.workdir}"
+                )
+                return False
+    return True
+
+
+def _place(rows: dict[str, np.ndarray], run: build.Run) -> dict[str, jax.Array]:
+    sharding = meshes.batch_sharding(run.mesh)
+    return {k: encode.place(v, sharding, run.config.batch) for k, v in rows.items()}
+
+
+def _out_of_time(config: ConfigDict, state: State) -> bool:
+    return 0 < config.max_seconds <= state.seconds
+
+
+def _evaluate(run: build.Run, state: State, retriever: Any, logger: Any, best: Any) -> Any:
+    """Scores the model as it is, notes it, and keeps its parameters if it is the best so far."""
+    query = {**state.fixed, **state.trained}
+    index = query if run.stage.index_is_query else state.fixed
+    if retriever is None:
+        retriever = build.retriever(run, index, query)
+    else:
+        retriever.set_index(index)
+        retriever.set_query(query)
+    result = run.benchmark.run(retriever)
+    entry = {"step": state.step, "seconds": state.seconds, "score": result.score, **result.scores}
+    state.history.append(entry)
+    logger.write(state.step, {f"eval/{k}": v for k, v in result.scores.items()})
+    epoch = state.step / run.steps_per_epoch
+    progress.say(f"step {state.step} (epoch {epoch:.1f}): score {result.score:.2f}")
+    if state.best is None or result.score > state.best:
+        state.best = result.score
+        for old in best.steps():
+            best.forget(old)
+        best.save(state.step, _tree(state, optimizer=False), _record(run, state))
+        run_report.keep(run, result)
+    return retriever
+
+
+def _tree(state: State, optimizer: bool) -> dict[str, Any]:
+    tree = {"fixed": state.fixed, "trained": state.trained}
+    return tree | ({"optimizer": state.optimizer} if optimizer else {})
+
+
+def _record(run: build.Run, state: State) -> dict[str, Any]:
+    shapes = {p: list(s.shape) for p, s in run.functions.abstract.items()}
+    return {
+        "config": to_json(run.config),
+        "git": checkpoint.git_hash(),
+        "paths": {"fixed": sorted(state.fixed), "trained": sorted(state.trained)},
+        "shapes": shapes,
+        "index_is_query": run.stage.index_is_query,
+        "step": state.step,
+        "seconds": state.seconds,
+        "best": state.best,
+        "history": state.history,
+        "data": state.data,
+    }
+
+
+def _readable(values: dict[str, jax.Array], run: build.Run) -> dict[str, float]:
+    """Metrics of a step as numbers; the loss of each source, where there are several."""
+    values = {k: np.asarray(v) for k, v in values.items()}
+    counts, sums = values.pop("source_count"), values.pop("source_loss")
+    numbers = {k: float(v) for k, v in values.items()}
+    for name, count, total in zip(run.data.sources, counts, sums, strict=True):
+        numbers[f"count/{name}"] = float(count)
+        if count:
+            numbers[f"loss/{name}"] = float(total / count)
+    return numbers
+
+
+def _check_finite(loss: float, state: State, config: ConfigDict) -> None:
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"loss {loss} at step {state.step}; the checkpoints before it are kept. Lower "
+            f"optim.learning_rate={config.optim.learning_rate}, raise loss.temperature="
+            f"{config.loss.temperature}, or set optim.clip_norm"
+        )
+

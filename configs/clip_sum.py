@@ -47,14 +47,16 @@ EMOJI_STAGES = {
     1: {"epochs": 8, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
     2: {"epochs": 8, "batch": 32, "optim.learning_rate": 1e-4, "loss.temperature": 0.05},
 }
-QUICK = {"steps": 20, "log_every": 5, "eval.examples": 4, "batch": 16}
+QUICK = {
+    "steps": 20, "log_every": 5, "eval.examples": 4, "batch": 16, "optim.warmup_steps": 5,
+}
 
 
-def get_config(arg: str = "fashioniq,stage=2") -> ConfigDict:
-    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", and "stage=0|1|2"."""
+def get_config(arg: str = "fashioniq") -> ConfigDict:
+    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", and "stage=0|1|2" (1 if not given)."""
     base = sibling(__file__, "base")
     dataset, stage = parse_argument(
-        arg, datasets=("fashioniq", "cirr", "emoji", "quicktest"), default_stage=2
+        arg, datasets=("fashioniq", "cirr", "emoji", "quicktest"), default_stage=1
     )
     config = base.get_config()
     config.stage = base.STAGES[stage]

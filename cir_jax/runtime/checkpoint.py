@@ -51,7 +51,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_nested(tree)), record=ocp.args.JsonSave(record)
+                state=ocp.args.PyTreeSave(_nested(tree)), record=ocp.args.JsonSave(record)
             ),
         )
 
@@ -63,16 +63,31 @@ class Checkpoints:
         """
         return json.loads((self.folder / str(step) / "record" / "metadata").read_text())
 
-    def restore(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    def restore(
+        self, step: int, abstract: dict[str, Any], partial: bool = False
+    ) -> dict[str, Any]:
         """The arrays of `step`, placed as the shardings in `abstract` say.
+
+        Args:
+          step: one of `steps()`.
+          abstract: the tree, of jax.ShapeDtypeStruct with shardings.
+          partial: `abstract` may lack parts of what was saved (the optimizer).
 
         Raises:
           Exception: whatever Orbax raises for a damaged step.
         """
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(_nested(abstract)))
+        wanted = _nested(abstract)
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=partial,
         )
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments))
         return _unnested(restored["state"], abstract)
+
+    def forget(self, step: int) -> None:
+        """Deletes a step."""
+        self._manager.delete(step)
 
     def set_aside(self, step: int) -> Path:
         """Moves a damaged step out of the way, to `damaged/` beside the folder; nothing is lost."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from cir_jax.config import from_json, to_json
 from cir_jax.errors import UserError
@@ -24,6 +25,16 @@ _FREE = (
     "checkpoint", "model.remat", "model.dtype", "data.root", "data.threads", "data.cache_pixels",
     "data.generated", "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
 )  # fmt: skip
+
+
+def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
+    """The config a run was trained with.
+
+    Raises:
+      UserError: no such run or step.
+    """
+    checkpoints, step = checkpoint.find(workdir, which)
+    return from_json(checkpoints.record(step)["config"])
 
 
 def parameters(
@@ -53,9 +64,7 @@ def parameters(
     placed = {
         name: _on(meshes.replicated(meshes.make()), leaves) for name, leaves in wanted.items()
     }
-    if checkpoints.folder.name == Path(checkpoint.LAST).name:
-        placed["optimizer"] = {}
-    tree = checkpoints.restore_part(step, placed)
+    tree = checkpoints.restore(step, placed, partial=True)
     query = {**tree["fixed"], **tree["trained"]}
     index = query if record["index_is_query"] else tree["fixed"]
     checkpoints.close()

@@ -4,6 +4,7 @@
 A stage is one module of `cir_jax.stages` (or a file of yours) that defines `Stage`, a frozen
 dataclass built by `Stage.from_config(config, functions, mesh)` with
 
+    reads         "triplets", or "captions" for image-caption pairs
     fields        batch fields it reads, see `cir_jax.data.pipeline`
     roles         parameter roles that train, see `cir_jax.models.contract`
     index_is_query  True: one tree is index and query; False: the index stays as it started

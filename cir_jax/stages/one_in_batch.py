@@ -30,6 +30,7 @@ class Stage:
     fields: tuple[str, ...] = ("text", "reference_pixels", "target_pixels")
     roles: tuple[str, ...] = ("index", "query")
     index_is_query: bool = True
+    reads: str = "triplets"
     needs_bank: bool = False
 
     @classmethod

@@ -30,6 +30,7 @@ class Stage:
     fields: tuple[str, ...] = ("text",)
     roles: tuple[str, ...] = ("query",)
     index_is_query: bool = False
+    reads: str = "triplets"
     needs_bank: bool = True
 
     @classmethod

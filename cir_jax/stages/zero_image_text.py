@@ -28,6 +28,7 @@ class Stage:
     fields: tuple[str, ...] = ("text", "target_pixels")
     roles: tuple[str, ...] = ("index", "query", "pretrain")
     index_is_query: bool = True
+    reads: str = "captions"
     needs_bank: bool = False
     extra: dict[str, float] = field(default_factory=dict)
 

@@ -60,7 +60,9 @@ def test_cirr_means():
     assert scores["arithmetic_mean"] == pytest.approx(475 / 7)
     # 7 / (1/25 + 1/50 + 1/75 + 1/100 + 1/50 + 1/75 + 1/100) = 7 / (38/300)
     assert scores["harmonic_mean"] == pytest.approx(7 * 300 / 38)
-    assert scores["geometric_mean"] == pytest.approx((25 * 50 * 75 * 100 * 50 * 75 * 100) ** (1 / 7))
+    assert scores["geometric_mean"] == pytest.approx(
+        (25 * 50 * 75 * 100 * 50 * 75 * 100) ** (1 / 7)
+    )
     assert list(scores)[:7] == [
         "recall_at1", "recall_at5", "recall_at10", "recall_at50",
         "recall_subset_at1", "recall_subset_at2", "recall_subset_at3",

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config -> the parts of a run. Everything that can be checked is checked here, before a step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cir_jax import plugins
+from cir_jax import config as configs
+from cir_jax.data import pipeline, tokens
+from cir_jax.data.pixels import Preprocess
+from cir_jax.evals.retrieval import Retriever
+from cir_jax.models import contract
+from cir_jax.models.contract import Params
+from cir_jax.negatives import bank as banks
+from cir_jax.positives import loading
+from cir_jax.runtime import encode, optim, sharding, start
+from cir_jax.runtime import mesh as meshes
+from cir_jax.stages import contract as stages
+
+
+@dataclass
+class Run:
+    """What a run is made of; built once, then only read."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+    functions: contract.Functions
+    stage: Any
+    data: pipeline.TrainingData
+    preprocess: Preprocess
+    steps: int
+    steps_per_epoch: int
+    shardings: dict[str, jax.sharding.NamedSharding]
+    benchmark: Any
+
+
+def run(config: ConfigDict) -> Run:
+    """Builds the model and the stage and reads the data.
+
+    Raises:
+      UserError: whatever is wrong with the config or the data.
+    """
+    mesh = meshes.make(config.mesh.data, config.mesh.model)
+    meshes.check_batch(config.batch, mesh)
+    functions = contract.build(config.model)
+    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
+    preprocess = preprocessing(config, functions)
+    data = pipeline.prepare(
+        loading.load(config, captions=stage.reads == "captions"),
+        tokens.load(functions.module.TOKENIZER, config.model.context),
+        on_missing=config.data.on_missing,
+        on_long=config.data.on_long,
+        optimized=config.data.optimized,
+    )
+    per_epoch = pipeline.steps_per_epoch(data, config.batch)
+    return Run(
+        config=config,
+        mesh=mesh,
+        functions=functions,
+        stage=stage,
+        data=data,
+        preprocess=preprocess,
+        steps=config.steps or config.epochs * per_epoch,
+        steps_per_epoch=per_epoch,
+        shardings=sharding.parameter_shardings(functions, mesh),
+        benchmark=benchmark(config),
+    )
+
+
+def benchmark(config: ConfigDict) -> Any:
+    """The benchmark `eval.benchmark` names, or None for "none".
+
+    Raises:
+      UserError: no such benchmark; what exists is listed.
+    """
+    if config.eval.benchmark == "none":
+        return None
+    return plugins.load("cir_jax.evals", config.eval.benchmark, marker="build").build(config)
+
+
+def preprocessing(config: ConfigDict, functions: contract.Functions) -> Preprocess:
+    """The image preprocessing of a config."""
+    return Preprocess(functions.image_size, config.data.pad, config.data.target_ratio)
+
+
+def batches(run: Run) -> Any:
+    """The input iterator of this process, see `pipeline.batches`."""
+    data = run.config.data
+    mine = encode.local_rows(run.config.batch, run.mesh)
+    options = pipeline.Options(
+        batch=run.config.batch,
+        seed=run.config.seed,
+        fields=run.stage.fields,
+        mixing=data.mixing,
+        weights=tuple(data.weights),
+        text_lengths=tuple(data.text_lengths),
+        cut_padding=run.functions.module.CUT_PADDING,
+        exclude_reference=run.config.loss.exclude_reference,
+        exclude_positives=run.config.loss.exclude_positives,
+        cache_pixels=data.cache_pixels,
+        threads=data.threads,
+        process=(mine.start // len(mine), run.config.batch // len(mine)),
+    )
+    return pipeline.batches(run.data, options, run.preprocess)
+
+
+def bank(run: Run, state: Any) -> banks.Bank:
+    """The bank of stage two: from the run folder if it is there and fits, else built and saved.
+
+    Raises:
+      UserError: the bank there was made of something else.
+    """
+    config = run.config
+    folder = config.loss.bank_path or str(Path(config.workdir) / "bank")
+    made_of = banks.fingerprint(run.functions, state.fixed, run.data, run.preprocess)
+    rows = banks.load(folder, made_of)
+    if rows is None:
+        rows = banks.build(
+            run.functions,
+            state.fixed,
+            run.data,
+            run.preprocess,
+            run.mesh,
+            batch=config.eval.batch,
+            threads=config.data.threads,
+        )
+        if jax.process_index() == 0:
+            banks.save(folder, rows, made_of)
+    return banks.place(rows, run.mesh, config.loss.bank_dtype)
+
+
+def retriever(run: Run, index: Params, query: Params) -> Retriever:
+    """The model under training as a retriever."""
+    return _retriever(run.config, run.functions, run.mesh, index, query)
+
+
+def restore(
+    workdir: str | Path, which: str = "best", overrides: Sequence[str] = ()
+) -> tuple[ConfigDict, Retriever]:
+    """A trained run as a retriever.
+
+    Args:
+      workdir: folder of the run.
+      which: "best", "last" or a step.
+      overrides: "key=value" strings, e.g. "eval.gallery=val".
+
+    Raises:
+      UserError: no such run or step, or a bad override.
+    """
+    config = configs.override(start.config_of(workdir, which), overrides)
+    functions = contract.build(config.model)
+    mesh = meshes.make(config.mesh.data, config.mesh.model)
+    index, query, _ = start.parameters(workdir, functions, which)
+    places = sharding.parameter_shardings(functions, mesh)
+    index = sharding.place({p: index[p] for p in functions.abstract}, places)
+    query = sharding.place({p: query[p] for p in functions.abstract}, places)
+    return config, _retriever(config, functions, mesh, index, query)
+
+
+def _retriever(
+    config: ConfigDict, functions: contract.Functions, mesh: Any, index: Params, query: Params
+) -> Retriever:
+    return Retriever(
+        functions,
+        index,
+        query,
+        tokens.load(functions.module.TOKENIZER, config.model.context),
+        preprocessing(config, functions),
+        mesh,
+        batch=config.eval.batch,
+        threads=config.data.threads,
+        text_lengths=config.data.text_lengths,
+        on_long=config.data.on_long,
+    )
+
+
+def summary(run: Run, state: Any) -> str:
+    """What is about to be trained, in a few lines."""
+    sources = ", ".join(
+        f"{name} {int((run.data.source_of == i).sum()):,}" for i, name in enumerate(run.data.sources)
+    )
+    platform = jax.devices()[0].platform
+    return (
+        f"{run.config.model.name} {run.config.model.tower}, stage {run.config.stage}: "
+        f"{optim.size(state.trained):,} of {optim.size(run.functions.abstract):,} parameters train\n"
+        f"  triplets: {sources}; {len(run.data.images):,} images\n"
+        f"  {run.steps:,} steps of {run.config.batch}, {run.steps_per_epoch:,} per epoch, on "
+        f"{run.mesh.size} {platform} device(s), {jax.process_count()} process(es)\n"
+        f"  workdir: {run.config.workdir}"
+    )
+
