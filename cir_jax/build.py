@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cir_jax import plugins
 from cir_jax import config as configs
+from cir_jax import plugins
 from cir_jax.data import pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.evals.retrieval import Retriever
@@ -182,7 +182,8 @@ def _retriever(
 def summary(run: Run, state: Any) -> str:
     """What is about to be trained, in a few lines."""
     sources = ", ".join(
-        f"{name} {int((run.data.source_of == i).sum()):,}" for i, name in enumerate(run.data.sources)
+        f"{name} {int((run.data.source_of == i).sum()):,}"
+        for i, name in enumerate(run.data.sources)
     )
     platform = jax.devices()[0].platform
     return (
@@ -193,4 +194,3 @@ def summary(run: Run, state: Any) -> str:
         f"{run.mesh.size} {platform} device(s), {jax.process_count()} process(es)\n"
         f"  workdir: {run.config.workdir}"
     )
-

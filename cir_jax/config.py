@@ -115,9 +115,7 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
-def parse_argument(
-    arg: str, *, datasets: Sequence[str], default_stage: int
-) -> tuple[str, int]:
+def parse_argument(arg: str, *, datasets: Sequence[str], default_stage: int) -> tuple[str, int]:
     """Splits a config argument such as "fashioniq,stage=2" into data set and stage number.
 
     Raises:

@@ -190,4 +190,3 @@ def _check_finite(loss: float, state: State, config: ConfigDict) -> None:
             f"optim.learning_rate={config.optim.learning_rate}, raise loss.temperature="
             f"{config.loss.temperature}, or set optim.clip_norm"
         )
-

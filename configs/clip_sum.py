@@ -22,15 +22,26 @@ from cir_jax.config import parse_argument, sibling
 # The recipes of the paper: (data set, stage) -> changed keys.
 RECIPES = {
     # CLIP4CIR fine-tuning of both towers, the released in-batch stage.
-    ("fashioniq", 1): {"epochs": 100, "batch": 128, "optim.learning_rate": 2e-6,
-                       "loss.temperature": 0.01},
-    ("cirr", 1): {"epochs": 100, "batch": 128, "optim.learning_rate": 2e-6,
-                  "loss.temperature": 0.01},
+    ("fashioniq", 1): {
+        "epochs": 100,
+        "batch": 128,
+        "optim.learning_rate": 2e-6,
+        "loss.temperature": 0.01,
+    },
+    ("cirr", 1): {
+        "epochs": 100,
+        "batch": 128,
+        "optim.learning_rate": 2e-6,
+        "loss.temperature": 0.01,
+    },
     # Stage two with the static bank: text side only.
-    ("fashioniq", 2): {"epochs": 3, "batch": 256, "optim.learning_rate": 2e-5,
-                       "loss.temperature": 0.02},
-    ("cirr", 2): {"epochs": 3, "batch": 256, "optim.learning_rate": 2e-5,
-                  "loss.temperature": 0.02},
+    ("fashioniq", 2): {
+        "epochs": 3,
+        "batch": 256,
+        "optim.learning_rate": 2e-5,
+        "loss.temperature": 0.02,
+    },
+    ("cirr", 2): {"epochs": 3, "batch": 256, "optim.learning_rate": 2e-5, "loss.temperature": 0.02},
     # Image-text contrastive pretraining or domain adaptation, CLIP's own loss and optimizer.
     ("fashioniq", 0): {"epochs": 10, "batch": 256, "optim.learning_rate": 1e-5},
     ("cirr", 0): {"epochs": 10, "batch": 256, "optim.learning_rate": 1e-5},
@@ -38,17 +49,31 @@ RECIPES = {
 
 # Small enough for two CPU cores; on OpenMoji, from random parameters.
 EMOJI = {
-    "model.tower": "tiny-vit", "model.dtype": "float32", "data.pad": "none",
-    "data.cache_pixels": True, "data.threads": 4, "eval.batch": 256,
+    "model.tower": "tiny-vit",
+    "model.dtype": "float32",
+    "data.pad": "none",
+    "data.cache_pixels": True,
+    "data.threads": 4,
+    "eval.batch": 256,
 }
 EMOJI_STAGES = {
-    0: {"epochs": 20, "batch": 128, "optim.learning_rate": 1e-3, "optim.schedule": "cosine",
-        "optim.warmup_steps": 50, "optim.weight_decay": 0.1},
+    0: {
+        "epochs": 20,
+        "batch": 128,
+        "optim.learning_rate": 1e-3,
+        "optim.schedule": "cosine",
+        "optim.warmup_steps": 50,
+        "optim.weight_decay": 0.1,
+    },
     1: {"epochs": 8, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
     2: {"epochs": 8, "batch": 32, "optim.learning_rate": 1e-4, "loss.temperature": 0.05},
 }
 QUICK = {
-    "steps": 20, "log_every": 5, "eval.examples": 4, "batch": 16, "optim.warmup_steps": 5,
+    "steps": 20,
+    "log_every": 5,
+    "eval.examples": 4,
+    "batch": 16,
+    "optim.warmup_steps": 5,
 }
 
 

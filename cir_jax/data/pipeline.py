@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from cir_jax.data import tokens as token_tables
-from cir_jax.data.tokens import TokenTable, Tokenizer
+from cir_jax.data.tokens import Tokenizer, TokenTable
 from cir_jax.errors import UserError
 from cir_jax.positives.image_table import ImageTable
 from cir_jax.positives.inspection import drop_missing

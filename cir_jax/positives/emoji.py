@@ -189,9 +189,7 @@ def _split(emoji: list[Emoji], rng: random.Random) -> dict[str, list[Emoji]]:
     return {name: sorted(part, key=lambda e: e.codes) for name, part in parts.items()}
 
 
-def _triplets(
-    members: list[Emoji], rng: random.Random
-) -> list[tuple[Emoji, Emoji, list[str]]]:
+def _triplets(members: list[Emoji], rng: random.Random) -> list[tuple[Emoji, Emoji, list[str]]]:
     """(reference, target, two texts), at most a few per reference, no text twice for one."""
     partners: dict[Emoji, set[Emoji]] = {}
     for group in by_likeness(members).values():
@@ -212,11 +210,14 @@ def _triplets(
     return found
 
 
-def _write_fashioniq(root: Path, split: str, members: list[Emoji], triplets: list, rng: Any) -> None:
+def _write_fashioniq(
+    root: Path, split: str, members: list[Emoji], triplets: list, rng: Any
+) -> None:
     for category in CATEGORIES:
         inside = [t for t in triplets if t[0].category == category]
         records = [
-            {"candidate": a.slug, "captions": texts} | ({} if split == "test" else {"target": b.slug})
+            {"candidate": a.slug, "captions": texts}
+            | ({} if split == "test" else {"target": b.slug})
             for a, b, texts in inside
         ]
         _dump(root / "captions" / f"cap.{category}.{split}.json", records)
@@ -256,7 +257,10 @@ def _write_cirr(
         # As in CIRR, the subset holds images that look alike.
         subset = [reference.slug, target.slug]
         alike = [e.slug for e in groups[reference.category, reference.gender]]
-        for slug in [*rng.sample(alike, min(len(alike), _SUBSET)), *rng.sample(list(paths), _SUBSET)]:
+        for slug in [
+            *rng.sample(alike, min(len(alike), _SUBSET)),
+            *rng.sample(list(paths), _SUBSET),
+        ]:
             if len(subset) < _SUBSET and slug not in subset:
                 subset.append(slug)
         rng.shuffle(subset)

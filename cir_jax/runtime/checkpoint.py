@@ -63,9 +63,7 @@ class Checkpoints:
         """
         return json.loads((self.folder / str(step) / "record" / "metadata").read_text())
 
-    def restore(
-        self, step: int, abstract: dict[str, Any], partial: bool = False
-    ) -> dict[str, Any]:
+    def restore(self, step: int, abstract: dict[str, Any], partial: bool = False) -> dict[str, Any]:
         """The arrays of `step`, placed as the shardings in `abstract` say.
 
         Args:

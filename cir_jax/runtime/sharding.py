@@ -53,7 +53,7 @@ def place(params: dict[str, Any], shardings: dict[str, NamedSharding]) -> dict[s
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
-    if jax.process_count() == 1 or isinstance(x, jax.Array) and not x.is_fully_addressable:
+    if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
         return jax.device_put(x, sharding)
     host = np.asarray(x)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

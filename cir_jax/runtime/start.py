@@ -119,7 +119,9 @@ def _abstract(run: Any) -> tuple[dict[str, Any], optax.GradientTransformation]:
     paths = stages.trainable(run.stage, run.functions)
     trained = {p: run.functions.abstract.get(p, scalar) for p in paths}
     fixed = {
-        p: s for p, s in run.functions.abstract.items() if not (run.stage.index_is_query and p in trained)
+        p: s
+        for p, s in run.functions.abstract.items()
+        if not (run.stage.index_is_query and p in trained)
     }
     optimizer = optim.build(run.config.optim, paths, run.steps)
     default = meshes.replicated(run.mesh)
@@ -153,7 +155,9 @@ def _check_same(run: Any, record: dict[str, Any]) -> None:
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat
 
 

@@ -82,7 +82,5 @@ def find(name: str) -> ClipSize:
       UserError: no such size; what exists is listed.
     """
     if name not in SIZES:
-        raise UserError(
-            f"no tower {name!r}; there are: {', '.join(SIZES)}.{nearest(name, SIZES)}"
-        )
+        raise UserError(f"no tower {name!r}; there are: {', '.join(SIZES)}.{nearest(name, SIZES)}")
     return SIZES[name]

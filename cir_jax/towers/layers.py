@@ -26,9 +26,7 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 class Dense(nnx.Module):
     """x @ kernel + bias, [..., I] -> [..., O]."""
 
-    def __init__(
-        self, inputs: int, outputs: int, std: float, *, rngs: nnx.Rngs, stack: tuple = ()
-    ):
+    def __init__(self, inputs: int, outputs: int, std: float, *, rngs: nnx.Rngs, stack: tuple = ()):
         self.kernel = normal(rngs, (*stack, inputs, outputs), std)
         self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32))
 

@@ -33,7 +33,7 @@ class Products:
 
     def init(self, seed):
         rng = np.random.default_rng(seed)
-        draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+        draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
         return {
             "visual": draw(SIZE * SIZE * 3, self.target_shape[0] * 6),
             "start": draw(SIZE * SIZE * 3, 10),

@@ -44,9 +44,7 @@ def test_parameter_counts(tower):
 def test_every_tower_divides_over_four_devices(tower):
     functions = build(tower)
     places = sharding.parameter_shardings(functions, mesh.make(model=4))
-    split = sum(
-        math.prod(functions.abstract[p].shape) for p, s in places.items() if any(s.spec)
-    )
+    split = sum(math.prod(functions.abstract[p].shape) for p, s in places.items() if any(s.spec))
     total = sum(math.prod(leaf.shape) for leaf in functions.abstract.values())
     assert split > 0.97 * total
 

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenMoji under FashionIQ's protocol: it lies on disk in FashionIQ's layout."""
+
+from typing import Any
+
+from cir_jax.evals import fashioniq
+from cir_jax.positives import emoji
+
+
+def build(config: Any) -> fashioniq.Benchmark:
+    """From a config; the data set is made first if need be."""
+    folder = emoji.prepare(config.data.root) / "fashioniq"
+    return fashioniq.in_layout(config, folder, config.data.categories or emoji.CATEGORIES)
