@@ -188,7 +188,8 @@ def summary(run: Run, state: Any) -> str:
     platform = jax.devices()[0].platform
     return (
         f"{run.config.model.name} {run.config.model.tower}, stage {run.config.stage}: "
-        f"{optim.size(state.trained):,} of {optim.size(run.functions.abstract):,} parameters train\n"
+        f"{optim.size(state.trained):,} of {optim.size(run.functions.abstract):,} parameters "
+        "train\n"
         f"  triplets: {sources}; {len(run.data.images):,} images\n"
         f"  {run.steps:,} steps of {run.config.batch}, {run.steps_per_epoch:,} per epoch, on "
         f"{run.mesh.size} {platform} device(s), {jax.process_count()} process(es)\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`cir-jax <command>`: the only entry point. It picks a module of `cir_jax.commands` and runs it."""
+"""`cir-jax <command>`: the only entry point. It picks and runs a module of `cir_jax.commands`."""
 
 import argparse
 import importlib

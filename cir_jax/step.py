@@ -52,7 +52,7 @@ def make(
         one_hot = jax.nn.one_hot(batch["source_id"], sources, dtype=jnp.float32)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "source_count": one_hot.sum(axis=0),
             "source_loss": jnp.einsum("bs,b->s", one_hot, jax.lax.stop_gradient(losses)),
             **metrics,

@@ -6,7 +6,7 @@ A benchmark reads its data when it is built, so what is missing is reported befo
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,18 @@ class Example:
     target_name: str
     rank: int
     results: tuple[Hit, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; files become text."""
+        plain = asdict(self)
+        plain |= {key: str(plain[key]) for key in ("reference", "target")}
+        return plain | {"results": [hit | {"path": str(hit["path"])} for hit in plain["results"]]}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Example":
+        """The inverse of `to_json`."""
+        hits = tuple(Hit(**hit) for hit in content["results"])
+        return cls(**{**content, "results": hits})
 
 
 @dataclass(frozen=True)

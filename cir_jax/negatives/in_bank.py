@@ -36,12 +36,12 @@ def bank_loss_plain(
 ) -> jax.Array:
     """The definition of `bank_loss`, holding [B, N, K]; arguments as there."""
     logits = scores(query, bank) / temperature
-    ids = jnp.arange(bank.shape[0])
-    drop = jnp.broadcast_to((ids >= (rows or bank.shape[0]))[None], logits.shape)
-    if exclude is not None:
-        drop |= (exclude[:, :, None] == ids[None, None]).any(axis=1)
-    drop &= ids[None] != label[:, None]
-    logits = jnp.where(drop, -jnp.inf, logits)
+    if exclude is not None or rows not in (None, bank.shape[0]):
+        ids = jnp.arange(bank.shape[0])
+        drop = jnp.broadcast_to((ids >= (rows or bank.shape[0]))[None], logits.shape)
+        if exclude is not None:
+            drop |= (exclude[:, :, None] == ids[None, None]).any(axis=1)
+        logits = jnp.where(drop & (ids[None] != label[:, None]), -jnp.inf, logits)
     positive = jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - positive
 
@@ -75,9 +75,8 @@ def bank_loss(
     Returns:
       [B] float32.
     """
-    if exclude is None:
-        exclude = jnp.full((label.shape[0], 1), -1, jnp.int32)
-    exclude = jnp.where(exclude == label[:, None], -1, exclude)
+    if exclude is not None:
+        exclude = jnp.where(exclude == label[:, None], -1, exclude)
     static = (mesh, rows or bank.shape[0], block)
     return _loss(static, query, jnp.asarray(temperature, jnp.float32), bank, label, exclude)
 
@@ -145,13 +144,16 @@ def _on_device(
     temperature: jax.Array,
     bank: jax.Array,
     label: jax.Array,
-    exclude: jax.Array,
+    exclude: jax.Array | None,
 ) -> tuple:
     """(loss [B], d loss / d query [B, D], d loss / d temperature [B]) from this device's rows."""
     count, per_row, width = bank.shape
-    size = max(min(block // per_row, count), 1)
     scaled = query.astype(jnp.float32) / temperature
     first = jax.lax.axis_index(AXES) * count
+    # Blocks of equal size, as near to `block` as that allows: a short last one would be paid for in
+    # full, and much smaller blocks would make the memory depend on N.
+    blocks = max(round(count * per_row / block), 1)
+    size = -(-count // blocks)
 
     def one_block(i: jax.Array, carry: tuple) -> tuple:
         # The last block overlaps the one before it, so that all have one shape; the mask undoes it.
@@ -159,15 +161,15 @@ def _on_device(
         part = jax.lax.dynamic_slice_in_dim(bank, start, size)
         local = start + jnp.arange(size)
         valid = (first + local < rows) & (local >= i * size)
-        return _accumulate(carry, scaled, part, valid, exclude - (first + start), gradient)
+        left_out = None if exclude is None else exclude - (first + start)
+        return _accumulate(carry, scaled, part, valid, left_out, gradient)
 
     zeros = jnp.zeros(query.shape[0], jnp.float32)
-    carry = (zeros + _LEAST, zeros, zeros, jnp.zeros(query.shape, jnp.float32))
-    blocks = -(-count // size)
+    carry = (zeros + _LEAST, zeros, jnp.zeros(query.shape, jnp.float32))
     if blocks == 1:  # no loop: the compiler sees one block
-        top, total, energy, weighted = one_block(jnp.int32(0), carry)
+        top, total, weighted = one_block(jnp.int32(0), carry)
     else:
-        top, total, energy, weighted = jax.lax.fori_loop(0, blocks, one_block, carry)
+        top, total, weighted = jax.lax.fori_loop(0, blocks, one_block, carry)
 
     highest = jax.lax.pmax(top, AXES)
     share = jnp.exp(top - highest)
@@ -178,10 +180,10 @@ def _on_device(
     loss = highest + jnp.log(total) - best
     if not gradient:
         return (loss,)
-    weighted = jax.lax.psum(weighted * share[:, None], AXES) / total[:, None]
-    energy = jax.lax.psum(energy * share, AXES) / total
+    mean = jax.lax.psum(weighted * share[:, None], AXES) / total[:, None]
     winner = jnp.take_along_axis(positive, products.argmax(axis=1)[:, None, None], axis=1)[:, 0]
-    return loss, (weighted - winner) / temperature, (best - energy) / temperature
+    away = mean - winner  # d loss / d (query / temperature)
+    return loss, away / temperature, -(scaled * away).sum(axis=1) / temperature
 
 
 def _accumulate(
@@ -189,20 +191,20 @@ def _accumulate(
     scaled: jax.Array,
     part: jax.Array,
     valid: jax.Array,
-    exclude: jax.Array,
+    exclude: jax.Array | None,
     gradient: bool,
 ) -> tuple:
-    """Adds one block to (maximum, sum of exponentials, sum of them x logit, sum of them x row).
+    """Adds one block to (maximum, sum of exponentials, sum of exponentials x row).
 
     Args:
-      carry: [B], [B], [B], [B, D].
+      carry: [B], [B], [B, D].
       scaled: [B, D] queries over the temperature.
       part: [b, K, D] bank rows.
       valid: [b] rows that count.
       exclude: [B, E] rows of this block to leave out; anything outside 0..b-1 is ignored.
-      gradient: False leaves the last two sums alone.
+      gradient: False leaves the last sum alone.
     """
-    top, total, energy, weighted = carry
+    top, total, weighted = carry
     size, per_row, width = part.shape
     flat = part.reshape(size * per_row, width)
     products = _dot(scaled, flat.T)
@@ -213,22 +215,21 @@ def _accumulate(
     else:
         logits = products
     logits = jnp.where(valid[None], logits, -jnp.inf)
-    inside = jnp.where((exclude >= 0) & (exclude < size), exclude, size)  # `size` is dropped
-    each = jnp.arange(logits.shape[0])[:, None]
-    logits = logits.at[each, inside].set(-jnp.inf, mode="drop")
+    if exclude is not None:
+        inside = jnp.where((exclude >= 0) & (exclude < size), exclude, size)  # `size` is dropped
+        each = jnp.arange(logits.shape[0])[:, None]
+        logits = logits.at[each, inside].set(-jnp.inf, mode="drop")
 
     new_top = jnp.maximum(top, logits.max(axis=1))
     share = jnp.exp(top - new_top)
     weights = jnp.exp(logits - new_top[:, None])
     total = total * share + weights.sum(axis=1)
     if gradient:
-        finite = jnp.where(weights > 0, logits, 0.0)
-        energy = energy * share + (weights * finite).sum(axis=1)
         if per_row > 1:
             chosen = winner[..., None] == jnp.arange(per_row)[None, None]
             weights = jnp.where(chosen, weights[..., None], 0.0).reshape(weights.shape[0], -1)
         weighted = weighted * share[:, None] + _dot(weights, flat)
-    return new_top, total, energy, weighted
+    return new_top, total, weighted
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:

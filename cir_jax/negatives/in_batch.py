@@ -33,7 +33,7 @@ def in_batch_loss(
 
 
 def symmetric_loss(image: jax.Array, text: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """CLIP's loss: the mean of both directions, [B]. `logit_scale` is the log of 1 / temperature."""
+    """CLIP's loss, the mean of both directions, [B]; `logit_scale` is log(1 / temperature)."""
     scale = jnp.minimum(jnp.exp(logit_scale), LOGIT_SCALE_LIMIT)
     logits = scale * jnp.einsum("id,jd->ij", image, text, precision="highest")
     return (_diagonal_cross_entropy(logits) + _diagonal_cross_entropy(logits.T)) / 2

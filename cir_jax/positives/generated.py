@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triplets made without annotators, in the files of the released project.
 
-Four layouts share one reader: FashionIQ's (`candidate`, `target`, `captions`), CIRR's (`reference`,
-`target_hard`, `caption`), and those of the out-of-domain set (`reference`, `target` as paths). Texts
-are used as they are written.
+Their layouts share one reader: FashionIQ's (`candidate`, `target`, `captions`), CIRR's
+(`reference`, `target_hard`, `caption`), and that of the out-of-domain set (`reference`, `target` as
+paths). Texts are used as they are written.
 """
 
 from collections.abc import Mapping

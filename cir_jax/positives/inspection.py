@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at image files: missing, empty, undecodable, duplicate. Nothing is ever dropped silently."""
+"""Looks at image files: missing, empty, undecodable, duplicate. Nothing is dropped silently."""
 
 import hashlib
 import os

@@ -37,8 +37,8 @@ class Stage:
         """Raises UserError for a model that cannot be pretrained on captions."""
         if LOGIT_SCALE not in functions.abstract:
             raise UserError(
-                f"model {config.model.name!r} has no {LOGIT_SCALE!r} parameter, so stage zero makes "
-                "no sense for it; start from stage one"
+                f"model {config.model.name!r} has no {LOGIT_SCALE!r} parameter, so stage zero "
+                "makes no sense for it; start from stage one"
             )
         return cls()
 

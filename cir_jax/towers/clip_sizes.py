@@ -70,8 +70,8 @@ SIZES = {
     "ViT-L/14": ClipSize(VisionTransformerSize(224, 14, 1024, 24, 16), _TEXT_768, 768),
     "ViT-L/14@336px": ClipSize(VisionTransformerSize(336, 14, 1024, 24, 16), _TEXT_768, 768),
     # Ours, not OpenAI's: they train from nothing on two CPU cores within minutes.
-    "tiny-vit": ClipSize(VisionTransformerSize(64, 8, 128, 4, 4), TextSize(128, 3, 4), 128),
-    "tiny-resnet": ClipSize(ResNetSize(64, (1, 1, 1, 1), 16), TextSize(128, 3, 4), 128),
+    "tiny-vit": ClipSize(VisionTransformerSize(64, 16, 96, 3, 3), TextSize(96, 2, 3), 96),
+    "tiny-resnet": ClipSize(ResNetSize(64, (1, 1, 1, 1), 16), TextSize(96, 2, 3), 96),
 }
 
 

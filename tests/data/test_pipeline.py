@@ -147,7 +147,7 @@ def test_errors(data, tmp_path):
         pipeline.batches(data, options(batch=15))
     with pytest.raises(UserError, match="batch 5 does not divide over 2 processes; use 4 or 6"):
         pipeline.batches(data, options(batch=5, process=(0, 2)))
-    with pytest.raises(UserError, match="data.mixing='wieghts'"):
+    with pytest.raises(UserError, match=r"data.mixing='wieghts'"):
         pipeline.batches(data, options(mixing="wieghts"))
     with pytest.raises(UserError, match="no triplet to train on"):
         pipeline.prepare([], tokens.load("clip"))

@@ -3,6 +3,7 @@
 
 import gzip
 import html
+import itertools
 from importlib import resources
 
 import ftfy
@@ -46,7 +47,7 @@ def test_equals_plain_byte_pair_merging(tokenizer, text):
 
 
 def plain_ids(text):
-    """Byte-pair encoding as its definition says: join the pair of lowest rank until none is left."""
+    """Byte-pair encoding by its definition: join the pair of lowest rank until none is left."""
     file = resources.files("cir_jax.data") / "vocabulary" / "clip_bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode().split("\n")[1:48895]
     ranks = {tuple(line.split()): i for i, line in enumerate(lines)}
@@ -67,7 +68,7 @@ def plain_ids(text):
         parts = [letter[b] for b in word.encode()]
         parts[-1] += "</w>"
         while len(parts) > 1:
-            pairs = list(zip(parts, parts[1:], strict=False))
+            pairs = list(itertools.pairwise(parts))
             best = min(pairs, key=lambda pair: ranks.get(pair, 1 << 30))
             if best not in ranks:
                 break

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image file -> small data URI, so that a report is one file that shows its pictures anywhere."""
+
+import base64
+import io
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from cir_jax.data.pixels import open_image
+from cir_jax.errors import UserError
+
+SIDE = 160  # longest side in pixels: twice the size on the page, for sharp screens
+_EXACT = 96  # drawings up to this side are kept exactly; JPEG would blur their edges
+
+
+def data_uri(source: Any) -> str:
+    """The picture as "data:image/...;base64,...", at most `SIDE` pixels; "" if it cannot be read.
+
+    A report is still worth having where an image has moved since.
+    """
+    try:
+        return _encoded(source)
+    except UserError:
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _encoded(source: Any) -> str:
+    image = open_image(source)
+    exact = max(image.size) <= _EXACT
+    transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
+    image = image.convert("RGBA" if transparent else "RGB")
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if exact or transparent:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.save(buffer, "JPEG", quality=82, optimize=True)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
