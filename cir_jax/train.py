@@ -29,7 +29,7 @@ class State:
     trained: Params
     optimizer: Any
     step: int = 0
-    seconds: float = 0.0  # spent in training steps; evaluation, saving and the bank left out
+    seconds: float = 0.0  # in training steps; compiling, evaluation, saving, bank left out
     best: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per evaluation
     data: dict[str, Any] | None = None  # position of the input pipeline
@@ -79,21 +79,23 @@ def _loop(
     key = jax.random.key(config.seed)
     evaluate_every = config.eval.every * run.steps_per_epoch or run.steps
     save_every = config.checkpoint.every_steps or evaluate_every
-    retriever = None
+    retriever, programs = None, {}
     bar = progress.bar(total=run.steps, title=f"stage {config.stage}")
     bar.update(state.step)
     with interrupts.StopRequest() as stop, bar:
         while state.step < run.steps and not _out_of_time(config, state):
             began = time.monotonic()
             batch = _place(next(batches), run)
-            state.trained, state.optimizer, values = update(
-                state.trained,
-                state.optimizer,
-                state.fixed,
-                batch,
-                bank,
+            arguments = (
+                *(state.trained, state.optimizer, state.fixed, batch, bank),
                 jax.random.fold_in(key, state.step),
             )
+            shapes = tuple((name, x.shape) for name, x in batch.items())
+            if shapes not in programs:  # compiled off the clock: a longer text is another program
+                paused = time.monotonic()
+                programs[shapes] = update.lower(*arguments).compile()
+                began += time.monotonic() - paused
+            state.trained, state.optimizer, values = programs[shapes](*arguments)
             # Waiting here keeps the clock honest; the next batch is read in the background.
             loss = float(values["loss"])
             state.seconds += time.monotonic() - began

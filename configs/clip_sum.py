@@ -49,25 +49,17 @@ RECIPES = {
 
 # Small enough for two CPU cores; on OpenMoji, from random parameters.
 EMOJI = {
-    "model.tower": "tiny-vit",
-    "model.dtype": "float32",
-    "data.pad": "none",
-    "data.cache_pixels": True,
-    "data.threads": 4,
+    "model.tower": "tiny-vit", "model.dtype": "float32", "data.pad": "none",
+    "data.cache_pixels": True, "data.threads": 4, "data.text_lengths": (16, 32),
     "eval.batch": 256,
-}
+}  # fmt: skip
 EMOJI_STAGES = {
-    0: {
-        "epochs": 20,
-        "batch": 128,
-        "optim.learning_rate": 1e-3,
-        "optim.schedule": "cosine",
-        "optim.warmup_steps": 50,
-        "optim.weight_decay": 0.1,
-    },
-    1: {"epochs": 8, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
-    2: {"epochs": 8, "batch": 32, "optim.learning_rate": 1e-4, "loss.temperature": 0.05},
-}
+    0: {"epochs": 30, "batch": 128, "optim.learning_rate": 1e-3, "optim.schedule": "cosine",
+        "optim.warmup_steps": 50, "optim.weight_decay": 0.1, "eval.every": 0,
+        "optim.no_decay": (".*/(bias|scale)", "logit_scale")},
+    1: {"epochs": 5, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
+    2: {"epochs": 5, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
+}  # fmt: skip
 QUICK = {
     "steps": 20,
     "log_every": 5,

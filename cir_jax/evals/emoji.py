@@ -9,5 +9,5 @@ from cir_jax.positives import emoji
 
 def build(config: Any) -> fashioniq.Benchmark:
     """From a config; the data set is made first if need be."""
-    folder = emoji.prepare(config.data.root) / "fashioniq"
+    folder = emoji.ready(config.data.root) / "fashioniq"
     return fashioniq.in_layout(config, folder, config.data.categories or emoji.CATEGORIES)

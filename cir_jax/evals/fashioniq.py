@@ -16,6 +16,7 @@ from cir_jax.errors import UserError, nearest
 from cir_jax.evals import benchmark, metrics
 from cir_jax.evals.retrieval import Retriever
 from cir_jax.positives import fashioniq
+from cir_jax.runtime import progress
 
 REFERENCES = ("removed", "kept")
 
@@ -59,10 +60,7 @@ class Benchmark:
             "reference": reference,
         }
         self._examples = examples
-        self.tasks = {
-            category: self._task(root, category, split, gallery, on_missing)
-            for category in fashioniq.find_categories(root, split, categories)
-        }
+        self.tasks = self._tasks(root, categories, split, gallery, on_missing)
 
     def run(self, retriever: Retriever) -> benchmark.Result:
         """Ranks every category's queries against its gallery."""
@@ -84,23 +82,31 @@ class Benchmark:
             examples=shown,
         )
 
-    def _task(
-        self, root: str | Path, category: str, split: str, gallery: str, on_missing: str
-    ) -> benchmark.Task:
-        queries = fashioniq.read(root, split, (category,))[0]
+    def _tasks(
+        self, root: str | Path, wanted: Sequence[str], split: str, gallery: str, on_missing: str
+    ) -> dict[str, benchmark.Task]:
+        names = fashioniq.find_categories(root, split, wanted)
+        queries = fashioniq.read(root, split, names)[0]
         if not all(t.target for t in queries.triplets):
             raise UserError(
                 f"FashionIQ split {split!r} has no targets, so there is no recall; set "
                 "eval.split=val"
             )
-        return benchmark.task(
-            f"FashionIQ {category}",
-            queries.triplets,
-            queries.paths,
-            fashioniq.gallery(root, category, split, gallery),
-            on_missing=on_missing,
-            removed=self._removed,
-        )
+        tasks = {}
+        for category in names:
+            triplets = [t for t in queries.triplets if t.category == category]
+            if not triplets:
+                progress.say(f"warning: category {category!r} has no {split} query, left out")
+                continue
+            tasks[category] = benchmark.task(
+                f"FashionIQ {category}",
+                triplets,
+                queries.paths,
+                fashioniq.gallery(root, category, split, gallery),
+                on_missing=on_missing,
+                removed=self._removed,
+            )
+        return tasks
 
 
 def build(config: Any) -> Benchmark:

@@ -83,7 +83,8 @@ dt { color:var(--soft); } dd { margin:0; overflow-wrap:anywhere; }
   main { padding:18px 12px 40px; } h1 { font-size:21px; }
   .query { grid-template-columns:1fr; padding:12px; }
   .found { grid-template-columns:repeat(3,minmax(0,1fr)); }
-  th, td { padding:7px 10px; } dl { grid-template-columns:1fr; } dd { margin-bottom:4px; } }
+  th, td { padding:7px 10px; } td:first-child { white-space:normal; min-width:110px; }
+  dl { grid-template-columns:1fr; } dd { margin-bottom:4px; } }
 @media print { .query, .chart, table { break-inside:avoid; } }
 """
 

@@ -132,9 +132,9 @@ def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) ->
         return []
     summary = [name for name in scores if not _RECALL.fullmatch(name)]
     tiles = [Tiles([(f"{_words(name)}, %", scores[name], "") for name in summary])]
-    rules = {k: v for k, v in protocol.items() if k not in (*_SIZES, "galleries")}
-    # In FashionIQ's protocol "gallery" is the kind; the sizes are below "galleries".
-    rules |= {k: protocol[k] for k in ("gallery",) if "galleries" in protocol}
+    # In FashionIQ's protocol "gallery" is its kind; the sizes are below "galleries".
+    in_table = ("galleries",) if "galleries" in protocol else tuple(_SIZES)
+    rules = {k: v for k, v in protocol.items() if k not in in_table}
     return [
         *(tiles if summary else []),
         recall_table(scores, protocol),

@@ -158,12 +158,14 @@ def _on_device(
     def one_block(i: jax.Array, carry: tuple) -> tuple:
         # The last block overlaps the one before it, so that all have one shape; the mask undoes it.
         start = jnp.minimum(i * size, count - size)
-        part = jax.lax.dynamic_slice_in_dim(bank, start, size)
+        part = jax.lax.dynamic_slice_in_dim(raw, start, size)
+        part = jax.lax.bitcast_convert_type(part, bank.dtype)
         local = start + jnp.arange(size)
         valid = (first + local < rows) & (local >= i * size)
         left_out = None if exclude is None else exclude - (first + start)
         return _accumulate(carry, scaled, part, valid, left_out, gradient)
 
+    raw = jax.lax.bitcast_convert_type(bank, jnp.uint16) if bank.dtype == jnp.bfloat16 else bank
     zeros = jnp.zeros(query.shape[0], jnp.float32)
     carry = (zeros + _LEAST, zeros, jnp.zeros(query.shape, jnp.float32))
     if blocks == 1:  # no loop: the compiler sees one block
@@ -206,7 +208,7 @@ def _accumulate(
     """
     top, total, weighted = carry
     size, per_row, width = part.shape
-    flat = part.reshape(size * per_row, width)
+    flat = part.reshape(size * per_row, width).astype(jnp.float32)
     products = _dot(scaled, flat.T)
     if per_row > 1:
         products = products.reshape(-1, size, per_row)
@@ -233,7 +235,4 @@ def _accumulate(
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Float32 product; a bfloat16 bank is multiplied in bfloat16 and summed in float32."""
-    if right.dtype == jnp.float32:
-        return jnp.dot(left, right, precision="highest")
-    return jnp.dot(left.astype(right.dtype), right, preferred_element_type=jnp.float32)
+    return jnp.dot(left, right, precision="highest")

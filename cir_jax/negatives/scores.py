@@ -12,7 +12,9 @@ def scores(query: jax.Array, targets: jax.Array) -> jax.Array:
     """
     if targets.shape[1] == 1:  # the common case, without the two passes of a maximum
         rows = targets[:, 0]
-        return jnp.einsum("bd,nd->bn", query, rows, precision="highest", preferred_element_type=jnp.float32)
+        return jnp.einsum(
+            "bd,nd->bn", query, rows, precision="highest", preferred_element_type=jnp.float32
+        )
     products = jnp.einsum(
         "bd,nkd->bnk", query, targets, precision="highest", preferred_element_type=jnp.float32
     )

@@ -69,6 +69,14 @@ def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0
     return root
 
 
+def ready(root: str | Path) -> Path:
+    """The folder of a set that `prepare` made in any way, or else makes now in the default one."""
+    marker = Path(root) / "openmoji.json"
+    if root and marker.is_file() and json.loads(marker.read_text())["made"]["version"] == VERSION:
+        return Path(root)
+    return prepare(root)
+
+
 def read(
     root: str | Path,
     split: str = "train",
@@ -77,7 +85,7 @@ def read(
     llm_captions: bool = False,
 ) -> list[TripletSet]:
     """As `fashioniq.read`, of the set in `root`, which is made first if need be."""
-    folder = prepare(root) / "fashioniq"
+    folder = ready(root) / "fashioniq"
     return fashioniq.read(folder, split, categories or CATEGORIES, generated, llm_captions)
 
 
@@ -85,12 +93,12 @@ def gallery(
     root: str | Path, category: str, split: str = "val", kind: str = "full"
 ) -> tuple[list[str], dict[str, Any]]:
     """As `fashioniq.gallery`."""
-    return fashioniq.gallery(prepare(root) / "fashioniq", category, split, kind)
+    return fashioniq.gallery(ready(root) / "fashioniq", category, split, kind)
 
 
 def captions(root: str | Path) -> list[TripletSet]:
     """Descriptions of the training images."""
-    folder = prepare(root)
+    folder = ready(root)
     return caption_files.read(folder / "captions.jsonl")
 
 

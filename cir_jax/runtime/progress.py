@@ -31,8 +31,8 @@ def bar(iterable: Iterable | None = None, total: int | None = None, title: str =
     )
 
 
-def say(*message: object) -> None:
+def say(*message: object, sep: str = " ") -> None:
     """Prints a line for people, once over all processes, without tearing a bar apart."""
     if _process == 0:
-        tqdm.write(" ".join(str(m) for m in message), file=sys.stdout)
+        tqdm.write(sep.join(str(m) for m in message), file=sys.stdout)
         sys.stdout.flush()

@@ -139,6 +139,12 @@ def test_fashioniq_wrong_records(fashion):
     assert fashioniq.Benchmark(fashion, reference="kept").tasks["dress"].target[2] == 2
 
 
+def test_a_category_without_queries_is_left_out(fashion, capsys):
+    (fashion / "captions" / "cap.shirt.val.json").write_text("[]")
+    assert list(fashioniq.Benchmark(fashion).tasks) == ["dress"]
+    assert "category 'shirt' has no val query, left out" in capsys.readouterr().out
+
+
 def test_fashioniq_test_split_has_no_recall(tiny, fashion):
     for kind in ("captions/cap", "image_splits/split"):
         text = (fashion / f"{kind}.dress.val.json").read_text()

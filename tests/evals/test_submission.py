@@ -57,7 +57,7 @@ def test_tiny_galleries_answer_with_what_they_have(tiny, cirr_root, tmp_path):
     record = json.loads(captions.read_text())[0] | {"img_set": {"members": ["test1-0"]}}
     captions.write_text(json.dumps([record]))
     file.write_text(json.dumps({"test1-0": paths["test1-0"]}))
-    with pytest.raises(UserError, match="a gallery of 1 image has no candidate.*2 is the least"):
+    with pytest.raises(UserError, match=r"a gallery of 1 image has no candidate.*2 is the least"):
         cirr.Benchmark(cirr_root, "test1").predict(tiny.retriever(tiny.Products()))
 
 

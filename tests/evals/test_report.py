@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: one file, well formed, escaped, with every picture, curve and number in it."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cir_jax import config
+from cir_jax.evals import figures, pictures, run_report
+from cir_jax.evals.benchmark import Example, Hit, Result
+from cir_jax.evals.figures import Chart, Series
+from cir_jax.evals.report import write_report
+from cir_jax.evals.sections import (
+    Curves,
+    Facts,
+    Prose,
+    Queries,
+    Spread,
+    Table,
+    Tiles,
+    compare,
+    text_table,
+)
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects elements and checks that tags are balanced."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.found, self.texts = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, tag, kind=""):
+        named = [a for t, a in self.found if t == tag]
+        return [a for a in named if not kind or kind in a.get("class", "").split()]
+
+
+def read(path):
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    outside = [a[k] for _, a in page.found for k in ("src", "href", "xlink:href") if k in a]
+    assert all(u.startswith("data:image/") for u in outside)
+    assert not re.search(r"https?://|@import|url\(|<script", text)
+    return page
+
+
+@pytest.fixture
+def examples(tmp_path, tiny):
+    """Two queries: the target third of five, and at rank 41."""
+    paths = [tmp_path / f"{i}.png" for i in range(7)]
+    for i, path in enumerate(paths):
+        tiny.picture(path, i)
+    hits = tuple(Hit(f"image{i}", paths[i], 0.9 - i / 10) for i in range(5))
+    return [
+        Example("a", "is <red> & long", paths[5], paths[2], "image2", 3, hits),
+        Example("b", "no dog", paths[6], paths[6], "image6", 41, hits),
+    ]
+
+
+def test_queries_show_pictures_and_mark_the_target(tmp_path, examples):
+    page = read(write_report(tmp_path / "out", "Queries", [Queries("Found", examples)]))
+    images = page.all("img")
+    assert len(images) == 6 + 7  # reference and five results; the second also its late target
+    for image in images:
+        content = base64.b64decode(image["src"].split(",")[1])
+        assert Image.open(io.BytesIO(content)).size == (10, 12)
+    targets = page.all("figure", "target")
+    assert [a["class"] for a in targets] == ["target", "target later"]
+    assert "is <red> & long" in page.texts  # as text, not as tags
+    assert {"rank 3", "rank 41", "target, rank 41: image6"} <= set(page.texts)
+
+
+def test_an_image_that_is_gone_leaves_its_name(tmp_path, examples):
+    examples[0].results[0].path.unlink()
+    page = read(write_report(tmp_path / "out", "Queries", [Queries("Found", examples[:1])]))
+    assert len(page.all("img")) == 5
+    assert "0.png" in page.texts
+
+
+def test_pictures_are_small(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    photo = Image.fromarray(noise).resize((800, 600))
+    photo.save(tmp_path / "photo.jpg")
+    uri = pictures.data_uri(tmp_path / "photo.jpg")
+    assert uri.startswith("data:image/jpeg;base64,") and len(uri) < 20_000
+    content = base64.b64decode(uri.split(",")[1])
+    assert Image.open(io.BytesIO(content)).size == (160, 120)
+    Image.new("RGBA", (300, 30), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert pictures.data_uri(tmp_path / "clear.png").startswith("data:image/png;base64,")
+
+
+def test_every_section(tmp_path):
+    sections = [
+        Prose("About", "First <one>.\n\nSecond."),
+        Tiles([("recall, %", Spread(51.234, 0.5, 3), "over 3 seeds"), ("images", 1234, "")]),
+        Table("Runs", ["", "n", "R@1"], [["a", 5, 1.5], ["b", 4, 2.5]], "Note.", best=True),
+        Curves("Training", [Chart("Loss", [Series("a", [0, 1, 2], [3.0, 2.0, 1.0])])]),
+        Facts("Config", {"model": {"name": "<x>"}, "batch": 8}),
+    ]
+    page = read(write_report(tmp_path, "A & B <C>", sections, "sub"))
+    assert {"A & B <C>", "First <one>.", "Second.", "1,234", "over 3 seeds", "model.name"} <= set(
+        page.texts
+    )
+    assert len(page.all("td", "best")) == 2 and len(page.all("path", "curve")) == 1
+    assert len(page.all("circle")) == 3
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_compare_runs_over_seeds():
+    runs = {
+        "control": [{"m": 1.0, "other": 0}, {"m": 2.0, "other": 0}, {"m": 3.0, "other": 0}],
+        "method": [{"m": 5.0, "other": 0}, {"m": 5.0, "other": 0}, {"m": 8.0, "other": 0}],
+    }
+    table = compare("Runs", runs, {"m": "R@1"})
+    assert table.rows[0][1] == Spread(2.0, 1.0, 3)
+    assert table.rows[1][1].deviation == pytest.approx(3**0.5)
+    assert "3 seeds" in table.note
+    lines = text_table(table).splitlines()
+    assert lines[1] == "control  2.00 ± 1.00"
+    assert lines[2] == "method   6.00 ± 1.73"
+    assert compare("Runs", {"one": [{"m": 1.25}]}, {"m": "R@1"}).note == ""
+    assert str(Spread.of([1.25])) == "1.25"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 20, 40, 60, 80, 100]),
+        (0, 3.9, [0, 1, 2, 3, 4]),
+        (0.42, 0.61, [0.4, 0.45, 0.5, 0.55, 0.6, 0.65]),
+        (25, 43, [25, 30, 35, 40, 45]),
+        (0, 0, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low, high, expected):
+    assert figures.ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_constant_curve_has_room_around_it():
+    found = figures.ticks(7.3, 7.3)
+    assert found[0] < 7.3 < found[-1]
+
+
+def test_curves_stay_inside_their_axes():
+    rng = np.random.default_rng(0)
+    series = Series("a", np.arange(5000), rng.normal(size=5000))
+    drawn = figures.svg(Chart("Loss", [series]), {"a": 0})
+    path = re.search(r'class="curve"[^>]*d="M([^"]*)"', drawn)[1]
+    points = np.asarray([[float(v) for v in p.split(" ")] for p in path.split("L")])
+    assert len(points) == 240  # averaged in buckets
+    assert (points >= 0).all() and (points <= [460, 270]).all()
+    assert (np.diff(points[:, 0]) > 0).all()
+
+
+def test_points_that_are_no_numbers_are_left_out():
+    series = Series("a", [0, 1, 2], [1.0, float("nan"), 2.0])
+    assert figures.svg(Chart("Loss", [series]), {"a": 0}).count("<circle") == 2
+    assert figures.svg(Chart("Loss", [Series("a", [], [])]), {"a": 0}) == ""
+
+
+def test_legends(tmp_path):
+    a, b = Series("a", [0, 1], [0, 1]), Series("b", [0, 1], [1, 0])
+    shared = [Chart("One", [a, b]), Chart("Two", [a, a, b])]
+    page = read(write_report(tmp_path, "Shared", [Curves("Curves", shared)]))
+    assert len(page.all("div", "legend")) == 1 and len(page.all("path", "several")) == 2
+    own = [Chart("One", [a]), Chart("Two", [a, b])]  # a chart of one curve is named by its title
+    page = read(write_report(tmp_path, "Own", [Curves("Curves", own)]))
+    assert len(page.all("div", "legend")) == 1
+
+
+FASHION = {
+    "dress_recall_at10": 10.0,
+    "dress_recall_at50": 20.0,
+    "my_own_recall_at10": 30.0,
+    "my_own_recall_at50": 40.0,
+    "average_recall_at10": 20.0,
+    "average_recall_at50": 30.0,
+    "average_recall": 25.0,
+}
+GALLERY = {"gallery": 3817, "hash": "0123456789ab", "queries": 2017}
+
+
+def test_recall_table_of_categories():
+    protocol = {"benchmark": "FashionIQ", "gallery": "full", "galleries": {"dress": GALLERY}}
+    table = run_report.recall_table(FASHION, protocol)
+    assert table.columns == ["", "queries", "gallery", "hash", "R@10", "R@50"]
+    assert table.rows == [
+        ["dress", 2017, 3817, "0123456789ab", 10.0, 20.0],
+        ["my_own", "", "", "", 30.0, 40.0],
+        ["average", "", "", "", 20.0, 30.0],
+    ]
+    tiles, _, facts = run_report.scores_sections(FASHION, protocol)
+    assert tiles.items == [("average recall, %", 25.0, "")]
+    assert facts.values == {"benchmark": "FashionIQ", "gallery": "full"}
+
+
+def test_recall_table_of_one_gallery():
+    scores = {"recall_at1": 1.0, "recall_subset_at2": 2.0, "recall_mean": 3.0}
+    protocol = {"benchmark": "CIRR", "reference": "removed", "missing_images": 2, **GALLERY}
+    table = run_report.recall_table(scores, protocol)
+    assert table.columns[1:] == ["queries", "gallery", "hash", "images missing", "R@1", "Rsub@2"]
+    assert table.rows == [["all", 2017, 3817, "0123456789ab", 2, 1.0, 2.0]]
+    facts = run_report.scores_sections(scores, protocol)[-1]
+    assert facts.values == {"benchmark": "CIRR", "reference": "removed"}
+    assert run_report.scores_sections({}, {}) == []
+
+
+def test_report_of_a_run(tmp_path, examples):
+    history = [{"step": s, "seconds": 1.0, "score": 1.0, **FASHION} for s in (10, 20)]
+    lines = [{"step": s, "loss": 3.0, "loss/a": 2.0, "loss/b": 4.0} for s in range(5)]
+    lines.append({"step": 5, "eval/average_recall": 3.0})
+    results = {
+        "scores": FASHION, "protocol": {"benchmark": "FashionIQ", "galleries": {}},
+        "history": history, "step": 20, "seconds": 3.2, "bank_seconds": 0.0, "finished": False,
+        "triplets": {"a": 5, "b": 6}, "dropped": {"a": 1}, "config": {"batch": 8},
+        "environment": run_report.environment(),
+    }  # fmt: skip
+    page = read(write_report(tmp_path, "Run", run_report.run_sections(results, lines, examples)))
+    assert {"average R@10", "average R@50", "loss", "a", "b", "batch"} <= set(page.texts)
+    assert "stopped; the same command resumes it" in page.texts
+    assert len(page.all("path", "curve")) == 5 and len(page.all("img")) == 13
+
+
+def test_loss_of_a_single_source_is_one_curve():
+    lines = [{"step": s, "loss": 3.0, "loss/only": 3.0} for s in range(5)]
+    assert [s.name for s in run_report.loss_chart(lines).series] == ["loss"]
+    assert [s.name for s in run_report.loss_chart(lines, "stage two").series] == ["stage two"]
+
+
+def test_curves_of_a_single_metric():
+    history = [{"step": 1, "recall_at1": 5.0, "recall_at5": 9.0}]
+    every = run_report.recall_chart(history)
+    assert [s.name for s in every.series] == ["R@1", "R@5"]
+    one = run_report.recall_chart(history, "recall_at5", "control")
+    assert [(s.name, s.y) for s in one.series] == [("control", [9.0])]
+    assert run_report.recall_chart([]).series == []
+
+
+def test_examples_survive_json(examples):
+    again = [Example.from_json(json.loads(json.dumps(e.to_json()))) for e in examples]
+    assert [e.to_json() for e in again] == [e.to_json() for e in examples]
+    assert again[0].results[1] == Hit("image1", str(examples[0].results[1].path), 0.8)
+
+
+def test_report_of_an_evaluation(tmp_path, examples):
+    result = Result(FASHION, "average_recall", {"galleries": {"dress": GALLERY}}, examples)
+    loaded = config.load("clip_sum:fashioniq")
+    page = read(run_report.write_evaluation(tmp_path / "out", "Title", loaded, result))
+    assert len(page.all("img")) == 13
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["scores"] == FASHION and results["score"] == 25.0
+    assert results["config"]["model"]["name"] == "clip_sum"
+    assert {"jax", "python", "devices", "git"} <= set(results["environment"])
