@@ -148,6 +148,7 @@ def _evaluate(run: build.Run, state: State, retriever: Any, logger: Any, best: A
         for old in best.steps():
             best.forget(old)
         best.save(state.step, _tree(state, optimizer=False), _record(run, state))
+        best.wait()  # two writers at once would wait at each other's barriers on several hosts
         run_report.keep(run, result)
     return retriever
 

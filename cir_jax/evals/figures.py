@@ -5,7 +5,7 @@ Colours are CSS variables of the page, so a chart follows its light or dark them
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -99,12 +99,14 @@ def _points(series: Series) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def _scale(low: float, high: float, start: float, end: float):
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     span = (high - low) or 1.0
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _axes(chart: Chart, x_ticks: list[float], y_ticks: list[float], across, up) -> str:
+def _axes(
+    chart: Chart, x_ticks: list[float], y_ticks: list[float], across: Callable, up: Callable
+) -> str:
     bottom, right = _HEIGHT - _BOTTOM, _WIDTH - _RIGHT
     parts = []
     for t in y_ticks:
@@ -124,7 +126,14 @@ def _axes(chart: Chart, x_ticks: list[float], y_ticks: list[float], across, up) 
 
 
 def _curve(
-    series: Series, x: np.ndarray, y: np.ndarray, across, up, colour: int, several: bool, unit: str
+    series: Series,
+    x: np.ndarray,
+    y: np.ndarray,
+    across: Callable,
+    up: Callable,
+    colour: int,
+    several: bool,
+    unit: str,
 ) -> str:
     paint = f'style="--c:var(--series-{colour % COLOURS})"'
     points = [(round(across(a), 1), round(up(b), 1)) for a, b in zip(x, y, strict=True)]

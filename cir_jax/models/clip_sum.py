@@ -28,7 +28,9 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def unit(x: jax.Array) -> jax.Array:
     """Divides by the norm over the last axis, or by 1e-12 if that is larger; float32."""
     x = x.astype(jnp.float32)
-    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    # The limit is put on the square: the gradient of a norm at zero is not a number.
+    squared = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squared, 1e-24))
 
 
 class Model(nnx.Module):

@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from cir_jax.negatives.scores import scores
-from cir_jax.runtime.mesh import AXES, DATA
+from cir_jax.runtime.mesh import AXES, DATA, MODEL
 
 _LEAST = -1e30  # start of a running maximum: finite, so that (masked - maximum) is never nan
 _ROWS = PartitionSpec(AXES)
@@ -35,7 +35,7 @@ def bank_loss_plain(
     rows: int | None = None,
 ) -> jax.Array:
     """The definition of `bank_loss`, holding [B, N, K]; arguments as there."""
-    logits = scores(query, bank) / temperature
+    logits = scores(query, jax.lax.stop_gradient(bank)) / temperature
     if exclude is not None or rows not in (None, bank.shape[0]):
         ids = jnp.arange(bank.shape[0])
         drop = jnp.broadcast_to((ids >= (rows or bank.shape[0]))[None], logits.shape)
@@ -55,11 +55,12 @@ def bank_loss(
     mesh: Mesh,
     rows: int | None = None,
     exclude: jax.Array | None = None,
-    block: int = 8192,
+    block: int = 4096,
 ) -> jax.Array:
     """Cross-entropy of each query over all rows of the bank.
 
-    Gradients reach `query` and `temperature`; the bank is constant.
+    Gradients reach `query` and `temperature`; the bank is constant. Where several of a candidate's
+    K rows have the highest score, its gradient goes through the first of them.
 
     Args:
       query: [B, D] unit queries.
@@ -70,7 +71,8 @@ def bank_loss(
       rows: valid rows; the rest is padding. All if None.
       exclude: [B, E] rows that are no negatives of a query, -1 for none. The positive stays even
         if it is named here.
-      block: bank rows x K a device holds products of at a time.
+      block: bank rows x K that a device holds products of at a time, [B, block] float32; blocks
+        are made equal, of at most 1.5 times as many.
 
     Returns:
       [B] float32.
@@ -85,17 +87,23 @@ def lookup(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
     """Rows of a table that is sharded by rows over all devices, [N, ...] and [B] -> [B, ...].
 
     Each device contributes the rows it holds, so the table itself never moves. -1 gives zeros.
+
+    Args:
+      table: [N, ...], N a multiple of the number of devices.
+      ids: [B], B a multiple of the devices of axis "data".
+      mesh: the device mesh.
+
+    Returns:
+      [B, ...], sharded over "data".
     """
-    pick = jax.shard_map(
-        lambda local, wanted: jax.lax.psum(own_rows(local, wanted), AXES),
-        mesh=mesh,
-        in_specs=(_ROWS, _ALL),
-        out_specs=_ALL,
-        check_vma=False,
-    )
-    return jax.lax.with_sharding_constraint(
-        pick(table, ids), NamedSharding(mesh, PartitionSpec(DATA))
-    )
+
+    def pick(local: jax.Array, ids: jax.Array) -> jax.Array:
+        rows = jax.lax.psum_scatter(own_rows(local, ids), DATA, scatter_dimension=0, tiled=True)
+        return jax.lax.psum(rows, MODEL)
+
+    return jax.shard_map(
+        pick, mesh=mesh, in_specs=(_ROWS, _ALL), out_specs=PartitionSpec(DATA), check_vma=False
+    )(table, ids)
 
 
 def own_rows(local: jax.Array, ids: jax.Array) -> jax.Array:
@@ -147,25 +155,26 @@ def _on_device(
     exclude: jax.Array | None,
 ) -> tuple:
     """(loss [B], d loss / d query [B, D], d loss / d temperature [B]) from this device's rows."""
-    count, per_row, width = bank.shape
+    count, per_row, _ = bank.shape
     scaled = query.astype(jnp.float32) / temperature
     first = jax.lax.axis_index(AXES) * count
     # Blocks of equal size, as near to `block` as that allows: a short last one would be paid for in
     # full, and much smaller blocks would make the memory depend on N.
-    blocks = max(round(count * per_row / block), 1)
-    size = -(-count // blocks)
+    size = -(-count // max(round(count * per_row / block), 1))
+    blocks = -(-count // size)
 
     def one_block(i: jax.Array, carry: tuple) -> tuple:
         # The last block overlaps the one before it, so that all have one shape; the mask undoes it.
         start = jnp.minimum(i * size, count - size)
-        part = jax.lax.dynamic_slice_in_dim(raw, start, size)
-        part = jax.lax.bitcast_convert_type(part, bank.dtype)
+        # Where a bfloat16 bank is computed with in float32 (a CPU), the compiler would convert all
+        # of it before the loop. The barrier makes the bank seem to change with the block.
+        whole, start = jax.lax.optimization_barrier((bank, start))
+        part = jax.lax.dynamic_slice_in_dim(whole, start, size)
         local = start + jnp.arange(size)
         valid = (first + local < rows) & (local >= i * size)
         left_out = None if exclude is None else exclude - (first + start)
         return _accumulate(carry, scaled, part, valid, left_out, gradient)
 
-    raw = jax.lax.bitcast_convert_type(bank, jnp.uint16) if bank.dtype == jnp.bfloat16 else bank
     zeros = jnp.zeros(query.shape[0], jnp.float32)
     carry = (zeros + _LEAST, zeros, jnp.zeros(query.shape, jnp.float32))
     if blocks == 1:  # no loop: the compiler sees one block
@@ -177,7 +186,7 @@ def _on_device(
     share = jnp.exp(top - highest)
     total = jax.lax.psum(total * share, AXES)
     positive = jax.lax.psum(own_rows(bank, label).astype(jnp.float32), AXES)
-    products = jnp.einsum("bd,bkd->bk", scaled, positive, precision="highest")
+    products = jnp.einsum("bd,bkd->bk", scaled, positive, precision=_precision(bank))
     best = products.max(axis=1)
     loss = highest + jnp.log(total) - best
     if not gradient:
@@ -209,7 +218,8 @@ def _accumulate(
     top, total, weighted = carry
     size, per_row, width = part.shape
     flat = part.reshape(size * per_row, width).astype(jnp.float32)
-    products = _dot(scaled, flat.T)
+    precision = _precision(part)
+    products = jnp.dot(scaled, flat.T, precision=precision)
     if per_row > 1:
         products = products.reshape(-1, size, per_row)
         winner = products.argmax(axis=2)
@@ -230,9 +240,11 @@ def _accumulate(
         if per_row > 1:
             chosen = winner[..., None] == jnp.arange(per_row)[None, None]
             weights = jnp.where(chosen, weights[..., None], 0.0).reshape(weights.shape[0], -1)
-        weighted = weighted * share[:, None] + _dot(weights, flat)
+        weighted = weighted * share[:, None] + jnp.dot(weights, flat, precision=precision)
     return new_top, total, weighted
 
 
-def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.dot(left, right, precision="highest")
+def _precision(bank: jax.Array) -> str:
+    # Float32 rows are multiplied as such. Bfloat16 rows lose nothing in the fast products of an
+    # accelerator; sums are float32 in both cases.
+    return "highest" if bank.dtype == jnp.float32 else "default"

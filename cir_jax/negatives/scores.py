@@ -10,12 +10,11 @@ def scores(query: jax.Array, targets: jax.Array) -> jax.Array:
 
     Plain: it holds [B, N, K]. For K = 1 this is cosine similarity; K = 32 is SPRC's.
     """
-    if targets.shape[1] == 1:  # the common case, without the two passes of a maximum
-        rows = targets[:, 0]
-        return jnp.einsum(
-            "bd,nd->bn", query, rows, precision="highest", preferred_element_type=jnp.float32
-        )
+    if targets.shape[1] == 1:  # a maximum over one value would still cost its passes over [B, N]
+        equation, rows = "bd,nd->bn", targets[:, 0]
+    else:
+        equation, rows = "bd,nkd->bnk", targets
     products = jnp.einsum(
-        "bd,nkd->bnk", query, targets, precision="highest", preferred_element_type=jnp.float32
+        equation, query, rows, precision="highest", preferred_element_type=jnp.float32
     )
-    return products.max(axis=-1)
+    return products if products.ndim == 2 else products.max(axis=-1)

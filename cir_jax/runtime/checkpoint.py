@@ -100,8 +100,13 @@ class Checkpoints:
             multihost_utils.sync_global_devices(f"set aside {step}")
         return place
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on disk."""
+        if self._opened is not None:
+            self._opened.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on disk, and lets go of the folder."""
         if self._opened is not None:
             self._opened.wait_until_finished()
             self._opened.close()

@@ -62,7 +62,8 @@ class FixedBatchNorm(nnx.Module):
         factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
         offset = self.bias[...] - self.mean[...] * factor
         shape = (1, 1, 1, -1)
-        return x * factor.astype(x.dtype).reshape(shape) + offset.astype(x.dtype).reshape(shape)
+        wide = x.astype(jnp.float32) * factor.reshape(shape) + offset.reshape(shape)
+        return wide.astype(x.dtype)
 
 
 class Bottleneck(nnx.Module):
@@ -94,7 +95,7 @@ class Bottleneck(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Attention whose only query is the mean over positions, [B, H, W, C] -> [B, D]."""
+    """Attention whose only query is the mean over positions, [B, H, W, C] -> [B, D] float32."""
 
     def __init__(self, spatial: int, width: int, heads: int, outputs: int, *, rngs: nnx.Rngs):
         std = width**-0.5
@@ -117,7 +118,7 @@ class AttentionPool(nnx.Module):
         mixed = jax.nn.dot_product_attention(
             split(self.query(x[:, :1])), split(self.key(x)), split(self.value(x))
         )
-        return self.out(mixed.reshape(batch, width))
+        return self.out(mixed.reshape(batch, width).astype(jnp.float32))
 
 
 class ModifiedResNet(nnx.Module):
@@ -185,7 +186,7 @@ class ModifiedResNet(nnx.Module):
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         """[B, S, S, 3] normalised -> [B, D] float32, not unit length."""
-        return self.pool(self.features(pixels)).astype(jnp.float32)
+        return self.pool(self.features(pixels))
 
     def _run(self, block: Bottleneck, x: jax.Array) -> jax.Array:
         if not self.remat:

@@ -61,4 +61,4 @@ class TextTransformer(nnx.Module):
         x = self.tokens(text)
         last = jnp.argmax(text, axis=-1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        return (x @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
+        return x.astype(jnp.float32) @ self.proj[...]

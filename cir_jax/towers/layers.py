@@ -131,5 +131,6 @@ def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
     def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
         return nnx.merge(graph, params)(x), None
 
-    body: Callable = jax.checkpoint(layer) if remat else layer
+    # A scan already keeps the two passes apart; the barriers of prevent_cse would only cost time.
+    body: Callable = jax.checkpoint(layer, prevent_cse=False) if remat else layer
     return jax.lax.scan(body, x, stacked)[0]

@@ -70,5 +70,6 @@ class VisionTransformer(nnx.Module):
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         """[B, S, S, 3] normalised -> [B, D] float32, not unit length."""
-        x = self.norm_out(self.tokens(pixels)[:, 0])
-        return (x @ self.proj[...].astype(x.dtype)).astype(jnp.float32)
+        # One token per image costs nothing: no rounding to the compute type in the feature itself.
+        x = self.norm_out(self.tokens(pixels)[:, 0].astype(jnp.float32))
+        return x @ self.proj[...]

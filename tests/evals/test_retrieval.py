@@ -122,3 +122,16 @@ def test_ranks_and_top_agree(tiny, paths):
     assert (np.diff(scores, axis=1) <= 0).all()
     for place in range(10):
         np.testing.assert_array_equal(one.ranks(query, gallery, rows[:, place], removed), place)
+
+
+@pytest.mark.parametrize("per_triplet", [False, True])
+def test_any_number_of_devices_gives_the_same(tiny, paths, per_triplet):
+    found = []
+    for devices in (1, 3, 8):
+        one = tiny.retriever(tiny.Products(4, per_triplet), devices=devices)
+        gallery = one.encode_gallery(paths)
+        query = one.encode_queries(paths[:4], TEXTS)
+        found.append((gallery, query, one.ranks(query, gallery, np.asarray([5, 6, 7, 8]))))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)

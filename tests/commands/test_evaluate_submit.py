@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`cir-jax evaluate` and `cir-jax submit` on a run of one step."""
+
+import json
+
+import pytest
+
+from cir_jax import train
+from cir_jax.evals import cirr, submission
+from cir_jax.main import main
+from tests import runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(workdir, CIRR root, FashionIQ root) of a model trained on CIRR."""
+    root = runs.write_cirr(tmp_path_factory.mktemp("cirr"))
+    fashion = runs.write_fashioniq(tmp_path_factory.mktemp("fashioniq"))
+    workdir = tmp_path_factory.mktemp("runs") / "one"
+    train.train(runs.tiny(workdir, root, "steps=1", model="cross_attention", data="cirr"))
+    return workdir, root, fashion
+
+
+def test_evaluate(run, capsys):
+    workdir, _, _ = run
+    assert main(["evaluate", "--workdir", str(workdir)]) == 0
+    printed = capsys.readouterr().out
+    assert "benchmark CIRR, split val, reference removed" in printed
+    assert "Rsub@3" in printed and "recall_mean: " in printed
+    results = json.loads((workdir / "evaluation" / "results.json").read_text())
+    trained = json.loads((workdir / "results.json").read_text())
+    assert results["scores"] == pytest.approx(trained["scores"])
+    assert results["protocol"] == trained["protocol"]
+    assert "data:image/" in (workdir / "evaluation" / "report.html").read_text()
+
+
+def test_evaluate_on_another_benchmark(run, tmp_path, capsys):
+    workdir, _, fashion = run
+    flags = [
+        "--step=last", f"--out={tmp_path}", f"--config.data.root={fashion}",
+        "--set", "eval.benchmark=fashioniq", "--set", "eval.gallery=val",
+        "--set", "eval.reference=kept",
+    ]  # fmt: skip
+    assert main(["evaluate", "--workdir", str(workdir), *flags]) == 0
+    assert "gallery val, reference kept" in capsys.readouterr().out
+    protocol = json.loads((tmp_path / "results.json").read_text())["protocol"]
+    assert (protocol["gallery"], protocol["reference"]) == ("val", "kept")
+    assert set(protocol["galleries"]) == {"dress", "shirt"}
+
+
+def test_evaluate_needs_a_benchmark_and_a_run(run, tmp_path, capsys):
+    flags = ["evaluate", "--workdir", str(run[0])]
+    assert main([*flags, "--set", "eval.benchmark=none"]) == 2
+    assert "name one, --set eval.benchmark=fashioniq" in capsys.readouterr().err
+    assert main([*flags, "--step", "7"]) == 2
+    assert "no checkpoint '7'" in capsys.readouterr().err
+    assert main(["evaluate", "--workdir", str(tmp_path / "nothing")]) == 2
+
+
+def test_submit(run, tmp_path, capsys):
+    workdir, root, _ = run
+    assert main(["submit", "--workdir", str(workdir), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "the gallery has 24 images, so a query has 23 names" in printed
+    assert printed.count("12 queries") == 2
+    split = cirr.Benchmark(root, "test1")
+    names = {t.query_id: t.reference for t in split.task.triplets}
+    members = {t.query_id: t.members for t in split.task.triplets}
+    for metric in ("recall", "recall_subset"):
+        file = tmp_path / "out" / f"{metric}_submission_one.json"
+        wanted = submission.Predictions({}, {}, names, members, split.task.names)
+        submission.check_file(file, metric, wanted)
+
+
+def test_submit_needs_a_root(run, tmp_path, capsys):
+    workdir, root, _ = run
+    flags = ["submit", f"--workdir={workdir}", f"--out={tmp_path}", "--set", "data.root="]
+    assert main(flags) == 2
+    assert "give the folder of the CIRR data set, --root FOLDER" in capsys.readouterr().err
+    assert main([*flags, f"--root={root}", "--name=other", "--split=val"]) == 0
+    assert (tmp_path / "recall_subset_submission_other.json").is_file()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes on loopback train what one process trains: the code path of a pod."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cir_jax import config as configs
+from cir_jax import train
+from cir_jax.errors import UserError
+from cir_jax.runtime import distributed, metrics
+from tests import runs
+
+HERE = Path(__file__).parents[2]
+
+
+def launch(*arguments, env=()):
+    """launch/local_processes.sh with this interpreter."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "CIR_JAX": f"{sys.executable} -m cir_jax.main",
+        "PYTHONPATH": str(HERE),
+        **dict(env),
+    }
+    return subprocess.run(
+        ["bash", str(HERE / "launch/local_processes.sh"), "--port", str(port), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@pytest.mark.parametrize("model, stage", [("cross_attention", 1), ("sprc_shaped", 2)])
+def test_two_processes_equal_one(model, stage, tmp_path):
+    root = runs.write_fashioniq(tmp_path / "data")
+    alone = runs.tiny(tmp_path / "one", root, "steps=3", stage=stage, model=model)
+    results = train.train(alone)
+    changes = configs.to_json(alone)
+    file = tmp_path / "same.py"
+    file.write_text(
+        "from cir_jax import config\n\n\ndef get_config(arg=''):\n"
+        f"    loaded = config.from_json({changes!r}).copy_and_resolve_references()\n"
+        f"    loaded.unlock()\n    loaded.workdir = {str(tmp_path / 'two')!r}\n    return loaded\n"
+    )
+    done = launch("--processes", "2", "--devices", "2", "train", "--config", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    want = [line["loss"] for line in metrics.read(tmp_path / "one" / metrics.FILE) if "loss" in line]
+    got = [line["loss"] for line in metrics.read(tmp_path / "two" / metrics.FILE) if "loss" in line]
+    assert len(want) == 3 and got == pytest.approx(want, rel=2e-5)
+    other = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert other["environment"]["processes"] == 2
+    assert other["best"] == pytest.approx(results["best"], abs=1e-3)
+
+
+def test_a_failing_process_stops_all():
+    done = launch("train", "--config", "clip_sum:nothing")
+    assert done.returncode == 2 and "ended with status 2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables, message",
+    [
+        ({"CIR_JAX_COORDINATOR": "localhost:1"}, "set but not CIR_JAX_PROCESSES"),
+        ({"CIR_JAX_PROCESSES": "2", "CIR_JAX_PROCESS": "2"}, "CIR_JAX_PROCESS=2 is not below"),
+        ({"CIR_JAX_PROCESSES": "two", "CIR_JAX_PROCESS": "0"}, "CIR_JAX_PROCESSES='two' is not a"),
+    ],
+)
+def test_bad_environment(variables, message, monkeypatch):
+    monkeypatch.setenv("CIR_JAX_COORDINATOR", "localhost:1")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        distributed.initialize()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text transformer against transformers' CLIP, and the laws that cutting the padding needs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from cir_jax.errors import UserError
+from cir_jax.towers.clip_sizes import TextSize
+from cir_jax.towers.clip_text import TextTransformer
+from tests.towers import weights
+
+SOT, EOT = 49406, 49407
+
+
+def captions(lengths, width, seed=0):
+    """[B, width] ids: start of text, `lengths` words, end of text, padding."""
+    rng = np.random.default_rng(seed)
+    text = np.zeros((len(lengths), width), np.int32)
+    for row, words in zip(text, lengths, strict=True):
+        row[0], row[1 : words + 1], row[words + 1] = SOT, rng.integers(1, SOT, words), EOT
+    return text
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return weights.torch_clip()
+
+
+def ours(theirs, **options):
+    tower = TextTransformer(
+        weights.TEXT, weights.EMBEDDING, context=weights.CONTEXT, rngs=nnx.Rngs(0), **options
+    )
+    return weights.filled(tower, weights.text_weights(theirs))
+
+
+def test_every_layer_equals_torch_within_1e5(theirs):
+    tower = ours(theirs)
+    text = captions([0, 3, 18], weights.CONTEXT)
+    with torch.no_grad():
+        ids = torch.from_numpy(text.astype(np.int64))
+        want = theirs.text_model(ids, output_hidden_states=True)
+        feature = theirs.get_text_features(ids).pooler_output.numpy()
+    x = jnp.asarray(want.hidden_states[0].numpy())
+    for number in range(weights.TEXT.layers):
+        x = weights.layer(tower.blocks, number)(x)
+        np.testing.assert_allclose(x, want.hidden_states[number + 1].numpy(), atol=1e-5)
+    tokens = tower.tokens(jnp.asarray(text))
+    np.testing.assert_allclose(tower.norm_out(x), tokens, atol=1e-5)  # scan = loop
+    np.testing.assert_allclose(tokens, want.last_hidden_state.numpy(), atol=1e-5)
+    np.testing.assert_allclose(tower(jnp.asarray(text)), feature, atol=1e-5)
+
+
+def test_padding_does_not_change_the_feature(theirs):
+    tower = ours(theirs)
+    lengths = [0, 1, 4, 7]
+    want = tower(jnp.asarray(captions(lengths, weights.CONTEXT)))
+    for width in (9, 13):
+        got = tower(jnp.asarray(captions(lengths, weights.CONTEXT)[:, :width]))
+        np.testing.assert_allclose(got, want, atol=2e-6)
+    # Neither does anything else behind the end of text: the tower is causal.
+    text = captions(lengths, weights.CONTEXT)
+    behind = np.arange(weights.CONTEXT)[None] > np.argmax(text, axis=1)[:, None]
+    text[behind] = 1234
+    np.testing.assert_allclose(tower(jnp.asarray(text)), want, atol=2e-6)
+
+
+def test_remat_changes_no_value(theirs):
+    text = jnp.asarray(captions([2, 5], 9))
+
+    def run(remat):
+        graph, params = nnx.split(ours(theirs, remat=remat))
+        return jax.jit(jax.value_and_grad(lambda p: jnp.sin(nnx.merge(graph, p)(text)).sum()))(
+            params
+        )
+
+    want, got = run(False), run(True)
+    assert float(want[0]) == pytest.approx(float(got[0]), rel=1e-6)
+    for a, b in zip(jax.tree.leaves(want[1]), jax.tree.leaves(got[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_remat_keeps_less():
+    def temporaries(remat):
+        size = TextSize(width=32, layers=8, heads=2)
+        tower = TextTransformer(size, 8, context=32, remat=remat, rngs=nnx.Rngs(0))
+        graph, params = nnx.split(tower.blocks, ...)
+        from cir_jax.towers.layers import run_blocks
+
+        def total(p, x):
+            return run_blocks(nnx.merge(graph, p), x, remat=remat).sum()
+
+        compiled = jax.jit(jax.grad(total)).lower(params, jnp.zeros((16, 32, 32))).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(True) < 0.4 * temporaries(False)
+
+
+def test_bfloat16_is_close_and_returns_float32(theirs):
+    text = jnp.asarray(captions([2, 5], 9))
+    want, got = ours(theirs)(text), ours(theirs, dtype=jnp.bfloat16)(text)
+    assert want.dtype == got.dtype == jnp.float32
+    assert float(jnp.linalg.norm(want - got) / jnp.linalg.norm(want)) < 0.03
+    assert float(jnp.abs(want - got).max()) > 0  # the compute type is really used
+
+
+def test_initial_deviations_and_default_context():
+    tower = TextTransformer(TextSize(64, 2, 2), 48, rngs=nnx.Rngs(0))
+    assert tower.position.shape == (77, 64)
+    assert np.std(tower.token_embedding[...]) == pytest.approx(0.02, rel=0.05)
+    assert np.std(tower.position[...]) == pytest.approx(0.01, rel=0.05)
+    assert np.std(tower.proj[...]) == pytest.approx(64**-0.5, rel=0.05)
+
+
+def test_text_over_the_context(theirs):
+    with pytest.raises(UserError, match=r"text of 21 tokens is over the context of 20; cut it"):
+        ours(theirs)(jnp.zeros((1, 21), jnp.int32))
