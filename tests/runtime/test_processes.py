@@ -52,7 +52,9 @@ def test_two_processes_equal_one(model, stage, tmp_path):
     )
     done = launch("--processes", "2", "--devices", "2", "train", "--config", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
-    want = [line["loss"] for line in metrics.read(tmp_path / "one" / metrics.FILE) if "loss" in line]
+    want = [
+        line["loss"] for line in metrics.read(tmp_path / "one" / metrics.FILE) if "loss" in line
+    ]
     got = [line["loss"] for line in metrics.read(tmp_path / "two" / metrics.FILE) if "loss" in line]
     assert len(want) == 3 and got == pytest.approx(want, rel=2e-5)
     other = json.loads((tmp_path / "two" / "results.json").read_text())

@@ -152,7 +152,9 @@ def test_restore_on_another_mesh(tmp_path):
     spec = placed(square, PartitionSpec(None, "model"))
     abstract = {
         "fixed": {"a/b": jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=spec)},
-        "trained": {"c": jax.ShapeDtypeStruct((), jnp.float32, sharding=placed(square, PartitionSpec()))},
+        "trained": {
+            "c": jax.ShapeDtypeStruct((), jnp.float32, sharding=placed(square, PartitionSpec()))
+        },
         "optimizer": (jax.ShapeDtypeStruct((8, 8), jnp.float32, sharding=spec),),
     }
     step, got, record = checkpoint.restore_newest(kept, abstract, lambda record: None)

@@ -109,7 +109,9 @@ def test_every_part_equals_torch_within_1e5():
     np.testing.assert_allclose(got / scale, nhwc(want) / scale, atol=1e-5)
     feature = reference.pool(want).numpy()
     size = np.abs(feature).max()
-    np.testing.assert_allclose(module.pool(jnp.asarray(nhwc(want))) / size, feature / size, atol=1e-5)
+    np.testing.assert_allclose(
+        module.pool(jnp.asarray(nhwc(want))) / size, feature / size, atol=1e-5
+    )
     np.testing.assert_allclose(module(jnp.asarray(PIXELS)) / size, feature / size, atol=1e-5)
 
 

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks over a data set before you train on it: layout, counts, and every image file.
+
+Example: cir-jax doctor fashioniq DATA/fashionIQ_dataset
+Exit status 1 if something was found that changes results.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = "check a data set: layout, counts, missing and broken images"
+DATASETS = ("fashioniq", "cirr", "folder")
+_SHOWN = 10  # names of a finding that are printed; --json holds all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command."""
+    parser.add_argument("dataset", choices=DATASETS)
+    parser.add_argument("root", help="folder of the data set, as data.root takes it")
+    parser.add_argument("--categories", default="", help="FashionIQ categories, a,b; default: all")
+    parser.add_argument("--no-decode", action="store_true", help="do not open the images")
+    parser.add_argument("--json", default="", metavar="FILE", help="write all findings to FILE")
+    parser.add_argument("--threads", type=int, default=16, help="images opened at a time")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what was found; 1 if results would change."""
+    from cir_jax.positives import doctor
+
+    categories = tuple(filter(None, args.categories.split(",")))
+    report = doctor.examine(
+        args.dataset, args.root, categories, decode=not args.no_decode, threads=args.threads
+    )
+    _print(report)
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2))
+    return 1 if report["problems"] else 0
+
+
+def _print(report: dict[str, Any]) -> None:
+    print(f"{report['dataset']} in {report['root']}")
+    for row in report["counts"]:
+        official = f"{row['official']:>10,}" if row["official"] else " " * 10
+        mark = "" if row["official"] in (None, row["found"]) else "  <- differs"
+        print(f"  {row['what']:<44}{row['found']:>10,}{official}{mark}")
+    print("  (found, and the official number where there is one)")
+    for note in report["notes"]:
+        print(f"note: {note}")
+    for kind, names in report["images"].items():
+        if names:
+            more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+            print(f"{kind}: {len(names):,}: {', '.join(map(str, names[:_SHOWN]))}{more}")
+    for problem in report["problems"]:
+        print(f"problem: {problem}")
+    print("nothing wrong" if not report["problems"] else f"{len(report['problems'])} problem(s)")
