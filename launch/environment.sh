@@ -48,7 +48,7 @@ prepare_environment() {
   wanted="$(cksum <"$ROOT/pyproject.toml")"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     execute "$VENV/bin/python" -m pip install --disable-pip-version-check --quiet \
-      --editable "$ROOT[$extras]"
+      --editable "${ROOT}[$extras]"
     [ "$DRY_RUN" = 1 ] || echo "$wanted" >"$stamp"
   fi
 }

@@ -30,11 +30,12 @@ RUNS = {
     "two": "stage two, bank of negatives",
     "two-generated": "stage two, + generated positives",
 }
-NOTE = """Two benchmarks of the same validation images: their annotations are written in the layouts
-of FashionIQ (recall@10 and @50 per category, averaged) and CIRR (recall and subset recall), and read
-and ranked by the code that reads and ranks those data sets. The control starts from the same stage
-one and trains on with in-batch negatives for as many seconds as stage two needed, its bank included;
-compare stage two with it, and with nothing else. Compilation is on nobody's clock."""
+NOTE = """Two benchmarks of the same validation images: their annotations are written in the
+layouts of FashionIQ (recall@10 and @50 per category, averaged) and CIRR (recall and subset recall),
+and read and ranked by the code that reads and ranks those data sets. The control starts from the
+same stage one and trains on with in-batch negatives for as many seconds as stage two needed, its
+bank included; compare stage two with it, and with nothing else. Compilation is on nobody's clock.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +98,7 @@ def _seed(out: Path, data: Path, seed: int, quick: bool) -> dict[str, dict[str, 
 def _train(
     workdir: Path, data: Path, stage: int, seed: int, quick: bool, *changes: str
 ) -> dict[str, Any]:
-    """Trains one stage, or takes it up where it was stopped, and adds the scores of both layouts."""
+    """Trains one stage, or takes it up where it was stopped; the scores are of both layouts."""
     from cir_jax import build, train
 
     which = "quicktest" if quick else "emoji"

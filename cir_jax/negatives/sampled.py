@@ -71,7 +71,7 @@ def _distinct(key: jax.Array, below: jax.Array, count: jax.Array, width: int) ->
 
     Numbers that occur twice are drawn again until there are none. What is kept are the first
     `count` different values of a stream of independent uniform draws, and those are, by symmetry,
-    a uniform subset. (A uniform draw of `jax.random.randint` is one but for 2**-32.)
+    a uniform subset.
     """
     slot = jnp.arange(width)[None]
     closed = below[:, None] + slot  # unused slots: distinct, and no possible draw
@@ -93,7 +93,12 @@ def _distinct(key: jax.Array, below: jax.Array, count: jax.Array, width: int) ->
 def _past(values: jax.Array, gaps: jax.Array) -> jax.Array:
     """The `values[b]`-th number that is not in `gaps[b]`: [B, n] and ascending [B, G] -> [B, n]."""
     before = gaps - jnp.arange(gaps.shape[1])[None]  # numbers that are no gaps, ahead of each gap
-    return values + jax.vmap(lambda g, v: jnp.searchsorted(g, v, side="right"))(before, values)
+    method = "compare_all" if gaps.shape[1] <= 32 else "scan"
+
+    def count(before: jax.Array, values: jax.Array) -> jax.Array:
+        return jnp.searchsorted(before, values, side="right", method=method)
+
+    return values + jax.vmap(count)(before, values)
 
 
 def sampled_bank_loss(

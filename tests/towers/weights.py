@@ -89,34 +89,39 @@ def leaves(module):
     return {"/".join(map(str, k)): v for k, v in nnx.to_flat_state(nnx.state(module))}
 
 
-def filled(module, weights):
-    """`module` with these weights, path -> array: exactly its own paths and shapes."""
-    state = nnx.state(module)
-    flat = {"/".join(map(str, k)): v for k, v in nnx.to_flat_state(state)}
-    assert flat.keys() == weights.keys()
-    for path, variable in flat.items():
-        assert variable.shape == weights[path].shape, path
-        variable[...] = jnp.asarray(weights[path], jnp.float32)
-    nnx.update(module, state)
-    return module
+def filled(make, weights):
+    """The module `make()` with these weights, path -> array: exactly its own paths and shapes.
+
+    It is made abstractly: drawing values that are thrown away would take most of a test's time.
+    """
+    graph, state = nnx.split(nnx.eval_shape(make))
+    flat = nnx.to_flat_state(state)
+    assert {"/".join(map(str, keys)) for keys, _ in flat} == weights.keys()
+    tree = {}
+    for keys, variable in flat:
+        value = weights["/".join(map(str, keys))]
+        assert variable.shape == value.shape, keys
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = jnp.asarray(value, jnp.float32)
+    return nnx.merge(graph, tree)
 
 
-def scrambled(module, seed=0):
-    """`module` with random values everywhere: biases, norms and statistics too."""
+def scrambled(make, seed=0):
+    """The module `make()` with random values everywhere: biases, norms and statistics too."""
     rng = np.random.default_rng(seed)
-    weights = {}
-    for path, leaf in leaves(module).items():
+    found = {}
+    for path, leaf in leaves(nnx.eval_shape(make)).items():
         noise = rng.normal(size=leaf.shape)
         match path.rsplit("/", 1)[-1]:
-            case "var":
-                weights[path] = rng.uniform(0.5, 2.0, leaf.shape)
-            case "scale":
-                weights[path] = np.asarray(leaf[...]) * rng.uniform(0.5, 1.5, leaf.shape)
+            case "var" | "scale":
+                found[path] = rng.uniform(0.5, 1.5, leaf.shape)
             case "mean" | "bias":
-                weights[path] = 0.3 * noise
+                found[path] = 0.3 * noise
             case _:
-                weights[path] = np.asarray(leaf[...])
-    return filled(module, {k: np.asarray(v, np.float32) for k, v in weights.items()})
+                found[path] = noise * np.prod(leaf.shape[:-1]) ** -0.5
+    return filled(make, found)
 
 
 def layer(blocks, number):

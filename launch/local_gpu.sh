@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Trains on the NVIDIA GPUs of this machine: installs jax[cuda] into .venv and runs `cir-jax train`.
+#
+# usage: bash launch/local_gpu.sh [--dry-run] --config NAME[:ARG] [--set key=value ...]
+# Example: bash launch/local_gpu.sh --config clip_sum:fashioniq,stage=1 --set data.root=DATA
+# CUDA_VISIBLE_DEVICES chooses the GPUs; all are used otherwise.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+flags=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --dry-run) DRY_RUN=1 ;;
+    --help | -h)
+      sed -n '3,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    --config | --set)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      flags+=("$1" "$2")
+      shift
+      ;;
+    --config.*=*) flags+=("$1") ;;
+    *) fail "unknown flag $1; see --help" ;;
+  esac
+  shift
+done
+[ ${#flags[@]} -gt 0 ] || fail "no --config given; see --help"
+if [ "$DRY_RUN" = 0 ] && ! nvidia-smi --list-gpus; then
+  fail "nvidia-smi finds no GPU; install the NVIDIA driver, or train on the CPU with cir-jax train"
+fi
+prepare_environment cuda
+# The allocator takes memory as needed: the bank's size is not known to a fixed share.
+export XLA_PYTHON_CLIENT_PREALLOCATE="${XLA_PYTHON_CLIENT_PREALLOCATE:-false}"
+execute "$VENV/bin/python" -c 'import jax; d = jax.devices(); print(d); assert d[0].platform == "gpu", "jax sees no GPU"'
+execute "$VENV/bin/cir-jax" train "${flags[@]}"

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Trains on a Slurm cluster: one process per GPU, found by jax through Slurm's own variables.
+#
+# usage: bash launch/slurm_gpu.sh [--nodes N] [--gpus GPUS_PER_NODE] [--time HH:MM:SS]
+#                                 [--partition NAME] [--dry-run] --config NAME[:ARG] [--set k=v ...]
+# The checkout and its .venv (made by launch/local_gpu.sh or pip install '.[cuda]') must lie on a
+# file system that all nodes see, and so must workdir. A job that is requeued resumes.
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+nodes=1 gpus=8 time=24:00:00 partition="" flags=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --nodes | --gpus | --time | --partition)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      printf -v "${1#--}" '%s' "$2"
+      shift
+      ;;
+    --dry-run) DRY_RUN=1 ;;
+    --help | -h)
+      sed -n '3,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      exit 0
+      ;;
+    --config | --set)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      flags+=("$1" "$2")
+      shift
+      ;;
+    *) fail "unknown flag $1; see --help" ;;
+  esac
+  shift
+done
+[ ${#flags[@]} -gt 0 ] || fail "no --config given; see --help"
+command=$(printf '%q ' "$VENV/bin/cir-jax" train "${flags[@]}")
+options=(--job-name cir_jax --nodes "$nodes" --ntasks-per-node "$gpus" --gpus-per-node "$gpus"
+  --time "$time" --requeue --signal TERM@120)
+[ -z "$partition" ] || options+=(--partition "$partition")
+execute sbatch "${options[@]}" --wrap "CIR_JAX_DISTRIBUTED=auto srun --kill-on-bad-exit=1 $command"
