@@ -54,11 +54,11 @@ EMOJI = {
     "eval.batch": 256,
 }  # fmt: skip
 EMOJI_STAGES = {
-    0: {"epochs": 30, "batch": 128, "optim.learning_rate": 1e-3, "optim.schedule": "cosine",
+    0: {"epochs": 20, "batch": 128, "optim.learning_rate": 1e-3, "optim.schedule": "cosine",
         "optim.warmup_steps": 50, "optim.weight_decay": 0.1, "eval.every": 0,
         "optim.no_decay": (".*/(bias|scale)", "logit_scale")},
-    1: {"epochs": 5, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
-    2: {"epochs": 5, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
+    1: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
+    2: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
 }  # fmt: skip
 QUICK = {
     "steps": 20,

@@ -130,12 +130,16 @@ def place(rows: dict[str, np.ndarray], mesh: Mesh, dtype: str = "float32") -> Ba
 def fingerprint(
     functions: Functions, index: Params, data: TrainingData, preprocess: Any
 ) -> dict[str, str]:
-    """What a bank depends on, by part. It does not depend on devices, processes or sharding."""
+    """What a bank depends on, by part. It does not depend on devices, processes or sharding.
+
+    The parameters are those that `target` and `reference` read, whatever their role: training the
+    text side anew leaves the bank of an image tower as good as it was.
+    """
     digest = hashlib.sha256()
-    for path in sorted(functions.abstract):
-        if functions.per_triplet or functions.roles[path] in ("index", "statistic"):
-            digest.update(path.encode())
-            digest.update(np.ascontiguousarray(_whole(index[path])).tobytes())
+    for path in _read_paths(functions):
+        x = _whole(index[path])
+        digest.update(f"{path} {x.dtype} {x.shape}\n".encode())
+        digest.update(np.ascontiguousarray(x).tobytes())
     parts = {
         "model": functions.module.__name__.rsplit(".", 1)[-1],
         "parameters": digest.hexdigest(),
@@ -149,6 +153,22 @@ def fingerprint(
     return parts
 
 
+def _read_paths(functions: Functions) -> list[str]:
+    """Sorted paths of the parameters that an equation of `target` or `reference` has as input."""
+    side = functions.image_size
+    pixels = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
+    text = jax.ShapeDtypeStruct((1, 8), np.int32)
+
+    def rows(params: Params, pixels: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return functions.target(params, pixels), functions.reference(params, pixels, text)
+
+    traced = jax.make_jaxpr(rows)(functions.abstract, pixels, text).jaxpr
+    read = {id(x) for equation in traced.eqns for x in equation.invars}
+    paths = sorted(functions.abstract)  # the order in which a dict is flattened
+    inputs = traced.invars[: len(paths)]
+    return [path for path, x in zip(paths, inputs, strict=True) if id(x) in read]
+
+
 def save(folder: str | Path, rows: dict[str, np.ndarray], made_of: dict[str, str]) -> None:
     """Writes a bank to a folder; the record comes last, so a cut-off write is no bank."""
     folder = Path(folder)
@@ -156,19 +176,29 @@ def save(folder: str | Path, rows: dict[str, np.ndarray], made_of: dict[str, str
     (folder / RECORD).unlink(missing_ok=True)
     for name, x in rows.items():
         np.save(folder / f"{name}.npy", x)
-    (folder / RECORD).write_text(json.dumps(made_of, indent=2))
+    unfinished = folder / f"{RECORD}.part"
+    unfinished.write_text(json.dumps(made_of, indent=2))
+    unfinished.replace(folder / RECORD)
 
 
 def load(folder: str | Path, made_of: dict[str, str]) -> dict[str, np.ndarray] | None:
-    """The rows in `folder`; None if there is no bank.
+    """The rows in `folder`, memory-mapped; None if there is no bank.
 
     Raises:
-      UserError: the bank there was made of something else; the message says what differs.
+      UserError: the bank there was made of something else, and the message says what differs; or
+        one of its files is damaged.
     """
     folder = Path(folder)
     if not (folder / RECORD).is_file():
         return None
-    then = json.loads((folder / RECORD).read_text())
+    try:
+        then = json.loads((folder / RECORD).read_text())
+        rows = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("targets", "references")
+        }
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"the bank in {folder} is damaged ({error}); delete it") from None
     differ = [part for part in made_of | then if made_of.get(part) != then.get(part)]
     if differ:
         details = "; ".join(
@@ -179,8 +209,7 @@ def load(folder: str | Path, made_of: dict[str, str]) -> dict[str, np.ndarray] |
             f"the bank in {folder} was made of other {', '.join(differ)} ({details}); delete it, "
             "or set loss.bank_path to another folder"
         )
-    names = ("targets", "references")
-    return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+    return rows
 
 
 def _whole(x: Any) -> np.ndarray:

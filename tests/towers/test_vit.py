@@ -44,20 +44,11 @@ def test_every_layer_equals_torch_within_1e5(theirs):
     np.testing.assert_allclose(jax.jit(tower.__call__)(PIXELS), feature, atol=1e-5)
 
 
-def test_remat_changes_no_value(theirs):
-    def run(remat):
-        graph, params = nnx.split(ours(theirs, remat=remat))
-
-        def total(p):
-            return jnp.square(nnx.merge(graph, p)(jnp.asarray(PIXELS))).sum()
-
-        return jax.make_jaxpr(jax.grad(total))(params), jax.jit(jax.value_and_grad(total))(params)
-
-    (plain, want), (marked, got) = run(False), run(True)
-    assert "remat" in str(marked) and "remat" not in str(plain)
-    assert float(want[0]) == pytest.approx(float(got[0]), rel=1e-6)
-    for a, b in zip(jax.tree.leaves(want[1]), jax.tree.leaves(got[1]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+def test_remat_marks_the_blocks_and_changes_no_value(theirs):
+    plain, marked = ours(theirs).__call__, ours(theirs, remat=True).__call__
+    np.testing.assert_allclose(jax.jit(plain)(PIXELS), jax.jit(marked)(PIXELS), atol=1e-6)
+    assert "remat" in str(jax.make_jaxpr(marked)(PIXELS))
+    assert "remat" not in str(jax.make_jaxpr(plain)(PIXELS))
 
 
 def test_bfloat16_is_close_and_returns_float32(theirs):

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configs: every one builds, keys are locked, and mistakes name what exists."""
+
+import pytest
+
+from cir_jax import build, config, plugins
+from cir_jax.errors import UserError
+from cir_jax.main import main
+from cir_jax.models import contract
+from tests import runs
+
+ARGUMENTS = ("fashioniq", "cirr", "emoji", "quicktest")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize("name", config.available())
+def test_every_config_builds(name, argument, stage):
+    loaded = config.load(f"{name}:{argument},stage={stage}")
+    assert loaded.is_locked and loaded.workdir.startswith("runs/")
+    assert contract.build(loaded.model).abstract
+    base = config.load("base")
+    assert config._flat(loaded).keys() == config._flat(base).keys()
+
+
+def test_recipes_of_the_paper():
+    c = config.load("clip_sum:cirr,stage=2")
+    assert (c.epochs, c.batch, c.optim.learning_rate, c.loss.temperature) == (3, 256, 2e-5, 0.02)
+    assert (c.model.tower, c.data.pad, c.data.target_ratio) == ("RN50x4", "target", 1.25)
+    assert (c.optim.epsilon, c.optim.weight_decay, c.optim.schedule) == (1e-7, 0.01, "constant")
+
+
+def test_overrides_keep_types():
+    c = config.load(
+        "clip_sum:emoji",
+        ["batch=64", "optim.learning_rate=1", "data.categories=people,hands", "model.remat=true"],
+    )
+    assert (c.batch, c.optim.learning_rate, c.model.remat) == (64, 1.0, True)
+    assert c.data.categories == ("people", "hands")
+
+
+@pytest.mark.parametrize(
+    "spec, overrides, message",
+    [
+        (
+            "clip_sum",
+            ["optim.learing_rate=1"],
+            "unknown config key .* Did you mean 'optim.learning_",
+        ),
+        ("clip_sum", ["batch=many"], "batch=many is not of type int; its value now is 128"),
+        ("clip_sum", ["batch"], "override 'batch' has no value; write key=value"),
+        ("clip_sun", [], "no config 'clip_sun'; there are: clip_sum. Did you mean 'clip_sum'"),
+        ("clip_sum:fashion", [], "argument 'fashion' is unknown; there are: fashioniq, cirr"),
+        ("clip_sum:stage=3", [], "config argument 'stage=3' is unknown"),
+        ("nowhere.py", [], "no config file nowhere.py; by name there are: clip_sum"),
+    ],
+)
+def test_errors(spec, overrides, message):
+    with pytest.raises(UserError, match=message):
+        config.load(spec, overrides)
+
+
+def test_names_that_do_not_exist_list_what_does(tmp_path):
+    root = runs.write_fashioniq(tmp_path)
+    for change, message in (
+        ("model.name=clip_some", r"no 'clip_some' in models; there are: clip_sum. Did you mean"),
+        (
+            "data.name=fashion",
+            r"no 'fashion' in positives; there are: cirr, emoji, fashioniq, fold",
+        ),
+        ("eval.benchmark=cir", r"no 'cir' in evals; there are: cirr, emoji, fashioniq, folder"),
+        ("stage=three", r"no 'three' in stages; there are: one_in_batch, two_bank, zero_image"),
+        ("model.tower=ViT", r"no tower 'ViT'; there are: RN50"),
+        ("model.dtype=float16", r"model.dtype='float16'; use auto, float32 or bfloat16"),
+        ("batch=12", r"batch 12 does not divide over 8 devices of axis 'data'; use 8 or 16"),
+        ("batch=64", r"batch 64 is larger than the 32 triplets"),
+        ("model.image_size=32", r"model.image_size=32, but tower 'tiny-vit' takes 64"),
+    ):
+        model = "clip_sum" if change.startswith("model.") else "cross_attention"
+        with pytest.raises(UserError, match=message):
+            build.run(runs.tiny(tmp_path / "run", root, change, model=model))
+
+
+def test_a_plugin_file_without_the_contract(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("class Model: pass\n")
+    with pytest.raises(
+        UserError, match=r"model '.*mine.py' .* lacks TOKENIZER, CUT_PADDING, REFER"
+    ):
+        contract.build(config.load("clip_sum", [f"model.name={file}"]).model)
+    file = tmp_path / "other.py"
+    file.write_text("x = 1\n")
+    with pytest.raises(UserError, match=r"other.py is no plug-in of models: it defines no 'Model'"):
+        plugins.load("cir_jax.models", str(file), "Model")
+    with pytest.raises(UserError, match=r"no file nothing.py for models"):
+        plugins.load("cir_jax.models", "nothing.py", "Model")
+
+
+def test_command_line(capsys):
+    assert main(["train", "--config", "clip_sum", "--config.batc=3"]) == 2
+    assert "unknown config key 'batc'. Did you mean 'batch'?" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("demo", "doctor", "evaluate", "submit", "train"))
+    assert main([]) == 2 and main(["--version"]) == 0
