@@ -14,6 +14,7 @@ from typing import Any
 
 from cir_jax.errors import UserError
 from cir_jax.positives import generated as generated_files
+from cir_jax.positives import records
 from cir_jax.positives.annotations import field, not_empty, read_json
 from cir_jax.positives.triplets import Triplet, TripletSet
 
@@ -48,14 +49,15 @@ def read(
     return sets
 
 
-def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, str]]:
+def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, Any]]:
     """Names of all images of a split, in the order of its file, and the file of each.
 
     Raises:
       UserError: the file is missing or empty.
     """
     file = _annotations(root) / "image_splits" / f"split.rc2.{split}.json"
-    paths = {n: str(Path(root) / p) for n, p in read_json(file, dict).items()}
+    packed = records.images(root)
+    paths = {n: packed.get(n, str(Path(root) / p)) for n, p in read_json(file, dict).items()}
     if not paths:
         raise UserError(f"{file} names no image; fetch it again")
     return list(paths), paths

@@ -13,7 +13,6 @@ Generated triplets follow the released FashionIQ recipe: every reference is pair
 image, and the text is the target's name alone (template "{target}" of arXiv 2404.11317).
 """
 
-import hashlib
 import json
 import os
 import random
@@ -59,6 +58,12 @@ def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0
     if root.exists() and any(root.iterdir()) and not marker.is_file():
         raise UserError(f"{root} holds other files; give an empty folder for the OpenMoji set")
     emoji = _named(limit)
+    tested = len(emoji) - int(len(emoji) * 0.95)
+    if tested < _SUBSET:
+        raise UserError(
+            f"limit={limit} leaves {tested} test images, and a CIRR subset has {_SUBSET}; use 120 "
+            "or more"
+        )
     partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     counts = _write(partial, emoji, size, seed)
@@ -294,11 +299,3 @@ def _link(source: Path, target: Path) -> None:
 def _dump(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False))
-
-
-def digest(root: str | Path) -> str:
-    """sha256 over every annotation file, for tests of determinism."""
-    total = hashlib.sha256()
-    for file in sorted(Path(root).rglob("*.json*")):
-        total.update(file.relative_to(root).as_posix().encode() + file.read_bytes())
-    return total.hexdigest()

@@ -16,6 +16,7 @@ from typing import Any
 
 from cir_jax.errors import UserError, nearest
 from cir_jax.positives import generated as generated_files
+from cir_jax.positives import records
 from cir_jax.positives.annotations import field, image_files, not_empty, read_json
 from cir_jax.positives.triplets import Triplet, TripletSet
 
@@ -103,9 +104,9 @@ def find_categories(root: str | Path, split: str, wanted: Sequence[str] = ()) ->
     return list(wanted) or official or found
 
 
-def locate(root: str | Path) -> dict[str, str]:
-    """Name -> file of every image that is there."""
-    return image_files(Path(root) / "images")
+def locate(root: str | Path) -> dict[str, Any]:
+    """Name -> file of every image that is there, or its record in a packed data set."""
+    return records.images(root) or image_files(Path(root) / "images")
 
 
 def clean(text: str) -> str:

@@ -6,6 +6,7 @@ data set a triplet came from.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class TripletSet:
     Attributes:
       name: the source, as it is logged and weighted.
       triplets: the triplets, in file order.
-      paths: image name -> path of its file.
+      paths: image name -> path of its file, or an object with `read_bytes()` (a packed record).
     """
 
     name: str
     triplets: tuple[Triplet, ...]
-    paths: dict[str, str]
+    paths: dict[str, Any]

@@ -73,7 +73,7 @@ def test_padding_may_be_cut_where_declared(model):
 
 
 def test_dropout_acts_only_with_a_key(model):
-    name, functions, params, pixels, text = model
+    name, functions, params, _, text = model
     run = jax.jit(functions.compose)
     reference = jnp.ones((3, *functions.reference_shape))
     plain = run(params, reference, text)

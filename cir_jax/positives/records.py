@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images packed into ArrayRecord files: few large files instead of many small ones.
+
+A packed data set keeps its annotation files as they are and holds its images in `packed/`, a TFDS
+data set made by `cir-jax pack`. Readers find the images there by name; nothing else changes.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = "packed"
+INDEX = "names.json"  # name -> record number; reading all records to find the names would be slow
+
+
+@dataclass(frozen=True)
+class RecordImage:
+    """One packed image; opened where it is read, so it can be sent to another process.
+
+    Attributes:
+      folder: the TFDS data set.
+      number: its record.
+    """
+
+    folder: str
+    number: int
+
+    def read_bytes(self) -> bytes:
+        """The image file as it was packed."""
+        return _source(self.folder)[self.number]["image"]
+
+    def __str__(self) -> str:
+        return f"{self.folder}[{self.number}]"
+
+
+def images(root: str | Path) -> dict[str, RecordImage]:
+    """Name -> record of a packed data set; {} if `root` is not packed."""
+    index = Path(root) / FOLDER / INDEX
+    if not index.is_file():
+        return {}
+    content = json.loads(index.read_text())
+    folder = str(Path(root) / FOLDER / content["folder"])
+    return {name: RecordImage(folder, number) for number, name in enumerate(content["names"])}
+
+
+@lru_cache(maxsize=8)
+def _source(folder: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+    # The file's own bytes: decoding here would lose the mode that preprocessing must see.
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return builder.as_data_source(split="all", decoders=decoders)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TFDS builders for FashionIQ and CIRR, in ArrayRecord format, without TensorFlow.
+
+Each has two configs: "images" (every image once: its name and its file) and "triplets" (names and
+texts, per split). They are built from the official layout on disk; nothing is downloaded.
+"""
+
+import abc
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from cir_jax.errors import UserError
+from cir_jax.positives import annotations, cirr, fashioniq, records
+from cir_jax.positives.inspection import inspect_images
+
+VERSION = tfds.core.Version("1.0.0")
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder):
+    """Both configs of one data set; `root` is its official layout."""
+
+    VERSION = VERSION
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name="images", version=VERSION),
+        tfds.core.BuilderConfig(name="triplets", version=VERSION),
+    ]
+    splits: tuple[str, ...] = ()
+
+    def __init__(self, *, root: str | Path, **options: Any):
+        self.root = Path(root)
+        super().__init__(file_format="array_record", **options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        if self.builder_config.name == "images":
+            features = {"name": text, "image": tfds.features.Image(shape=(None, None, None))}
+        else:
+            features = {
+                "reference": text, "target": text, "eval_text": text, "query_id": text,
+                "category": text, "texts": tfds.features.Sequence(text),
+                "members": tfds.features.Sequence(text),
+            }  # fmt: skip
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # record numbers are the order of `names`
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        if self.builder_config.name == "images":
+            return {"all": self._generate_examples("all")}
+        return {split: self._generate_examples(split) for split in self.splits if self.has(split)}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        if self.builder_config.name == "images":
+            for number, (name, path) in enumerate(sorted(self.paths().items())):
+                yield number, {"name": name, "image": path}
+            return
+        for number, t in enumerate(self.read(split)):
+            yield number, {
+                "reference": t.reference, "target": t.target, "eval_text": t.eval_text,
+                "query_id": t.query_id, "category": t.category, "texts": list(t.texts),
+                "members": list(t.members),
+            }  # fmt: skip
+
+    def has(self, split: str) -> bool:
+        """True if the split is on disk."""
+        try:
+            self.read(split)
+        except UserError:
+            return False
+        return True
+
+    @abc.abstractmethod
+    def read(self, split: str) -> tuple:
+        """The annotated triplets of a split."""
+
+    @abc.abstractmethod
+    def paths(self) -> dict[str, Any]:
+        """Name -> file of every image of every split."""
+
+
+class FashionIq(_Builder):
+    """FashionIQ; see `cir_jax.positives.fashioniq` for the layout."""
+
+    splits = ("train", "val", "test")
+
+    def read(self, split: str) -> tuple:
+        """All categories, one after the other."""
+        return fashioniq.read(self.root, split)[0].triplets
+
+    def paths(self) -> dict[str, Any]:
+        """The images folder, which may hold more than the splits name."""
+        return annotations.image_files(self.root / "images")
+
+
+class Cirr(_Builder):
+    """CIRR; see `cir_jax.positives.cirr` for the layout."""
+
+    splits = ("train", "val", "test1")
+
+    def read(self, split: str) -> tuple:
+        """The split's triplets."""
+        return cirr.read(self.root, split)[0].triplets
+
+    def paths(self) -> dict[str, Any]:
+        """The images that the split files name."""
+        found: dict[str, Any] = {}
+        for split in self.splits:
+            if self.has(split):
+                found |= cirr.gallery(self.root, split)[1]
+        return found
+
+
+BUILDERS = {"fashioniq": FashionIq, "cirr": Cirr}
+
+
+def pack(dataset: str, root: str | Path, out: str | Path) -> Path:
+    """Packs a data set in its official layout into `out`: annotations copied, images in records.
+
+    Args:
+      dataset: "fashioniq" or "cirr".
+      root: the data set.
+      out: a new folder, to be used as data.root.
+
+    Raises:
+      UserError: no such data set, broken images, or `out` is not empty.
+    """
+    if dataset not in BUILDERS:
+        raise UserError(f"no builder for {dataset!r}; there are: {', '.join(BUILDERS)}")
+    root, out = Path(root), Path(out)
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; give a new folder")
+    store = out / records.FOLDER
+    builders = {
+        name: BUILDERS[dataset](root=root, config=name, data_dir=str(store))
+        for name in ("images", "triplets")
+    }
+    paths = builders["images"].paths()
+    bad = inspect_images(paths).unusable()
+    if bad or not paths:
+        raise UserError(
+            f"{len(bad)} of {len(paths)} images of {root} cannot be packed: {', '.join(bad[:3])}; "
+            f"run `cir-jax doctor {dataset} {root}`"
+        )
+    for builder in builders.values():
+        builder.download_and_prepare()
+    for name in ("captions", "image_splits", "cirr"):
+        if (root / name).is_dir():
+            shutil.copytree(root / name, out / name, dirs_exist_ok=True)
+    folder = Path(builders["images"].data_dir).relative_to(store)
+    index = {"folder": folder.as_posix(), "names": sorted(paths)}
+    (store / records.INDEX).write_text(json.dumps(index))  # last: without it nothing is packed
+    return out
