@@ -60,10 +60,8 @@ def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0
     emoji = _named(limit)
     tested = len(emoji) - int(len(emoji) * 0.95)
     if tested < _SUBSET:
-        raise UserError(
-            f"limit={limit} leaves {tested} test images, and a CIRR subset has {_SUBSET}; use 120 "
-            "or more"
-        )
+        few = f"limit={limit} leaves {tested} test images"
+        raise UserError(f"{few}, and a CIRR subset has {_SUBSET}; use 120 or more")
     partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     counts = _write(partial, emoji, size, seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "packed"
+SPLIT = "pictures"  # of the TFDS data set; "all" is reserved
 INDEX = "names.json"  # name -> record number; reading all records to find the names would be slow
 
 
@@ -52,4 +53,4 @@ def _source(folder: str) -> Any:
     builder = tfds.builder_from_directory(folder)
     # The file's own bytes: decoding here would lose the mode that preprocessing must see.
     decoders = {"image": tfds.decode.SkipDecoding()}
-    return builder.as_data_source(split="all", decoders=decoders)
+    return builder.as_data_source(split=SPLIT, decoders=decoders)

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -25,7 +25,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
     """Both configs of one data set; `root` is its official layout."""
 
     VERSION = VERSION
-    BUILDER_CONFIGS = [
+    BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name="images", version=VERSION),
         tfds.core.BuilderConfig(name="triplets", version=VERSION),
     ]
@@ -53,7 +53,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         if self.builder_config.name == "images":
-            return {"all": self._generate_examples("all")}
+            return {records.SPLIT: self._generate_examples(records.SPLIT)}
         return {split: self._generate_examples(split) for split in self.splits if self.has(split)}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model module declares about itself is true: for the stand-ins and for a real model."""
 
+from types import SimpleNamespace
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cir_jax.models import contract
 from cir_jax.runtime import mesh, sharding
 from tests import runs
+from tests.towers.weights import random_values
 
+WIDTH = 96  # of the common space of tiny-vit
 SHAPES = {  # (R, C), (K, D)
-    "clip_sum": ((1, 96), (1, 96)),
+    "clip_sum": ((1, WIDTH), (1, WIDTH)),
     "cross_attention": ((16, 8), (1, 8)),
     "sprc_shaped": ((32, 8), (32, 8)),
 }
@@ -19,72 +22,80 @@ SHAPES = {  # (R, C), (K, D)
 
 @pytest.fixture(scope="module", params=SHAPES)
 def model(request):
-    """(name, functions, parameters, pixels, text) of three random triplets."""
+    """A model, its compiled functions, and three random triplets."""
     functions = contract.build(runs.tiny("unused", "unused", model=request.param).model)
+    params = random_values({path: x.shape for path, x in functions.abstract.items()})
     rng = np.random.default_rng(0)
     side = functions.image_size
     pixels = rng.integers(0, 256, (3, side, side, 3)).astype(np.uint8)
     text = np.zeros((3, 16), np.int32)
     text[:, :5] = rng.integers(1, 49405, (3, 5))
     text[:, 0], text[:, 5] = 49406, 49407
-    return request.param, functions, functions.init(0), pixels, text
-
-
-def test_shapes_and_unit_rows(model):
-    name, functions, params, pixels, text = model
-    assert (functions.reference_shape, functions.target_shape) == SHAPES[name]
-    reference = jax.jit(functions.reference)(params, pixels, text)
-    target = jax.jit(functions.target)(params, pixels)
-    query = jax.jit(functions.compose)(params, reference, text)
-    assert reference.shape[1:] == functions.reference_shape
-    assert target.shape[1:] == functions.target_shape
-    assert query.shape == (3, functions.target_shape[1])
-    for rows in (target, query):
-        np.testing.assert_allclose(np.linalg.norm(rows, axis=-1), 1, atol=1e-5)
-    assert np.abs(np.asarray(query)[0] - np.asarray(query)[1]).max() > 1e-3
-
-
-def test_reference_rows_depend_on_the_text_where_declared(model):
-    _, functions, params, pixels, text = model
-    run = jax.jit(functions.reference)
-    same = np.array_equal(run(params, pixels, text), run(params, pixels, text[::-1]))
-    assert same != functions.per_triplet
-
-
-def test_the_query_depends_on_image_and_text(model):
-    _, functions, params, pixels, text = model
-    run = jax.jit(functions.compose)
-    reference = jax.jit(functions.reference)(params, pixels, text)
-    query = run(params, reference, text)
-    assert not np.allclose(query, run(params, reference[::-1], text), atol=1e-4)
-    assert not np.allclose(query, run(params, reference, text[::-1]), atol=1e-4)
-
-
-def test_padding_may_be_cut_where_declared(model):
-    _, functions, params, pixels, text = model
-    assert functions.module.CUT_PADDING
-    reference = jax.jit(functions.reference)(params, pixels, text)
-    short = jax.jit(functions.reference)(params, pixels, text[:, :7])
-    np.testing.assert_allclose(reference, short, atol=1e-5)
-    run = jax.jit(functions.compose)
-    np.testing.assert_allclose(
-        run(params, reference, text), run(params, reference, text[:, :7]), atol=1e-5
+    reference = jax.jit(functions.reference)
+    return SimpleNamespace(
+        name=request.param,
+        functions=functions,
+        params=jax.device_put(params),
+        pixels=pixels,
+        text=text,
+        reference=reference,
+        compose=jax.jit(functions.compose),
+        rows=reference(params, pixels, text),
     )
 
 
+def test_shapes_and_unit_rows(model):
+    functions = model.functions
+    assert (functions.reference_shape, functions.target_shape) == SHAPES[model.name]
+    target = jax.jit(functions.target)(model.params, model.pixels)
+    query = model.compose(model.params, model.rows, model.text)
+    assert model.rows.shape == (3, *functions.reference_shape)
+    assert target.shape == (3, *functions.target_shape)
+    assert query.shape == (3, functions.target_shape[1])
+    for unit_rows in (target, query):
+        np.testing.assert_allclose(np.linalg.norm(unit_rows, axis=-1), 1, atol=1e-5)
+
+
+def test_reference_rows_depend_on_the_text_where_declared(model):
+    other = model.reference(model.params, model.pixels, model.text[::-1])
+    assert np.array_equal(model.rows, other) != model.functions.per_triplet
+
+
+def test_the_query_depends_on_image_and_text(model):
+    query = model.compose(model.params, model.rows, model.text)
+    other_image = model.compose(model.params, model.rows[::-1], model.text)
+    other_text = model.compose(model.params, model.rows, model.text[::-1])
+    assert not np.allclose(query, other_image, atol=1e-4)
+    assert not np.allclose(query, other_text, atol=1e-4)
+
+
+def test_padding_may_be_cut_where_declared(model):
+    assert model.functions.module.CUT_PADDING
+    short = model.text[:, :7]
+    rows = model.reference(model.params, model.pixels, short)
+    np.testing.assert_allclose(model.rows, rows, atol=1e-5)
+    query = model.compose(model.params, model.rows, model.text)
+    cut = model.compose(model.params, model.rows, short)
+    np.testing.assert_allclose(query, cut, atol=1e-5)
+
+
 def test_dropout_acts_only_with_a_key(model):
-    name, functions, params, _, text = model
-    run = jax.jit(functions.compose)
-    reference = jnp.ones((3, *functions.reference_shape))
-    plain = run(params, reference, text)
-    keys = [jax.random.key(i) for i in range(3)]
-    differs = any(not np.allclose(plain, run(params, reference, text, k), atol=1e-5) for k in keys)
-    assert differs == (name == "sprc_shaped")
+    plain = model.compose(model.params, model.rows, model.text)
+    again = model.compose(model.params, model.rows, model.text)
+    dropped = model.compose(model.params, model.rows, model.text, jax.random.key(0))
+    np.testing.assert_array_equal(plain, again)
+    assert np.allclose(plain, dropped, atol=1e-5) != (model.name == "sprc_shaped")
+
+
+def test_compose_trains_exactly_the_query_parameters(model):
+    def total(params):
+        return model.functions.compose(params, model.rows, model.text).sum()
+
+    moved = {path for path, g in jax.jit(jax.grad(total))(model.params).items() if np.any(g)}
+    assert moved == {path for path, role in model.functions.roles.items() if role == "query"}
 
 
 def test_rules_fit_the_parameters(model):
-    _, functions, params, _, _ = model
-    places = sharding.parameter_shardings(functions, mesh.make(model=4))
-    assert places.keys() == functions.roles.keys() == params.keys()
+    places = sharding.parameter_shardings(model.functions, mesh.make(model=4))
+    assert places.keys() == model.functions.roles.keys() == model.params.keys()
     assert any(any(s.spec) for s in places.values())
-    assert {"index", "query"} <= set(functions.roles.values())

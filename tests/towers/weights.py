@@ -108,20 +108,28 @@ def filled(make, weights):
     return nnx.merge(graph, tree)
 
 
-def scrambled(make, seed=0):
-    """The module `make()` with random values everywhere: biases, norms and statistics too."""
+def random_values(shapes, seed=0):
+    """Random numpy values for path -> shape, everywhere: biases, norms and statistics too."""
     rng = np.random.default_rng(seed)
     found = {}
-    for path, leaf in leaves(nnx.eval_shape(make)).items():
-        noise = rng.normal(size=leaf.shape)
+    for path, shape in shapes.items():
+        noise = rng.normal(size=shape).astype(np.float32)
         match path.rsplit("/", 1)[-1]:
             case "var" | "scale":
-                found[path] = rng.uniform(0.5, 1.5, leaf.shape)
-            case "mean" | "bias":
-                found[path] = 0.3 * noise
+                found[path] = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+            case "mean" | "bias" | "logit_scale":
+                found[path] = np.float32(0.3) * noise
             case _:
-                found[path] = noise * np.prod(leaf.shape[:-1]) ** -0.5
-    return filled(make, found)
+                stacked = "blocks/" in path  # a leading layer axis, which is no input
+                rows = 1 if path.endswith("embedding") else np.prod(shape[stacked:-1])
+                found[path] = noise * np.float32(rows**-0.5)
+    return found
+
+
+def scrambled(make, seed=0):
+    """The module `make()` with random values everywhere."""
+    shapes = {path: leaf.shape for path, leaf in leaves(nnx.eval_shape(make)).items()}
+    return filled(make, random_values(shapes, seed))
 
 
 def layer(blocks, number):
