@@ -185,14 +185,15 @@ def _on_device(
     highest = jax.lax.pmax(top, AXES)
     share = jnp.exp(top - highest)
     total = jax.lax.psum(total * share, AXES)
-    positive = jax.lax.psum(own_rows(bank, label).astype(jnp.float32), AXES)
+    positive = own_rows(bank, label).astype(jnp.float32)  # zeros where another device holds it
     products = jnp.einsum("bd,bkd->bk", scaled, positive, precision=_precision(bank))
-    best = products.max(axis=1)
+    best = jax.lax.psum(products.max(axis=1), AXES)
     loss = highest + jnp.log(total) - best
     if not gradient:
         return (loss,)
-    mean = jax.lax.psum(weighted * share[:, None], AXES) / total[:, None]
     winner = jnp.take_along_axis(positive, products.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+    winner = jax.lax.psum(winner, AXES)
+    mean = jax.lax.psum(weighted * share[:, None], AXES) / total[:, None]
     away = mean - winner  # d loss / d (query / temperature)
     return loss, away / temperature, -(scaled * away).sum(axis=1) / temperature
 

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every benchmark runs at a tiny size and prints what it measured. No time is judged here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "tools" / "bench.py"
+
+
+def bench(*arguments):
+    """(the JSON of the last line, stderr) of a run, or the failed run."""
+    run = subprocess.run(
+        [sys.executable, str(BENCH), *arguments], capture_output=True, text=True, timeout=300
+    )
+    if run.returncode:
+        return run, run.stderr
+    return json.loads(run.stdout.splitlines()[-1]), run.stderr
+
+
+def test_bank():
+    result, table = bench(
+        "bank", "--devices=2", "--rows", "63", "130", "--width=8", "--batch=4", "--block=16",
+        "--excluded=2", "--repeats=2",
+    )  # fmt: skip
+    assert result["benchmark"] == "bank" and result["devices"] == 2
+    assert [size["rows"] for size in result["sizes"]] == [63, 130]
+    for size in result["sizes"]:
+        assert size["plain_s"] > 0 and size["blockwise_s"] > 0 and size["time_ratio"] > 0
+        assert float(size["largest_gradient_difference"]) < 1e-5
+    assert result["worst_time_ratio"] == max(size["time_ratio"] for size in result["sizes"])
+    assert "blockwise_mib" in table and len(table.splitlines()) >= 3
+
+
+def test_evaluate():
+    result, table = bench(
+        "evaluate", "--queries=20", "--candidates=33", "--width=8", "--repeats=2", "--devices=1"
+    )
+    assert result["benchmark"] == "evaluate" and result["queries"] == 20
+    assert result["time_ratio"] > 0 and result["product_s"] > 0 and result["ranking_s"] > 0
+    assert "time_ratio" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(("bnak",), "invalid choice: 'bnak'"), ((), "required: benchmark")]
+)
+def test_wrong_command_line(arguments, message):
+    run, text = bench(*arguments)
+    assert run.returncode == 2 and message in text
