@@ -9,6 +9,7 @@ the time that stage two took. It prints and reports what it measures.
 import argparse
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,15 +131,18 @@ def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any) -> 
 
     first = {name: runs[0] for name, runs in results.items()}
     lines = {name: metrics.read(Path(r["workdir"]) / metrics.FILE) for name, r in first.items()}
-    losses = [run_report.loss_chart(lines[n], RUNS[n]) for n in ("zero", "one", "two")]
+    losses = [
+        replace(run_report.loss_chart(lines[n], RUNS[n]), title=f"Loss: {RUNS[n]}")
+        for n in ("zero", "one", "two")
+    ]
     recall = [
         run_report.recall_chart(first[n]["history"], "average_recall_at10", RUNS[n])
         for n in ("one", "two", "two-generated")
     ]
-    merged = type(recall[0])(
-        "Average R@10 on validation",
-        [series for chart in recall for series in chart.series],
-        unit=recall[0].unit,
+    merged = replace(
+        recall[0],
+        title="Average R@10 on validation",
+        series=[series for chart in recall for series in chart.series],
     )
     shown = json.loads((Path(first["two"]["workdir"]) / "examples.json").read_text())["examples"]
     times = {

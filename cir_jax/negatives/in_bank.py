@@ -8,7 +8,8 @@ softmax is. It is accumulated in the same pass over the bank that computes the l
 with a running maximum: two matrix products per block instead of three, and no array of [B, N].
 Bank rows are sharded over every device; each device passes over its own rows, and only [B] and
 [B, D] pieces are exchanged. `bank_loss_plain` is the definition, kept as the oracle of the tests.
-Source: equation 4 of arXiv 2404.11317; the accumulation is that of fused cross-entropy kernels.
+Source: the second stage of arXiv 2404.11317; the accumulation is that of fused cross-entropy
+kernels.
 """
 
 from functools import partial

@@ -19,7 +19,7 @@ NEGATIVE_TYPES = ("target", "query", "text", "reference")
 def in_batch_loss(
     query: jax.Array, targets: jax.Array, temperature: jax.Array | float
 ) -> jax.Array:
-    """Cross-entropy of query i over the batch's targets, label i. Equation 2 of arXiv 2404.11317.
+    """Cross-entropy of query i over the batch's targets, label i (stage one, arXiv 2404.11317).
 
     Args:
       query: [B, D] unit queries.
@@ -46,7 +46,7 @@ def negative_type_losses(
     targets: jax.Array,
     temperature: float,
 ) -> dict[str, jax.Array]:
-    """The four ways to make a negative of a triplet, table 5 of arXiv 2404.11317.
+    """The four ways to make a negative of a triplet: an ablation of arXiv 2404.11317.
 
     Replace the target (the method's choice), the whole query, only its text, or only its reference.
 

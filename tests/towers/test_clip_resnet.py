@@ -159,13 +159,15 @@ def test_remat_changes_no_value():
         def total(p):
             return jnp.sin(nnx.merge(graph, p)(pixels)).mean()
 
-        return jax.make_jaxpr(total)(params), jax.jit(jax.value_and_grad(total))(params)
+        # A derivative along one direction compiles faster than the gradient, and a parameter cut
+        # off by the recomputation would change it as well.
+        along = jax.jit(lambda p: jax.jvp(total, (p,), (p,)))
+        return jax.make_jaxpr(total)(params), along(params)
 
     (plain, want), (marked, got) = run(False), run(True)
     assert str(marked).count("remat") == sum(size.blocks) and "remat" not in str(plain)
-    assert float(want[0]) == pytest.approx(float(got[0]), rel=1e-5)
-    for a, b in zip(jax.tree.leaves(want[1]), jax.tree.leaves(got[1]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+    assert abs(want[1]) > 1e-3
 
 
 def test_bfloat16_is_close_and_returns_float32():
