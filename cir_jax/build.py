@@ -13,6 +13,7 @@ from cir_jax import config as configs
 from cir_jax import plugins
 from cir_jax.data import pipeline, tokens
 from cir_jax.data.pixels import Preprocess
+from cir_jax.errors import UserError
 from cir_jax.evals.retrieval import Retriever
 from cir_jax.models import contract
 from cir_jax.models.contract import Params
@@ -47,6 +48,11 @@ def run(config: ConfigDict) -> Run:
     """
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     meshes.check_batch(config.batch, mesh)
+    if config.max_seconds > 0 and jax.process_count() > 1:
+        raise UserError(
+            f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
+            "differ; set steps instead"
+        )
     functions = contract.build(config.model)
     stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
     preprocess = preprocessing(config, functions)

@@ -145,8 +145,8 @@ def _evaluate(run: build.Run, state: State, retriever: Any, logger: Any, best: A
     progress.say(f"step {state.step} (epoch {epoch:.1f}): score {result.score:.2f}")
     if state.best is None or result.score > state.best:
         state.best = result.score
-        for old in best.steps():
-            best.forget(old)
+        for later in (s for s in best.steps() if s >= state.step):
+            best.forget(later)  # of a run that was killed and went on from before it
         best.save(state.step, _tree(state, optimizer=False), _record(run, state))
         best.wait()  # two writers at once would wait at each other's barriers on several hosts
         run_report.keep(run, result)

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _seed(out: Path, data: Path, seed: int, quick: bool) -> dict[str, dict[str, Any]]:
     """name of a run -> its results with the scores of both benchmarks."""
-    from cir_jax.positives.emoji import GENERATED
+    from cir_jax.positives.emoji_layouts import GENERATED
 
     found = {"zero": _train(out / "zero", data, 0, seed, quick)}
     found["one"] = _train(out / "one", data, 1, seed, quick, f"init_from={out / 'zero'}")

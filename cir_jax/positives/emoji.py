@@ -22,20 +22,23 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from cir_jax.errors import UserError
 from cir_jax.positives import captions as caption_files
 from cir_jax.positives import fashioniq
+from cir_jax.positives.emoji_layouts import (
+    CATEGORIES,
+    SUBSET,
+    write_cirr,
+    write_fashioniq,
+)
 from cir_jax.positives.emoji_names import Emoji, by_likeness, captions_of, difference, parse
 from cir_jax.positives.triplets import TripletSet
 from cir_jax.runtime import progress
 
 VERSION = 1  # of what is written; a folder of another version is written anew
-CATEGORIES = ("people", "hands", "things")
-GENERATED = "captions/cap.extend_clip.train.json"
-SPLITS = {"train": "train", "val": "val", "test": "test1"}  # FashionIQ's name -> CIRR's
-_FOLDERS = {"train": "train", "val": "dev", "test": "test1"}  # FashionIQ's split -> CIRR's folder
 _PER_REFERENCE = 2  # triplets a reference is in at most, like FashionIQ's 18,000 of 12,525
-_SUBSET = 6  # members of a CIRR subset
 
 
 def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0) -> Path:
@@ -51,6 +54,12 @@ def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0
       UserError: the packages of the extra `demo` are not installed.
     """
     root = Path(root) if root else _cache() / f"openmoji-{size}"
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.with_name(f".{root.name}.lock")):  # processes of one run start together
+        return _prepare(root, size, seed, limit)
+
+
+def _prepare(root: Path, size: int, seed: int, limit: int) -> Path:
     made = {"version": VERSION, "size": size, "seed": seed, "limit": limit}
     marker = root / "openmoji.json"
     if marker.is_file() and json.loads(marker.read_text())["made"] == made:
@@ -59,15 +68,14 @@ def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0
         raise UserError(f"{root} holds other files; give an empty folder for the OpenMoji set")
     emoji = _named(limit)
     tested = len(emoji) - int(len(emoji) * 0.95)
-    if tested < _SUBSET:
+    if tested < SUBSET:
         few = f"limit={limit} leaves {tested} test images"
-        raise UserError(f"{few}, and a CIRR subset has {_SUBSET}; use 120 or more")
+        raise UserError(f"{few}, and a CIRR subset has {SUBSET}; use 120 or more")
     partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     counts = _write(partial, emoji, size, seed)
     (partial / marker.name).write_text(json.dumps({"made": made, "counts": counts}, indent=2))
     shutil.rmtree(root, ignore_errors=True)
-    root.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(root)  # a run that is killed before this line leaves nothing half made
     return root
 
@@ -175,8 +183,8 @@ def _write(root: Path, emoji: list[Emoji], size: int, seed: int) -> dict[str, in
     rng = random.Random(seed)
     for split, members in _split(emoji, rng).items():
         triplets = _triplets(members, rng)
-        _write_fashioniq(root / "fashioniq", split, members, triplets, rng)
-        _write_cirr(root / "cirr", images, split, members, triplets, rng)
+        write_fashioniq(root / "fashioniq", split, members, triplets, rng)
+        write_cirr(root / "cirr", images, split, members, triplets, rng)
         counts |= {f"{split} images": len(members), f"{split} triplets": len(triplets)}
         if split == "train":
             lines = [
@@ -219,81 +227,3 @@ def _triplets(members: list[Emoji], rng: random.Random) -> list[tuple[Emoji, Emo
                 taken |= set(texts)
                 count += 1
     return found
-
-
-def _write_fashioniq(
-    root: Path, split: str, members: list[Emoji], triplets: list, rng: Any
-) -> None:
-    for category in CATEGORIES:
-        inside = [t for t in triplets if t[0].category == category]
-        records = [
-            {"candidate": a.slug, "captions": texts}
-            | ({} if split == "test" else {"target": b.slug})
-            for a, b, texts in inside
-        ]
-        _dump(root / "captions" / f"cap.{category}.{split}.json", records)
-        slugs = [e.slug for e in members if e.category == category]
-        _dump(root / "image_splits" / f"split.{category}.{split}.json", slugs)
-    if split != "train":
-        return
-    generated = []
-    for reference in dict.fromkeys(t[0] for t in triplets):
-        target = rng.choice([e for e in members if e != reference])
-        generated.append(
-            {
-                "candidate": reference.slug,
-                "target": target.slug,
-                "captions": [target.name],
-                "caption1": reference.name,
-                "caption2": target.name,
-            }
-        )
-    _dump(root / GENERATED, generated)
-
-
-def _write_cirr(
-    root: Path, images: Path, split: str, members: list[Emoji], triplets: list, rng: Any
-) -> None:
-    folder = root / _FOLDERS[split]
-    folder.mkdir(parents=True)
-    for one in members:
-        _link(images / f"{one.slug}.png", folder / f"{one.slug}.png")
-    paths = {e.slug: f"./{folder.name}/{e.slug}.png" for e in members}
-    _dump(root / "cirr" / "image_splits" / f"split.rc2.{SPLITS[split]}.json", paths)
-    groups: dict[tuple, list[Emoji]] = {}
-    for one in members:
-        groups.setdefault((one.category, one.gender), []).append(one)
-    records = []
-    for number, (reference, target, texts) in enumerate(triplets):
-        # As in CIRR, the subset holds images that look alike.
-        subset = [reference.slug, target.slug]
-        alike = [e.slug for e in groups[reference.category, reference.gender]]
-        for slug in [
-            *rng.sample(alike, min(len(alike), _SUBSET)),
-            *rng.sample(list(paths), _SUBSET),
-        ]:
-            if len(subset) < _SUBSET and slug not in subset:
-                subset.append(slug)
-        rng.shuffle(subset)
-        record = {
-            "pairid": number,
-            "reference": reference.slug,
-            "caption": texts[0],
-            "img_set": {"id": number, "members": subset},
-        }
-        if split != "test":
-            record |= {"target_hard": target.slug, "target_soft": {target.slug: 1.0}}
-        records.append(record)
-    _dump(root / "cirr" / "captions" / f"cap.rc2.{SPLITS[split]}.json", records)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
-def _dump(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False))

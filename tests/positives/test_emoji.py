@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cir_jax.errors import UserError
-from cir_jax.positives import cirr, emoji, emoji_names
+from cir_jax.positives import cirr, emoji, emoji_layouts, emoji_names
 from cir_jax.positives.inspection import inspect_images
 
 
@@ -62,11 +62,11 @@ def test_images_are_pictures_on_white(root):
 
 
 def test_generated_triplets_follow_the_target_name_recipe(root):
-    human, made = emoji.read(root, "train", generated=emoji.GENERATED)
+    human, made = emoji.read(root, "train", generated=emoji_layouts.GENERATED)
     references = Counter(t.reference for t in made.triplets)
     assert set(references) == {t.reference for t in human.triplets}
     assert max(references.values()) == 1
-    record = json.loads((root / "fashioniq" / emoji.GENERATED).read_text())[0]
+    record = json.loads((root / "fashioniq" / emoji_layouts.GENERATED).read_text())[0]
     assert record["captions"] == [record["caption2"]]
 
 
