@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
@@ -125,6 +127,10 @@ def bank(run: Run, state: Any) -> banks.Bank:
     folder = config.loss.bank_path or str(Path(config.workdir) / "bank")
     made_of = banks.fingerprint(run.functions, state.fixed, run.data, run.preprocess)
     rows = banks.load(folder, made_of)
+    if jax.process_count() > 1:
+        # Where hosts do not share the folder some have it and some not: then all build it.
+        if not multihost_utils.process_allgather(np.asarray(rows is not None)).all():
+            rows = None
     if rows is None:
         rows = banks.build(
             run.functions,

@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.loss.learn_temperature = False  # train it (as BLIP4CIR and SPRC do), with the query
     c.loss.chunk = 0  # stage one: images per encoder chunk (gradient caching); 0 = all at once
     c.loss.bank_negatives = 0  # stage two: sampled negatives per query; 0 = the whole bank
-    c.loss.bank_block = 8192  # stage two: bank rows per block on each device
+    c.loss.bank_block = 4096  # stage two: bank rows per block on each device
     c.loss.bank_dtype = "float32"  # or "bfloat16": half the memory of the bank
     c.loss.bank_path = ""  # where the bank is kept; "" = <workdir>/bank
     c.loss.exclude_reference = False  # stage two: the query's own reference is no negative

@@ -25,7 +25,7 @@ class Stage:
     temperature: float
     mesh: Mesh
     negatives: int = 0
-    block: int = 8192
+    block: int = 4096
     extra: dict[str, float] = field(default_factory=dict)
     fields: tuple[str, ...] = ("text",)
     roles: tuple[str, ...] = ("query",)
