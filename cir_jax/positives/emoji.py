@@ -13,6 +13,8 @@ Generated triplets follow the released FashionIQ recipe: every reference is pair
 image, and the text is the target's name alone (template "{target}" of arXiv 2404.11317).
 """
 
+import hashlib
+import io
 import json
 import os
 import random
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from PIL import Image
 
 from cir_jax.errors import UserError
 from cir_jax.positives import captions as caption_files
@@ -37,7 +40,7 @@ from cir_jax.positives.emoji_names import Emoji, by_likeness, captions_of, diffe
 from cir_jax.positives.triplets import TripletSet
 from cir_jax.runtime import progress
 
-VERSION = 1  # of what is written; a folder of another version is written anew
+VERSION = 2  # of what is written; a folder of another version is written anew
 _PER_REFERENCE = 2  # triplets a reference is in at most, like FashionIQ's 18,000 of 12,525
 
 
@@ -64,20 +67,30 @@ def _prepare(root: Path, size: int, seed: int, limit: int) -> Path:
     marker = root / "openmoji.json"
     if marker.is_file() and json.loads(marker.read_text())["made"] == made:
         return root
-    if root.exists() and any(root.iterdir()) and not marker.is_file():
+    if marker.is_file():
+        had = json.loads(marker.read_text())["made"]
+        if had["version"] == VERSION:
+            raise UserError(
+                f"{root} holds the OpenMoji set made with {_said(had)}, and {_said(made)} is "
+                "wanted; give another folder"
+            )
+    elif root.exists() and any(root.iterdir()):
         raise UserError(f"{root} holds other files; give an empty folder for the OpenMoji set")
-    emoji = _named(limit)
-    tested = len(emoji) - int(len(emoji) * 0.95)
-    if tested < SUBSET:
-        few = f"limit={limit} leaves {tested} test images"
-        raise UserError(f"{few}, and a CIRR subset has {SUBSET}; use 120 or more")
     partial = root.with_name(f"{root.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    counts = _write(partial, emoji, size, seed)
+    try:
+        counts = _write(partial, _named(limit), size, seed, limit)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     (partial / marker.name).write_text(json.dumps({"made": made, "counts": counts}, indent=2))
     shutil.rmtree(root, ignore_errors=True)
     partial.rename(root)  # a run that is killed before this line leaves nothing half made
     return root
+
+
+def _said(made: dict[str, int]) -> str:
+    return ", ".join(f"{key}={made[key]}" for key in ("size", "seed", "limit"))
 
 
 def ready(root: str | Path) -> Path:
@@ -165,11 +178,16 @@ def _size(emoji: list[Emoji], kind: str) -> int:
     return min(sum(e.kind == kind for e in emoji), 18)
 
 
-def _write(root: Path, emoji: list[Emoji], size: int, seed: int) -> dict[str, int]:
-    images = root / "fashioniq" / "images"
+def _draw(images: Path, emoji: list[Emoji], size: int) -> list[Emoji]:
+    """Renders into `images`, one file per different picture; those that are left.
+
+    OpenMoji draws some names alike ("artist" and "man artist", flags of territories). Twins would
+    put validation pictures into training, and make a target indistinguishable from another image.
+    """
     images.mkdir(parents=True)
     render = _packages()[1].svg_to_bytes
-    for one in progress.bar(emoji, title="drawing OpenMoji"):
+    kept: dict[bytes, Emoji] = {}
+    for one in progress.bar(sorted(emoji, key=_plainness), title="drawing OpenMoji"):
         # White paper: transparency would be dropped by the RGB conversion and leave black.
         picture = render(
             svg_path=str(_drawings() / f"{one.codes}.svg"),
@@ -178,8 +196,27 @@ def _write(root: Path, emoji: list[Emoji], size: int, seed: int) -> dict[str, in
             background="#ffffff",
             skip_system_fonts=True,
         )
-        (images / f"{one.slug}.png").write_bytes(bytes(picture))
-    counts = {"images": len(emoji)}
+        with Image.open(io.BytesIO(picture := bytes(picture))) as opened:
+            pixels = opened.convert("RGB").tobytes()
+        if kept.setdefault(hashlib.sha256(pixels).digest(), one) is one:
+            (images / f"{one.slug}.png").write_bytes(picture)
+    return sorted(kept.values(), key=lambda e: e.codes)
+
+
+def _plainness(emoji: Emoji) -> tuple:
+    """Of twins the first stays: one that says its gender, and says least beside."""
+    return emoji.gender not in ("man", "woman"), len(emoji.tones), emoji.codes
+
+
+def _write(root: Path, emoji: list[Emoji], size: int, seed: int, limit: int) -> dict[str, int]:
+    images = root / "fashioniq" / "images"
+    named = len(emoji)
+    emoji = _draw(images, emoji, size)
+    tested = len(emoji) - int(len(emoji) * 0.95)
+    if tested < SUBSET:
+        few = f"limit={limit} leaves {tested} test images"
+        raise UserError(f"{few}, and a CIRR subset has {SUBSET}; use 120 or more")
+    counts = {"named": named, "images": len(emoji)}
     rng = random.Random(seed)
     for split, members in _split(emoji, rng).items():
         triplets = _triplets(members, rng)

@@ -61,14 +61,18 @@ def parse(names: dict[str, str]) -> list[Emoji]:
     """Code points -> name, to emoji in the order of their code points."""
     split = {codes: _split(name) for codes, name in names.items()}
     kinds = {kind for kind, gender, _ in split.values() if gender in ("man", "woman")}
-    toned = {kind for kind, _, tones in split.values() if tones}
+    toned = {kind for kind, gender, tones in split.values() if kind and tones and not gender}
+    said = {kind for kind, gender, _ in split.values() if gender == "person"}
     emoji, used = [], Counter()
     for codes in sorted(names):
         kind, gender, tones = split[codes]
-        if not gender and kind in kinds:  # "judge" is the neutral one of "man judge"
+        if not gender and kind in kinds - said:  # "judge" is the neutral one of "man judge"
             gender = "person"
         category = "people" if gender else "hands" if kind in toned else "things"
-        base = _TONE.sub("", names[codes]).strip()
+        if not kind and not gender:  # a swatch: the name is the tone
+            kind, tones = f"{tones[0]} skin tone", ()
+        # Names are cut where tones were, so spaces and marks are put in order.
+        base = " ".join(_TONE.sub(" ", names[codes]).replace(",", " ").split()).strip(" :") or kind
         name = f"{base}: {', '.join(f'{t} skin tone' for t in tones)}" if tones else base
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or codes.lower()
         used[slug] += 1

@@ -23,7 +23,7 @@ from cir_jax.stages import contract as stages
 _FREE = (
     "workdir", "init_from", "epochs", "steps", "max_seconds", "log_every", "mesh", "eval",
     "checkpoint", "model.remat", "model.dtype", "data.root", "data.threads", "data.cache_pixels",
-    "data.generated", "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
+    "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
 )  # fmt: skip
 
 

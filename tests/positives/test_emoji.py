@@ -30,7 +30,8 @@ def digest(folder):
 
 def test_counts(root):
     counts = json.loads((root / "openmoji.json").read_text())["counts"]
-    assert counts["images"] > 3900 and counts["train triplets"] > 3000
+    assert counts["named"] > 3900 and counts["images"] > 3500
+    assert counts["train triplets"] > 3000
     assert counts["val triplets"] > 500 and counts["test triplets"] > 100
     parts = [counts[f"{s} images"] for s in ("train", "val", "test")]
     assert sum(parts) == counts["images"]
@@ -44,6 +45,33 @@ def test_splits_are_disjoint_and_triplets_stay_inside(root):
         seen |= names
         for t in emoji.read(root, split)[0].triplets:
             assert {t.reference, t.target} <= names and t.reference != t.target
+
+
+def test_no_picture_is_twice_in_the_set(root):
+    files = sorted((root / "fashioniq/images").glob("*.png"))
+    pictures = {np.asarray(Image.open(f).convert("RGB")).tobytes() for f in files}
+    counts = json.loads((root / "openmoji.json").read_text())["counts"]
+    assert len(pictures) == len(files) == counts["images"]
+
+
+class EveryPhrasing:
+    """Stands in for a random generator, and draws all there is."""
+
+    def sample(self, population, k):
+        return list(population)
+
+
+def test_a_text_leads_to_one_image_of_the_split(root):
+    """Also among the pairs that were not written: they would be other right answers."""
+    known = {e.slug: e for e in emoji._named(0)}
+    for split in ("train", "val"):
+        names = [n for c in emoji.CATEGORIES for n in emoji.gallery(root, c, split)[0]]
+        answers = {}
+        for group in emoji_names.by_likeness([known[n] for n in names]).values():
+            for a in group:
+                for b in group:
+                    for text in emoji_names.difference(a, b, EveryPhrasing()) or ():
+                        assert answers.setdefault((a.slug, text), b.slug) == b.slug
 
 
 def test_a_text_never_leads_to_two_targets(root):
@@ -100,8 +128,11 @@ def test_a_set_is_made_once_and_a_cut_off_one_again(tmp_path):
     before = (root / "openmoji.json").stat().st_mtime_ns
     assert emoji.prepare(root, size=16, limit=200) == root == emoji.ready(root)
     assert (root / "openmoji.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match=r"made with size=16, seed=0, limit=200, and size=32"):
+        emoji.prepare(root, size=32, limit=200)
     with pytest.raises(UserError, match=r"limit=30 leaves .* test images, and a CIRR subset has 6"):
         emoji.prepare(tmp_path / "small", size=16, limit=30)
+    assert not list(tmp_path.glob("*.partial-*"))
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("keep me")
@@ -137,3 +168,19 @@ def test_names_and_differences():
     assert all("blue" in t for t in say(red, blue))
     assert all("dark" in t for t in say(plain, man))
     assert say(plain, pilot) is None and say(man, red) is None and say(man, man) is None
+
+
+def test_swatches_and_hair_are_not_people():
+    names = {
+        "1": "light skin tone",
+        "2": "person light skin tone",
+        "3": "red hair",
+        "4": "man light skin tone red hair",
+        "5": "person red hair",
+    }
+    swatch, person, hair, man, other = emoji_names.parse(names)
+    assert (swatch.category, swatch.name, swatch.tones) == ("things", "light skin tone", ())
+    assert (hair.category, hair.name, hair.gender) == ("things", "red hair", "")
+    assert (person.gender, man.name) == ("person", "man red hair: light skin tone")
+    assert (other.kind, other.gender, man.kind) == ("red hair", "person", "red hair")
+    assert emoji_names.captions_of(swatch)[0] == "light skin tone"
