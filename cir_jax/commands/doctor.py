@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cir_jax.errors import UserError
+
 HELP = "check a data set: layout, counts, missing and broken images"
 DATASETS = ("fashioniq", "cirr", "folder")
 _SHOWN = 10  # names of a finding that are printed; --json holds all
@@ -29,6 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """Prints what was found; 1 if results would change."""
     from cir_jax.positives import doctor
 
+    if args.threads < 1:
+        raise UserError(f"--threads {args.threads} is below 1; the default is 16")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"--json {args.json}: its folder does not exist; make it first")
     categories = tuple(filter(None, args.categories.split(",")))
     report = doctor.examine(
         args.dataset, args.root, categories, decode=not args.no_decode, threads=args.threads

@@ -19,6 +19,10 @@ from cir_jax.errors import UserError, nearest
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 PADS = ("target", "square", "none")
+# Pillow refuses an image of more than 178,956,970 pixels; a broken header claims as many.
+_UNDECODABLE = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class Preprocess:
@@ -96,6 +100,8 @@ def open_image(source: Any) -> Image.Image:
         raise UserError(
             f"image {name} does not exist; run `cir-jax doctor`, or set data.on_missing=drop"
         ) from None
+    except OSError as error:
+        raise UserError(f"image {name} cannot be read ({error}); correct that file") from None
     if not content:
         raise UserError(
             f"image {name} is empty (0 bytes), as a broken download leaves it; fetch it again"
@@ -103,7 +109,7 @@ def open_image(source: Any) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except _UNDECODABLE as error:
         raise UserError(
             f"image {name} cannot be decoded ({error}); fetch it again, or remove it and set "
             "data.on_missing=drop"

@@ -3,13 +3,14 @@
 
 import json
 import os
-from collections.abc import Iterable
+import re
 from pathlib import Path
 from typing import Any
 
 from cir_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_ENCODING = "utf-8-sig"  # editors on Windows begin a file with a byte order mark
 
 
 def read_json(path: str | Path, expected: type = list) -> Any:
@@ -22,15 +23,15 @@ def read_json(path: str | Path, expected: type = list) -> Any:
     if not path.is_file():
         raise UserError(f"no annotation file {path}; `cir-jax doctor` lists what a data set needs")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        record = path.read_text(encoding="utf-8")[: error.pos].count("{")
-        raise UserError(
-            f"{path} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}, "
-            f"near record {max(record - 1, 0)}; fetch the file again"
-        ) from None
+        text = path.read_text(encoding=_ENCODING)
+        content = json.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); fetch the file again") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            f"{_record_at(text, error.pos)}; fetch the file again"
+        ) from None
     if not isinstance(content, expected):
         raise UserError(
             f"{path} holds a {type(content).__name__} at its top level, expected a "
@@ -49,20 +50,17 @@ def read_lines(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise UserError(f"no file {path}; write one JSON object per line into it")
     records = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{where} is no JSON ({error.msg}, column {error.colno}); correct that line"
-                ) from None
-            if not isinstance(record, dict):
-                raise UserError(f"{where} is a {type(record).__name__}, expected a JSON object")
-            records.append((where, record))
+    with path.open(encoding=_ENCODING) as lines:
+        number = 0
+        try:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    records.append((where, _object(line, where)))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is not UTF-8 text after line {number} ({error}); save it as UTF-8"
+            ) from None
     return records
 
 
@@ -75,17 +73,47 @@ def field(record: dict[str, Any], key: str, where: str) -> Any:
     return record[key]
 
 
-def not_empty(texts: Iterable[str], where: str) -> tuple[str, ...]:
-    """The texts that are not blank.
+def either(record: Any, first: str, second: str) -> str:
+    """The key a record uses where layouts differ: `first` if it has it, else `second`."""
+    return first if isinstance(record, dict) and first in record else second
+
+
+def image_name(record: dict[str, Any], key: str, where: str) -> str:
+    """The image that `record[key]` names.
+
+    Raises:
+      UserError: there is none. A null or "" must not pass: inside the program "" means that there
+        is no such image, and the triplet would train on label -1.
+    """
+    name = field(record, key, where)
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: {key!r} is {name!r}, expected the name of an image")
+    return name
+
+
+def image_names(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """The images that the list `record[key]` names.
+
+    Raises:
+      UserError: it is no list of names.
+    """
+    names = field(record, key, where)
+    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        raise UserError(f"{where}: {key!r} is {names!r}, expected a list of image names")
+    return tuple(names)
+
+
+def not_empty(texts: Any, where: str, blank: bool = False) -> tuple[str, ...]:
+    """The texts that are not blank, of one text or a list of them; with `blank`, all.
 
     Raises:
       UserError: none is left, or one is no text.
     """
-    texts = tuple(texts)
+    texts = tuple(texts) if isinstance(texts, list | tuple) else (texts,)
     wrong = [t for t in texts if not isinstance(t, str)]
     if wrong:
         raise UserError(f"{where}: {wrong[0]!r} is no text")
-    kept = tuple(t for t in texts if t.strip())
+    kept = tuple(t for t in texts if blank or t.strip())
     if not kept:
         raise UserError(f"{where} has no text; remove the record or give it one")
     return kept
@@ -112,3 +140,31 @@ def image_files(folder: str | Path, depth: int = 1) -> dict[str, str]:
         for stem, file in image_files(path, depth - 1).items():
             found.setdefault(stem, file)
     return found
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where} is no JSON ({error.msg}, column {error.colno}); correct that line"
+        ) from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is a {type(record).__name__}, expected a JSON object")
+    return record
+
+
+def _record_at(text: str, position: int) -> str:
+    """Text that says in which record of a JSON list `position` is; "" if it is no list."""
+    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+    if not text.lstrip().startswith("["):
+        return ""
+    end, count = text.index("[") + 1, 0
+    while True:
+        try:
+            _, end = decoder.raw_decode(text, between.match(text, end).end())
+        except ValueError:
+            return f", record {count}"
+        if end > position:
+            return f", record {count}"
+        count += 1

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.errors import UserError
-from cir_jax.positives.annotations import field, not_empty, read_json, read_lines
+from cir_jax.positives.annotations import (
+    either,
+    field,
+    image_name,
+    not_empty,
+    read_json,
+    read_lines,
+)
 from cir_jax.positives.triplets import Triplet, TripletSet
 
 SOURCE = "captions"
@@ -42,7 +49,6 @@ def read(file: str | Path, images_root: str | Path = "") -> list[TripletSet]:
 
 
 def _pair(record: dict[str, Any], where: str) -> tuple[str, str, tuple[str, ...]]:
-    path = field(record, "image_path" if "image_path" in record else "image", where)
-    texts = field(record, "captions" if "captions" in record else "caption", where)
-    texts = not_empty([texts] if isinstance(texts, str) else texts, where)
+    path = image_name(record, either(record, "image_path", "image"), where)
+    texts = not_empty(field(record, either(record, "captions", "caption"), where), where)
     return str(record.get("image_id", path)), path, texts

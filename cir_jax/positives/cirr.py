@@ -3,9 +3,9 @@
 
     cirr/captions/cap.rc2.{train,val,test1}.json       one object per query
     cirr/image_splits/split.rc2.{train,val,test1}.json {name: "./train/34/train-...png"}
-    train/ dev/ test1/                                  the images
+    train/ dev/ test1/                                  the images, or in cirr/img_raw/
 
-The annotations may also lie in captions/ and image_splits/ at the root, as in their repository.
+The root may also be the folder cirr/ itself, which is what their repository is.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Any
 from cir_jax.errors import UserError
 from cir_jax.positives import generated as generated_files
 from cir_jax.positives import records
-from cir_jax.positives.annotations import field, not_empty, read_json
+from cir_jax.positives.annotations import field, image_name, image_names, not_empty, read_json
 from cir_jax.positives.triplets import Triplet, TripletSet
 
 SOURCE = "cirr"
@@ -36,7 +36,7 @@ def read(
     if categories:
         raise UserError(f"CIRR has no categories, got {tuple(categories)}; leave them empty")
     _, paths = gallery(root, split)
-    file = _annotations(root) / "captions" / f"cap.rc2.{split}.json"
+    file = annotation_folder(root) / "captions" / f"cap.rc2.{split}.json"
     triplets = tuple(
         _triplet(record, f"{file} record {number}", split)
         for number, record in enumerate(read_json(file))
@@ -55,16 +55,23 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     Raises:
       UserError: the file is missing or empty.
     """
-    file = _annotations(root) / "image_splits" / f"split.rc2.{split}.json"
-    packed = records.images(root)
-    paths = {n: packed.get(n, str(Path(root) / p)) for n, p in read_json(file, dict).items()}
-    if not paths:
+    file = annotation_folder(root) / "image_splits" / f"split.rc2.{split}.json"
+    listed = read_json(file, dict)
+    for name, path in listed.items():
+        if not isinstance(path, str) or not path:
+            raise UserError(f"{file}: image {name!r} has the path {path!r}; fetch the file again")
+    if not listed:
         raise UserError(f"{file} names no image; fetch it again")
-    return list(paths), paths
+    packed, folder = records.images(root), _image_folder(root, next(iter(listed.values())))
+    return list(listed), {n: packed.get(n, str(folder / p)) for n, p in listed.items()}
 
 
-def _annotations(root: str | Path) -> Path:
-    """The folder that holds captions/ and image_splits/."""
+def annotation_folder(root: str | Path) -> Path:
+    """The folder that holds captions/ and image_splits/.
+
+    Raises:
+      UserError: there is none.
+    """
     for folder in (Path(root) / "cirr", Path(root)):
         if (folder / "captions").is_dir():
             return folder
@@ -75,16 +82,28 @@ def _annotations(root: str | Path) -> Path:
     )
 
 
+def _image_folder(root: str | Path, path: str) -> Path:
+    """The folder that paths of the split files, `path` for one, are relative to."""
+    root, annotations = Path(root), annotation_folder(root)
+    # In turn: beside the annotations, as CLIP4CIR has it; inside them, as their authors have it;
+    # and beside a root that is itself the folder of the annotations.
+    choices = [root, annotations / "img_raw", root / "img_raw"]
+    if annotations == root:
+        choices.append(root.parent)
+    top = Path(path).parts[0]
+    return next((folder for folder in choices if (folder / top).is_dir()), root)
+
+
 def _triplet(record: Any, where: str, split: str) -> Triplet:
-    caption = field(record, "caption", where)
-    texts = not_empty((caption,) if isinstance(caption, str) else caption, where)
-    target = "" if split.startswith("test") else field(record, "target_hard", where)
+    # Verbatim even if blank: test1 has such a query, and its server wants an answer to every one.
+    texts = not_empty(field(record, "caption", where), where, blank=True)
+    target = "" if split.startswith("test") else image_name(record, "target_hard", where)
     return Triplet(
-        field(record, "reference", where),
+        image_name(record, "reference", where),
         target,
         texts[:1],
         texts[0],
         SOURCE,
         str(field(record, "pairid", where)),
-        members=tuple(field(field(record, "img_set", where), "members", where)),
+        members=image_names(field(record, "img_set", where), "members", where),
     )

@@ -4,6 +4,7 @@
 Official numbers are counts of the published annotation files of FashionIQ and CIRR.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ FASHIONIQ = {
 FASHIONIQ_ENTRIES, FASHIONIQ_IDS, FASHIONIQ_TRAIN_IMAGES = 77_683, 74_381, 25_136
 # split -> (queries, images)
 CIRR = {"train": (28_225, 16_939), "val": (4_181, 2_297), "test1": (4_148, 2_315)}
+_OUTSIDE = "named by a triplet but not by its split"
 
 
 def examine(
@@ -53,92 +55,129 @@ def examine(
         "problems": [],
     }  # fmt: skip
     look = {"fashioniq": _fashioniq, "cirr": _cirr, "folder": _folder}[dataset]
-    paths, listed, triplets = look(report, root, categories)
-    _check_triplets(report, listed, triplets)
+    report["images"][_OUTSIDE] = outside = []
+    paths = look(report, root, categories)
+    if outside:
+        report["problems"].append(f"{len(outside):,} names in triplets are not in their split")
     _check_images(report, inspect_images(paths, decode, threads))
     return report
 
 
-def _fashioniq(report: dict, root: Any, categories: Sequence[str]) -> tuple:
-    listed: set[str] = set()
+def _fashioniq(report: dict, root: Any, categories: Sequence[str]) -> dict[str, Any]:
+    found = _fashioniq_categories(root, categories)
+    listed: dict[str, None] = {}
     triplets: list[Triplet] = []
-    entries, official = 0, True
-    splits = [s for s in ("train", "val", "test") if _has_split(root, s)]
-    if not splits:
-        fashioniq.find_categories(root, "train")  # raises, and says what is expected where
-    for split in splits:
-        for category in fashioniq.find_categories(root, split, categories):
-            numbers = FASHIONIQ.get(category)
-            official &= numbers is not None
-            at = ("train", "val", "test").index(split) * 2
-            found = fashioniq.read(root, split, (category,))[0].triplets
-            names, _ = fashioniq.gallery(root, category, split)
-            for what, count, number in (
-                ("triplets", len(found), numbers and numbers[at]),
-                ("images", len(names), numbers and numbers[at + 1]),
-            ):
-                _count(report, f"{category} {split} {what}", count, number)
-            triplets += found
-            listed |= set(names)
+    entries, every = 0, found == list(fashioniq.CATEGORIES) and not categories
+    whole = every
+    for split, column in (("train", 0), ("val", 2), ("test", 4)):
+        for category in found:
+            files = (fashioniq.caption_file, fashioniq.split_file)
+            if not _complete(report, split, [file(root, category, split) for file in files]):
+                whole = False
+                continue
+            official = FASHIONIQ.get(category, (None,) * 6)[column : column + 2]
+            queries = fashioniq.read_category(root, category, split)
+            names = fashioniq.split_names(root, category, split)
+            _count(report, f"{category} {split} triplets", len(queries), official[0])
+            _count(report, f"{category} {split} images", len(names), official[1])
+            _check_triplets(report, names, queries)
+            triplets += queries if split == "train" else []
+            listed |= dict.fromkeys(names)
             entries += len(names)
-    whole = official and len(splits) == 3 and not categories
+    train = {n for t in triplets for n in (t.reference, t.target)}
     _count(report, "entries of all splits", entries, FASHIONIQ_ENTRIES if whole else None)
     _count(report, "different images", len(listed), FASHIONIQ_IDS if whole else None)
+    official = FASHIONIQ_TRAIN_IMAGES if every else None
+    _count(report, "images of train triplets", len(train), official)
     if whole:
         report["notes"].append(
             f"the official splits hold {FASHIONIQ_ENTRIES:,} entries but {FASHIONIQ_IDS:,} "
             f"different images, so {FASHIONIQ_IDS:,} files are a complete set"
         )
-    train = {n for t in triplets if t.target for n in (t.reference, t.target)}
-    report["notes"].append(f"{len(train):,} images are named by triplets with a target")
-    found = fashioniq.locate(root)
-    return {n: found.get(n, f"{root}/images/{n}.png") for n in sorted(listed)}, listed, triplets
+    there = fashioniq.locate(root)
+    _describe_images(report, root, there)
+    return {n: there.get(n, f"{root}/images/{n}.png") for n in listed}
+
+
+def _fashioniq_categories(root: Any, wanted: Sequence[str]) -> list[str]:
+    """What to look for: `wanted`, or all official ones if any is there, or what is there."""
+    splits = [s for s in ("train", "val", "test") if _has_split(root, s)] or ["train"]
+    found = {c for s in splits for c in fashioniq.find_categories(root, s)}
+    unknown = [c for c in wanted if c not in found]
+    if unknown:
+        fashioniq.find_categories(root, splits[0], unknown)  # raises, and lists what exists
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    return list(fashioniq.CATEGORIES) if found & set(fashioniq.CATEGORIES) else sorted(found)
 
 
 def _has_split(root: Any, split: str) -> bool:
     return any((Path(root) / "captions").glob(f"cap.*.{split}.json"))
 
 
-def _cirr(report: dict, root: Any, categories: Sequence[str]) -> tuple:
-    paths: dict[str, str] = {}
-    triplets: list[Triplet] = []
-    seen = False
+def _cirr(report: dict, root: Any, categories: Sequence[str]) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    folder = cirr.annotation_folder(root)
     for split, (queries, images) in CIRR.items():
-        try:
-            found, (names, files) = cirr.read(root, split, categories), cirr.gallery(root, split)
-        except UserError as error:
-            if "no annotation file" not in str(error):
-                raise
-            report["notes"].append(f"split {split} is not there: {error}")
+        files = [
+            folder / "captions" / f"cap.rc2.{split}.json",
+            folder / "image_splits" / f"split.rc2.{split}.json",
+        ]
+        if not _complete(report, split, files):
             continue
-        seen = True
-        _count(report, f"{split} queries", len(found[0].triplets), queries)
+        triplets = cirr.read(root, split, categories)[0].triplets
+        names, found = cirr.gallery(root, split)
+        _count(report, f"{split} queries", len(triplets), queries)
         _count(report, f"{split} images", len(names), images)
-        triplets += found[0].triplets
-        paths |= files
-    if not seen:
-        cirr.read(root, "train")
-    return paths, set(paths), triplets
+        _check_triplets(report, names, triplets)
+        blank = [t.query_id for t in triplets if not t.eval_text.strip()]
+        if blank:
+            report["notes"].append(
+                f"{len(blank)} {split} query without a text, used as it is: pair {', '.join(blank)}"
+            )
+        paths |= found
+    if not paths:
+        raise UserError(f"no split of CIRR is complete in {folder}: {report['problems'][0]}")
+    return paths
 
 
-def _folder(report: dict, root: Any, categories: Sequence[str]) -> tuple:
-    triplets: list[Triplet] = []
+def _complete(report: dict, split: str, files: Sequence[Path]) -> bool:
+    """Whether all files of a split are there. Test splits may be absent, but not in part."""
+    lost = [str(file) for file in files if not file.is_file()]
+    if lost and len(lost) == len(files) and split.startswith("test"):
+        report["notes"].append(f"no {split} split: {', '.join(lost)}")
+    else:
+        report["problems"] += [f"no annotation file {file}; fetch it" for file in lost]
+    return not lost
+
+
+def _describe_images(report: dict, root: Any, found: Mapping[str, Any]) -> None:
+    """Notes how the images lie."""
+    if not found or not all(isinstance(path, str) for path in found.values()):
+        report["notes"].append(f"{len(found):,} images, packed" if found else "no image at all")
+        return
+    folders = {os.path.dirname(os.path.relpath(path, root)) for path in found.values()}
+    suffixes = {os.path.splitext(path)[1] for path in found.values()}
+    shown = ", ".join(sorted(folders)[:5]) + (", ..." if len(folders) > 5 else "")
+    report["notes"].append(f"{len(found):,} images ({', '.join(sorted(suffixes))}) in {shown}")
+
+
+def _folder(report: dict, root: Any, categories: Sequence[str]) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     files = [s for s in ("train", "val") if (Path(root) / f"{s}.jsonl").is_file()]
     if not files:
         raise UserError(f"neither train.jsonl nor val.jsonl in {root}; write one of them")
     for split in files:
         sets = folder.read(root, split, categories)
-        found = [t for one in sets for t in one.triplets]
-        _count(report, f"{split} triplets", len(found), None)
-        triplets += found
+        _count(report, f"{split} triplets", sum(len(one.triplets) for one in sets), None)
         for one in sets:
             paths |= one.paths
         if split == "val":
             names, more = folder.gallery(root, split)
             _count(report, "gallery images", len(names), None)
             paths |= more
-    return paths, set(paths), triplets
+            _check_triplets(report, names, [t for one in sets for t in one.triplets], queries=False)
+    return paths
 
 
 def _count(report: dict, what: str, found: int, official: int | None) -> None:
@@ -150,16 +189,18 @@ def _count(report: dict, what: str, found: int, official: int | None) -> None:
         )
 
 
-def _check_triplets(report: dict, listed: set[str], triplets: list[Triplet]) -> None:
+def _check_triplets(
+    report: dict, listed: Sequence[str], triplets: Sequence[Triplet], queries: bool = True
+) -> None:
+    """Finds names that the split of the triplets does not list; only targets without `queries`."""
+    known = set(listed)
     lost = [
         f"{t.query_id} ({name})"
         for t in triplets
-        for name in (t.reference, t.target)
-        if name and name not in listed
+        for name in ((t.reference, t.target, *t.members) if queries else (t.target,))
+        if name and name not in known
     ]
-    report["images"]["named by a triplet but in no split"] = lost
-    if lost:
-        report["problems"].append(f"{len(lost):,} triplet images are in no split file")
+    report["images"][_OUTSIDE] += dict.fromkeys(lost)
 
 
 def _check_images(report: dict, findings: Findings) -> None:

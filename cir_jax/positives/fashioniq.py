@@ -17,7 +17,7 @@ from typing import Any
 from cir_jax.errors import UserError, nearest
 from cir_jax.positives import generated as generated_files
 from cir_jax.positives import records
-from cir_jax.positives.annotations import field, image_files, not_empty, read_json
+from cir_jax.positives.annotations import field, image_files, image_name, not_empty, read_json
 from cir_jax.positives.triplets import Triplet, TripletSet
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -39,15 +39,52 @@ def read(
     paths = locate(root)
     triplets: list[Triplet] = []
     for category in find_categories(root, split, categories):
-        file = Path(root) / "captions" / f"cap.{category}.{split}.json"
-        for number, record in enumerate(read_json(file)):
-            triplets.append(_triplet(record, category, number, f"{file} record {number}", split))
+        triplets += read_category(root, category, split)
     if not triplets:
         raise UserError(f"FashionIQ split {split!r} in {root} is empty; choose another split")
     sets = [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
     if generated:
-        sets.append(generated_files.read(generated, paths, root, llm_captions))
+        # An image that a split lists is known, even if its file is lost: on_missing decides then.
+        known = {n: _expected(root, n) for n in _listed(root, split)} | paths
+        sets.append(generated_files.read(generated, known, root, llm_captions))
     return sets
+
+
+def read_category(root: str | Path, category: str, split: str) -> list[Triplet]:
+    """The annotated triplets of one category; no image is looked for.
+
+    Raises:
+      UserError: the file or a field is missing.
+    """
+    file = caption_file(root, category, split)
+    return [
+        _triplet(record, category, number, f"{file} record {number}", split)
+        for number, record in enumerate(read_json(file))
+    ]
+
+
+def split_names(root: str | Path, category: str, split: str) -> list[str]:
+    """The entries of a category's split file, as they are listed.
+
+    Raises:
+      UserError: the file is missing or malformed.
+    """
+    file = split_file(root, category, split)
+    names = read_json(file)
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{file} record {number} is {name!r}, expected the name of an image")
+    return names
+
+
+def caption_file(root: str | Path, category: str, split: str) -> Path:
+    """Where the annotated triplets of a category lie."""
+    return Path(root) / "captions" / f"cap.{category}.{split}.json"
+
+
+def split_file(root: str | Path, category: str, split: str) -> Path:
+    """Where the image names of a category lie."""
+    return Path(root) / "image_splits" / f"split.{category}.{split}.json"
 
 
 def gallery(
@@ -68,10 +105,10 @@ def gallery(
     if kind not in ("full", "val"):
         raise UserError(f"eval.gallery={kind!r} is unknown; use full or val")
     if kind == "full":
-        file = Path(root) / "image_splits" / f"split.{category}.{split}.json"
-        names = list(dict.fromkeys(read_json(file)))
+        names = list(dict.fromkeys(split_names(root, category, split)))
     else:
-        triplets = read(root, split, (category,))[0].triplets
+        find_categories(root, split, (category,))
+        triplets = read_category(root, category, split)
         names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target) if n))
     if not names:
         raise UserError(f"the gallery of {category!r}, split {split!r} in {root} is empty")
@@ -101,7 +138,7 @@ def find_categories(root: str | Path, split: str, wanted: Sequence[str] = ()) ->
                 f"{nearest(category, found)}"
             )
     official = [c for c in CATEGORIES if c in found]
-    return list(wanted) or official or found
+    return list(dict.fromkeys(wanted)) or official or found
 
 
 def locate(root: str | Path) -> dict[str, Any]:
@@ -131,9 +168,9 @@ def _triplet(record: Any, category: str, number: int, where: str, split: str) ->
         raise UserError(f"{where} has captions {captions!r}; FashionIQ has two per triplet")
     not_empty(captions, where)
     texts = not_empty(join(captions), where)
-    target = record.get("target", "") if split == "test" else field(record, "target", where)
+    target = "" if split == "test" else image_name(record, "target", where)
     return Triplet(
-        field(record, "candidate", where),
+        image_name(record, "candidate", where),
         target,
         texts,
         texts[0],
@@ -147,6 +184,12 @@ def _known(triplets: list[Triplet], paths: dict[str, str], root: str | Path) -> 
     """A path for every name; where no file is found, the one that was expected."""
     names = {n for t in triplets for n in (t.reference, t.target) if n}
     return {n: paths.get(n, _expected(root, n)) for n in names}
+
+
+def _listed(root: str | Path, split: str) -> list[str]:
+    """Names in the split files that are there, of all categories."""
+    files = sorted((Path(root) / "image_splits").glob(f"split.*.{split}.json"))
+    return [name for file in files for name in split_names(root, file.name.split(".")[1], split)]
 
 
 def _expected(root: str | Path, name: str) -> str:

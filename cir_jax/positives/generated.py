@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cir_jax.positives.annotations import field, not_empty, read_json
+from cir_jax.errors import UserError
+from cir_jax.positives.annotations import either, field, image_name, not_empty, read_json
 from cir_jax.positives.triplets import Triplet, TripletSet
 
 SOURCE = "generated"
@@ -28,25 +29,25 @@ def read(
       llm_captions: use the record's `llm_caption` instead of its template texts.
 
     Raises:
-      UserError: a record lacks a field or a text; the file and the record are named.
+      UserError: a record lacks a field or a text (the file and the record are named), or there is
+        no record.
     """
     file = Path(file) if Path(file).is_file() else Path(root) / file
     triplets, used = [], {}
     for number, record in enumerate(read_json(file)):
         where = f"{file} record {number}"
-        reference = field(record, "candidate" if "candidate" in record else "reference", where)
-        target = field(record, "target_hard" if "target_hard" in record else "target", where)
+        reference = image_name(record, either(record, "candidate", "reference"), where)
+        target = image_name(record, either(record, "target_hard", "target"), where)
         for name in (reference, target):
             if name in paths:
                 used[name] = paths[name]
             elif "reference_name" in record:  # out-of-domain: names are paths
                 used[name] = str(Path(root) / name)
-        if llm_captions:
-            texts = (field(record, "llm_caption", where),)
-        else:
-            texts = field(record, "captions" if "captions" in record else "caption", where)
-        texts = not_empty((texts,) if isinstance(texts, str) else texts, where)
+        key = "llm_caption" if llm_captions else either(record, "captions", "caption")
+        texts = not_empty(field(record, key, where), where)
         triplets.append(
             Triplet(reference, target, texts, texts[0], SOURCE, f"{file.name}/{number}")
         )
+    if not triplets:
+        raise UserError(f"{file} holds no triplet; make it anew, or set data.generated to nothing")
     return TripletSet(SOURCE, tuple(triplets), used)

@@ -62,11 +62,10 @@ class ImageTable:
             all-zero bank rows, a constant negative.
 
         Raises:
-          UserError: a triplet names an image that has no path, or is not in `optimized`.
+          UserError: a triplet names an image that has no path, or is not in `optimized`; or two
+            sets call two files by one name.
         """
-        paths: dict[str, Any] = {}
-        for one in sets:
-            paths |= one.paths
+        paths = _merged(sets)
         group = _groups(optimized) if optimized else None
         names: list[str] = []
         row_of: dict[str, int] = {}
@@ -119,6 +118,19 @@ class ImageTable:
         for name, row in sorted(self.row_of.items()):
             digest.update(f"{name}\t{row}\n".encode())
         return digest.hexdigest()
+
+
+def _merged(sets: Sequence[TripletSet]) -> dict[str, Any]:
+    """The paths of all sets."""
+    paths: dict[str, Any] = {}
+    for one in sets:
+        for name, path in one.paths.items():
+            if paths.setdefault(name, path) != path:
+                raise UserError(
+                    f"image {name!r} is {paths[name]} and, in {one.name}, {path}; one name cannot "
+                    "be two images: rename one of them"
+                )
+    return paths
 
 
 def _groups(path: str) -> dict[str, int]:

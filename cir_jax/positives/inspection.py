@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ class Findings:
 def inspect_images(paths: Mapping[str, Any], decode: bool = True, threads: int = 16) -> Findings:
     """Looks at every image of `paths` (name -> file).
 
-    Two images are duplicates if they decode to the same mode, size and pixels; only hashes are
+    Two images are duplicates if they decode to the same mode, size and colours; only hashes are
     kept. Without `decode`, files are only asked for their size.
     """
     findings = Findings(images=len(paths))
@@ -99,10 +100,12 @@ def _look(path: Any, decode: bool) -> tuple[str, bytes]:
     """(what is wrong or "", hash of the decoded image or b"")."""
     if isinstance(path, str):
         try:
-            size = os.stat(path).st_size
+            found = os.stat(path)
         except OSError:
             return "missing", b""
-        if size == 0:
+        if not stat.S_ISREG(found.st_mode):
+            return "undecodable", b""
+        if found.st_size == 0:
             return "empty", b""
     if not decode:
         return "", b""
@@ -110,6 +113,8 @@ def _look(path: Any, decode: bool) -> tuple[str, bytes]:
         image = open_image(path)
     except UserError:
         return "undecodable", b""
+    if image.palette:
+        image = image.convert("RGBA")  # its own pixels are numbers of colours, not colours
     digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
     digest.update(image.tobytes())
     return "", digest.digest()

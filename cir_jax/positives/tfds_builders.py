@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from cir_jax.errors import UserError
-from cir_jax.positives import annotations, cirr, fashioniq, records
+from cir_jax.positives import cirr, fashioniq, records
+from cir_jax.positives.annotations import image_files
 from cir_jax.positives.inspection import inspect_images
 
 VERSION = tfds.core.Version("1.0.0")
@@ -68,13 +69,13 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
                 "members": list(t.members),
             }  # fmt: skip
 
+    @abc.abstractmethod
     def has(self, split: str) -> bool:
-        """True if the split is on disk."""
-        try:
-            self.read(split)
-        except UserError:
-            return False
-        return True
+        """True if the split is on disk; a malformed one is, and fails where it is read."""
+
+    @abc.abstractmethod
+    def annotations(self) -> Path:
+        """The folder that holds captions/ and image_splits/."""
 
     @abc.abstractmethod
     def read(self, split: str) -> tuple:
@@ -90,19 +91,35 @@ class FashionIq(_Builder):
 
     splits = ("train", "val", "test")
 
+    def has(self, split: str) -> bool:
+        """True if any category has it."""
+        return any((self.root / "captions").glob(f"cap.*.{split}.json"))
+
+    def annotations(self) -> Path:
+        """The root."""
+        return self.root
+
     def read(self, split: str) -> tuple:
         """All categories, one after the other."""
         return fashioniq.read(self.root, split)[0].triplets
 
     def paths(self) -> dict[str, Any]:
         """The images folder, which may hold more than the splits name."""
-        return annotations.image_files(self.root / "images")
+        return image_files(self.root / "images")
 
 
 class Cirr(_Builder):
     """CIRR; see `cir_jax.positives.cirr` for the layout."""
 
     splits = ("train", "val", "test1")
+
+    def has(self, split: str) -> bool:
+        """True if it has captions."""
+        return (self.annotations() / "captions" / f"cap.rc2.{split}.json").is_file()
+
+    def annotations(self) -> Path:
+        """cirr/, or the root."""
+        return cirr.annotation_folder(self.root)
 
     def read(self, split: str) -> tuple:
         """The split's triplets."""
@@ -150,9 +167,10 @@ def pack(dataset: str, root: str | Path, out: str | Path) -> Path:
         )
     for builder in builders.values():
         builder.download_and_prepare()
-    for name in ("captions", "image_splits", "cirr"):
-        if (root / name).is_dir():
-            shutil.copytree(root / name, out / name, dirs_exist_ok=True)
+    source = builders["images"].annotations()
+    for name in ("captions", "image_splits"):  # not all of the folder, it may hold the images too
+        if (source / name).is_dir():
+            shutil.copytree(source / name, out / source.relative_to(root) / name)
     folder = Path(builders["images"].data_dir).relative_to(store)
     index = {"folder": folder.as_posix(), "names": sorted(paths)}
     (store / records.INDEX).write_text(json.dumps(index))  # last: without it nothing is packed

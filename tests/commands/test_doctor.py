@@ -43,10 +43,76 @@ def test_damaged_fashioniq(tmp_path, capsys):
     assert found["missing"] == ["B0000"] and found["empty (0 bytes)"] == ["B0001"]
     assert found["undecodable"] == ["B0002"]
     assert found["pixel-identical groups"] == ["B0003 = B0004"]
-    assert found["named by a triplet but in no split"] == ["round/0 (B9999)"]
+    assert found["named by a triplet but not by its split"] == ["round/0 (B9999)"]
     assert "missing: 1: B0000" in capsys.readouterr().out
     assert main(["doctor", "fashioniq", str(root), "--no-decode"]) == 1
     assert "undecodable" not in capsys.readouterr().out
+
+
+def test_a_split_without_one_of_its_files(tmp_path, capsys):
+    root = runs.write_cirr(tmp_path)
+    lost = root / "cirr/image_splits/split.rc2.val.json"
+    lost.unlink()
+    found = doctor.examine("cirr", root, decode=False)
+    assert f"no annotation file {lost}; fetch it" in found["problems"]
+    assert "val queries" not in {row["what"] for row in found["counts"]}
+    for file in root.glob("cirr/*/*test1*"):
+        file.unlink()
+    found = doctor.examine("cirr", root, decode=False)
+    assert any(note.startswith("no test1 split") for note in found["notes"])
+    assert not any("test1" in problem for problem in found["problems"])
+    for file in root.glob("cirr/image_splits/*"):
+        file.unlink()
+    assert main(["doctor", "cirr", str(root)]) == 2
+    assert "no split of CIRR is complete in" in capsys.readouterr().err
+
+
+def test_every_missing_file_of_fashioniq_is_listed(tmp_path):
+    root = runs.write_fashioniq(tmp_path)  # dress and shirt: toptee is missing altogether
+    (root / "image_splits/split.dress.val.json").unlink()
+    found = doctor.examine("fashioniq", root, decode=False)
+    for name in ("split.dress.val", "cap.toptee.train", "split.toptee.train", "cap.toptee.val"):
+        assert any(f"{name}.json; fetch it" in problem for problem in found["problems"]), name
+    mine = doctor.examine("fashioniq", root, ("shirt",), decode=False)
+    assert not any("annotation file" in problem for problem in mine["problems"])
+    assert main(["doctor", "fashioniq", str(root), "--categories", "skirt"]) == 2
+
+
+def test_a_triplet_is_looked_for_in_its_own_split(tmp_path):
+    root = runs.write_fashioniq(tmp_path, categories=("round", "square"))
+    runs.dump(root / "image_splits/split.round.val.json", ["B0001"])  # "square" lists all the same
+    found = doctor.examine("fashioniq", root, decode=False)
+    outside = found["images"]["named by a triplet but not by its split"]
+    assert outside and all(name.startswith("round/") for name in outside)
+    assert any("names in triplets are not in their split" in p for p in found["problems"])
+
+
+def test_folder_gallery_without_a_target(tmp_path):
+    for name in "abc":
+        runs.write_image(tmp_path / "images" / f"{name}.png", (1, 200, 3), seed=ord(name))
+    (tmp_path / "val.jsonl").write_text('{"reference": "a", "target": "b", "text": "x"}')
+    (tmp_path / "gallery.txt").write_text("c\n")
+    found = doctor.examine("folder", tmp_path)
+    assert found["images"]["named by a triplet but not by its split"] == [
+        f"{tmp_path}/val.jsonl:1 (b.png)"
+    ]
+
+
+def test_a_blank_text_of_cirr_is_told(tmp_path):
+    root = runs.write_cirr(tmp_path)
+    file = root / "cirr/captions/cap.rc2.test1.json"
+    records = json.loads(file.read_text())
+    runs.dump(file, [records[0] | {"caption": " "}, *records[1:]])
+    notes = doctor.examine("cirr", root, decode=False)["notes"]
+    assert any("1 test1 query without a text, used as it is: pair 100" in n for n in notes)
+
+
+def test_flags_are_checked_before_the_images(tmp_path, capsys):
+    root = str(runs.write_fashioniq(tmp_path))
+    assert main(["doctor", "fashioniq", root, "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert "its folder does not exist; make it first" in capsys.readouterr().err
+    assert main(["doctor", "fashioniq", root, "--threads", "0"]) == 2
+    assert "--threads 0 is below 1" in capsys.readouterr().err
 
 
 def test_official_numbers_add_up():

@@ -103,10 +103,10 @@ def test_folder(tmp_path):
     (tmp_path / "val.jsonl").write_text(json.dumps(lines[1]))
     mine, other = folder.read(tmp_path)
     assert mine.name == "mine" and mine.triplets[0].texts == ("in red", "red")
-    assert other.triplets[0].query_id == "q7" and other.paths["c"].endswith("images/c.png")
-    assert folder.gallery(tmp_path)[0] == ["c", "a"]
+    assert other.triplets[0].query_id == "q7" and other.paths["c.png"].endswith("images/c.png")
+    assert folder.gallery(tmp_path)[0] == ["c.png", "a.jpg"]
     (tmp_path / "gallery.txt").write_text("a\n\nsub/b\n")
-    assert folder.gallery(tmp_path)[0] == ["a", "sub/b"]
+    assert folder.gallery(tmp_path)[0] == ["a.jpg", "sub/b.png"]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_annotation_errors(fiq, pairs, tmp_path):
     file = fiq / "captions/cap.dress.train.json"
     good = json.loads(file.read_text())
     file.write_text('[{"candidate": "a", "target": "b"}, {"candidate" "c"}]')
-    with pytest.raises(UserError, match=r"cap.dress.train.json is no JSON: .* near record 1"):
+    with pytest.raises(UserError, match=r"cap.dress.train.json is no JSON: .*, record 1; fetch"):
         fashioniq.read(fiq)
     runs.dump(file, [{"candidate": "a", "target": "b", "captions": ["one"]}])
     with pytest.raises(UserError, match=r"cap.dress.train.json record 0 has captions \['one'\]"):

@@ -64,3 +64,20 @@ def test_errors(tmp_path):
     (root / "images" / "B0001.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"1 of 24 images of .* cannot be packed: B0001; run `cir-"):
         tfds_builders.pack("fashioniq", root, tmp_path / "out")
+
+
+def test_a_malformed_split_is_not_left_out(tmp_path):
+    root = runs.write_cirr(tmp_path / "root")
+    (root / "cirr/captions/cap.rc2.val.json").write_text("[{]")
+    with pytest.raises(UserError, match=r"cap.rc2.val.json is no JSON"):
+        tfds_builders.pack("cirr", root, tmp_path / "out")
+
+
+def test_images_inside_the_annotations_are_not_copied(tmp_path):
+    root = runs.write_cirr(tmp_path / "root")
+    for name in ("train", "dev", "test1"):
+        (root / "cirr/img_raw").mkdir(exist_ok=True)
+        (root / name).rename(root / "cirr/img_raw" / name)
+    out = tfds_builders.pack("cirr", root, tmp_path / "out")
+    assert not list(out.rglob("*.png"))
+    assert not inspect_images(cirr.read(out, "val")[0].paths).unusable()
