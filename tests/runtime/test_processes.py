@@ -38,10 +38,13 @@ def launch(*arguments, env=()):
     )
 
 
-@pytest.mark.parametrize("model, stage", [("cross_attention", 1), ("sprc_shaped", 2)])
+@pytest.mark.parametrize(
+    "model, stage", [("cross_attention", 0), ("cross_attention", 1), ("sprc_shaped", 2)]
+)
 def test_two_processes_equal_one(model, stage, tmp_path):
     root = runs.write_fashioniq(tmp_path / "data")
-    alone = runs.tiny(tmp_path / "one", root, "steps=3", stage=stage, model=model)
+    captions = f"data.captions={runs.write_captions(root)}"
+    alone = runs.tiny(tmp_path / "one", root, "steps=3", captions, stage=stage, model=model)
     results = train.train(alone)
     changes = configs.to_json(alone)
     file = tmp_path / "same.py"
