@@ -2,25 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 # Trains on a Slurm cluster: one process per GPU, found by jax through Slurm's own variables.
 #
-# usage: bash launch/slurm_gpu.sh [--nodes N] [--gpus GPUS_PER_NODE] [--time HH:MM:SS]
-#                                 [--partition NAME] [--dry-run] --config NAME[:ARG] [--set k=v ...]
-# The checkout and its .venv (made by launch/local_gpu.sh or pip install '.[cuda]') must lie on a
+# usage: bash launch/slurm_gpu.sh [--nodes N] [--gpus GPUS_PER_NODE] [--cpus CPUS_PER_GPU]
+#                                 [--time HH:MM:SS] [--partition NAME] [--account NAME] [--dry-run]
+#                                 --config NAME[:ARG] [--set key=value ...]
+# The checkout and its .venv (made by launch/local_gpu.sh or pip install -e '.[cuda]') must lie on a
 # file system that all nodes see, and so must workdir. A job that is requeued resumes.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-nodes=1 gpus=8 time=24:00:00 partition="" flags=()
+nodes=1 gpus=8 cpus=8 time=24:00:00 partition="" account="" flags=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --nodes | --gpus | --time | --partition)
+    --nodes | --gpus | --cpus | --time | --partition | --account)
       [ $# -ge 2 ] || fail "$1 needs a value"
       printf -v "${1#--}" '%s' "$2"
       shift
       ;;
     --dry-run) DRY_RUN=1 ;;
     --help | -h)
-      sed -n '3,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+      sed -n '3,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
     --config | --set)
@@ -28,13 +29,24 @@ while [ $# -gt 0 ]; do
       flags+=("$1" "$2")
       shift
       ;;
+    --config.*=*) flags+=("$1") ;;
     *) fail "unknown flag $1; see --help" ;;
   esac
   shift
 done
 [ ${#flags[@]} -gt 0 ] || fail "no --config given; see --help"
+for number in "$nodes" "$gpus" "$cpus"; do
+  [[ "$number" =~ ^[1-9][0-9]*$ ]] || fail "'$number' is no number above 0"
+done
+need sbatch "run this on a login node of a Slurm cluster"
+[ "$DRY_RUN" = 1 ] || [ -x "$VENV/bin/cir-jax" ] ||
+  fail "no cir-jax in $VENV; install it there first: pip install -e '.[cuda]'"
+
 command=$(printf '%q ' "$VENV/bin/cir-jax" train "${flags[@]}")
 options=(--job-name cir_jax --nodes "$nodes" --ntasks-per-node "$gpus" --gpus-per-node "$gpus"
-  --time "$time" --requeue --signal TERM@120)
+  --cpus-per-task "$cpus" --time "$time" --requeue --signal TERM@120)
 [ -z "$partition" ] || options+=(--partition "$partition")
-execute sbatch "${options[@]}" --wrap "CIR_JAX_DISTRIBUTED=auto srun --kill-on-bad-exit=1 $command"
+[ -z "$account" ] || options+=(--account "$account")
+# Since Slurm 22.05 srun does not take --cpus-per-task from sbatch; one CPU starves the decoding.
+execute sbatch "${options[@]}" \
+  --wrap "CIR_JAX_DISTRIBUTED=auto srun --cpus-per-task $cpus --kill-on-bad-exit=1 $command"

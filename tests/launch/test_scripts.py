@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every launch script: shellcheck, --help, --dry-run, bad flags, and runs against stand-ins."""
+"""Every launch script: shellcheck, --help, --dry-run and bad flags."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parents[2]
-LAUNCH = HERE / "launch"
+from tests.launch.calls import HERE, LAUNCH, call, program
+
 SCRIPTS = sorted(p.name for p in LAUNCH.glob("*.sh") if p.name != "environment.sh")
 DRY = {
     "demo.sh": ["--seeds", "3"],
@@ -20,16 +19,6 @@ DRY = {
     "tpu_pod.sh": None,  # takes the flag after its action
 }
 POD = ["--name", "my-pod", "--zone", "us-central1-a"]
-
-
-def call(script, *arguments, **environment):
-    return subprocess.run(
-        ["bash", str(LAUNCH / script), *arguments],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def test_all_scripts_are_known():
@@ -47,6 +36,7 @@ def test_shellcheck():
 def test_help(script):
     done = call(script, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and not done.stderr
+    assert "shellcheck" not in done.stdout and "set -e" not in done.stdout  # the comment, no more
 
 
 @pytest.mark.parametrize("script", [s for s in SCRIPTS if DRY[s] is not None])
@@ -66,13 +56,17 @@ def test_dry_run_prints_and_changes_nothing(script, tmp_path):
         ("local_gpu.sh", [], "no --config given"),
         ("local_gpu.sh", ["--config"], "--config needs a value"),
         ("slurm_gpu.sh", ["--node", "2"], "unknown flag --node"),
+        ("slurm_gpu.sh", ["--gpus", "all", "--config", "x"], "'all' is no number above 0"),
         ("local_processes.sh", [], "no command of cir-jax given"),
         ("local_processes.sh", ["--processes", "0", "train"], "'0' is no number above 0"),
         ("local_processes.sh", ["--frobnicate", "train"], "unknown flag --frobnicate"),
         ("tpu_pod.sh", ["launch", *POD], "unknown action launch; there are: create install"),
         ("tpu_pod.sh", ["create", "--name", "x"], "--zone is missing"),
+        ("tpu_pod.sh", ["create", *POD, "--tpye", "v4-8"], "unknown flag --tpye"),
+        ("tpu_pod.sh", ["create", *POD, "--type", "v9-8", "--dry-run"], "no runtime is known"),
         ("tpu_pod.sh", ["start", *POD], "start needs a command after --"),
         ("tpu_pod.sh", ["mount", *POD, "--dry-run"], "mount needs --bucket NAME"),
+        ("tpu_pod.sh", ["mount", *POD, "--dry-run", "--bucket", "a;b"], "is no name of a bucket"),
     ],
 )
 def test_bad_flags(script, arguments, message):
@@ -80,89 +74,65 @@ def test_bad_flags(script, arguments, message):
     assert done.returncode == 2 and message in done.stderr
 
 
-def test_no_python(tmp_path):
-    done = call(
-        "demo.sh", "--dry-run", PATH="/usr/bin-none:/bin", PYTHON="", CIR_JAX_VENV=str(tmp_path)
-    )
-    if "no Python 3.11" not in done.stderr:  # a machine whose /bin has a new enough Python
-        assert done.returncode == 0 and "-m venv" in done.stdout
-    else:
-        assert done.returncode == 2
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("tpu_pod.sh", ["logs", *POD], "no gcloud found; install the Google Cloud CLI"),
+        ("slurm_gpu.sh", ["--config", "x"], "no sbatch found; run this on a login node"),
+        ("local_gpu.sh", ["--config", "x"], "nvidia-smi finds no GPU; install the NVIDIA driver"),
+        ("demo.sh", [], "no Python 3.11 or newer found; install one, or set PYTHON="),
+    ],
+)
+def test_missing_programs(script, arguments, message, bare_path, tmp_path):
+    done = call(script, *arguments, PATH=bare_path, PYTHON="", CIR_JAX_VENV=str(tmp_path / "venv"))
+    assert done.returncode == 2 and message in done.stderr
 
 
-def test_second_run_installs_nothing(tmp_path):
-    """The stamp decides; it is written after the install and holds the state of pyproject.toml."""
-    log = tmp_path / "log"
-    fake = tmp_path / "python"
-    fake.write_text(
-        f'#!/bin/sh\necho "$@" >>{log}\n'
-        'if [ "$2" = venv ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; '
-        'cp "$0" "$3/bin/cir-jax"; fi\n'
-    )
-    fake.chmod(0o755)
-    options = {"PYTHON": str(fake), "CIR_JAX_VENV": str(tmp_path / "venv")}
-    for _ in range(2):
-        done = call("demo.sh", "--quick", **options)
-        assert done.returncode == 0, done.stderr
-    lines = log.read_text().splitlines()
-    assert sum("pip install" in line for line in lines) == 1
-    assert lines.count("demo --quick") == 2
-
-
-def test_gpu_script_stops_without_a_gpu(tmp_path):
-    fake = tmp_path / "nvidia-smi"
-    fake.write_text("#!/bin/sh\nexit 9\n")
-    fake.chmod(0o755)
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    done = call("local_gpu.sh", "--config", "clip_sum:cirr", PATH=path)
-    assert done.returncode == 2 and "nvidia-smi finds no GPU" in done.stderr
-
-
-@pytest.fixture
-def gcloud(tmp_path):
-    """A gcloud that writes down how it was called; `describe` says the slice does not exist."""
-    log = tmp_path / "calls"
-    fake = tmp_path / "gcloud"
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{log}\ncase "$*" in *describe*) exit 1 ;; esac\n')
-    fake.chmod(0o755)
-    return lambda *arguments: (
-        call("tpu_pod.sh", *arguments, PATH=f"{tmp_path}:{os.environ['PATH']}"),
-        log.read_text() if log.exists() else "",
-    )
-
-
-def test_tpu_pod_up(gcloud):
-    command = ["train", "--config", "clip_sum:fashioniq,stage=1", "--set", "data.root=/mnt/b/fiq"]
-    done, calls = gcloud("up", *POD, "--spot", "--type", "v5litepod-32", "--", *command)
+@pytest.mark.parametrize("driver, extra", [("580.65.06", "cuda"), ("535.183.01", "cuda12")])
+def test_gpu_extra_follows_the_driver(driver, extra, tmp_path, fake_python):
+    program(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\necho {driver}\n")
+    done = call("local_gpu.sh", "--config", "clip_sum:cirr,stage=1", **fake_python)
     assert done.returncode == 0, done.stderr
-    assert "tpu-vm create my-pod --accelerator-type v5litepod-32" in calls and "--spot" in calls
-    assert "tpu-vm scp" in calls and "--worker all" in calls and "prepare_environment tpu" in calls
-    assert "CIR_JAX_DISTRIBUTED=auto nohup .venv/bin/cir-jax train --config" in calls
-    assert "data.root=/mnt/b/fiq" in calls and "tail -n 100 -F" in calls
-    assert calls.count("--zone us-central1-a") == calls.count("compute tpus tpu-vm")
+    lines = Path(fake_python["LOG"]).read_text().splitlines()
+    assert sum(line.endswith(f"[{extra}]") for line in lines) == 1
+    assert lines[-1] == "train --config clip_sum:cirr,stage=1"
 
 
-def test_tpu_pod_actions(gcloud):
-    for action, expected in (
-        ("stop", "pkill -TERM"),
-        ("logs", "--worker 0"),
-        ("delete", "tpu-vm delete my-pod --quiet"),
-    ):
-        done, calls = gcloud(action, *POD, "--project", "p")
-        assert done.returncode == 0 and expected in calls and "--project p" in calls
-    done, calls = gcloud("mount", *POD, "--bucket", "photos")
-    assert "gcsfuse --implicit-dirs photos /mnt/photos" in calls
+@pytest.mark.parametrize(
+    "says, message",
+    [("echo 470.82.01", "driver 470.82.01 is older than 525"), ("exit 9", "nvidia-smi finds no")],
+)
+def test_gpu_script_stops_without_a_usable_gpu(says, message, tmp_path, fake_python):
+    program(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\n{says}\n")
+    done = call("local_gpu.sh", "--config", "clip_sum:cirr", **fake_python)
+    assert done.returncode == 2 and message in done.stderr
+    assert not Path(fake_python["LOG"]).exists()
 
 
-def test_tpu_pod_dry_run_calls_nothing(gcloud):
-    done, calls = gcloud("up", *POD, "--dry-run", "--", "train", "--config", "clip_sum:cirr")
-    assert done.returncode == 0 and calls == ""
-    assert done.stdout.count("gcloud compute tpus tpu-vm") == 5
-
-
-def test_slurm_dry_run_is_one_job():
+def test_slurm_job(tmp_path):
+    """One task per GPU; srun is told the CPUs again, and flags reach the run as they were given."""
+    log = tmp_path / "log"
+    program(tmp_path / "bin" / "sbatch", f'#!/bin/sh\nprintf "%s\\n" "$@" >{log}\n')
+    program(tmp_path / "venv" / "bin" / "cir-jax", "#!/bin/sh\n")
+    flags = ["--nodes", "2", "--gpus", "4", "--cpus", "12", "--account", "a", "--config", "x:y"]
     done = call(
-        "slurm_gpu.sh", "--dry-run", "--nodes", "2", "--gpus", "4", "--config", "clip_sum:cirr"
+        "slurm_gpu.sh",
+        *flags,
+        "--set",
+        "data.root=/a b",
+        PATH=f"{tmp_path}/bin:/usr/bin:/bin",
+        CIR_JAX_VENV=str(tmp_path / "venv"),
     )
-    assert done.stdout.startswith("sbatch --job-name cir_jax --nodes 2 --ntasks-per-node 4")
-    assert "CIR_JAX_DISTRIBUTED=auto" in done.stdout
+    assert done.returncode == 0, done.stderr
+    *options, wrapped = log.read_text().strip().splitlines()
+    assert " ".join(options).startswith("--job-name cir_jax --nodes 2 --ntasks-per-node 4")
+    assert "--account a" in " ".join(options) and "--cpus-per-task 12" in " ".join(options)
+    assert wrapped.startswith("CIR_JAX_DISTRIBUTED=auto srun --cpus-per-task 12 ")
+    assert wrapped.endswith(r"train --config x:y --set data.root=/a\ b ".strip())
+
+
+def test_slurm_needs_an_installed_environment(tmp_path):
+    program(tmp_path / "sbatch", "#!/bin/sh\n")
+    path = f"{tmp_path}:/usr/bin:/bin"
+    done = call("slurm_gpu.sh", "--config", "x", PATH=path, CIR_JAX_VENV=str(tmp_path / "none"))
+    assert done.returncode == 2 and "install it there first" in done.stderr
