@@ -92,7 +92,9 @@ def assign(config: ConfigDict, key: str, text: str) -> None:
     """
     keys = list(_flat(config))
     if key not in keys:
-        raise UserError(f"unknown config key {key!r}.{nearest(key, keys)} All: configs/base.py")
+        # The keys of `cir-jax positives` are others than those of a training run.
+        listed = "base" if "stage" in keys else "positives"
+        raise UserError(f"unknown config key {key!r}.{nearest(key, keys)} All: configs/{listed}.py")
     old = _flat(config)[key]
     value = _parse(key, text, old)
     with config.unlocked():
@@ -115,26 +117,30 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
-def parse_argument(arg: str, *, datasets: Sequence[str], default_stage: int) -> tuple[str, int]:
-    """Splits a config argument such as "fashioniq,stage=2" into data set and stage number.
+def parse_argument(
+    arg: str, *, datasets: Sequence[str], default_stage: int, flags: Sequence[str] = ()
+) -> tuple[str, int, set[str]]:
+    """Splits an argument such as "fashioniq,stage=2,positives" into data set, stage and flags.
 
     Raises:
-      UserError: an unknown data set, stage or key; what exists is listed.
+      UserError: an unknown data set, stage or flag; what exists is listed.
     """
-    dataset, stage = datasets[0], default_stage
+    dataset, stage, chosen = datasets[0], default_stage, set()
     for part in filter(None, arg.split(",")):
         key, equals, value = part.partition("=")
         if equals and key == "stage" and value in ("0", "1", "2"):
             stage = int(value)
         elif not equals and key in datasets:
             dataset = key
+        elif part in flags:
+            chosen.add(part)
         else:
-            choices = [*datasets, "stage=0", "stage=1", "stage=2"]
+            choices = [*datasets, "stage=0", "stage=1", "stage=2", *flags]
             raise UserError(
                 f"config argument {part!r} is unknown; there are: {', '.join(choices)}."
                 f"{nearest(part, choices)}"
             )
-    return dataset, stage
+    return dataset, stage, chosen
 
 
 def sibling(file: str, name: str) -> ModuleType:

@@ -37,12 +37,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.name = "fashioniq"  # module of cir_jax.positives (or a .py file)
     c.data.root = ""  # folder of the data set
     c.data.categories = ()  # FashionIQ categories; () = the data set's own
-    c.data.generated = ""  # file of generated triplets, streamed with the annotated ones
+    c.data.annotated = -1  # annotated triplets: -1 = all, 0 = none (zero-shot), n = n at random
+    c.data.generated = ()  # files of generated triplets, streamed with the annotated ones
+    c.data.generated_images = ""  # folder of their images that the data set does not have
     c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has
     c.data.optimized = ""  # optimized_images.json (pixel-identical images share a row); "" = none
     c.data.mixing = "concatenate"  # or "weights": draw a source by `weights`
-    c.data.weights = ()  # one per source, annotated first
+    c.data.weights = ()  # one per source, annotated first; their sum does not matter
     c.data.on_missing = "error"  # or "drop": leave triplets with a missing image out, and say so
     c.data.on_long = "error"  # or "truncate": texts over the context
     c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)

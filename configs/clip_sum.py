@@ -9,6 +9,9 @@ Commands:
     cir-jax train --config clip_sum:fashioniq,stage=1 --set data.root=DATA
     cir-jax train --config clip_sum:fashioniq,stage=2 --set data.root=DATA --set init_from=STAGE1
     cir-jax train --config clip_sum:cirr,stage=2 --set data.root=DATA --set init_from=STAGE1
+With generated triplets beside the annotated ones, as in the paper, of the recipes `clip-fashioniq`
+and `clip-cirr` of configs/positives.py:
+    cir-jax train --config clip_sum:fashioniq,stage=2,positives --set data.root=DATA ...
 
 Published, CLIP RN50x4, with scaled positives and negatives: FashionIQ validation R@10/R@50
 44.48/66.88 (full gallery, reference removed), CIRR test R@1/R@5 45.33/78.07. The released runs used
@@ -60,6 +63,13 @@ EMOJI_STAGES = {
     1: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
     2: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
 }  # fmt: skip
+# Where `cir-jax positives` and the released generator write, relative to data.root.
+GENERATED = {
+    "fashioniq": "captions/cap.extend_clip.train.json",
+    "cirr": "cirr/captions/cap.rc2.train.extend_clip.json",
+    "emoji": "captions/cap.extend_clip.train.json",
+    "quicktest": "captions/cap.extend_clip.train.json",
+}
 QUICK = {
     "steps": 20,
     "log_every": 5,
@@ -70,10 +80,11 @@ QUICK = {
 
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
-    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", and "stage=0|1|2" (1 if not given)."""
+    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", "stage=0|1|2" (1 if not given), and
+    "positives" for generated triplets as well."""
     base = sibling(__file__, "base")
-    dataset, stage = parse_argument(
-        arg, datasets=("fashioniq", "cirr", "emoji", "quicktest"), default_stage=1
+    dataset, stage, flags = parse_argument(
+        arg, datasets=tuple(GENERATED), default_stage=1, flags=("positives",)
     )
     config = base.get_config()
     config.stage = base.STAGES[stage]
@@ -87,4 +98,6 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
         config.model.tower = "RN50x4"
         config.data.name = config.eval.benchmark = dataset
         config.update_from_flattened_dict(RECIPES[dataset, stage])
+    if flags:
+        config.data.generated = (GENERATED[dataset],)
     return config

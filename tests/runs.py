@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cir_jax import config
+from cir_jax.positives import loading
 
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "grey": (128,) * 3}
 
@@ -96,6 +97,11 @@ def tiny(workdir, root, *changes, stage=1, model="cross_attention", data="fashio
         "optim.learning_rate=1e-3", "log_every=1", "loss.bank_block=4",
     )  # fmt: skip
     return config.load(f"clip_sum:fashioniq,stage={stage}", [*base, *changes])
+
+
+def load(data, root, *changes):
+    """The training sets of a tiny config."""
+    return loading.load(tiny("unused", root, *changes, data=data), captions=False)
 
 
 def stand_in(name):

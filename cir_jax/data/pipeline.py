@@ -123,8 +123,10 @@ def steps_per_epoch(data: TrainingData, batch: int) -> int:
     """Full batches in one pass over the triplets; with mixing by weights, of as many triplets.
 
     Raises:
-      UserError: there are fewer triplets than a batch takes.
+      UserError: there are fewer triplets than a batch takes, or the batch is empty.
     """
+    if batch < 1:
+        raise UserError(f"batch {batch} is below 1; the default is 256")
     steps = len(data.triplets) // batch
     if not steps:
         raise UserError(
@@ -151,8 +153,7 @@ def batches(data: TrainingData, options: Options, preprocess: Any = None) -> Any
         references that do not exist are asked for, or the mixing is unknown.
     """
     _check(data, options)
-    drawn = _indices(data, options).batch(options.batch, drop_remainder=True).repeat()
-    stream = drawn.map(Loader(data, options, preprocess))
+    stream = _indices(data, options).map(Loader(data, options, preprocess))
     # Grain runs whole batches in threads; images of one batch are opened by the loader's own pool.
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(stream.to_iter_dataset(read))
@@ -176,25 +177,33 @@ def _check(data: TrainingData, options: Options) -> None:
             f"data.weights={options.weights} for {len(data.sources)} sources "
             f"({', '.join(data.sources)}); give one weight per source"
         )
+    if options.mixing == "weights" and not all(0 < w < np.inf for w in options.weights):
+        raise UserError(
+            f"data.weights={options.weights}: a weight is above 0 and finite; leave a source out "
+            "with data.annotated=0 or a shorter data.generated"
+        )
 
 
 def _indices(data: TrainingData, options: Options) -> grain.MapDataset:
-    """A dataset of [triplet, row of its text] pairs."""
+    """An endless dataset of global batches of [triplet, row of its text] pairs."""
     start = data.text_start
 
     def choose_text(triplet: int, rng: np.random.Generator) -> np.ndarray:
         return np.asarray([triplet, rng.integers(start[triplet], start[triplet + 1])], np.int64)
 
     if options.mixing == "concatenate":
-        mixed = grain.MapDataset.range(len(data.triplets)).seed(options.seed).shuffle()
-    else:
-        parts = [
-            grain.MapDataset.source(np.flatnonzero(data.source_of == i)).seed(options.seed + i)
-            for i in range(len(data.sources))
-        ]
-        mixed = grain.MapDataset.mix([p.shuffle().repeat() for p in parts], list(options.weights))
-        mixed = mixed.seed(options.seed)[: len(data.triplets)]
-    return mixed.random_map(choose_text)
+        drawn = grain.MapDataset.range(len(data.triplets)).seed(options.seed).shuffle()
+        drawn = drawn.random_map(choose_text)
+        return drawn.batch(options.batch, drop_remainder=True).repeat()
+    parts = [
+        grain.MapDataset.source(np.flatnonzero(data.source_of == i)).seed(options.seed + i)
+        for i in range(len(data.sources))
+    ]
+    # Without an end: a mix that is cut and repeated would enter each source at a new place, and
+    # leave some of its triplets out of every pass.
+    mixed = grain.MapDataset.mix([p.shuffle().repeat() for p in parts], list(options.weights))
+    mixed = mixed.seed(options.seed).random_map(choose_text)
+    return mixed.batch(options.batch, drop_remainder=True)
 
 
 class Loader:

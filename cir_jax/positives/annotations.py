@@ -4,6 +4,7 @@
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ def read_json(path: str | Path, expected: type = list) -> Any:
     return content
 
 
-def read_lines(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Records of a JSON-lines file, each with "file:line" for messages; blank lines are skipped.
+
+    One record is in memory at a time: files of generated triplets hold millions.
 
     Raises:
       UserError: no such file, or a line that is no JSON object.
@@ -49,19 +52,17 @@ def read_lines(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file {path}; write one JSON object per line into it")
-    records = []
     with path.open(encoding=_ENCODING) as lines:
         number = 0
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     where = f"{path}:{number}"
-                    records.append((where, _object(line, where)))
+                    yield where, _object(line, where)
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{path} is not UTF-8 text after line {number} ({error}); save it as UTF-8"
             ) from None
-    return records
 
 
 def field(record: dict[str, Any], key: str, where: str) -> Any:

@@ -37,7 +37,7 @@ def read(file: str | Path, images_root: str | Path = "") -> list[TripletSet]:
     if file.suffix == ".jsonl":
         records = read_lines(file)
     else:
-        records = [(f"{file} record {i}", r) for i, r in enumerate(read_json(file))]
+        records = ((f"{file} record {i}", r) for i, r in enumerate(read_json(file)))
     pairs, paths = [], {}
     for where, record in records:
         name, path, texts = _pair(record, where)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.errors import UserError
-from cir_jax.positives import generated as generated_files
 from cir_jax.positives import records
 from cir_jax.positives.annotations import field, image_name, image_names, not_empty, read_json
 from cir_jax.positives.triplets import Triplet, TripletSet
@@ -22,13 +21,9 @@ SOURCE = "cirr"
 
 
 def read(
-    root: str | Path,
-    split: str = "train",
-    categories: Sequence[str] = (),
-    generated: str = "",
-    llm_captions: bool = False,
+    root: str | Path, split: str = "train", categories: Sequence[str] = ()
 ) -> list[TripletSet]:
-    """The annotated triplets of a split ("train", "val" or "test1"), then the generated ones.
+    """The annotated triplets of a split: "train", "val" or "test1".
 
     Raises:
       UserError: a file or a field is missing, categories are given, or the split is empty.
@@ -43,10 +38,12 @@ def read(
     )
     if not triplets:
         raise UserError(f"{file} holds no triplet; fetch it again")
-    sets = [TripletSet(SOURCE, triplets, paths)]
-    if generated:
-        sets.append(generated_files.read(generated, paths, root, llm_captions))
-    return sets
+    return [TripletSet(SOURCE, triplets, paths)]
+
+
+def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+    """Name -> file of all images that the split lists."""
+    return gallery(root, split)[1]
 
 
 def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, Any]]:

@@ -102,15 +102,20 @@ def ready(root: str | Path) -> Path:
 
 
 def read(
-    root: str | Path,
-    split: str = "train",
-    categories: Sequence[str] = (),
-    generated: str = "",
-    llm_captions: bool = False,
+    root: str | Path, split: str = "train", categories: Sequence[str] = ()
 ) -> list[TripletSet]:
     """As `fashioniq.read`, of the set in `root`, which is made first if need be."""
-    folder = ready(root) / "fashioniq"
-    return fashioniq.read(folder, split, categories or CATEGORIES, generated, llm_captions)
+    return fashioniq.read(ready(root) / "fashioniq", split, categories or CATEGORIES)
+
+
+def home(root: str | Path) -> Path:
+    """The folder that files of generated triplets are relative to."""
+    return ready(root) / "fashioniq"
+
+
+def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+    """As `fashioniq.images`."""
+    return fashioniq.images(ready(root) / "fashioniq", split)
 
 
 def gallery(

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.errors import UserError, nearest
-from cir_jax.positives import generated as generated_files
 from cir_jax.positives import records
 from cir_jax.positives.annotations import field, image_files, image_name, not_empty, read_json
 from cir_jax.positives.triplets import Triplet, TripletSet
@@ -28,10 +27,8 @@ def read(
     root: str | Path,
     split: str = "train",
     categories: Sequence[str] = (),
-    generated: str = "",
-    llm_captions: bool = False,
 ) -> list[TripletSet]:
-    """The annotated triplets of all categories, then those of the file `generated`, if any.
+    """The annotated triplets of all categories.
 
     Raises:
       UserError: a file or a field is missing, a category does not exist, or the split is empty.
@@ -42,12 +39,15 @@ def read(
         triplets += read_category(root, category, split)
     if not triplets:
         raise UserError(f"FashionIQ split {split!r} in {root} is empty; choose another split")
-    sets = [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
-    if generated:
-        # An image that a split lists is known, even if its file is lost: on_missing decides then.
-        known = {n: _expected(root, n) for n in _listed(root, split)} | paths
-        sets.append(generated_files.read(generated, known, root, llm_captions))
-    return sets
+    return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
+
+
+def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+    """Name -> file of all images that are there or that the split's files list.
+
+    A listed image whose file is lost is known all the same: `on_missing` decides about it.
+    """
+    return {n: _expected(root, n) for n in _listed(root, split)} | locate(root)
 
 
 def read_category(root: str | Path, category: str, split: str) -> list[Triplet]:

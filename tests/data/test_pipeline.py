@@ -109,6 +109,25 @@ def test_mixing_by_weights(data):
         pipeline.batches(data, options(mixing="weights"))
 
 
+def test_weights_leave_no_triplet_out(data):
+    """Each source is passed through in whole, however many batches that takes."""
+    chosen = options(mixing="weights", weights=(3, 1))
+    drawn = [data.triplet_of_text()[b["text_id"]] for b in take(pipeline.batches(data, chosen), 48)]
+    drawn = np.concatenate(drawn)
+    for first, count in ((0, 8), (8, 6)):
+        of_source = drawn[(drawn >= first) & (drawn < first + count)]
+        passes = of_source[: len(of_source) // count * count].reshape(-1, count)
+        assert len(passes) >= 7
+        assert all(sorted(p) == list(range(first, first + count)) for p in passes)
+    assert len({p.tobytes() for p in passes}) > 1
+
+
+@pytest.mark.parametrize("weights", [(0, 1), (-1, 2), (float("nan"), 1), (float("inf"), 1)])
+def test_bad_weights(data, weights):
+    with pytest.raises(UserError, match="a weight is above 0 and finite"):
+        pipeline.batches(data, options(mixing="weights", weights=weights))
+
+
 def test_exclusions(data):
     fields = ("text", "exclude_id")
     batch = next(pipeline.batches(data, options(fields=fields, exclude_reference=True)))
@@ -143,6 +162,8 @@ def test_pixels_are_opened_once_when_cached(data):
 
 
 def test_errors(data, tmp_path):
+    with pytest.raises(UserError, match="batch 0 is below 1"):
+        pipeline.batches(data, options(batch=0))
     with pytest.raises(UserError, match="batch 15 is larger than the 14 triplets"):
         pipeline.batches(data, options(batch=15))
     with pytest.raises(UserError, match="batch 5 does not divide over 2 processes; use 4 or 6"):

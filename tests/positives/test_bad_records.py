@@ -83,7 +83,7 @@ def test_cirr(tmp_path, record, message):
 def test_generated(tmp_path, records, message):
     runs.dump(tmp_path / "generated.json", records)
     with pytest.raises(UserError, match=message):
-        generated.read("generated.json", {}, tmp_path)
+        generated.read(["generated.json"], {}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_encodings(tmp_path):
     (tmp_path / "bom.json").write_bytes("\ufeff[1]".encode())
     assert annotations.read_json(tmp_path / "bom.json") == [1]
     (tmp_path / "bom.jsonl").write_bytes('\ufeff{"a": "x\u2028y"}\r\n'.encode())
-    assert annotations.read_lines(tmp_path / "bom.jsonl")[0][1] == {"a": "x\u2028y"}
+    assert next(annotations.read_lines(tmp_path / "bom.jsonl"))[1] == {"a": "x\u2028y"}
     for name, read in (("x.json", annotations.read_json), ("x.jsonl", annotations.read_lines)):
         (tmp_path / name).write_bytes(b'{"a": "\xff"}\n')
         with pytest.raises(UserError, match=rf"{name} is not UTF-8 text"):
-            read(tmp_path / name)
+            list(read(tmp_path / name))

@@ -13,6 +13,7 @@ from PIL import Image
 from cir_jax.errors import UserError
 from cir_jax.positives import cirr, emoji, emoji_layouts, emoji_names
 from cir_jax.positives.inspection import inspect_images
+from tests import runs
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_images_are_pictures_on_white(root):
 
 
 def test_generated_triplets_follow_the_target_name_recipe(root):
-    human, made = emoji.read(root, "train", generated=emoji_layouts.GENERATED)
+    human, made = runs.load("emoji", root, f"data.generated={emoji_layouts.GENERATED}")
     references = Counter(t.reference for t in made.triplets)
     assert set(references) == {t.reference for t in human.triplets}
     assert max(references.values()) == 1

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from cir_jax.errors import UserError
-from cir_jax.positives import cirr, fashioniq, folder
+from cir_jax.positives import cirr, folder
 from cir_jax.positives.image_table import ImageTable
 from cir_jax.positives.inspection import drop_missing, inspect_images
 from cir_jax.positives.triplets import Triplet, TripletSet
@@ -58,7 +58,7 @@ def lose_generated_target(root):
 
 def test_a_lost_image_of_a_generated_triplet_can_be_dropped(tmp_path):
     root = runs.write_fashioniq(tmp_path)
-    sets = fashioniq.read(root, generated=lose_generated_target(root))
+    sets = runs.load("fashioniq", root, f"data.generated={lose_generated_target(root)}")
     with pytest.raises(UserError, match=r"1 of 25 images are missing or empty: .*B9000.png"):
         drop_missing(sets, "error")
     kept, dropped = drop_missing(sets, "drop")
@@ -71,7 +71,7 @@ def test_a_generated_triplet_of_an_unknown_image(tmp_path):
     file = root / "captions/cap.extend_clip.train.json"
     records = json.loads(file.read_text())
     runs.dump(file, [*records, records[0] | {"target": "nowhere"}])
-    sets = fashioniq.read(root, generated=str(file))
+    sets = runs.load("fashioniq", root, f"data.generated={file}")
     with pytest.raises(UserError, match=r"cap.extend_clip.train.json/8 names image 'nowhere'"):
         ImageTable.from_sets(drop_missing(sets, "drop")[0])
 
@@ -104,7 +104,7 @@ def test_one_file_under_two_names_is_one_row(mine):
 def test_generated_triplets_of_a_folder(mine):
     root = mine({"reference": "a", "target": "b"})
     runs.dump(root / "more.json", [{"candidate": "b", "target": "a", "captions": ["y"]}])
-    sets = folder.read(root, generated="more.json")
+    sets = runs.load("folder", root, "data.generated=more.json")
     assert len(ImageTable.from_sets(sets)) == 2
     assert not inspect_images(sets[1].paths).unusable()
 

@@ -34,7 +34,7 @@ def test_joining_golden():
 
 
 def test_fashioniq(fiq):
-    human, made = fashioniq.read(fiq, generated="captions/cap.extend_clip.train.json")
+    human, made = runs.load("fashioniq", fiq, "data.generated=captions/cap.extend_clip.train.json")
     assert (human.name, made.name) == ("fashioniq", "generated")
     assert len(human.triplets) == 32 and len(made.triplets) == 8
     first = human.triplets[0]
@@ -63,10 +63,10 @@ def test_llm_captions(fiq):
     file = fiq / "captions/cap.extend_clip_llm.train.json"
     records = json.loads((fiq / "captions/cap.extend_clip.train.json").read_text())
     runs.dump(file, [r | {"llm_caption": f"rewritten {i}"} for i, r in enumerate(records)])
-    made = generated.read(file, fashioniq.locate(fiq), fiq, llm_captions=True)
+    (made,) = generated.read([file], fashioniq.locate(fiq), fiq, llm_captions=True)
     assert made.triplets[3].texts == ("rewritten 3",)
     with pytest.raises(UserError, match=r"train.json record 0 has no 'llm_caption'; it has: cand"):
-        generated.read("captions/cap.extend_clip.train.json", {}, fiq, llm_captions=True)
+        generated.read(["captions/cap.extend_clip.train.json"], {}, fiq, llm_captions=True)
 
 
 def test_generated_layouts(tmp_path):
@@ -75,8 +75,8 @@ def test_generated_layouts(tmp_path):
                            "pairid": 0, "img_set": {"members": ["xxx"]}}])  # fmt: skip
     runs.dump(paths_file, [{"reference": "p/a.jpg", "target": "p/b.jpg", "captions": ["x"],
                             "reference_name": "u1", "target_name": "u2"}])  # fmt: skip
-    assert generated.read(cirr_file, {}, tmp_path).triplets[0].texts == ("x", "y")
-    other = generated.read(paths_file, {}, tmp_path)
+    assert generated.read([cirr_file], {}, tmp_path)[0].triplets[0].texts == ("x", "y")
+    (other,) = generated.read([paths_file], {}, tmp_path)
     assert other.paths["p/b.jpg"] == str(tmp_path / "p/b.jpg")
 
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a captioner is: requests (prompt, image) in, replies out, in any order.
+
+A captioner is one module of `cir_jax.positives.scaling.captioners` (or a file of yours) that
+defines `Captioner` with
+
+    from_config(section, seed, names)  a class method. `section` is `config.caption` or
+                                       `config.rewrite`; `names` are the images that may be asked
+                                       for (empty for rewriting)
+    identity                           {key: value}, recorded beside every text it writes:
+                                       at least "captioner" and "model"
+    generate(requests)                 an iterator of `Reply`, one per request
+
+`generate` draws requests lazily and yields replies as they come, so that each can be written to
+disk at once and memory does not grow with the number of images. What is wrong with one request is a
+reply with a `problem`; what is wrong with all of them (no such model, a server that stays away)
+raises UserError. The caller judges texts, asks again with `attempt` + 1, and keeps the record.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from cir_jax import plugins
+
+PACKAGE = "cir_jax.positives.scaling.captioners"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One text that is wanted.
+
+    Attributes:
+      key: names it in files and messages, e.g. the image's name.
+      prompt: what the model is told.
+      image: path of the image, or an object with `read_bytes()`; None for text alone.
+      attempt: 0 at first; a repetition samples with another seed.
+    """
+
+    key: str
+    prompt: str
+    image: Any = None
+    attempt: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back.
+
+    Attributes:
+      key: of its request.
+      text: as the model wrote it, stripped; "" with a problem.
+      problem: "" or why there is no usable text, e.g. "cut at 40 tokens".
+      final: asking again cannot help (the image cannot be read).
+    """
+
+    key: str
+    text: str
+    problem: str = ""
+    final: bool = False
+
+
+def load(name: str) -> ModuleType:
+    """The module of a captioner, e.g. "server".
+
+    Raises:
+      UserError: no such captioner; what exists is listed.
+    """
+    return plugins.load(PACKAGE, name, marker="Captioner")
+
+
+def sampling(request: Request, seed: int, temperature: float) -> tuple[int, float]:
+    """(seed, temperature) of a request.
+
+    The seed depends on the request and not on its place in the run, so a run that was stopped
+    draws the same text. A repetition is sampled even where the first attempt was greedy: the same
+    bad reply would come back.
+    """
+    digest = hashlib.sha256(f"{seed} {request.key} {request.attempt}".encode()).digest()
+    hot = max(temperature, 0.7) if request.attempt else temperature
+    return int.from_bytes(digest[:4]) >> 1, hot
