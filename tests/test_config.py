@@ -49,7 +49,11 @@ def test_overrides_keep_types():
         ),
         ("clip_sum", ["batch=many"], "batch=many is not of type int; its value now is 128"),
         ("clip_sum", ["batch"], "override 'batch' has no value; write key=value"),
-        ("clip_sun", [], "no config 'clip_sun'; there are: clip_sum, .*zero_shot. Did you mean 'clip_sum'"),
+        (
+            "clip_sun",
+            [],
+            "no config 'clip_sun'; there are: clip_sum, .*zero_shot. Did you mean 'clip_sum'",
+        ),
         ("clip_sum:fashion", [], "argument 'fashion' is unknown; there are: fashioniq, cirr"),
         ("clip_sum:stage=3", [], "config argument 'stage=3' is unknown"),
         ("nowhere.py", [], "no config file nowhere.py; by name there are: clip_sum, "),

@@ -7,6 +7,7 @@ Example: cir-jax train --config clip_sum:quicktest
 import argparse
 
 from cir_jax import config
+from cir_jax.errors import UserError
 
 HELP = "train one stage of a model; again, to resume"
 
@@ -19,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Loads the config before anything heavy, so that a typo is reported at once."""
     loaded = config.from_args(args)
+    if "stage" not in loaded:
+        raise UserError(f"--config {args.config} makes triplets; use it with `cir-jax positives`")
     from cir_jax.runtime import distributed
 
     distributed.initialize()  # before jax starts a backend

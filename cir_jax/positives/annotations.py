@@ -14,8 +14,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _ENCODING = "utf-8-sig"  # editors on Windows begin a file with a byte order mark
 
 
-def read_json(path: str | Path, expected: type = list) -> Any:
-    """The content of a JSON file whose top level is a list (or dict).
+def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any:
+    """The content of a JSON file whose top level is a list (or what `expected` says).
 
     Raises:
       UserError: no such file, malformed (with the position), or of another type.
@@ -34,9 +34,10 @@ def read_json(path: str | Path, expected: type = list) -> Any:
             f"{_record_at(text, error.pos)}; fetch the file again"
         ) from None
     if not isinstance(content, expected):
+        kinds = expected if isinstance(expected, tuple) else (expected,)
         raise UserError(
             f"{path} holds a {type(content).__name__} at its top level, expected a "
-            f"{expected.__name__}"
+            f"{' or '.join(kind.__name__ for kind in kinds)}"
         )
     return content
 

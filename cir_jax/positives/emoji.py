@@ -40,7 +40,7 @@ from cir_jax.positives.emoji_names import Emoji, by_likeness, captions_of, diffe
 from cir_jax.positives.triplets import TripletSet
 from cir_jax.runtime import progress
 
-VERSION = 2  # of what is written; a folder of another version is written anew
+VERSION = 3  # of what is written; a folder of another version is written anew
 _PER_REFERENCE = 2  # triplets a reference is in at most, like FashionIQ's 18,000 of 12,525
 
 
@@ -127,8 +127,12 @@ def gallery(
 
 def captions(root: str | Path) -> list[TripletSet]:
     """Descriptions of the training images."""
-    folder = ready(root)
-    return caption_files.read(folder / "captions.jsonl")
+    return caption_files.read(caption_file(root))
+
+
+def caption_file(root: str | Path) -> Path:
+    """Descriptions of the training images, several each, the name of the drawing first."""
+    return ready(root) / "captions.jsonl"
 
 
 def _cache() -> Path:
@@ -230,7 +234,13 @@ def _write(root: Path, emoji: list[Emoji], size: int, seed: int, limit: int) -> 
         counts |= {f"{split} images": len(members), f"{split} triplets": len(triplets)}
         if split == "train":
             lines = [
-                json.dumps({"image": f"fashioniq/images/{e.slug}.png", "captions": captions_of(e)})
+                json.dumps(
+                    {
+                        "image_id": e.slug,
+                        "image": f"fashioniq/images/{e.slug}.png",
+                        "captions": captions_of(e),
+                    }
+                )
                 for e in members
             ]
             (root / "captions.jsonl").write_text("\n".join(lines) + "\n")

@@ -43,11 +43,12 @@ def read(
 
 
 def images(root: str | Path, split: str = "train") -> dict[str, Any]:
-    """Name -> file of all images that are there or that the split's files list.
+    """Name -> file of all images that the split's files list; of all there are without such files.
 
     A listed image whose file is lost is known all the same: `on_missing` decides about it.
     """
-    return {n: _expected(root, n) for n in _listed(root, split)} | locate(root)
+    there, listed = locate(root), _listed(root, split)
+    return {n: there.get(n, _expected(root, n)) for n in listed} if listed else there
 
 
 def read_category(root: str | Path, category: str, split: str) -> list[Triplet]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.errors import UserError
-from cir_jax.positives import folder
+from cir_jax.positives import folder, shards
 from cir_jax.positives.annotations import (
     either,
     field,
@@ -65,7 +65,7 @@ def read(
                 if name in names.files:
                     used[name] = names.files[name]
                 elif path:
-                    used[name] = str(file.parent / path)
+                    used[name] = shards.place(str(file.parent / path))
                 elif images:
                     used[name] = str(Path(images) / name)
                 elif path is not None:

@@ -7,6 +7,7 @@ A reader is one module of `cir_jax.positives` (or a file of yours) that defines
     images(root, split)             name -> file, the images that generated triplets may name
     gallery(root, ...)              as its benchmark wants it
     captions(root)                  optional: image-caption pairs for stage zero
+    caption_file(root)              optional: the file of them
     home(root)                      optional: folder that files are relative to, if not the root
 """
 
@@ -66,6 +67,7 @@ def load(config: Any, captions: bool) -> list[TripletSet]:
     if data.generated:
         home = module.home(data.root) if hasattr(module, "home") else data.root
         known = module.images(data.root, "train")
+        known |= {name: path for one in sets for name, path in one.paths.items()}
         sets += generated.read(
             data.generated, known, home, data.llm_captions, data.generated_images
         )

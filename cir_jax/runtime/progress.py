@@ -7,6 +7,7 @@ would start its backend.
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,6 +25,18 @@ def bar(iterable: Iterable | None = None, total: int | None = None, title: str =
     return tqdm(
         iterable,
         total=total,
+        desc=title,
+        disable=_process != 0 or not sys.stderr.isatty(),
+        leave=False,
+        dynamic_ncols=True,
+    )
+
+
+def counter(total: int, title: str, initial: int = 0) -> Any:
+    """A bar that is moved by `update(n)`; use it in a `with`."""
+    return tqdm(
+        total=total,
+        initial=initial,
         desc=title,
         disable=_process != 0 or not sys.stderr.isatty(),
         leave=False,

@@ -9,6 +9,7 @@ defines `Captioner` with
                                        for (empty for rewriting)
     identity                           {key: value}, recorded beside every text it writes:
                                        at least "captioner" and "model"
+    prompted                           optional; False if it answers without reading the prompt
     generate(requests)                 an iterator of `Reply`, one per request
 
 `generate` draws requests lazily and yields replies as they come, so that each can be written to
@@ -36,12 +37,14 @@ class Request:
       prompt: what the model is told.
       image: path of the image, or an object with `read_bytes()`; None for text alone.
       attempt: 0 at first; a repetition samples with another seed.
+      varied: one of several texts for one prompt: sampled at the first attempt already.
     """
 
     key: str
     prompt: str
     image: Any = None
     attempt: int = 0
+    varied: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,5 +81,5 @@ def sampling(request: Request, seed: int, temperature: float) -> tuple[int, floa
     bad reply would come back.
     """
     digest = hashlib.sha256(f"{seed} {request.key} {request.attempt}".encode()).digest()
-    hot = max(temperature, 0.7) if request.attempt else temperature
+    hot = max(temperature, 0.7) if request.attempt or request.varied else temperature
     return int.from_bytes(digest[:4]) >> 1, hot

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions that are there already: titles, alt texts, files of an earlier run; see `lists`.
+
+Of several texts in one record the first is used. A text for an image that is not in the set and a
+second text for one image are errors unless the config says what is meant: either may be a sign
+that the file belongs to other images.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from cir_jax.errors import UserError, nearest
+from cir_jax.positives.named_files import NamedFiles
+from cir_jax.positives.scaling import lists
+from cir_jax.positives.scaling.captioners.contract import Reply, Request
+
+DUPLICATES = ("error", "first", "last")
+UNKNOWN = ("error", "ignore")
+
+
+class Captioner:
+    """See `contract`.
+
+    Args:
+      texts: image name -> caption.
+      files: where they come from.
+    """
+
+    prompted = False
+
+    def __init__(self, texts: dict[str, str], files: Sequence[str]):
+        self.texts = texts
+        self.identity = {"captioner": "texts", "model": ", ".join(files)}
+
+    @classmethod
+    def from_config(cls, section: Any, seed: int, names: Sequence[str]) -> "Captioner":
+        """Reads the files of `caption.file`.
+
+        Raises:
+          UserError: no file, an unknown image, a second caption, or what `lists` finds.
+        """
+        if "file" not in section:
+            raise UserError("captioner texts looks captions up; it cannot rewrite texts")
+        if not section.file:
+            raise UserError(
+                "caption.file is empty; captioner texts needs .json, .jsonl, .csv, .tsv or .tar "
+                "files of captions"
+            )
+        for key, allowed in (("unknown", UNKNOWN), ("duplicates", DUPLICATES)):
+            if section[key] not in allowed:
+                raise UserError(
+                    f"caption.{key}={section[key]!r} is unknown; there are: {', '.join(allowed)}"
+                )
+        files = lists.expand(section.file)
+        return cls(_read(files, section, names), files)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """The caption of each image, or that there is none."""
+        for request in requests:
+            text = self.texts.get(request.key, "")
+            problem = "" if text else "no caption in the files"
+            yield Reply(request.key, text, problem, final=True)
+
+
+def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str, str]:
+    known = NamedFiles(dict.fromkeys(names))
+    texts: dict[str, str] = {}
+    places: dict[str, str] = {}
+    for entry in lists.entries(files, text_field=section.text_field):
+        if not entry.texts:
+            continue
+        name, text = known.name(entry.name, entry.where), entry.texts[0]
+        if name not in known.files:
+            if section.unknown == "ignore":
+                continue
+            raise UserError(
+                f"{entry.where}: image {entry.name!r} is not among the {len(names)} images;"
+                f"{nearest(entry.name, names)} set caption.unknown=ignore if the file covers more "
+                "than they"
+            )
+        if name in texts and texts[name] != text:
+            if section.duplicates == "error":
+                raise UserError(
+                    f"{entry.where}: image {name!r} has the caption {texts[name]!r} in "
+                    f"{places[name]}, and {text!r} here; set caption.duplicates to first or last"
+                )
+            if section.duplicates == "first":
+                continue
+        texts[name], places[name] = text, entry.where
+    if not texts:
+        raise UserError(
+            f"{', '.join(files)}: no caption of any of the {len(names)} images, such as "
+            f"{names[0]!r}; name images as they are named there"
+        )
+    return texts

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image features for the similarity of images: of a trained model of ours, or from a file.
+
+The released code uses Unicom ViT-L/14; features of that or any other encoder come in as .npy.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax import build
+from cir_jax.errors import UserError, nearest
+from cir_jax.positives.annotations import read_json
+from cir_jax.positives.scaling import journal, windows
+from cir_jax.runtime import checkpoint
+
+FILE, MADE_OF = "features.npy", "features.json"
+
+
+def of_run(run: str, names: Sequence[str], paths: Sequence[Any], workdir: Path) -> np.ndarray:
+    """[N, C] unit rows: the target embeddings of a trained run's index, kept in `workdir`.
+
+    Of several rows per image (K > 1) the mean is taken.
+
+    Args:
+      run: folder of the run; its best parameters are used.
+      names: of the images.
+      paths: their files.
+      workdir: where `features.npy` is kept, and used again for the same run and images.
+    """
+    made_of = {
+        "run": str(Path(run).resolve()),
+        "steps": checkpoint.Checkpoints(Path(run) / checkpoint.BEST).steps(),
+        "images": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+    }
+    if journal.reuse(workdir / MADE_OF, made_of, [workdir / FILE]) is not None:
+        return np.load(workdir / FILE)
+    _, retriever = build.restore(run)
+    rows = retriever.encode_gallery(list(paths)).mean(axis=1)
+    features = windows.unit(rows, f"features of {run}")
+    (workdir / MADE_OF).unlink(missing_ok=True)
+    np.save(workdir / FILE, features)
+    journal.write_json(
+        workdir / MADE_OF, {"made_of": made_of, "counts": {"images": len(features)}}, indent=2
+    )
+    return features
+
+
+def of_file(file: str, names_file: str, names: Sequence[str]) -> np.ndarray:
+    """[N, C] unit rows of a .npy file, in the order of `names`.
+
+    Args:
+      file: [N, C] floats.
+      names_file: names of its rows, a JSON list or one per line; "" if they are `names`.
+      names: the images that are wanted.
+
+    Raises:
+      UserError: no such file, another shape, an image without a row, or a row of no direction.
+    """
+    try:
+        features = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"pair.features={file} cannot be read ({error}); save it with numpy.save"
+        ) from None
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise UserError(
+            f"pair.features={file} is {features.dtype} {features.shape}; expected floats [N, C]"
+        )
+    if not names_file:
+        if len(features) != len(names):
+            raise UserError(
+                f"pair.features={file} has {len(features)} rows for {len(names)} images; give the "
+                "names of its rows in pair.feature_names"
+            )
+        return windows.unit(features, f"pair.features={file}")
+    rows = _row_names(names_file)
+    if len(rows) != len(features):
+        raise UserError(
+            f"pair.feature_names={names_file} has {len(rows)} names for the {len(features)} rows "
+            f"of {file}"
+        )
+    row_of = {name: i for i, name in enumerate(rows)}
+    if len(row_of) < len(rows):
+        raise UserError(f"pair.feature_names={names_file} names an image twice")
+    lost = [n for n in names if n not in row_of]
+    if lost:
+        raise UserError(
+            f"pair.feature_names={names_file} lacks {len(lost)} of {len(names)} images, "
+            f"{lost[0]!r} the first;{nearest(lost[0], rows)}"
+        )
+    return windows.unit(features[[row_of[n] for n in names]], f"pair.features={file}")
+
+
+def _row_names(file: str) -> list[str]:
+    if file.endswith(".json"):
+        return [str(n) for n in read_json(file)]
+    if not Path(file).is_file():
+        raise UserError(f"no file pair.feature_names={file}; write one name per line into it")
+    return Path(file).read_text("utf-8-sig").rstrip("\r\n").splitlines()

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step four: two captions become the text that leads from one image to the other.
+
+Templates are those of section 3.2 of arXiv 2404.11317 (ids 0, 1 and 2 of its released code, see
+configs/positives.py); captions go in as they are. A text over the tokenizer's context becomes the
+target's caption alone, as in the released generator. Rewriting by a language model is an option.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cir_jax.data import tokens
+from cir_jax.errors import UserError
+from cir_jax.positives.scaling import writing
+from cir_jax.positives.scaling.captioners import contract
+from cir_jax.runtime import progress
+
+REWRITES, REFUSED = "rewrites.jsonl", "rewrites_refused.jsonl"
+_FIELDS = ("reference", "target")
+
+
+@dataclass(frozen=True)
+class Made:
+    """One generated triplet.
+
+    Attributes:
+      pair: its entry of `pairs.jsonl`.
+      captions: of the reference and of the target.
+      texts: template texts.
+      rewritten: texts of a language model, () if none was asked.
+    """
+
+    pair: dict[str, Any]
+    captions: tuple[str, str]
+    texts: tuple[str, ...]
+    rewritten: tuple[str, ...] = ()
+
+
+def run(
+    config: Any, pairs: Sequence[dict[str, Any]], captions: dict[str, str], workdir: Path
+) -> list[Made]:
+    """The triplets of `pairs`.
+
+    Args:
+      config: see configs/positives.py.
+      pairs: see `pair.run`.
+      captions: image name -> caption.
+      workdir: where `rewrites.jsonl` grows, if texts are rewritten.
+
+    Returns:
+      One for each pair; where rewriting is asked for and failed, the pair is left out and listed,
+      unless the template texts are kept.
+
+    Raises:
+      UserError: a template cannot be filled in, or what `writing.write` finds.
+    """
+    templates = _templates(config)
+    made = []
+    for pair in pairs:
+        both = captions[pair["reference"]], captions[pair["target"]]
+        texts = tuple(t.format(reference=both[0], target=both[1]) for t in templates)
+        made.append(Made(pair, both, texts))
+    made = _fitted(made, config.modify.context)
+    return _rewritten(made, config, workdir) if config.rewrite.captioner else made
+
+
+def _templates(config: Any) -> tuple[str, ...]:
+    templates = tuple(config.modify.templates)
+    if not templates:
+        raise UserError("modify.templates is empty; give at least one, e.g. '{target}'")
+    for template in templates:
+        try:
+            filled = template.format(reference="\0", target="\1")
+        except (KeyError, IndexError, ValueError) as error:
+            raise UserError(
+                f"modify.templates: {template!r} cannot be filled in ({error!r}); it may name "
+                "{reference} and {target}"
+            ) from None
+        if "\1" not in filled:
+            raise UserError(f"modify.templates: {template!r} does not name {{target}}")
+    return templates
+
+
+def _fitted(made: list[Made], context: int) -> list[Made]:
+    """Texts over `context` tokens, start and end included, become the target's caption."""
+    long = _over(context, [t for one in made for t in (*one.texts, one.captions[1])])
+    if not long:
+        return made
+    replaced = sum(text in long for one in made for text in one.texts)
+    stuck = sum(one.captions[1] in long for one in made)
+    progress.say(f"{replaced} texts over {context} tokens became the target's caption")
+    if stuck:
+        progress.say(
+            f"warning: {stuck} target captions are over {context} tokens themselves; training "
+            "takes them with data.on_long=truncate"
+        )
+    return [
+        replace(one, texts=tuple(one.captions[1] if t in long else t for t in one.texts))
+        for one in made
+    ]
+
+
+def _over(context: int, texts: Iterable[str]) -> set[str]:
+    """Those of more than `context` tokens."""
+    distinct = list(dict.fromkeys(texts))
+    tokenizer = tokens.load("clip")
+    long: set[str] = set()
+    for start in range(0, len(distinct), 4096):
+        part = distinct[start : start + 4096]
+        encoded = tokenizer.encode(part)
+        long |= {t for t, ids in zip(part, encoded, strict=True) if len(ids) > context}
+    return long
+
+
+def _rewritten(made: list[Made], config: Any, workdir: Path) -> list[Made]:
+    section = config.rewrite
+    writing.check(section, "rewrite", _FIELDS)
+    if section.texts < 1:
+        raise UserError(f"rewrite.texts={section.texts} is below 1; leave rewrite.captioner empty")
+    captioner = contract.load(section.captioner).Captioner.from_config(section, config.seed, [])
+    wanted = dict(_requests(made, section))
+    written = writing.write(
+        *(workdir / REWRITES, captioner, wanted, section),
+        key="pair",
+        seed=config.seed,
+        title="rewriting",
+    )
+    writing.list_refused(workdir / REFUSED, written.refused, "pair")
+    result = []
+    for one in made:
+        keys = [_key(one, n) for n in range(section.texts)]
+        texts = tuple(dict.fromkeys(written.texts[k] for k in keys if k in written.texts))
+        if texts or section.keep_templates:
+            result.append(replace(one, rewritten=texts))
+    if written.refused:
+        progress.say(
+            f"warning: {len(written.refused)} texts were refused "
+            f"({writing.reasons(written.refused)}), listed in {workdir / REFUSED}; "
+            f"{len(made) - len(result)} pairs without a text are left out. The same command asks "
+            "for them again"
+        )
+    if not result:
+        raise UserError(f"no text was rewritten; see {workdir / REFUSED}")
+    return result
+
+
+def _requests(made: list[Made], section: Any) -> Iterator[tuple[str, contract.Request]]:
+    for one in made:
+        prompt = section.prompt.format(
+            reference=one.captions[0].rstrip(". "),
+            target=one.captions[1].rstrip(". "),
+            words=section.words,
+        )
+        for number in range(section.texts):
+            key = _key(one, number)
+            yield key, contract.Request(key, prompt, varied=number > 0)
+
+
+def _key(one: Made, number: int) -> str:
+    return "\t".join((one.pair["reference"], one.pair["target"], str(number)))

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scaling positives: triplets from images alone. Every key of `cir-jax positives`, and its recipes.
+
+A recipe is a row of the settings that the released code of arXiv 2404.11317 was run with
+(`{method}-{data set}`), or one for images of your own:
+
+    cir-jax positives --config positives:clip-fashioniq --set data.root=DATA
+    cir-jax positives --config positives:folder --set data.root=MY_IMAGES \
+        --set caption.captioner=server --set caption.url=http://localhost:8000/v1 \
+        --set caption.model=NAME
+
+All recipes of the paper draw one pair per image with seed 42 and keep the template texts. Its
+captions are those of a LLaVA of 2023 whose size is not known; any image-text-to-text model will do.
+"""
+
+from ml_collections import ConfigDict
+
+from cir_jax.errors import UserError, nearest
+
+TARGET_INSTEAD, UNLIKE, TARGET = (
+    "{target} instead of {reference}",
+    "Unlike {reference}, I want {target}",
+    "{target}",
+)
+# Prompts of the released captioner.
+FASHION_PROMPT = "please briefly describe the {category} in {words} words"
+IMAGE_PROMPT = "please briefly describe the image in {words} words"
+LLAVA = "llava-hf/llava-1.5-7b-hf"
+REWRITE_PROMPT = (
+    "A shopper looks at the first picture and wants the second one.\n"
+    "First picture: {reference}\n"
+    "Second picture: {target}\n"
+    "Write what the shopper would ask to have changed, as one short request of at most {words} "
+    "words. Name only what differs. Answer with the request and nothing else."
+)
+
+
+def get_config(arg: str = "folder") -> ConfigDict:
+    """`arg`: the name of a recipe, see RECIPES."""
+    if arg not in RECIPES:
+        raise UserError(
+            f"no recipe {arg!r}; there are: {', '.join(RECIPES)}.{nearest(arg, RECIPES)}"
+        )
+    c = ConfigDict()
+    c.workdir = ""  # folder of everything that is made; "" = runs/positives-<recipe>
+    c.seed = 42  # of pairs, and of sampled captions
+
+    c.data = ConfigDict()
+    c.data.name = "folder"  # reader of cir_jax.positives; "folder" = all images below data.root;
+    # "list" = files of image names and captions
+    c.data.root = ""  # folder of the data set, or of the images
+    c.data.images = "all"  # or, with a data set, "split" (its training images) or "triplets" (those
+    # of its annotated triplets, in first-seen order, as the released code numbers them)
+    c.data.categories = ()  # FashionIQ categories; () = the data set's own
+    c.data.lists = ()  # data.name="list": .json, .jsonl, .csv, .tsv, .tar files, folders of them
+    c.data.on_missing = "error"  # or "drop": leave unreadable images out, and list them
+    c.data.threads = 16  # threads that read and decode
+
+    c.dedupe = ConfigDict()
+    c.dedupe.exact = True  # one of several pixel-identical images stands for all
+    c.dedupe.near = -1  # perceptual hashes (128 bits) that differ in so many bits at most are the
+    # same image; -1 = off
+    c.dedupe.optimized = ""  # use this optimized_images.json instead of comparing
+
+    c.caption = _writer(IMAGE_PROMPT, words=10)
+    c.caption.file = ()  # captioner "texts": files of captions
+    c.caption.text_field = ""  # their column or key; "" = caption, captions, title, alt_text, text
+    c.caption.unknown = "error"  # or "ignore": captions of images that are not in the set
+    c.caption.duplicates = "error"  # or "first", "last": of several captions of one image
+
+    c.pair = ConfigDict()
+    c.pair.method = "random"  # "window": by rank of similarity; "mined": what a model confuses
+    c.pair.window = (10_000, 20_000)  # ranks from, to (0 = the last); high ranks are unlike images
+    c.pair.references_only = False  # only references of annotated triplets become references
+    c.pair.per_image = 1  # pairs per reference, k
+    c.pair.keep = 0  # draw so many of all pairs, K; 0 = all
+    c.pair.exclude_known = True  # no pair that annotators have written a text for
+    c.pair.features = ""  # "window": .npy [N, C] of any image encoder, or ...
+    c.pair.feature_names = ""  # ... its image names, a JSON list or one per line; "" = our order
+    c.pair.run = ""  # "window" and "mined": folder of a trained run whose model is used
+    c.pair.mined_top = 10  # "mined": how far down a ranking to look
+    c.pair.block = 256  # rows of similarities per device at a time
+
+    c.modify = ConfigDict()
+    c.modify.templates = (TARGET_INSTEAD, UNLIKE)  # texts of a triplet
+    c.modify.context = 77  # tokens of a text; over it, the target's caption alone is used
+
+    c.rewrite = _writer(REWRITE_PROMPT, words=15)  # of the texts, by a language model
+    c.rewrite.captioner = ""  # "" = no rewriting
+    c.rewrite.texts = 1  # rewritten texts per triplet
+    c.rewrite.keep_templates = False  # train with the template texts as well
+
+    c.output = ConfigDict()
+    c.output.layout = ""  # also write the released layout: "fashioniq", "cirr" or "cc"
+    c.output.tag = "clip"  # its name is cap.extend_{tag}.train.json and the like
+    c.update_from_flattened_dict(RECIPES[arg])
+    return c
+
+
+def _writer(prompt: str, words: int) -> ConfigDict:
+    """What every captioner reads; each uses some of it."""
+    c = ConfigDict()
+    c.captioner = "local"  # module of cir_jax.positives.scaling.captioners, or a .py file
+    c.model = LLAVA  # folder or hub name ("local"), name at the server ("server")
+    c.prompt = prompt
+    c.words = words  # asked for in the prompt
+    c.max_words = 0  # longer replies are refused; 0 = 4 x words
+    c.attempts = 3  # how often to ask for a text before it is listed as refused
+    c.max_tokens = 0  # of a reply; 0 = enough for max_words
+    c.temperature = 0.0  # of the first attempt; 0 = the most likely text
+    c.top_p = 1.0
+    c.max_side = 1024  # larger images are shrunk before they are sent or encoded, in pixels
+    c.batch = 8  # "local": requests at a time
+    c.device = "auto"  # "local": "cpu", "cuda", ...
+    c.dtype = "auto"  # "local": "float32", "bfloat16", "float16"; "auto" = bfloat16 on accelerators
+    c.url = ""  # "server": its OpenAI-compatible address, e.g. http://localhost:8000/v1
+    c.concurrency = 8  # "server": requests under way at a time
+    c.per_minute = 0.0  # "server": requests started per minute; 0 = no limit
+    c.timeout = 120.0  # "server": seconds to wait for one reply
+    c.wait = 600.0  # "server": give up after so many seconds without any reply
+    c.key_variable = "OPENAI_API_KEY"  # "server": environment variable that holds the key, if any
+    return c
+
+
+def _paper(
+    name: str, tag: str, words: int, keep: int = 0, window: tuple = (), refer: bool = False
+) -> dict:
+    """A row of the released settings."""
+    fashion = name == "fashioniq"
+    return {
+        "data.name": name,
+        "data.images": "triplets",
+        "caption.prompt": FASHION_PROMPT if fashion else IMAGE_PROMPT,
+        "caption.words": words,
+        "caption.duplicates": "last",  # an image of two categories was captioned twice
+        "pair.method": "window" if window else "random",
+        "pair.window": window or (10_000, 20_000),
+        "pair.references_only": refer,
+        "pair.keep": keep,
+        "pair.exclude_known": False,
+        "modify.templates": (TARGET,) if fashion else (TARGET_INSTEAD, UNLIKE),
+        "output.layout": name,
+        "output.tag": tag,
+    }
+
+
+def _out_of_domain(layout: str) -> dict:
+    row = _paper(layout, "cc", 10)
+    return row | {
+        "data.name": "list",
+        "data.images": "all",
+        "caption.prompt": IMAGE_PROMPT,
+        "output.layout": "cc",
+        "output.tag": layout,
+    }
+
+
+EMOJI = {
+    "data.name": "emoji", "data.images": "split", "data.threads": 4,
+    "caption.captioner": "texts", "caption.model": "", "caption.unknown": "ignore",
+    "pair.references_only": True, "modify.templates": (TARGET,), "output.layout": "fashioniq",
+}  # fmt: skip
+FAR, FAR_CIRR = (10_000, 20_000), (10_000, 15_000)
+RECIPES = {
+    "folder": {},
+    "list": {"data.name": "list", "caption.captioner": "texts", "caption.model": ""},
+    "tgcir-fashioniq": _paper("fashioniq", "tgcir", 10, window=FAR, refer=True),
+    "tgcir-cirr": _paper("cirr", "tgcir", 10, window=FAR_CIRR),
+    "clip-fashioniq": _paper("fashioniq", "clip", 4, window=FAR, refer=True),
+    "clip-cirr": _paper("cirr", "clip", 8, window=FAR_CIRR),
+    "blip-fashioniq": _paper("fashioniq", "blip", 10, keep=3000, refer=True),
+    "blip-cirr": _paper("cirr", "blip", 10),
+    "blip2-fashioniq": _paper("fashioniq", "blip2", 10, keep=6000, refer=True),
+    "blip2-cirr": _paper("cirr", "blip2", 10, refer=True),
+    "zs-fashioniq": _paper("fashioniq", "zs", 5),
+    "zs-cirr": _paper("cirr", "zs", 10),
+    "cc-fashioniq": _out_of_domain("fashioniq"),
+    "cc-cirr": _out_of_domain("cirr"),
+    "emoji": EMOJI,
+    "quicktest": EMOJI | {"pair.keep": 100},
+}
