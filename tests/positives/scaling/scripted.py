@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server that misbehaves on demand, listening on loopback, and the config section of a client."""
 
+import base64
 import contextlib
 import json
 import threading
@@ -8,6 +9,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from ml_collections import ConfigDict
+
+from cir_jax.positives.scaling.captioners import server
+from cir_jax.positives.scaling.captioners.contract import Reply, Request
 
 SECTION = {
     "captioner": "server", "model": "tiny", "url": "http://127.0.0.1:1/v1", "prompt": "Describe",
@@ -33,6 +37,29 @@ def prompt(body):
     """The text of a request's only message."""
     content = body["messages"][0]["content"]
     return content if isinstance(content, str) else content[-1]["text"]
+
+
+def ask(where, requests=None, **changes):
+    """{key: reply} of requests, by default three texts."""
+    if requests is None:
+        requests = [Request(k, f"about {k}") for k in "abc"]
+    url = where if isinstance(where, str) else where.url
+    captioner = server.Captioner.from_config(section(url=url, **changes), 0, [])
+    return {reply.key: reply for reply in captioner.generate(requests)}
+
+
+def in_flight_threads():
+    """What must be gone after a run."""
+    return [t for t in threading.enumerate() if t.name == "in flight" or "asyncio" in t.name]
+
+
+GOOD = {k: Reply(k, f"about {k}") for k in "abc"}
+
+
+def sent_image(body):
+    """(head, bytes) of a request's image."""
+    head, _, data = body["messages"][0]["content"][0]["image_url"]["url"].partition(",")
+    return head, base64.b64decode(data)
 
 
 class Scripted:

@@ -69,12 +69,13 @@ def test_captions(vlm, images):
 def test_repetitions_are_drawn(vlm, images):
     """Each from its own seed, so that a run that goes on after a stop draws the same."""
     captioner = build(vlm)
-    first, second = (ask(captioner, images, attempt=i) for i in (1, 2))
-    assert first != second and first != ask(captioner, images)
-    assert ask(build(vlm, batch=2), images[5:], attempt=1).items() <= first.items()
-    assert ask(build(vlm, seed=1), images, attempt=1) != first
-    drawn = ask(build(vlm, temperature=1.5), images)
-    assert drawn == ask(build(vlm, temperature=1.5), images) != ask(captioner, images)
+    some = images[:4]
+    first, second = (ask(captioner, some, attempt=i) for i in (1, 2))
+    assert first != second and first != ask(captioner, some)
+    assert ask(build(vlm, batch=2), images[2:4], attempt=1).items() <= first.items()
+    assert ask(build(vlm, seed=1), some, attempt=1) != first
+    drawn = ask(build(vlm, temperature=1.5), some)
+    assert drawn == ask(build(vlm, temperature=1.5), some) != ask(captioner, some)
 
 
 def test_text_and_images_together(vlm, chat, images):

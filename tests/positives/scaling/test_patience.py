@@ -22,13 +22,6 @@ class Clock:
         self.now += seconds
 
 
-@pytest.fixture
-def said(monkeypatch):
-    lines = []
-    monkeypatch.setattr(patience.progress, "say", lambda *m: lines.append(" ".join(map(str, m))))
-    return lines
-
-
 @pytest.mark.parametrize("per_minute", [1, 7, 600])
 def test_pace(per_minute):
     """No 60 seconds hold more starts, wherever they begin, and none are wasted."""
@@ -132,7 +125,7 @@ def test_retry_after(said):
 def test_refusals():
     all_fail = inputs.Refusals("model X", "take another")
     assert [all_fail.refused(w) for w in "ab"] == ["a", "b"]
-    with pytest.raises(UserError, match="model X served none of the first 3 .*: c; take another"):
+    with pytest.raises(UserError, match=r"model X served none of the first 3 .*: c; take another"):
         all_fail.refused("c")
     some_fail = inputs.Refusals("model X", "")
     some_fail.success()

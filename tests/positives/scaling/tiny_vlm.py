@@ -44,6 +44,7 @@ def write_vlm(folder):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     tokenizer = _tokenizer()
+    torch.set_num_threads(1)  # more only get in each other's way with tensors so small
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,

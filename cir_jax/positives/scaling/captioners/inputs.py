@@ -15,6 +15,7 @@ from PIL import Image
 
 from cir_jax.data.pixels import open_image
 from cir_jax.errors import UserError
+from cir_jax.positives.scaling.captioners.contract import Reply
 
 TOKENS_PER_WORD = 4  # generous: a byte-level BPE writes rare words in more, common ones in 1 or 2
 SPARE_TOKENS = 16  # "Sure, here is a caption:" must not cut the caption off
@@ -70,6 +71,11 @@ def small_image(source: Any, max_side: int) -> Image.Image:
     if max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     return image
+
+
+def unreadable(key: str, error: UserError) -> Reply:
+    """The reply to a request whose image cannot be read."""
+    return Reply(key, "", f"unreadable: {error}", final=True)
 
 
 def data_url(source: Any, max_side: int) -> str:

@@ -87,7 +87,7 @@ class Captioner:
                     try:
                         image = inputs.small_image(request.image, self._section.max_side)
                     except UserError as error:
-                        yield Reply(request.key, "", str(error), final=True)
+                        yield inputs.unreadable(request.key, error)
                         continue
                 # A draw must depend on its own seed only, so that a resumed run repeats it.
                 alone = (seed, request.key) if temperature else ()

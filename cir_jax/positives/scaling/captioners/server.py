@@ -97,7 +97,7 @@ class Captioner:
         try:
             body = await asyncio.to_thread(self._body, request)
         except UserError as error:
-            return Reply(request.key, "", str(error), final=True)
+            return inputs.unreadable(request.key, error)
         own = 0
         for tries in itertools.count(1):
             await self._pace.turn()

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does scaling positives and negatives help? Measured on OpenMoji: `python tools/evidence.py`.
+
+Three questions, each over several seeds, every run evaluated on the same validation images:
+
+  positives  recall against the number of annotated triplets, with and without generated ones
+  negatives  recall against the number of bank negatives, at equal training time
+  zero_shot  generated triplets alone, against the plain sum of pretrained features
+
+and, with few annotated triplets, which pairs and texts to generate (recipes). Every run of a seed
+starts from one image-text pretraining of that seed. A run is kept in its folder and not repeated: a
+script that was stopped goes on. Results: evidence.json, tables on the terminal, and a plot.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own folder only
+
+from cir_jax import build, train
+from cir_jax import config as configs
+from cir_jax.evals.sections import Spread
+from cir_jax.positives import emoji
+from cir_jax.positives.scaling import steps
+from cir_jax.runtime import progress
+
+ANNOTATED = (100, 300, 1000, -1)
+QUICK_ANNOTATED = (20, 30, 40, -1)  # of a set that has fewer
+NEGATIVES = (16, 64, 256, 1024, 0)
+TEMPLATES = (
+    "modify.templates=('{target} instead of {reference}','Unlike {reference}, I want {target}')"
+)
+# name -> changes of configs/positives.py:emoji; {zero} is the pretrained model, {one} stage one.
+PAPER = "random pairs, target's caption"  # as the released code makes them for FashionIQ
+RECIPES = {
+    PAPER: (),
+    "random pairs, two templates": (TEMPLATES,),
+    "similar pairs (rank 1-30), two templates": (
+        TEMPLATES, "pair.method=window", "pair.window=1,30", "pair.run={zero}",
+    ),
+    "mined pairs, two templates": (TEMPLATES, "pair.method=mined", "pair.run={one}"),
+}  # fmt: skip
+COLUMNS = {"cirr_recall_at1": "CIRR R@1", "cirr_recall_at5": "R@5", "fiq_recall_at10": "FIQ R@10"}
+
+
+class Runs:
+    """Trains what is not there yet; scores of a run are kept beside it.
+
+    Args:
+      out: folder of everything.
+      data: the OpenMoji set.
+      seed: of data order, subsets and pairs.
+      quick: a smoke test.
+    """
+
+    def __init__(self, out: Path, data: Path, seed: int, quick: bool):
+        self.out, self.data, self.seed, self.quick = out / f"seed-{seed}", data, seed, quick
+        self.annotated = QUICK_ANNOTATED if quick else ANNOTATED
+        self._count = 4 if quick else 300
+
+    def train(self, name: str, stage: int, start: str, *changes: str) -> dict[str, float]:
+        """Scores of a run under both protocols, in %."""
+        workdir = self.out / name
+        kept = workdir / "scores.json"
+        if kept.is_file():
+            return json.loads(kept.read_text())
+        began = time.monotonic()
+        which = "quicktest" if self.quick else "emoji"
+        common = [f"workdir={workdir}", f"data.root={self.data}", f"seed={self.seed}"]
+        common += ["eval.every=0", "eval.examples=0"]
+        if start:
+            common += [f"init_from={self.out / start}"]
+        if stage:
+            common += [f"steps={self._count}"]
+        elif self.quick:
+            common += ["steps=4"]
+        results = train.train(configs.load(f"clip_sum:{which},stage={stage}", [*common, *changes]))
+        scores = {
+            "fiq_recall_at10": results["history"][-1]["average_recall_at10"],
+            "steps": results["step"],
+            "seconds": results["seconds"],
+        }
+        cirr = ["eval.benchmark=cirr", f"data.root={self.data / 'cirr'}", "eval.examples=0"]
+        other, retriever = build.restore(workdir, "last", cirr)
+        found = build.benchmark(other).run(retriever).scores
+        scores |= {f"cirr_{key}": value for key, value in found.items()}
+        kept.write_text(json.dumps(scores, indent=2))
+        shown = ", ".join(f"{title} {scores[key]:.1f}" for key, title in COLUMNS.items())
+        progress.say(f"seed {self.seed} {name}: {shown} ({time.monotonic() - began:.0f} s)")
+        return scores
+
+    def generate(self, name: str, *changes: str) -> str:
+        """The file of generated triplets of one recipe."""
+        config = configs.load(
+            "positives:emoji",
+            [f"workdir={self.out / 'positives' / name}", f"data.root={self.data}",
+             f"seed={self.seed}", *changes],
+        )  # fmt: skip
+        return steps.run(config)["files"][0]
+
+
+def positives(runs: Runs) -> dict[str, dict[str, float]]:
+    """Stage one on n annotated triplets, then stage two on them, with and without generated ones.
+
+    Both stages two take the same number of steps: the one with generated triplets sees each
+    annotated one less often.
+    """
+    generated = runs.generate("random", *RECIPES[PAPER])
+    found = {}
+    for n in runs.annotated:
+        chosen = f"data.annotated={n}"
+        label = "all" if n < 0 else str(n)
+        found[f"{label}: stage one"] = runs.train(f"one-{label}", 1, "zero", chosen)
+        found[f"{label}: stage two"] = runs.train(f"two-{label}", 2, f"one-{label}", chosen)
+        found[f"{label}: stage two + positives"] = runs.train(
+            f"two-{label}-positives", 2, f"one-{label}", chosen, f"data.generated={generated}"
+        )
+    return found
+
+
+def negatives(runs: Runs) -> dict[str, dict[str, float]]:
+    """Stage two on all annotated triplets against n sampled rows of the bank, for equal seconds."""
+    seconds = 2.0 if runs.quick else 20.0
+    timed = (f"max_seconds={seconds}", "steps=1000000")
+    return {
+        "all" if not n else str(n): runs.train(
+            f"negatives-{n}", 2, "one-all", f"loss.bank_negatives={n}", *timed
+        )
+        for n in NEGATIVES
+    }
+
+
+def zero_shot(runs: Runs) -> dict[str, dict[str, float]]:
+    """No annotated triplet at all."""
+    generated = runs.generate("random", *RECIPES[PAPER])
+    only = ("data.annotated=0", f"data.generated={generated}")
+    return {
+        "plain sum": runs.train("zero", 0, ""),
+        "stage one, generated only": runs.train("zero-shot-one", 1, "zero", *only),
+        "stage two, generated only": runs.train("zero-shot-two", 2, "zero-shot-one", *only),
+    }
+
+
+def recipes(runs: Runs) -> dict[str, dict[str, float]]:
+    """Stage two on 300 annotated triplets and the generated ones of different recipes."""
+    few = runs.annotated[1]
+    one = f"one-{few}"
+    places = {"zero": runs.out / "zero", "one": runs.out / one}
+    found = {"none": runs.train(f"two-{few}", 2, one, f"data.annotated={few}")}
+    for number, (title, changes) in enumerate(RECIPES.items()):
+        filled = [c if c == TEMPLATES else c.format(**places) for c in changes]
+        file = runs.generate(f"recipe-{number}", *filled)
+        found[title] = runs.train(
+            *(f"two-{few}-recipe-{number}", 2, one),
+            *(f"data.annotated={few}", f"data.generated={file}"),
+        )
+    return found
+
+
+QUESTIONS: dict[str, Callable[[Runs], dict[str, dict[str, float]]]] = {
+    "positives": positives, "negatives": negatives, "zero_shot": zero_shot, "recipes": recipes,
+}  # fmt: skip
+
+
+def tables(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """Mean and sample deviation over the seeds, as Markdown."""
+    lines = []
+    for question, rows in results.items():
+        lines += [f"| {question} | {' | '.join(COLUMNS.values())} | steps |"]
+        lines += ["|---" * (len(COLUMNS) + 2) + "|"]
+        for name, seeds in rows.items():
+            cells = [str(Spread.of([s[key] for s in seeds])) for key in COLUMNS]
+            taken = sum(s["steps"] for s in seeds) / len(seeds)
+            lines.append(f"| {name} | {' | '.join(cells)} | {taken:.0f} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def plot(results: dict[str, dict[str, list[dict[str, float]]]], file: Path) -> None:
+    """The first three questions side by side, with the deviation over the seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "evidence", "font.size": 10}
+    )
+    from matplotlib import pyplot
+
+    key, title = next(iter(COLUMNS.items()))
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
+
+    def line(axis: Any, rows: dict[str, list[dict[str, float]]], label: str, colour: str) -> None:
+        spreads = [Spread.of([s[key] for s in seeds]) for seeds in rows.values()]
+        axis.errorbar(
+            range(len(rows)), [s.mean for s in spreads], [s.deviation for s in spreads],
+            marker="o", capsize=3, label=label, color=colour,
+        )  # fmt: skip
+        axis.set_xticks(range(len(rows)), list(rows))
+
+    colours = {"stage one": "#6b7280", "stage two": "#2563c9", "stage two + positives": "#d2601a"}
+    for label, colour in colours.items():
+        chosen = {
+            name.partition(": ")[0]: seeds
+            for name, seeds in results["positives"].items()
+            if name.partition(": ")[2] == label
+        }
+        line(axes[0], chosen, label, colour)
+    axes[0].set(xlabel="annotated triplets", ylabel=f"{title}, %", title="Positives")
+    axes[0].legend(frameon=False)
+    line(axes[1], results["negatives"], "stage two", colours["stage two"])
+    axes[1].set(xlabel="bank negatives per query", title="Negatives, equal training time")
+    spreads = [Spread.of([s[key] for s in seeds]) for seeds in results["zero_shot"].values()]
+    axes[2].bar(
+        range(len(spreads)), [s.mean for s in spreads], yerr=[s.deviation for s in spreads],
+        color=list(colours.values()), capsize=3,
+    )  # fmt: skip
+    axes[2].set_xticks(range(len(spreads)), [n.replace(", ", ",\n") for n in results["zero_shot"]])
+    axes[2].set(title="Zero-shot")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs everything; returns what evidence.json holds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="evidence", help="folder of all runs and results")
+    parser.add_argument("--data", default="", help="folder of the OpenMoji set (default: a cache)")
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions")
+    parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        parser.error(f"--seeds {args.seeds} is below 1")
+    out = Path(args.out)
+    # The runs of all seeds share their programs: each is compiled once.
+    jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    data = emoji.prepare(
+        args.data or (out / "openmoji" if args.quick else ""), limit=300 * args.quick
+    )
+    results: dict[str, dict[str, list[dict[str, float]]]] = {q: {} for q in QUESTIONS}
+    for seed in range(args.seeds):
+        runs = Runs(out, data, seed, args.quick)
+        runs.train("zero", 0, "")
+        for question, ask in QUESTIONS.items():
+            for name, scores in ask(runs).items():
+                results[question].setdefault(name, []).append(scores)
+    (out / "evidence.json").write_text(json.dumps(results, indent=1))
+    plot(results, out / "evidence.svg")
+    print(tables(results))
+    return results
+
+
+if __name__ == "__main__":
+    main()
