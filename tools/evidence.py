@@ -80,7 +80,7 @@ class Runs:
         if stage:
             common += [f"steps={self._count}"]
         elif self.quick:
-            common += ["steps=4"]
+            common += ["steps=8"]
         results = train.train(configs.load(f"clip_sum:{which},stage={stage}", [*common, *changes]))
         scores = {
             "fiq_recall_at10": results["history"][-1]["average_recall_at10"],
