@@ -63,7 +63,7 @@ class Runs:
     def __init__(self, out: Path, data: Path, seed: int, quick: bool):
         self.out, self.data, self.seed, self.quick = out / f"seed-{seed}", data, seed, quick
         self.annotated = QUICK_ANNOTATED if quick else ANNOTATED
-        self._count = 4 if quick else 300
+        self._count = 8 if quick else 300
 
     def train(self, name: str, stage: int, start: str, *changes: str) -> dict[str, float]:
         """Scores of a run under both protocols, in %."""
