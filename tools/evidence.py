@@ -34,6 +34,7 @@ from cir_jax.runtime import progress
 ANNOTATED = (100, 300, 1000, -1)
 QUICK_ANNOTATED = (20, 30, 40, -1)  # of a set that has fewer
 NEGATIVES = (16, 64, 256, 1024, 0)
+QUICK_NEGATIVES = (16, 0)
 TEMPLATES = (
     "modify.templates=('{target} instead of {reference}','Unlike {reference}, I want {target}')"
 )
@@ -133,7 +134,7 @@ def negatives(runs: Runs) -> dict[str, dict[str, float]]:
         "all" if not n else str(n): runs.train(
             f"negatives-{n}", 2, "one-all", f"loss.bank_negatives={n}", *timed
         )
-        for n in NEGATIVES
+        for n in (QUICK_NEGATIVES if runs.quick else NEGATIVES)
     }
 
 
