@@ -63,25 +63,25 @@ class Journal:
         for _, record in read_lines(self.path):
             yield record
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Adds one record.
+    def add(self, *records: dict[str, Any]) -> None:
+        """Adds records: all of them, or none.
 
         Raises:
           UserError: the disk is full or fails; the file then ends with its last complete record.
         """
-        line = json.dumps(record, ensure_ascii=False).encode() + b"\n"
-        rest = memoryview(line)
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
+        rest = memoryview(lines)
         try:
             while rest:  # unbuffered, so what was not written is nowhere else either
                 rest = rest[self._file.write(rest) :]
-            self._unsynced += 1
+            self._unsynced += len(records)
             if self._unsynced >= self._every:
                 os.fsync(self._file.fileno())
                 self._unsynced = 0
         except OSError as error:
             os.ftruncate(self._file.fileno(), self._end)
             raise full(self.path, error) from None
-        self._end += len(line)
+        self._end += len(lines)
 
     def close(self) -> None:
         """Forces everything to disk and lets others open the file."""

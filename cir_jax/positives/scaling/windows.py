@@ -32,8 +32,8 @@ def at_ranks(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """The images at some ranks of the similarity to each of some images.
 
-    Rank 0 is the image itself, or one that is as similar; of equal similarities the lower number
-    comes first.
+    Rank 0 is the image itself, whatever rounding makes of its similarity to a near twin; of equal
+    similarities the lower number comes first.
 
     Args:
       features: [N, C] float32, unit rows.
@@ -48,12 +48,14 @@ def at_ranks(
     """
     rows = np.arange(len(features)) if rows is None else np.asarray(rows)
     found: list[tuple[np.ndarray, np.ndarray]] = []
+    if len(ranks) != len(rows):
+        raise ValueError(f"ranks of {len(ranks)} images for {len(rows)} rows")
     with ThreadPoolExecutor(os.cpu_count() or 1) as workers:
         total = -(-len(rows) // (block * mesh.size))
         bar = progress.bar(similarities(features, rows, mesh, block), total, "ranking images")
         for start, scores in bar:
-            wanted = ranks[start : start + len(scores)]
-            found += workers.map(_select, scores, wanted)
+            part = slice(start, start + len(scores))
+            found += workers.map(_select, scores, ranks[part], rows[part])
     return found
 
 
@@ -67,7 +69,7 @@ def similarities(
     program = _product(mesh)
     everywhere, split = meshes.replicated(mesh), meshes.row_sharding(mesh)
     whole = jax.device_put(np.asarray(features, np.float32), everywhere)
-    size = block * mesh.size
+    size = min(block, -(-len(rows) // mesh.size)) * mesh.size
     ahead: deque = deque()
     for start in range(0, len(rows), size):
         # The last block repeats its last row, so that there is one program.
@@ -82,20 +84,23 @@ def similarities(
 
 
 def unit(features: np.ndarray, where: str) -> np.ndarray:
-    """[N, C] float32 with rows of unit length.
+    """A float32 copy of [N, C] whose rows have unit length.
 
     Raises:
       UserError: a row is not finite, or all zeros; `where` names the features.
     """
-    features = np.asarray(features, np.float32)
-    length = np.linalg.norm(features, axis=1)
+    with np.errstate(over="ignore"):  # float64 beyond float32 is not finite, and refused below
+        rows = np.array(features, np.float32)
+    # Not np.linalg.norm: it would hold all the squares, as much again as the features.
+    length = np.sqrt(np.einsum("nc,nc->n", rows, rows))
     wrong = np.flatnonzero(~(np.isfinite(length) & (length > 0)))
     if len(wrong):
         raise UserError(
-            f"{where}: {len(wrong)} of {len(features)} rows are zero or not finite, row "
+            f"{where}: {len(wrong)} of {len(rows)} rows are zero or not finite, row "
             f"{wrong[0]} the first; make the features again"
         )
-    return features / length[:, None]
+    rows /= length[:, None]
+    return rows
 
 
 @lru_cache(maxsize=4)
@@ -106,15 +111,15 @@ def _product(mesh: Mesh) -> Callable:
     return jax.jit(product, out_shardings=meshes.row_sharding(mesh))
 
 
-def _select(scores: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers and scores at `ranks` of one row."""
-    count = len(scores)
-    ranks = np.asarray(ranks)
-    ordered = np.partition(scores, np.unique(count - 1 - ranks))
-    values = ordered[count - 1 - ranks]
-    numbers = np.empty(len(ranks), np.int64)
+def _select(scores: np.ndarray, ranks: np.ndarray, own: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and scores at `ranks` of the row of image `own`."""
+    scores, itself = scores.copy(), scores[own]
+    scores[own] = np.inf
+    places = len(scores) - 1 - np.asarray(ranks)
+    values = np.partition(scores, np.unique(places))[places]
+    numbers = np.empty(len(places), np.int64)
     for i, (rank, value) in enumerate(zip(ranks, values, strict=True)):
         equal = np.flatnonzero(scores == value)
         ahead = 0 if len(equal) == 1 else rank - np.count_nonzero(scores > value)
         numbers[i] = equal[ahead]
-    return numbers, values
+    return numbers, np.where(numbers == own, itself, values)

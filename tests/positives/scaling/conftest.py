@@ -11,7 +11,7 @@ def quick(monkeypatch):
     """Backoff in hundredths of a second."""
     monkeypatch.setattr(patience, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(patience, "LONGEST_DELAY", 0.05)
-    monkeypatch.setattr(patience, "OUTAGE", 0.02)
+    monkeypatch.setattr(patience, "OUTAGE", 0.01)
 
 
 @pytest.fixture

@@ -89,8 +89,8 @@ class Scripted:
         self.http.server_close()
 
     def until(self, condition):
-        """Waits until `condition()`; False after ten seconds."""
-        deadline = time.monotonic() + 10
+        """Waits until `condition()`; False after a minute."""
+        deadline = time.monotonic() + 60
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.005)
         return bool(condition())

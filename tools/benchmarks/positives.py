@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scaling positives: comparing images against decoding them, and pairing against its products.
+
+`dedupe`: hashing the pixels of many images against only opening them, with the same threads, and
+the peak memory of processes that compare few and many. `pair`: images in a window of the similarity
+ranking against the matrix products alone, for some of the rows in each round, and the peak memory
+of this process, features included.
+"""
+
+import argparse
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from cir_jax.data.pixels import open_image
+from cir_jax.positives.scaling import dedupe, windows
+from cir_jax.runtime import mesh as meshes
+from tools.benchmarks import timing
+
+HELP = "comparing images against decoding, pairing against matrix products"
+_FILES = 100  # different pictures; more would only fill the disk
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sizes; pictures are as large as those of FashionIQ, windows those of the released recipe."""
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--side", type=int, default=400, help="short side of an image, pixels")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--features", type=int, default=100_000, help="images to pair, N")
+    parser.add_argument("--width", type=int, default=768, help="of a feature, C")
+    parser.add_argument("--window", type=int, nargs=2, default=(10_000, 20_000))
+    parser.add_argument("--rows", type=int, default=4096, help="references per round")
+    parser.add_argument("--block", type=int, default=256, help="rows per matrix product")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures both; ratios are ours / decoding, and ours / products."""
+    # First: the peak memory of this process never falls, and comparing images takes little.
+    result = {"dedupe": compare(args), "pair": pair(args)}
+    for name, values in result.items():
+        timing.table([name, *values], [["", *values.values()]])
+    return {"repeats": args.repeats, **result}
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of one comparison and of decoding alone; memory at a tenth of the images and at all.
+
+    Repeated names of a few files stand for many files: all are opened and decoded each time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _pictures(Path(folder), args.images, args.side)
+
+        def decode() -> None:
+            with ThreadPoolExecutor(args.threads) as workers:
+                for start in range(0, len(paths), 1024):
+                    part = list(paths.values())[start : start + 1024]
+                    for _ in workers.map(lambda path: open_image(path) and None, part):
+                        pass
+
+        def compared() -> None:
+            journal = Path(folder) / "hashes.jsonl"
+            journal.unlink(missing_ok=True)
+            dedupe.look(paths, journal, threads=args.threads)
+
+        seconds = timing.alternate({"decode": decode, "dedupe": compared}, args.repeats)
+        memory = [_peak(folder, n, args) for n in (args.images // 10, args.images)]
+    ratio = timing.ratio(seconds, "dedupe", "decode")
+    return {
+        "images": args.images,
+        **{f"{name}_s": statistics.median(values) for name, values in seconds.items()},
+        "time_ratio": ratio,
+        "share_in_decoder": 1 / ratio,
+        "peak_mib_at_a_tenth": memory[0],
+        "peak_mib": memory[1],
+    }
+
+
+def pair(args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of ranks in a window and of the products alone."""
+    mesh = meshes.make(devices=jax.devices()[: args.devices])
+    random = np.random.default_rng(0)
+    made = random.standard_normal((args.features, args.width), np.float32)
+    features = windows.unit(made, "random features")
+    del made
+    rows = np.arange(min(args.rows, args.features))
+    ranks = [random.integers(*args.window, 1) for _ in rows]
+
+    def products() -> None:
+        for _ in windows.similarities(features, rows, mesh, args.block):
+            pass
+
+    def ranked() -> list:
+        return windows.at_ranks(features, ranks, rows=rows, mesh=mesh, block=args.block)
+
+    seconds = timing.alternate({"products": products, "ranked": ranked}, args.repeats)
+    return {
+        "features": args.features,
+        "width": args.width,
+        "rows_per_round": len(rows),
+        **{f"{name}_s": statistics.median(values) for name, values in seconds.items()},
+        "time_ratio": timing.ratio(seconds, "ranked", "products"),
+        "peak_mib": peak(),
+    }
+
+
+def peak() -> float:
+    """MiB of memory that this process has held at most (Linux).
+
+    Not `getrusage`: what that tells begins with the memory of the parent.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
+
+
+def _pictures(folder: Path, count: int, side: int) -> dict[str, str]:
+    random = np.random.default_rng(0)
+    files = []
+    for number in range(min(_FILES, count)):
+        # Coarse noise, enlarged: a JPEG of it is as large and as slow as one of a photograph.
+        coarse = Image.fromarray(random.integers(0, 256, (side // 8, side // 6, 3), np.uint8))
+        file = folder / f"{number}.jpg"
+        coarse.resize((side * 4 // 3, side), Image.Resampling.BICUBIC).save(file, quality=90)
+        files.append(str(file))
+    return {f"image-{i}": files[i % len(files)] for i in range(count)}
+
+
+def _peak(folder: str, count: int, args: argparse.Namespace) -> float:
+    """MiB at the peak of a process that compares `count` images."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from cir_jax.positives.scaling import dedupe\n"
+        "folder, count, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
+        "files = sorted(Path(folder).glob('*.jpg'))\n"
+        "paths = {f'image-{i}': str(files[i % len(files)]) for i in range(count)}\n"
+        "dedupe.look(paths, Path(folder) / f'{count}.jsonl', threads=threads)\n"
+        "from tools.benchmarks.positives import peak\n"
+        "print(peak())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, folder, str(count), str(args.threads)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
