@@ -72,11 +72,12 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.pair.method = "random"  # "window": by rank of similarity; "mined": what a model confuses
     c.pair.window = (10_000, 20_000)  # ranks from, to (0 = the last); high ranks are unlike images
     c.pair.references_only = False  # only references of annotated triplets become references
-    c.pair.per_image = 1  # pairs per reference, k
+    c.pair.per_image = 1  # pairs per reference, k; "mined": per annotated triplet at most
     c.pair.keep = 0  # draw so many of all pairs, K; 0 = all
-    c.pair.exclude_known = True  # no pair that annotators have written a text for
+    c.pair.exclude_known = True  # no pair that annotators have written a text for ("mined": never)
     c.pair.features = ""  # "window": .npy [N, C] of any image encoder, or ...
-    c.pair.feature_names = ""  # ... its image names, a JSON list or one per line; "" = our order
+    c.pair.feature_names = ""  # ... its image names, a JSON list or one per line; "" = one row for
+    # each image that we pair, in our order
     c.pair.run = ""  # "window" and "mined": folder of a trained run whose model is used
     c.pair.mined_top = 10  # "mined": how far down a ranking to look
     c.pair.block = 256  # rows of similarities per device at a time
@@ -92,7 +93,8 @@ def get_config(arg: str = "folder") -> ConfigDict:
 
     c.output = ConfigDict()
     c.output.layout = ""  # also write the released layout: "fashioniq", "cirr" or "cc"
-    c.output.tag = "clip"  # its name is cap.extend_{tag}.train.json and the like
+    c.output.tag = "clip"  # its name is cap.extend_{tag}.train.json and the like; with "cc", the
+    # data set whose name for that file it gets: "fashioniq" or "cirr"
     c.update_from_flattened_dict(RECIPES[arg])
     return c
 

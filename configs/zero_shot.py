@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zero-shot composed image retrieval: no annotated triplet, generated ones alone.
+r"""Zero-shot composed image retrieval: no annotated triplet, generated ones alone.
 
 Model: CLIP ViT-L/14, query = raw image + raw text feature, unit length (`clip_sum`). In domain, the
 triplets are made of the benchmark's own training images (recipes `zs-fashioniq` and `zs-cirr` of
@@ -7,11 +7,15 @@ configs/positives.py); out of domain, of other images with captions (`cc-fashion
 Stage one from CLIP's weights, then stage two from stage one. Source: zero-shot settings of
 arXiv 2404.11317 and of its released code.
 
-Commands, in domain and out of domain:
-    cir-jax positives --config positives:zs-cirr --set data.root=DATA ...
-    cir-jax train --config zero_shot:cirr,stage=1 --set data.root=DATA --set init_from=CLIP
-    cir-jax train --config zero_shot:cirr,stage=2 --set data.root=DATA --set init_from=STAGE1
-    cir-jax train --config zero_shot:cirr-cc,stage=1 --set data.root=DATA --set init_from=CLIP
+Commands, in domain and out of domain (IMAGES: files of images and captions):
+    cir-jax positives --config positives:zs-cirr --set data.root=DATA
+    cir-jax train --config zero_shot:cirr,stage=1 --set data.root=DATA --set init_from=CLIP \
+        --set data.generated=runs/positives-zs-cirr/triplets.jsonl
+    cir-jax train --config zero_shot:cirr,stage=2 --set data.root=DATA --set init_from=STAGE1 ...
+    cir-jax positives --config positives:cc-cirr --set data.lists=IMAGES
+    cir-jax train --config zero_shot:cirr-cc,stage=1 --set data.root=DATA --set init_from=CLIP ...
+`data.generated` may be left out where the file that was made, in the released layout, lies below
+data.root as in GENERATED.
 
 This project has not reproduced the published figures yet.
 """

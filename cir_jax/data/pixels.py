@@ -110,8 +110,10 @@ def open_image(source: Any) -> Image.Image:
         image = Image.open(io.BytesIO(content))
         image.load()
     except _UNDECODABLE as error:
+        # Pillow's own words name a place in memory, another one each time.
+        why = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"image {name} cannot be decoded ({error}); fetch it again, or remove it and set "
+            f"image {name} cannot be decoded ({why}); fetch it again, or remove it and set "
             "data.on_missing=drop"
         ) from None
     return image

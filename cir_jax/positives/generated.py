@@ -7,6 +7,7 @@ the released layouts: FashionIQ's (`candidate`, `target`, `captions`), CIRR's (`
 are used as they are written.
 """
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,9 +48,10 @@ def read(
 
     Raises:
       UserError: a record lacks a field or a text (the file and the record are named), a name fits
-        two files, or a file holds no record.
+        two files, one name means two different pictures, or a file holds no record.
     """
     names = NamedFiles(known)
+    places = _Places(names.files, root, images)
     by_source: dict[str, list[Triplet]] = {}
     paths: dict[str, dict[str, Any]] = {}
     for file in files:
@@ -60,19 +62,62 @@ def read(
             by_source.setdefault(one.source, []).append(one)
             used = paths.setdefault(one.source, {})
             for name, path in zip((one.reference, one.target), own, strict=True):
-                if name in used:
-                    continue
-                if name in names.files:
-                    used[name] = names.files[name]
-                elif path:
-                    used[name] = shards.place(str(file.parent / path))
-                elif images:
-                    used[name] = str(Path(images) / name)
-                elif path is not None:
-                    used[name] = str(Path(root) / name)
+                place = places.find(name, path, file)
+                if place is not None:
+                    used[name] = place
         if not count:
             raise UserError(f"{file} holds no triplet; make it anew, or take it out of the list")
     return [TripletSet(s, tuple(triplets), paths[s]) for s, triplets in by_source.items()]
+
+
+class _Places:
+    """The one file of each image, over all files of triplets."""
+
+    def __init__(self, known: Mapping[str, Any], root: str | Path, images: str | Path):
+        self._found: dict[str, Any] = dict(known)
+        self._root, self._images = root, images
+        self._seen: dict[str, str] = {}  # name -> the last path that was compared
+
+    def find(self, name: str, path: str | None, file: Path) -> Any:
+        """Where `name` lies; None if nothing tells.
+
+        Args:
+          name: of the image.
+          path: what its record says: a path, None for nothing, "" if the name is one.
+          file: of the record.
+
+        Raises:
+          UserError: the record's path is another picture than this name meant before.
+        """
+        if name not in self._found:
+            if path:
+                self._found[name] = shards.place(str(file.parent / path))
+            elif self._images or path is not None:
+                self._found[name] = shards.place(str(Path(self._images or self._root) / name))
+        elif path and self._seen.get(name) != (written := str(file.parent / path)):
+            self._seen[name] = written
+            if _differ(self._found[name], shards.place(written)):
+                raise UserError(
+                    f"{file}: image {name!r} is {written}, and {self._found[name]} before; one "
+                    "name cannot be two images: rename one of them and make the triplets anew"
+                )
+        return self._found.get(name)
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two places hold different pictures. One that is missing is told of elsewhere."""
+    if str(one) == str(other):
+        return False
+    try:
+        if isinstance(one, str) and isinstance(other, str) and os.path.samefile(one, other):
+            return False
+        return _content(one) != _content(other)
+    except OSError:
+        return False
+
+
+def _content(place: Any) -> bytes:
+    return (Path(place) if isinstance(place, str) else place).read_bytes()
 
 
 def _records(
@@ -86,8 +131,7 @@ def _records(
                 meta = field(record, "meta", where)
                 texts = not_empty(field(meta, "llm_caption", where), where)
                 one = replace(one, texts=texts, eval_text=texts[0])
-            own = (record.get("reference_path"), record.get("target_path"))
-            yield one, tuple(path or None for path in own)
+            yield one, (_path(record, "reference_path", where), _path(record, "target_path", where))
         return
     for number, record in enumerate(read_json(file)):
         where = f"{file} record {number}"
@@ -98,3 +142,10 @@ def _records(
         named = "reference_name" in record  # the out-of-domain layout: names are paths
         one = Triplet(reference, target, texts, texts[0], SOURCE, f"{file.name}/{number}")
         yield one, ("", "") if named else (None, None)
+
+
+def _path(record: dict[str, Any], key: str, where: str) -> str | None:
+    path = record.get(key)
+    if path is not None and not isinstance(path, str):
+        raise UserError(f"{where}: {key!r} is {path!r}, expected a path")
+    return path or None

@@ -65,6 +65,11 @@ def load(config: Any, captions: bool) -> list[TripletSet]:
     if data.annotated > 0:
         sets = choose(sets, data.annotated, config.seed)
     if data.generated:
+        if not hasattr(module, "images"):
+            raise UserError(
+                f"{data.name} defines no images(root, split), which generated triplets need to "
+                "find theirs; add it, see cir_jax/positives/loading.py"
+            )
         home = module.home(data.root) if hasattr(module, "home") else data.root
         known = module.images(data.root, "train")
         known |= {name: path for one in sets for name, path in one.paths.items()}

@@ -5,6 +5,8 @@ The released code uses Unicom ViT-L/14; features of that or any other encoder co
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +31,17 @@ def of_run(run: str, names: Sequence[str], paths: Sequence[Any], workdir: Path) 
       run: folder of the run; its best parameters are used.
       names: of the images.
       paths: their files.
-      workdir: where `features.npy` is kept, and used again for the same run and images.
+      workdir: where `features.npy` is kept, and used again for the same parameters and images.
+
+    Raises:
+      UserError: no such run, an unreadable image, a row of no direction, or a full disk.
     """
+    checkpoints, step = checkpoint.find(run)
+    # The record tells the seconds of training too: a run that was made anew has another one.
+    record = json.dumps(checkpoints.record(step), sort_keys=True)
     made_of = {
-        "run": str(Path(run).resolve()),
-        "steps": checkpoint.Checkpoints(Path(run) / checkpoint.BEST).steps(),
-        "images": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "checkpoint": hashlib.sha256(record.encode()).hexdigest(),
+        "images": _fingerprint(names, paths),
     }
     if journal.reuse(workdir / MADE_OF, made_of, [workdir / FILE]) is not None:
         return np.load(workdir / FILE)
@@ -42,7 +49,13 @@ def of_run(run: str, names: Sequence[str], paths: Sequence[Any], workdir: Path) 
     rows = retriever.encode_gallery(list(paths)).mean(axis=1)
     features = windows.unit(rows, f"features of {run}")
     (workdir / MADE_OF).unlink(missing_ok=True)
-    np.save(workdir / FILE, features)
+    try:
+        np.save(workdir / FILE, features)
+    except OSError as error:
+        raise UserError(
+            f"{workdir / FILE} cannot be written ({error}); make room, then give the same command "
+            "again"
+        ) from None
     journal.write_json(
         workdir / MADE_OF, {"made_of": made_of, "counts": {"images": len(features)}}, indent=2
     )
@@ -66,6 +79,8 @@ def of_file(file: str, names_file: str, names: Sequence[str]) -> np.ndarray:
         raise UserError(
             f"pair.features={file} cannot be read ({error}); save it with numpy.save"
         ) from None
+    if not isinstance(features, np.ndarray):
+        raise UserError(f"pair.features={file} holds several arrays; save one as .npy")
     if features.ndim != 2 or features.dtype.kind != "f":
         raise UserError(
             f"pair.features={file} is {features.dtype} {features.shape}; expected floats [N, C]"
@@ -100,4 +115,22 @@ def _row_names(file: str) -> list[str]:
         return [str(n) for n in read_json(file)]
     if not Path(file).is_file():
         raise UserError(f"no file pair.feature_names={file}; write one name per line into it")
-    return Path(file).read_text("utf-8-sig").rstrip("\r\n").splitlines()
+    try:
+        text = Path(file).read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"pair.feature_names={file} is not UTF-8 text ({error}); write one name per line"
+        ) from None
+    return text.rstrip("\n").split("\n")
+
+
+def _fingerprint(names: Sequence[str], paths: Sequence[Any]) -> str:
+    """Names the images, and sees a file that was replaced."""
+    digest = hashlib.sha256()
+    for name, path in zip(names, paths, strict=True):
+        stamp = ""
+        if isinstance(path, str) and os.path.exists(path):
+            found = os.stat(path)
+            stamp = f"{found.st_size} {found.st_mtime_ns}"
+        digest.update(f"{name}\t{path}\t{stamp}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()

@@ -8,9 +8,9 @@ and moved there when it is complete.
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -23,34 +23,25 @@ class Journal:
 
     What a kill left half written at its end is cut off when it is opened. A record is on its way to
     the disk when `add` returns, so a killed program loses none; `sync_every` records are forced
-    there, for the case that the machine stops.
+    there, for the case that the machine stops. One process writes at a time, see `alone`.
 
     Args:
       path: the file; made if it is not there.
 
     Raises:
-      UserError: another process has it open, or a line in its middle is damaged.
+      UserError: it cannot be opened for writing.
     """
 
     def __init__(self, path: str | Path, sync_every: int = 64):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._every, self._unsynced = sync_every, 0
-        self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"{self.path} is being written by another process; wait for it, or use another "
-                "workdir"
-            ) from None
-        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab", buffering=0)
             self._end = _complete(self.path)
             self._file.truncate(self._end)
-        except BaseException:
-            self._lock.release()
-            raise
+        except OSError as error:
+            raise full(self.path, error) from None
 
     def __enter__(self) -> "Journal":
         return self
@@ -58,80 +49,108 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """What is there now, in order."""
-        for _, record in read_lines(self.path):
-            yield record
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What is there now, in order, each with "file:line" for messages.
 
-    def add(self, *records: dict[str, Any]) -> None:
-        """Adds records: all of them, or none.
+        Raises:
+          UserError: a line is damaged.
+        """
+        yield from read_lines(self.path)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds one record.
 
         Raises:
           UserError: the disk is full or fails; the file then ends with its last complete record.
         """
-        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
-        rest = memoryview(lines)
+        line = _line(record)
+        rest = memoryview(line)
         try:
             while rest:  # unbuffered, so what was not written is nowhere else either
                 rest = rest[self._file.write(rest) :]
-            self._unsynced += len(records)
+            self._unsynced += 1
             if self._unsynced >= self._every:
                 os.fsync(self._file.fileno())
                 self._unsynced = 0
         except OSError as error:
-            os.ftruncate(self._file.fileno(), self._end)
+            with suppress(OSError):  # half a line at the end is cut when the file is next opened
+                os.ftruncate(self._file.fileno(), self._end)
             raise full(self.path, error) from None
-        self._end += len(lines)
+        self._end += len(line)
 
     def close(self) -> None:
-        """Forces everything to disk and lets others open the file."""
-        if not self._lock.is_locked:
-            return
+        """Forces everything to disk.
+
+        Raises:
+          UserError: the disk is full or fails.
+        """
         try:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._file:
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise full(self.path, error) from None
-        finally:
-            self._lock.release()
+
+
+@contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """Makes `folder` and keeps other processes out of it; the lock goes when this process does.
+
+    Raises:
+      UserError: another process is in it, or it cannot be made.
+    """
+    folder = Path(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {folder}; wait for it, or use another workdir"
+        ) from None
+    except OSError as error:
+        raise full(folder, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def full(path: Path, error: OSError) -> UserError:
     """What to say when a file cannot be written."""
     return UserError(
-        f"{path} cannot be written ({error.strerror}); what it held is kept. Make room, then give "
-        "the same command again"
+        f"{path} cannot be written ({error.strerror or error}); what it held is kept. Make room or "
+        "correct that, then give the same command again"
     )
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[TextIO]:
-    """Opens a text file that takes the place of `path` only when all of it is written.
+def whole(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a file that takes the place of `path` only when all of it is written.
 
     Raises:
       UserError: the disk is full or fails; `path` is as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise full(path, error) from None
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise full(path, error) from None
         raise
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
     """Writes JSON with `whole`."""
     with whole(path) as file:
-        json.dump(content, file, ensure_ascii=False, indent=indent)
+        file.write(_line(content, indent))
 
 
 def write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
@@ -139,7 +158,7 @@ def write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
     count = 0
     with whole(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(_line(record))
             count += 1
     return count
 
@@ -148,11 +167,11 @@ def write_array(path: str | Path, records: Iterable[Any]) -> int:
     """Writes one JSON array, record by record, with `whole`; the number of records."""
     count = 0
     with whole(path) as file:
-        file.write("[")
+        file.write(b"[")
         for record in records:
-            file.write(("," if count else "") + "\n" + json.dumps(record, ensure_ascii=False))
+            file.write((b"," if count else b"") + b"\n" + _line(record).rstrip())
             count += 1
-        file.write("\n]\n")
+        file.write(b"\n]\n")
     return count
 
 
@@ -161,11 +180,19 @@ def reuse(path: Path, made_of: dict[str, Any], files: Iterable[Path]) -> dict[st
     if not path.is_file() or not all(f.is_file() for f in files):
         return None
     try:
-        summary = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError:
+        summary = json.loads(path.read_bytes())
+    except ValueError:
         return None
-    same = json.loads(json.dumps(made_of))
-    return summary["counts"] if summary.get("made_of") == same else None
+    if not isinstance(summary, dict) or summary.get("made_of") != json.loads(json.dumps(made_of)):
+        return None
+    return summary.get("counts")
+
+
+def _line(content: Any, indent: int | None = None) -> bytes:
+    # Half a surrogate pair, as a model may write it, has no form in UTF-8. With a backslash it is
+    # the JSON escape of itself.
+    text = json.dumps(content, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _complete(path: Path) -> int:

@@ -15,6 +15,7 @@ from cir_jax import build
 from cir_jax.errors import UserError
 from cir_jax.positives.scaling.dedupe import Groups
 from cir_jax.positives.scaling.images import Pool
+from cir_jax.positives.triplets import Triplet
 from cir_jax.runtime import progress
 
 
@@ -32,51 +33,58 @@ def confused(
       each: pairs per query at most, the highest ranks first.
 
     Returns:
-      [{"reference", "target", "rank", "similarity", "instead_of"}], a pair once.
+      [{"reference", "target", "rank", "similarity", "instead_of"}], a pair once; never a pair that
+      annotators know, in whatever text. Rank 0 is the image that the model likes best, the
+      reference left out.
 
     Raises:
-      UserError: no such run, or `top` is more than there are candidates.
+      UserError: no such run, `top` is more than there are candidates, a text of an annotated
+        triplet is over the run's context, or no triplet is about `names`.
     """
     if not 1 <= top < len(names):
         raise UserError(f"pair.mined_top={top} of {len(names)} images; use 1 to {len(names) - 1}")
     row_of = {name: row for row, name in enumerate(names)}
-    queries = [
-        t
-        for t in pool.triplets
-        if groups.first(t.reference) in row_of and groups.first(t.target) in row_of
-    ]
+    known: dict[str, set[str]] = {}
+    queries: list[tuple[str, str, Triplet]] = []
+    for t in pool.triplets:
+        reference, target = groups.first(t.reference), groups.first(t.target)
+        known.setdefault(reference, set()).add(target)
+        # An image that is its own target is left out of the ranking, as references are.
+        if reference in row_of and target in row_of and reference != target:
+            queries.append((reference, target, t))
     if not queries:
         raise UserError("no annotated triplet is about images that have a caption; none to mine")
-    _, retriever = build.restore(run)
-    paths = [pool.paths[n] for n in names]
-    references = [pool.paths[groups.first(t.reference)] for t in queries]
-    gallery = retriever.encode_gallery(paths, references=references)
-    composed = retriever.encode_queries(references, [t.eval_text for t in queries])
-    own = np.asarray([row_of[groups.first(t.reference)] for t in queries], np.int32)
-    rows, scores = retriever.top(composed, gallery, top, own)
-    positives: dict[str, set[str]] = {}
-    for t in pool.triplets:
-        targets = positives.setdefault(groups.first(t.reference), set())
-        targets.add(groups.first(t.target))
+    rows, scores = _ranked(run, pool, names, queries, top)
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for t, candidates, similarities in zip(queries, rows, scores, strict=True):
-        reference, target = groups.first(t.reference), groups.first(t.target)
-        taken = 0
-        for rank, (row, score) in enumerate(zip(candidates, similarities, strict=True)):
-            name = names[row]
-            if name == target or taken == each:
-                break
-            if name in positives[reference]:
-                continue
-            taken += 1
-            found.setdefault(
-                (reference, name),
-                {
-                    "reference": reference, "target": name, "rank": rank,
-                    "similarity": round(float(score), 4), "instead_of": target,
-                },
-            )  # fmt: skip
+    confusing = 0
+    for (reference, target, _), candidates, similarities in zip(queries, rows, scores, strict=True):
+        ranked = [names[row] for row in candidates]
+        ahead = ranked[: ranked.index(target)] if target in ranked else ranked
+        wrong = [(rank, name) for rank, name in enumerate(ahead) if name not in known[reference]]
+        confusing += bool(wrong)
+        for rank, name in wrong[:each]:
+            pair = {"reference": reference, "target": name, "rank": rank}
+            pair |= {"similarity": round(float(similarities[rank]), 4), "instead_of": target}
+            found.setdefault((reference, name), pair)
     progress.say(
-        f"mined {len(found)} pairs from {len(queries)} queries whose target is not ranked first"
+        f"mined {len(found)} pairs; {confusing} of {len(queries)} queries have a wrong image "
+        f"ahead of their target, among the first {top}"
     )
     return list(found.values())
+
+
+def _ranked(
+    run: str, pool: Pool, names: list[str], queries: list[tuple[str, str, Triplet]], top: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of `names` and similarities [Q, top] of every query, the reference left out."""
+    _, retriever = build.restore(run)
+    references = [pool.paths[reference] for reference, _, _ in queries]
+    gallery = retriever.encode_gallery([pool.paths[n] for n in names], references=references)
+    composed = retriever.encode_queries(
+        references,
+        [t.eval_text for _, _, t in queries],
+        where=lambda i: f"{queries[i][2].source} triplet {queries[i][2].query_id}",
+    )
+    row_of = {name: row for row, name in enumerate(names)}
+    own = np.asarray([row_of[reference] for reference, _, _ in queries], np.int32)
+    return retriever.top(composed, gallery, top, own)

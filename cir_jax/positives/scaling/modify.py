@@ -3,7 +3,8 @@
 
 Templates are those of section 3.2 of arXiv 2404.11317 (ids 0, 1 and 2 of its released code, see
 configs/positives.py); captions go in as they are. A text over the tokenizer's context becomes the
-target's caption alone, as in the released generator. Rewriting by a language model is an option.
+target's caption alone, as in the released generator. Rewriting by a language model is an option;
+the same rule holds for what it writes.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,48 +57,70 @@ def run(
     Raises:
       UserError: a template cannot be filled in, or what `writing.write` finds.
     """
-    templates = _templates(config)
+    check(config)
+    templates = tuple(config.modify.templates)
     made = []
     for pair in pairs:
         both = captions[pair["reference"]], captions[pair["target"]]
         texts = tuple(t.format(reference=both[0], target=both[1]) for t in templates)
         made.append(Made(pair, both, texts))
-    made = _fitted(made, config.modify.context)
-    return _rewritten(made, config, workdir) if config.rewrite.captioner else made
+    if config.rewrite.captioner:
+        made = _rewritten(made, config, workdir)
+    return _fitted(made, config.modify.context)
 
 
-def _templates(config: Any) -> tuple[str, ...]:
+def check(config: Any) -> None:
+    """Raises UserError if a template or the prompt of a rewriter cannot be filled in."""
     templates = tuple(config.modify.templates)
     if not templates:
         raise UserError("modify.templates is empty; give at least one, e.g. '{target}'")
     for template in templates:
         try:
             filled = template.format(reference="\0", target="\1")
-        except (KeyError, IndexError, ValueError) as error:
+        except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
             raise UserError(
                 f"modify.templates: {template!r} cannot be filled in ({error!r}); it may name "
                 "{reference} and {target}"
             ) from None
         if "\1" not in filled:
-            raise UserError(f"modify.templates: {template!r} does not name {{target}}")
-    return templates
+            raise UserError(
+                f"modify.templates: {template!r} does not name {{target}}; write templates with "
+                "commas as modify.templates=('a','b')"
+            )
+    if config.modify.context < 3:
+        raise UserError(
+            f"modify.context={config.modify.context} leaves no room for a text between the tokens "
+            "of its start and its end; CLIP's context is 77"
+        )
+    section = config.rewrite
+    if section.captioner:
+        writing.check(section, "rewrite", _FIELDS)
+        if section.texts < 1:
+            raise UserError(
+                f"rewrite.texts={section.texts} is below 1; to rewrite none, leave "
+                "rewrite.captioner empty"
+            )
 
 
 def _fitted(made: list[Made], context: int) -> list[Made]:
     """Texts over `context` tokens, start and end included, become the target's caption."""
-    long = _over(context, [t for one in made for t in (*one.texts, one.captions[1])])
+    long = _over(context, (t for one in made for t in (*one.texts, *one.rewritten)))
     if not long:
         return made
-    replaced = sum(text in long for one in made for text in one.texts)
-    stuck = sum(one.captions[1] in long for one in made)
+    replaced = sum(t in long for one in made for t in (*one.texts, *one.rewritten))
     progress.say(f"{replaced} texts over {context} tokens became the target's caption")
+    stuck = _over(context, {one.captions[1] for one in made})
     if stuck:
         progress.say(
-            f"warning: {stuck} target captions are over {context} tokens themselves; training "
-            "takes them with data.on_long=truncate"
+            f"warning: {len(stuck)} captions are over {context} tokens themselves; training takes "
+            "them with data.on_long=truncate"
         )
+
+    def fitting(one: Made, texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(one.captions[1] if t in long else t for t in texts)
+
     return [
-        replace(one, texts=tuple(one.captions[1] if t in long else t for t in one.texts))
+        replace(one, texts=fitting(one, one.texts), rewritten=fitting(one, one.rewritten))
         for one in made
     ]
 
@@ -116,9 +139,6 @@ def _over(context: int, texts: Iterable[str]) -> set[str]:
 
 def _rewritten(made: list[Made], config: Any, workdir: Path) -> list[Made]:
     section = config.rewrite
-    writing.check(section, "rewrite", _FIELDS)
-    if section.texts < 1:
-        raise UserError(f"rewrite.texts={section.texts} is below 1; leave rewrite.captioner empty")
     captioner = contract.load(section.captioner).Captioner.from_config(section, config.seed, [])
     wanted = dict(_requests(made, section))
     written = writing.write(

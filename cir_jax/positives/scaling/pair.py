@@ -44,8 +44,8 @@ def run(
     Raises:
       UserError: more is asked for than there is, or features are missing.
     """
+    check(config)
     section, names = config.pair, list(names)
-    _check(section, len(names))
     rng = random.Random(config.seed)
     if section.method == "mined":
         pairs = mine.confused(
@@ -55,9 +55,9 @@ def run(
         pairs = _drawn(config, pool, groups, names, workdir, rng)
     if not pairs:
         raise UserError(
-            "no pair: no image is the reference of an annotated triplet"
-            if section.references_only
-            else "no pair was found; draw by another pair.method"
+            f"no pair was mined: every target is ahead of the first {section.mined_top} wrong "
+            "images, or the images there are known targets; raise pair.mined_top, or use another "
+            "pair.method"
         )
     if section.keep > len(pairs):
         raise UserError(
@@ -70,7 +70,9 @@ def run(
     return pairs
 
 
-def _check(section: Any, images: int) -> None:
+def check(config: Any) -> None:
+    """Raises UserError for settings that fit no set of images, whatever it is."""
+    section = config.pair
     if section.method not in METHODS:
         raise UserError(
             f"pair.method={section.method!r} is unknown; there are: {', '.join(METHODS)}."
@@ -81,6 +83,14 @@ def _check(section: Any, images: int) -> None:
             f"pair.per_image={section.per_image}, pair.keep={section.keep}, pair.block="
             f"{section.block}: at least 1, 0 and 1"
         )
+    for key, methods in (
+        ("features", ("window",)), ("feature_names", ("window",)), ("run", ("window", "mined")),
+    ):  # fmt: skip
+        if section[key] and section.method not in methods:
+            raise UserError(
+                f"pair.{key} is set, but pair.method={section.method} would not look at it; set "
+                f"pair.method={' or '.join(methods)}"
+            )
     if section.method == "mined" and not section.run:
         raise UserError("pair.method=mined needs pair.run, the folder of a trained run")
     if section.method != "window":
@@ -90,14 +100,11 @@ def _check(section: Any, images: int) -> None:
             "pair.method=window needs features of the images: either pair.features, a .npy file, "
             "or pair.run, the folder of a trained run"
         )
-    if len(section.window) != 2:
-        raise UserError(f"pair.window={section.window}; give two ranks, from and to")
-    low, high = section.window
-    if not (0 <= low < (high or images) <= images):
-        raise UserError(
-            f"pair.window={low},{high} does not fit {images} images, whose ranks are 0 to "
-            f"{images - 1}; the released windows are made for sets of 17,000 to 25,000"
-        )
+    if section.feature_names and not section.features:
+        raise UserError("pair.feature_names needs pair.features, the .npy file of its rows")
+    window = tuple(section.window)
+    if len(window) != 2 or not all(type(rank) is int for rank in window):
+        raise UserError(f"pair.window={window}; give two ranks, from and to")
 
 
 def _drawn(
@@ -113,21 +120,18 @@ def _drawn(
     excluded = _excluded(pool, groups, row_of) if section.exclude_known else {}
     wanted = pool.references() if section.references_only else row_of.keys()
     rows = [row for row, name in enumerate(names) if name in wanted]
+    if not rows:
+        raise UserError("no pair: no image is the reference of an annotated triplet")
     ranked = section.method == "window"
-    low, high = (section.window[0], section.window[1] or len(names)) if ranked else (0, 0)
+    low, high = _window(section, len(names)) if ranked else (1, len(names))
     places = []
     for row in rows:
         # As many more as may have to be passed over; none more where nothing is excluded, so that
         # the stream of draws is the released one.
-        spare = len(excluded.get(row, ())) + (ranked and low == 0)
-        count = high - low if ranked else len(names) - 1
-        if section.per_image > count - spare:
-            raise UserError(
-                f"pair.per_image={section.per_image}, but image {names[row]!r} has only "
-                f"{count - spare} candidates of {count}, {spare} excluded; use a smaller number "
-                "or a wider window"
-            )
-        places.append(rng.sample(range(count), section.per_image + spare))
+        spare = len(excluded.get(row, ())) + (low == 0)
+        most = high - low
+        _check_enough(section, names[row], most - (low == 0), most)
+        places.append(rng.sample(range(most), min(section.per_image + spare, most)))
     if ranked:
         found = _at_ranks(config, names, pool, rows, [np.add(p, low) for p in places], workdir)
     else:
@@ -136,6 +140,7 @@ def _drawn(
     for row, place, (candidates, scores) in zip(rows, places, found, strict=True):
         passed = excluded.get(row, set()) | {row}
         kept = [i for i, other in enumerate(candidates) if int(other) not in passed]
+        _check_enough(section, names[row], len(kept), high - low)
         for i in kept[: section.per_image]:
             pair = {"reference": names[row], "target": names[int(candidates[i])]}
             if ranked:
@@ -143,6 +148,25 @@ def _drawn(
             pairs.append(pair)
     progress.say(f"{len(pairs)} pairs of {len(rows)} references among {len(names)} images")
     return pairs
+
+
+def _window(section: Any, images: int) -> tuple[int, int]:
+    low, high = section.window
+    if not (0 <= low < (high or images) <= images):
+        raise UserError(
+            f"pair.window={low},{high} does not fit {images} images, whose ranks are 0 to "
+            f"{images - 1}; the released windows are made for sets of 17,000 to 25,000"
+        )
+    return low, high or images
+
+
+def _check_enough(section: Any, name: str, left: int, candidates: int) -> None:
+    if section.per_image > left:
+        raise UserError(
+            f"pair.per_image={section.per_image}, but image {name!r} has only {left} of "
+            f"{candidates} candidates left: itself and targets that annotators gave it are none. "
+            "Use a smaller number, a wider window, or pair.exclude_known=False"
+        )
 
 
 def _excluded(pool: Pool, groups: Groups, row_of: dict[str, int]) -> dict[int, set[int]]:

@@ -91,7 +91,7 @@ def test_unreadable_image(tmp_path):
     ("body", "text", "problem"),
     [
         (completion(" a dress\n"), "a dress", ""),
-        (completion("a dress with", "length"), "", "cut at 5 tokens"),
+        (completion("a dress with", "length"), "a dress with", "cut at 5 tokens"),
         (completion(None), "", ""),
         (completion("a", "content_filter"), "", "withheld by the server's content filter"),
     ],

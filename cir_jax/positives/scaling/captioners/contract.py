@@ -53,8 +53,8 @@ class Reply:
 
     Attributes:
       key: of its request.
-      text: as the model wrote it, stripped; "" with a problem.
-      problem: "" or why there is no usable text, e.g. "cut at 40 tokens".
+      text: as the model wrote it, stripped; for the list of refused ones even with a problem.
+      problem: "" or why the text is not usable, e.g. "cut at 40 tokens".
       final: asking again cannot help (the image cannot be read).
     """
 

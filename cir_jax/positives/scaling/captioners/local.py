@@ -122,14 +122,13 @@ class Captioner:
             yield Reply(members[0][0].key, "", why, final=True)
             return
         self._refusals.success()
-        for (request, _), text in zip(members, texts, strict=True):
-            problem = f"cut at {self._limit} tokens" if text is None else ""
-            yield Reply(request.key, text or "", problem)
+        for (request, _), (text, ended) in zip(members, texts, strict=True):
+            yield Reply(request.key, text, "" if ended else f"cut at {self._limit} tokens")
 
     def _texts(
         self, members: list[tuple[Request, Any]], temperature: float, seed: int
-    ) -> list[str | None]:
-        """What the model writes; None where it did not come to an end."""
+    ) -> list[tuple[str, bool]]:
+        """What the model writes, and whether it came to an end."""
         torch = self._torch
         if self._model is None:
             self._model, self._processor = self._loaded()
@@ -155,9 +154,10 @@ class Captioner:
         ends = self._model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         return [
-            None
-            if len(row) >= self._limit and ends.isdisjoint(row)
-            else tokenizer.decode(row, skip_special_tokens=True).strip()
+            (
+                tokenizer.decode(row, skip_special_tokens=True).strip(),
+                len(row) < self._limit or not ends.isdisjoint(row),
+            )
             for row in rows
         ]
 

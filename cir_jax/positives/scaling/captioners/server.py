@@ -182,7 +182,7 @@ class Captioner:
             raise Failure(f"a reply without choices: {self._words(response)}", own=True) from None
         self._patience.success()
         if reason == "length":
-            return "", f"cut at {self._limit} tokens"
+            return text, f"cut at {self._limit} tokens"
         if reason == "content_filter":
             return "", "withheld by the server's content filter"
         return text, ""
