@@ -51,6 +51,10 @@ RECIPES = {
 COLUMNS = {"cirr_recall_at1": "CIRR R@1", "cirr_recall_at5": "R@5", "fiq_recall_at10": "FIQ R@10"}
 
 
+PLOTTED = "cirr_recall_at1"
+COLOURS = {"stage one": "#6b7280", "stage two": "#2563c9", "stage two + positives": "#d2601a"}
+
+
 class Runs:
     """Trains what is not there yet; scores of a run are kept beside it.
 
@@ -97,6 +101,10 @@ class Runs:
         progress.say(f"seed {self.seed} {name}: {shown} ({time.monotonic() - began:.0f} s)")
         return scores
 
+    def one(self, n: int) -> dict[str, float]:
+        """Stage one on `n` annotated triplets."""
+        return self.train(f"one-{_label(n)}", 1, "zero", f"data.annotated={n}")
+
     def generate(self, name: str, *changes: str) -> str:
         """The file of generated triplets of one recipe."""
         config = configs.load(
@@ -117,8 +125,8 @@ def positives(runs: Runs) -> dict[str, dict[str, float]]:
     found = {}
     for n in runs.annotated:
         chosen = f"data.annotated={n}"
-        label = "all" if n < 0 else str(n)
-        found[f"{label}: stage one"] = runs.train(f"one-{label}", 1, "zero", chosen)
+        label = _label(n)
+        found[f"{label}: stage one"] = runs.one(n)
         found[f"{label}: stage two"] = runs.train(f"two-{label}", 2, f"one-{label}", chosen)
         found[f"{label}: stage two + positives"] = runs.train(
             f"two-{label}-positives", 2, f"one-{label}", chosen, f"data.generated={generated}"
@@ -128,6 +136,7 @@ def positives(runs: Runs) -> dict[str, dict[str, float]]:
 
 def negatives(runs: Runs) -> dict[str, dict[str, float]]:
     """Stage two on all annotated triplets against n sampled rows of the bank, for equal seconds."""
+    runs.one(-1)
     seconds = 2.0 if runs.quick else 20.0
     timed = (f"max_seconds={seconds}", "steps=1000000")
     return {
@@ -152,6 +161,7 @@ def zero_shot(runs: Runs) -> dict[str, dict[str, float]]:
 def recipes(runs: Runs) -> dict[str, dict[str, float]]:
     """Stage two on 300 annotated triplets and the generated ones of different recipes."""
     few = runs.annotated[1]
+    runs.one(few)
     one = f"one-{few}"
     places = {"zero": runs.out / "zero", "one": runs.out / one}
     found = {"none": runs.train(f"two-{few}", 2, one, f"data.annotated={few}")}
@@ -163,6 +173,10 @@ def recipes(runs: Runs) -> dict[str, dict[str, float]]:
             *(f"data.annotated={few}", f"data.generated={file}"),
         )
     return found
+
+
+def _label(annotated: int) -> str:
+    return "all" if annotated < 0 else str(annotated)
 
 
 QUESTIONS: dict[str, Callable[[Runs], dict[str, dict[str, float]]]] = {
@@ -185,50 +199,63 @@ def tables(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
 
 
 def plot(results: dict[str, dict[str, list[dict[str, float]]]], file: Path) -> None:
-    """The first three questions side by side, with the deviation over the seeds."""
+    """The first three questions, as far as they were asked, with the deviation over the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update(
-        {"svg.fonttype": "none", "svg.hashsalt": "evidence", "font.size": 10}
-    )
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "evidence"})
     from matplotlib import pyplot
 
-    key, title = next(iter(COLUMNS.items()))
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.9), layout="constrained")
-
-    def line(axis: Any, rows: dict[str, list[dict[str, float]]], label: str, colour: str) -> None:
-        spreads = [Spread.of([s[key] for s in seeds]) for seeds in rows.values()]
-        axis.errorbar(
-            range(len(rows)), [s.mean for s in spreads], [s.deviation for s in spreads],
-            marker="o", capsize=3, label=label, color=colour,
-        )  # fmt: skip
-        axis.set_xticks(range(len(rows)), list(rows))
-
-    colours = {"stage one": "#6b7280", "stage two": "#2563c9", "stage two + positives": "#d2601a"}
-    for label, colour in colours.items():
-        chosen = {
-            name.partition(": ")[0]: seeds
-            for name, seeds in results["positives"].items()
-            if name.partition(": ")[2] == label
-        }
-        line(axes[0], chosen, label, colour)
-    axes[0].set(xlabel="annotated triplets", ylabel=f"{title}, %", title="Positives")
-    axes[0].legend(frameon=False)
-    line(axes[1], results["negatives"], "stage two", colours["stage two"])
-    axes[1].set(xlabel="bank negatives per query", title="Negatives, equal training time")
-    spreads = [Spread.of([s[key] for s in seeds]) for seeds in results["zero_shot"].values()]
-    axes[2].bar(
-        range(len(spreads)), [s.mean for s in spreads], yerr=[s.deviation for s in spreads],
-        color=list(colours.values()), capsize=3,
-    )  # fmt: skip
-    axes[2].set_xticks(range(len(spreads)), [n.replace(", ", ",\n") for n in results["zero_shot"]])
-    axes[2].set(title="Zero-shot")
-    for axis in axes:
+    panels = {"positives": _positives, "negatives": _negatives, "zero_shot": _zero_shot}
+    asked = [question for question in panels if question in results]
+    if not asked:
+        return
+    figure, axes = pyplot.subplots(
+        1, len(asked), figsize=(4.4 * len(asked), 3.9), layout="constrained", squeeze=False
+    )
+    for axis, question in zip(axes[0], asked, strict=True):
+        panels[question](axis, results[question])
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
+        axis.set_ylabel(f"{COLUMNS[PLOTTED]}, %")
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
+
+
+def _positives(axis: Any, rows: dict[str, list[dict[str, float]]]) -> None:
+    for label, colour in COLOURS.items():
+        chosen = {
+            name.partition(": ")[0]: seeds
+            for name, seeds in rows.items()
+            if name.partition(": ")[2] == label
+        }
+        _line(axis, chosen, label, colour)
+    axis.set(xlabel="annotated triplets", title="Positives")
+    axis.legend(frameon=False)
+
+
+def _negatives(axis: Any, rows: dict[str, list[dict[str, float]]]) -> None:
+    _line(axis, rows, "stage two", COLOURS["stage two"])
+    axis.set(xlabel="bank negatives per query", title="Negatives, equal training time")
+
+
+def _zero_shot(axis: Any, rows: dict[str, list[dict[str, float]]]) -> None:
+    spreads = [Spread.of([s[PLOTTED] for s in seeds]) for seeds in rows.values()]
+    axis.bar(
+        range(len(rows)), [s.mean for s in spreads], yerr=[s.deviation for s in spreads],
+        color=list(COLOURS.values()), capsize=3,
+    )  # fmt: skip
+    axis.set_xticks(range(len(rows)), [name.replace(", ", ",\n") for name in rows])
+    axis.set(title="Zero-shot")
+
+
+def _line(axis: Any, rows: dict[str, list[dict[str, float]]], label: str, colour: str) -> None:
+    spreads = [Spread.of([s[PLOTTED] for s in seeds]) for seeds in rows.values()]
+    axis.errorbar(
+        range(len(rows)), [s.mean for s in spreads], [s.deviation for s in spreads],
+        marker="o", capsize=3, label=label, color=colour,
+    )  # fmt: skip
+    axis.set_xticks(range(len(rows)), list(rows))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -239,6 +266,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", default="evidence", help="folder of all runs and results")
     parser.add_argument("--data", default="", help="folder of the OpenMoji set (default: a cache)")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions")
+    parser.add_argument("--questions", nargs="+", choices=tuple(QUESTIONS), default=QUESTIONS)
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
     args = parser.parse_args(argv)
     if args.seeds < 1:
@@ -250,12 +278,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     data = emoji.prepare(
         args.data or (out / "openmoji" if args.quick else ""), limit=300 * args.quick
     )
-    results: dict[str, dict[str, list[dict[str, float]]]] = {q: {} for q in QUESTIONS}
+    results: dict[str, dict[str, list[dict[str, float]]]] = {
+        question: {} for question in args.questions
+    }
     for seed in range(args.seeds):
         runs = Runs(out, data, seed, args.quick)
         runs.train("zero", 0, "")
-        for question, ask in QUESTIONS.items():
-            for name, scores in ask(runs).items():
+        for question in args.questions:
+            for name, scores in QUESTIONS[question](runs).items():
                 results[question].setdefault(name, []).append(scores)
     (out / "evidence.json").write_text(json.dumps(results, indent=1))
     plot(results, out / "evidence.svg")

@@ -50,3 +50,15 @@ def test_evaluate():
 def test_wrong_command_line(arguments, message):
     run, text = bench(*arguments)
     assert run.returncode == 2 and message in text
+
+
+def test_positives():
+    result, table = bench(
+        "positives", "--images=40", "--side=32", "--features=300", "--width=8", "--window", "100",
+        "200", "--rows=64", "--block=16", "--repeats=1",
+    )  # fmt: skip
+    compared, paired = result["dedupe"], result["pair"]
+    assert compared["images"] == 40 and compared["time_ratio"] > 0 and compared["peak_mib"] > 10
+    assert compared["share_in_decoder"] == pytest.approx(1 / compared["time_ratio"])
+    assert paired["features"] == 300 and paired["time_ratio"] > 0
+    assert "share_in_decoder" in table and "products_s" in table

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiments of the README run at a tiny size, are kept, and end in tables and a plot."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools import evidence
+
+HERE = Path(__file__).parents[2]
+
+
+def run(out, *flags):
+    """The script as people start it; its JSON and what it said."""
+    command = [sys.executable, "tools/evidence.py", "--quick", "--seeds=1", f"--out={out}", *flags]
+    one_device = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(
+        command, cwd=HERE, env=one_device, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "evidence.json").read_text()), done.stdout
+
+
+def test_quick(tmp_path):
+    flags = ("--questions", "zero_shot")
+    results, said = run(tmp_path, *flags)
+    rows = results["zero_shot"]
+    assert list(rows) == ["plain sum", "stage one, generated only", "stage two, generated only"]
+    assert all(
+        len(seeds) == 1 and 0 < seeds[0]["cirr_recall_at5"] <= 100 for seeds in rows.values()
+    )
+    assert f"| plain sum | {rows['plain sum'][0]['cirr_recall_at1']:.2f} |" in said
+    assert "Zero-shot" in (tmp_path / "evidence.svg").read_text()
+    again, said_again = run(tmp_path, *flags)
+    assert again == results
+    assert "seed 0 zero:" in said and "seed 0 zero:" not in said_again  # it was kept
+
+
+def test_tables_and_plot_of_all_questions(tmp_path):
+    scores = [{"cirr_recall_at1": x, "cirr_recall_at5": 2 * x, "fiq_recall_at10": 3 * x, "steps": 5}
+              for x in (1.0, 3.0)]  # fmt: skip
+    results = {
+        "positives": {f"{n}: {label}": scores for n in (100, "all") for label in evidence.COLOURS},
+        "negatives": {"16": scores, "all": scores},
+        "zero_shot": {"plain sum": scores},
+        "recipes": {"none": scores},
+    }
+    table = evidence.tables(results)
+    assert "| 100: stage one | 2.00 ± 1.41 | 4.00 ± 2.83 | 6.00 ± 4.24 | 5 |" in table
+    assert table.count("|---|---|---|---|---|\n") == 4
+    evidence.plot(results, tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert all(title in drawn for title in ("Positives", "equal training time", "Zero-shot"))
+
+
+def test_wrong_flags(capsys):
+    with pytest.raises(SystemExit):
+        evidence.main(["--seeds", "0"])
+    assert "--seeds 0 is below 1" in capsys.readouterr().err
