@@ -229,7 +229,7 @@ class Loader:
             "source_id": data.source_of[triplet],
         }
         if "text" in options.fields:
-            batch["text"] = data.tokens.ids[text_id, : self._length(drawn[:, 1])]
+            batch["text"] = data.tokens.rows(text_id, self._length(drawn[:, 1]))
         if "exclude_id" in options.fields:
             batch["exclude_id"] = self._excluded[text_id]
         for name in PIXELS:
@@ -240,10 +240,11 @@ class Loader:
 
     def _length(self, text_ids: np.ndarray) -> int:
         """Length of the text field, from all rows of the global batch."""
-        context = self.data.tokens.ids.shape[1]
+        context = self.data.tokens.context
         if not self.options.cut_padding:
             return context
-        longest = int(self.data.tokens.lengths[text_ids].max())
+        start = self.data.tokens.start
+        longest = int((start[text_ids + 1] - start[text_ids]).max())
         return token_tables.fit(longest, context, self.options.text_lengths)
 
     def _open(self, row: int) -> np.ndarray:

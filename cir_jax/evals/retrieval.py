@@ -132,7 +132,7 @@ class Retriever:
             self._encode_images(unseen, with_reference=True)
         rows = np.empty((len(texts), self.functions.target_shape[1]), np.float32)
         for members, length in self._by_length(table.lengths):
-            rows[members] = self._compose(references, table.ids[:, :length], members)
+            rows[members] = self._compose(references, table.rows(slice(None), length), members)
         return rows
 
     def ranks(

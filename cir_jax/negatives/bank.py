@@ -75,9 +75,10 @@ def build(
         length = int(data.tokens.lengths.max())
 
         def load_text(row: int) -> dict[str, np.ndarray]:
-            return load_image(image[row]) | {"text": data.tokens.ids[row, :length]}
+            text = data.tokens.rows(slice(row, row + 1), length)[0]
+            return load_image(image[row]) | {"text": text}
 
-        texts = range(len(data.tokens.ids))
+        texts = range(len(data.tokens))
         rows |= encode(text_pass, index, texts, load_text, title="references", **options)
     return rows
 
@@ -147,7 +148,7 @@ def fingerprint(
         "preprocessing": preprocess.fingerprint(),
     }
     if functions.per_triplet:
-        texts = hashlib.sha256(data.tokens.ids.tobytes())
+        texts = hashlib.sha256(data.tokens.flat.tobytes() + data.tokens.start.tobytes())
         texts.update(data.text_start.tobytes() + data.reference_id.tobytes())
         parts["texts"] = texts.hexdigest()
     return parts

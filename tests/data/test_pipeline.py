@@ -46,7 +46,7 @@ def equal(a, b):
 def test_prepare_numbers_everything(data):
     assert data.images.names[:3] == ("i0", "i1", "i2") and len(data.images) == 10
     assert data.sources == ("human", "made") and data.source_of.tolist() == [0] * 8 + [1] * 6
-    assert data.text_start[-1] == 22 == len(data.tokens.ids)
+    assert data.text_start[-1] == 22 == len(data.tokens)
     assert data.reference_id[8:].tolist() == [0, 1, 2, 3, 4, 5]
     assert data.triplet_of_text()[:4].tolist() == [0, 0, 1, 1]
 

@@ -80,9 +80,23 @@ def plain_ids(text):
 
 def test_table_pads_with_zero(tokenizer):
     table = tokens.table(["a cat", ""], tokenizer)
-    assert table.ids.shape == (2, 77) and table.ids.dtype == np.int32
-    assert table.lengths.tolist() == [4, 2]
-    assert table.ids[0, :5].tolist() == [49406, 320, 2368, 49407, 0]
+    assert len(table) == 2 and table.lengths.tolist() == [4, 2] and table.flat.nbytes == 24
+    rows = table.rows(np.asarray([1, 0]), 5)
+    assert rows.dtype == np.int32
+    assert rows.tolist() == [[49406, 49407, 0, 0, 0], [49406, 320, 2368, 49407, 0]]
+    assert table.rows(slice(None), 2).tolist() == [[49406, 320], [49406, 49407]]
+    assert tokens.table([], tokenizer).rows(slice(None), 3).shape == (0, 3)
+
+
+def test_texts_are_encoded_some_at_a_time(tokenizer, monkeypatch):
+    texts = [f"a cat and {'very ' * (i % 5)}{i} dogs" for i in range(23)]
+    whole = tokens.table(texts, tokenizer)
+    monkeypatch.setattr(tokens, "_BATCH", 5)
+    parts = tokens.table(texts, tokenizer)
+    assert parts.flat.tolist() == whole.flat.tolist()
+    assert parts.start.tolist() == whole.start.tolist()
+    with pytest.raises(UserError, match="record 22: 102 tokens"):
+        tokens.table([*texts[:22], "very " * 100], tokenizer, where=lambda i: f"record {i}")
 
 
 def test_too_long_names_the_record(tokenizer):
@@ -90,7 +104,7 @@ def test_too_long_names_the_record(tokenizer):
     with pytest.raises(UserError, match=r"record 1: 102 tokens, the limit is 77.*on_long=truncate"):
         tokens.table(texts, tokenizer, where=lambda i: f"record {i}")
     cut = tokens.table(texts, tokenizer, "truncate")
-    assert cut.lengths.tolist() == [3, 77] and cut.ids[1, -1] == 49407
+    assert cut.lengths.tolist() == [3, 77] and cut.rows([1], 77)[0, -1] == 49407
     with pytest.raises(UserError, match="on_long='cut'"):
         tokens.table(texts, tokenizer, "cut")
 

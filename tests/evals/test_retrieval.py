@@ -26,7 +26,7 @@ def paths(tmp_path, tiny):
 def by_hand(size, functions, index, query, paths, references, texts, context=77):
     preprocess = Preprocess(size, "none")
     stack = lambda files: jnp.stack([jnp.asarray(preprocess(f)) for f in files])
-    ids = jnp.asarray(tokens.table(texts, tokens.load("clip")).ids[:, :context])
+    ids = jnp.asarray(tokens.table(texts, tokens.load("clip")).rows(slice(None), context))
     reference = functions.reference(index, stack(references), ids)
     return functions.target(index, stack(paths)), functions.compose(query, reference, ids)
 
