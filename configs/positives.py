@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scaling positives: triplets from images alone. Every key of `cir-jax positives`, and its recipes.
+r"""Scaling positives: triplets from images alone. All keys of `cir-jax positives`, and its recipes.
 
 A recipe is a row of the settings that the released code of arXiv 2404.11317 was run with
 (`{method}-{data set}`), or one for images of your own:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configs: every one builds, keys are locked, and mistakes name what exists."""
 
+import importlib
+
 import pytest
 
 from cir_jax import build, config, plugins
@@ -14,7 +16,7 @@ ARGUMENTS = ("fashioniq", "cirr", "emoji", "quicktest")
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 @pytest.mark.parametrize("argument", ARGUMENTS)
-@pytest.mark.parametrize("name", config.available())
+@pytest.mark.parametrize("name", [n for n in config.available() if n != "positives"])
 def test_every_config_builds(name, argument, stage):
     loaded = config.load(f"{name}:{argument},stage={stage}")
     assert loaded.is_locked and loaded.workdir.startswith("runs/")
@@ -28,6 +30,88 @@ def test_recipes_of_the_paper():
     assert (c.epochs, c.batch, c.optim.learning_rate, c.loss.temperature) == (3, 256, 2e-5, 0.02)
     assert (c.model.tower, c.data.pad, c.data.target_ratio) == ("RN50x4", "target", 1.25)
     assert (c.optim.epsilon, c.optim.weight_decay, c.optim.schedule) == (1e-7, 0.01, "constant")
+
+
+# The settings that the released code was run with, row by row: only references of annotated
+# triplets (refer), window of ranks, numbers of the templates, words of a caption, and K.
+TABLE = """
+tgcir fashioniq | yes | 10000-20000 | 2   | 10 | all
+tgcir cirr      | no  | 10000-15000 | 0,1 | 10 | all
+clip fashioniq  | yes | 10000-20000 | 2   | 4  | all
+clip cirr       | no  | 10000-15000 | 0,1 | 8  | all
+blip fashioniq  | yes | random      | 2   | 10 | 3000
+blip cirr       | no  | random      | 0,1 | 10 | all
+blip2 fashioniq | yes | random      | 2   | 10 | 6000
+blip2 cirr      | yes | random      | 0,1 | 10 | all
+zs fashioniq    | no  | random      | 2   | 5  | all
+zs cirr         | no  | random      | 0,1 | 10 | all
+cc fashioniq    | no  | random      | 2   | 10 | all
+cc cirr         | no  | random      | 0,1 | 10 | all
+"""
+ROWS = [[cell.strip() for cell in row.split("|")] for row in TABLE.strip().split("\n")]
+TEMPLATES = ("{target} instead of {reference}", "Unlike {reference}, I want {target}", "{target}")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_recipes_of_generated_triplets(row):
+    name, refer, window, templates, words, keep = row
+    method, dataset = name.split()
+    c = config.load(f"positives:{method}-{dataset}")
+    assert c.is_locked and c.workdir == f"runs/positives-{method}-{dataset}"
+    assert c.pair.references_only == (refer == "yes")
+    if window == "random":
+        assert c.pair.method == "random"
+    else:
+        low, high = map(int, window.split("-"))
+        assert (c.pair.method, tuple(c.pair.window)) == ("window", (low, high))
+    assert tuple(c.modify.templates) == tuple(TEMPLATES[int(n)] for n in templates.split(","))
+    assert c.caption.words == int(words)
+    assert c.pair.keep == (0 if keep == "all" else int(keep))
+    # In all rows: one pair per image, seed 42, no rewriting, known pairs not left out.
+    assert (c.pair.per_image, c.seed, c.rewrite.captioner) == (1, 42, "")
+    assert not c.pair.exclude_known and c.dedupe.exact and c.dedupe.near == -1
+    out_of_domain = method == "cc"
+    assert (c.data.name, c.data.images) == (
+        ("list", "all") if out_of_domain else (dataset, "triplets")
+    )
+    asked = c.caption.prompt.format(words=words, category="dress")
+    what = "dress" if dataset == "fashioniq" and not out_of_domain else "image"
+    assert asked == f"please briefly describe the {what} in {words} words"
+    assert (c.output.layout, c.output.tag) == (
+        ("cc", dataset) if out_of_domain else (dataset, method)
+    )
+
+
+def test_every_recipe_has_the_same_keys():
+    recipes = importlib.import_module("cir_jax.configs.positives").RECIPES
+    assert {f"{m}-{d}" for m, d in (row[0].split() for row in ROWS)} < set(recipes)
+    keys = config._flat(config.load("positives")).keys()
+    for name in recipes:
+        changed = config.load(f"positives:{name}", ["pair.per_image=2", "rewrite.texts=3"])
+        assert config._flat(changed).keys() == keys
+        assert (changed.pair.per_image, changed.rewrite.texts) == (2, 3)
+
+
+def test_zero_shot_recipes():
+    """Generated triplets alone; ViT-L/14; stage one, then two, with the published settings."""
+    files = {
+        "fashioniq": "captions/cap.extend_zs.train.json",
+        "cirr": "cirr/captions/cap.rc2.train.extend_zs.json",
+        "fashioniq-cc": "captions/cap.cc.train.json",
+        "cirr-cc": "cirr/captions/cap.rc2.train.cc.json",
+    }
+    for name, file in files.items():
+        for stage, settings in ((1, (10, 48, 2e-6, 0.01)), (2, (5, 128, 2e-6, 0.02))):
+            c = config.load(f"zero_shot:{name},stage={stage}")
+            assert (c.epochs, c.batch, c.optim.learning_rate, c.loss.temperature) == settings
+            assert (c.model.name, c.model.tower) == ("clip_sum", "ViT-L/14")
+            assert (c.data.annotated, tuple(c.data.generated)) == (0, (file,))
+            assert c.data.name == c.eval.benchmark == name.removesuffix("-cc")
+            assert (c.optim.epsilon, c.optim.weight_decay) == (1e-7, 0.01)
+            assert c.stage == {1: "one_in_batch", 2: "two_bank"}[stage]
+    with_positives = config.load("clip_sum:cirr,stage=2,positives")
+    assert tuple(with_positives.data.generated) == ("cirr/captions/cap.rc2.train.extend_clip.json",)
+    assert with_positives.data.annotated == -1
 
 
 def test_overrides_keep_types():
@@ -55,6 +139,9 @@ def test_overrides_keep_types():
             "no config 'clip_sun'; there are: clip_sum, .*zero_shot. Did you mean 'clip_sum'",
         ),
         ("clip_sum:fashion", [], "argument 'fashion' is unknown; there are: fashioniq, cirr"),
+        ("positives:clip-fashion", [], "no recipe 'clip-fashion'; .* Did you mean 'clip-fashioniq"),
+        ("positives", ["pair.windo=1"], "key 'pair.windo'. Did you .* All: configs/positives.py"),
+        ("zero_shot:ciir", [], "'ciir' is unknown; there are: fashioniq, .* Did you mean 'cirr'"),
         ("clip_sum:stage=3", [], "config argument 'stage=3' is unknown"),
         ("nowhere.py", [], "no config file nowhere.py; by name there are: clip_sum, "),
     ],

@@ -5,6 +5,7 @@ Names come out in one form, however they were written: one file under two names 
 of the bank.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,7 +33,12 @@ class NamedFiles:
     def below(cls, folder: str | Path) -> "NamedFiles":
         """All image files below `folder`; a name is the path from there, with its suffix."""
         base = Path(folder)
-        found = sorted(f for f in base.rglob("*") if f.suffix.lower() in SUFFIXES)
+        found = sorted(
+            Path(where, file)
+            for where, _, files in os.walk(base)  # which tells files from folders without asking
+            for file in files
+            if os.path.splitext(file)[1].lower() in SUFFIXES
+        )
         return cls({f.relative_to(base).as_posix(): str(f) for f in found})
 
     def name(self, written: str, where: str) -> str:

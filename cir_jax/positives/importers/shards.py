@@ -4,6 +4,7 @@
 Images are neither decoded nor copied: a record names them, and where they lie in their shard.
 """
 
+import gzip
 import json
 import tarfile
 from collections.abc import Iterator
@@ -94,7 +95,7 @@ def tar(stream: BinaryIO, path: Path) -> Iterator[Found]:
                 sample[kind] = _parsed(members.extractfile(member).read(), kind)
                 continue
             sample[kind] = f"{shard}/{member.name.removeprefix('./')}"
-            if path.suffix == ".tar":
+            if not isinstance(stream, gzip.GzipFile):
                 sample[kind] = packed = Packed(sample[kind])
                 packed.shard, packed.span = path, f"{member.offset_data}+{member.size}"
         # tarfile takes a header that is cut or damaged for the end; the true end is a zero block.

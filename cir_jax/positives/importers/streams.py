@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records of files larger than memory: JSON arrays, JSON lines, CSV, parquet and tar shards.
+"""Records of files larger than memory: JSON arrays, JSON lines, CSV, TSV, parquet, tar shards.
 
 What a file holds is seen from its first bytes, never from its suffix, and each kind may be
 gzip-compressed. One record (parquet: one batch) is in memory at a time. A record that cannot be
@@ -84,8 +84,9 @@ def _kind(path: Path) -> Iterator[Found]:
         return json_text.lines(_text(path, "\n"), path)
     if not start:
         raise UserError(f"{path} is empty; fetch it again")
-    if "," in start.split("\n", 1)[0]:
-        return _csv(path)
+    header = start.split("\n", 1)[0]
+    if "\t" in header or "," in header:
+        return _csv(path, "\t" if "\t" in header else ",")
     raise UserError(
         f"{path} is no JSON, JSON lines, CSV, parquet or tar file; it begins with {start[:40]!r}"
     )
@@ -103,7 +104,7 @@ def _text(path: Path, newline: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(_binary(path), "utf-8-sig", "surrogateescape", newline)
 
 
-def _csv(path: Path) -> Iterator[Found]:
+def _csv(path: Path, delimiter: str) -> Iterator[Found]:
     line = ""
 
     def noted(text: str) -> str:
@@ -112,7 +113,7 @@ def _csv(path: Path) -> Iterator[Found]:
         return text
 
     with _text(path, "") as stream:
-        rows = csv.reader(map(noted, stream), strict=True)
+        rows = csv.reader(map(noted, stream), delimiter=delimiter, strict=True)
         columns = next(rows)
         while True:
             where = f"{path}:{rows.line_num + 1}"

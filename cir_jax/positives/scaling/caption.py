@@ -19,6 +19,11 @@ FILE, REFUSED = "captions.jsonl", "captions_refused.jsonl"
 _FIELDS = ("category",)
 
 
+def check(config: Any) -> None:
+    """Raises UserError for settings that fit no set of images."""
+    writing.check(config.caption, "caption", _FIELDS)
+
+
 def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str]:
     """Captions of the images that stand for their groups, as far as there are good ones.
 
@@ -35,45 +40,61 @@ def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str
     Raises:
       UserError: see `writing.write`; or there are fewer than two captions.
     """
+    check(config)
     section = config.caption
-    names = [group[0] for group in groups.members]
-    if "{category}" in section.prompt and not all(n in pool.categories for n in names):
-        lost = next(n for n in names if n not in pool.categories)
-        raise UserError(
-            f"caption.prompt names {{category}}, but image {lost!r} has none; use a prompt without"
-        )
-    writing.check(section, "caption", _FIELDS)
     captioner = captioner_of(section, config.seed, pool, groups)
-    prompted = getattr(captioner, "prompted", True)
-    wanted = {
-        name: contract.Request(
-            name,
-            section.prompt.format(words=section.words, category=pool.categories.get(name, ""))
-            if prompted
-            else "",
-            pool.paths[name],
-        )
-        for name in names
-    }
+    asked = {group[0]: _asked(captioner, group) for group in groups.members}
     written = writing.write(
-        *(workdir / FILE, captioner, wanted, section),
+        *(workdir / FILE, captioner, _requests(captioner, section, pool, asked), section),
         key="image",
         seed=config.seed,
         title="captioning",
+        shown=writing.Shown(
+            {n: asked[group[0]] for group in groups.members for n in group}, groups.pixels
+        ),
     )
     writing.list_refused(workdir / REFUSED, written.refused, "image")
     if written.refused:
         progress.say(
-            f"warning: {len(written.refused)} of {len(names)} images have no caption "
+            f"warning: {len(written.refused)} of {len(asked)} images have no caption "
             f"({writing.reasons(written.refused)}); they are listed in {workdir / REFUSED} and "
             "left out. The same command asks for them again"
         )
     if len(written.texts) < 2:
         raise UserError(
-            f"{len(written.texts)} of {len(names)} images have a caption, and pairs need two "
+            f"{len(written.texts)} of {len(asked)} images have a caption, and pairs need two "
             f"({writing.reasons(written.refused)}); see {workdir / REFUSED}"
         )
-    return {name: written.texts[name] for name in names if name in written.texts}
+    return {name: written.texts[n] for name, n in asked.items() if n in written.texts}
+
+
+def _asked(captioner: Any, group: tuple[str, ...]) -> str:
+    """Which of some duplicates is captioned: the first, or one that has a caption already."""
+    has = getattr(captioner, "has", None)
+    return next(filter(has, group), group[0]) if has else group[0]
+
+
+def _requests(
+    captioner: Any, section: Any, pool: Pool, asked: dict[str, str]
+) -> dict[str, contract.Request]:
+    """A request for every image that stands for its group, under the name that is asked for."""
+    prompted = getattr(captioner, "prompted", True)
+    if prompted and writing.names_field(section.prompt, "category"):
+        lost = next((n for n in asked if n not in pool.categories), None)
+        if lost is not None:
+            raise UserError(
+                f"caption.prompt names {{category}}, but image {lost!r} has none; use a prompt "
+                "without"
+            )
+    prompts: dict[str, str] = {}  # one text for all requests that are the same
+    requests = {}
+    for name, n in asked.items():
+        category = pool.categories.get(name, "")
+        if category not in prompts:
+            filled = section.prompt.format(words=section.words, category=category)
+            prompts[category] = filled if prompted else ""
+        requests[n] = contract.Request(n, prompts[category], pool.paths[n])
+    return requests
 
 
 def captioner_of(section: Any, seed: int, pool: Pool, groups: Groups) -> Any:
@@ -83,5 +104,5 @@ def captioner_of(section: Any, seed: int, pool: Pool, groups: Groups) -> Any:
         with section.unlocked():
             section.file = pool.texts
             section.unknown = "ignore"  # duplicates are not asked for
-    names = [name for group in groups.members for name in group]
+    names = [name for group in groups.members for name in group] + list(pool.left_out)
     return contract.load(section.captioner).Captioner.from_config(section, seed, names)

@@ -2,7 +2,7 @@
 """The images that triplets are made of: of a data set, of a folder, or of lists with captions."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from cir_jax.positives.scaling import lists
 from cir_jax.positives.triplets import Triplet
 
 IMAGES = ("all", "split", "triplets")
+_NEUTRAL = ("val.jsonl", "gallery.txt")  # files of the neutral layout, beside train.jsonl
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Pool:
       triplets: annotated ones, if the data set has any.
       home: what paths in the result are relative to; "" if the data set knows the names.
       texts: files of captions that come with the images.
+      left_out: names of images that cannot be read.
     """
 
     paths: dict[str, Any]
@@ -33,6 +35,7 @@ class Pool:
     triplets: tuple[Triplet, ...] = ()
     home: str = ""
     texts: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def references(self) -> set[str]:
         """Names that are the reference of an annotated triplet."""
@@ -43,10 +46,10 @@ class Pool:
         return {(t.reference, t.target) for t in self.triplets}
 
     def without(self, names: Iterable[str]) -> "Pool":
-        """The pool without some images."""
+        """The pool without some images that cannot be read."""
         gone = set(names)
         paths = {n: p for n, p in self.paths.items() if n not in gone}
-        return Pool(paths, self.categories, self.triplets, self.home, self.texts)
+        return replace(self, paths=paths, left_out=(*self.left_out, *gone))
 
 
 def read(config: Any) -> Pool:
@@ -74,6 +77,13 @@ def read(config: Any) -> Pool:
             f"data.name={data.name} has no annotated triplet, which pair.references_only=True and "
             "pair.method=mined need; set others"
         )
+    if not pool.triplets and data.images == "triplets":
+        raise UserError(
+            f"data.images=triplets, but data.name={data.name} has no annotated triplet; set all"
+        )
+    odd = next((n for n in pool.paths if not _is_unicode(n)), None)
+    if odd is not None:
+        raise UserError(f"the name of image {odd!r} is no UTF-8; rename the file")
     if len(pool.paths) < 2:
         raise UserError(
             f"{len(pool.paths)} image(s) in {data.root or 'data.lists'}; pairs need two or more"
@@ -86,9 +96,13 @@ def _of_folder(root: str) -> Pool:
         raise UserError("data.root is empty; set it to a folder of images")
     if not Path(root).is_dir():
         raise UserError(f"data.root={root} is no folder; set it to a folder of images")
-    # The neutral layout has its images, and names, below images/; a bare folder has not.
-    folder = Path(root) / "images" if (Path(root) / "images").is_dir() else Path(root)
-    return Pool(NamedFiles.below(folder).files, home=str(folder))
+    found = NamedFiles.below(root).files
+    # The neutral layout has its images, and their names, below images/; a bare folder has not,
+    # though one of its folders may have that name.
+    below = {n.removeprefix("images/"): p for n, p in found.items() if n.startswith("images/")}
+    if len(below) == len(found) or any((Path(root) / f).is_file() for f in _NEUTRAL):
+        return Pool(below, home=str(Path(root) / "images"))
+    return Pool(found, home=str(root))
 
 
 def _of_lists(data: Any) -> Pool:
@@ -100,6 +114,11 @@ def _of_lists(data: Any) -> Pool:
     files = lists.expand(data.lists)
     paths: dict[str, Any] = {}
     for entry in lists.entries(files, data.root):
+        if not entry.path:
+            raise UserError(
+                f"{entry.where} names no image file; one of {', '.join(lists.PATH_KEYS)} is "
+                f"expected. It has: {', '.join(entry.record)}"
+            )
         if paths.setdefault(entry.name, entry.path) != entry.path:
             raise UserError(
                 f"{entry.where}: image {entry.name!r} is {entry.path}, and {paths[entry.name]} "
@@ -111,7 +130,9 @@ def _of_lists(data: Any) -> Pool:
 def _of_dataset(config: Any) -> Pool:
     data, pair = config.data, config.pair
     module = loading.reader(data.name)
-    known = module.images(data.root, "train")
+    listed = module.images(data.root, "train")
+    known = dict(listed)
+    categories = _categories(module, data)
     triplets: tuple[Triplet, ...] = ()
     if (
         data.images == "triplets"
@@ -128,15 +149,20 @@ def _of_dataset(config: Any) -> Pool:
             ) from None
         triplets = tuple(t for one in sets for t in one.triplets)
         known |= {n: p for one in sets for n, p in one.paths.items() if n not in known}
-    names = list(known)
     if data.images == "triplets":
-        names = [n for t in triplets for n in (t.reference, t.target)]
-    paths = {n: known[n] for n in names}
-    texts = (str(module.caption_file(data.root)),) if hasattr(module, "caption_file") else ()
-    return Pool(paths, _categories(module, data, paths), triplets, texts=texts)
+        names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target)))
+    elif data.categories:
+        if not categories:
+            raise UserError(f"data set {data.name!r} has no categories; leave data.categories out")
+        names = [n for n in listed if n in categories]
+    else:
+        names = list(listed)
+    texts = (str(module.caption_file(data.root)),) if hasattr(module, "captions") else ()
+    return Pool({n: known[n] for n in names}, categories, triplets, texts=texts)
 
 
-def _categories(module: Any, data: Any, paths: dict[str, Any]) -> dict[str, str]:
+def _categories(module: Any, data: Any) -> dict[str, str]:
+    """Name -> category of all training images, where a data set has any."""
     if not hasattr(module, "find_categories") and not hasattr(module, "home"):
         return {}
     root = module.home(data.root) if hasattr(module, "home") else data.root
@@ -145,7 +171,13 @@ def _categories(module: Any, data: Any, paths: dict[str, Any]) -> dict[str, str]
     official = [c for c in fashioniq.CATEGORIES if c in there]
     found: dict[str, str] = {}
     for category in list(data.categories) or [*official, *(c for c in there if c not in official)]:
-        for name in fashioniq.split_names(root, category, "train"):
-            if name in paths:
-                found[name] = category
+        found |= dict.fromkeys(fashioniq.split_names(root, category, "train"), category)
     return found
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -57,18 +57,18 @@ class Journal:
         """
         yield from read_lines(self.path)
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Adds one record.
+    def add(self, *records: dict[str, Any]) -> None:
+        """Adds records: all of them, or none.
 
         Raises:
           UserError: the disk is full or fails; the file then ends with its last complete record.
         """
-        line = _line(record)
-        rest = memoryview(line)
+        lines = b"".join(map(_line, records))
+        rest = memoryview(lines)
         try:
             while rest:  # unbuffered, so what was not written is nowhere else either
                 rest = rest[self._file.write(rest) :]
-            self._unsynced += 1
+            self._unsynced += len(records)
             if self._unsynced >= self._every:
                 os.fsync(self._file.fileno())
                 self._unsynced = 0
@@ -76,7 +76,7 @@ class Journal:
             with suppress(OSError):  # half a line at the end is cut when the file is next opened
                 os.ftruncate(self._file.fileno(), self._end)
             raise full(self.path, error) from None
-        self._end += len(line)
+        self._end += len(lines)
 
     def close(self) -> None:
         """Forces everything to disk.
@@ -150,7 +150,9 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
     """Writes JSON with `whole`."""
     with whole(path) as file:
-        file.write(_line(content, indent))
+        for part in json.JSONEncoder(ensure_ascii=False, indent=indent).iterencode(content):
+            file.write(_bytes(part))
+        file.write(b"\n")
 
 
 def write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
@@ -188,11 +190,14 @@ def reuse(path: Path, made_of: dict[str, Any], files: Iterable[Path]) -> dict[st
     return summary.get("counts")
 
 
-def _line(content: Any, indent: int | None = None) -> bytes:
+def _line(record: Any) -> bytes:
+    return _bytes(json.dumps(record, ensure_ascii=False)) + b"\n"
+
+
+def _bytes(json_text: str) -> bytes:
     # Half a surrogate pair, as a model may write it, has no form in UTF-8. With a backslash it is
     # the JSON escape of itself.
-    text = json.dumps(content, ensure_ascii=False, indent=indent)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    return json_text.encode("utf-8", "backslashreplace")
 
 
 def _complete(path: Path) -> int:

@@ -5,10 +5,9 @@
     .csv .tsv  with a header              .tar   shards of NAME.jpg + NAME.txt or NAME.json
 
 Which key says what is found by its name; `text_field` names the one of the text where it is
-another (a dot goes one level down).
+another (a dot goes one level down). All but shards may be compressed by gzip.
 """
 
-import csv
 import glob
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.errors import UserError
-from cir_jax.positives import shards
-from cir_jax.positives.annotations import not_empty, read_json, read_lines
+from cir_jax.positives import annotations, shards
+from cir_jax.positives.importers import streams
+from cir_jax.positives.importers.shards import Packed
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".tar")
 NAME_KEYS = ("image_id", "image_name", "url", "name", "image", "image_path", "file_name", "path")
@@ -32,14 +32,34 @@ class Entry:
     Attributes:
       name: of the image.
       path: its file, or an image in a shard; "" if the record gives none.
-      texts: its captions; () if it has none.
+      record: as it was read.
       where: names the record in messages.
     """
 
     name: str
     path: Any
-    texts: tuple[str, ...]
+    record: dict[str, Any]
     where: str
+
+    def texts(self, key: str = "") -> tuple[str, ...]:
+        """Its captions; () if it has none.
+
+        Args:
+          key: of the text, see the module; "" tries what is usual.
+
+        Raises:
+          UserError: there is no such key, or a text is none.
+        """
+        if key:
+            text = _walk(self.record, key)
+            if text is None:
+                raise UserError(f"{self.where} has no {key!r}; it has: {', '.join(self.record)}")
+        else:
+            text = next((t for k in TEXT_KEYS if (t := _walk(self.record, k)) is not None), None)
+        if text is None or text == []:
+            return ()
+        texts = annotations.not_empty(text, self.where, blank=True)
+        return tuple(t.strip() for t in texts if t.strip())
 
 
 def expand(files: Sequence[str]) -> list[str]:
@@ -51,100 +71,87 @@ def expand(files: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in files:
         if Path(name).is_dir():
-            fitting = sorted(str(p) for p in Path(name).iterdir() if p.suffix in SUFFIXES)
+            fitting = sorted(str(p) for p in Path(name).iterdir() if _kind(p) in SUFFIXES)
         else:
-            fitting = sorted(glob.glob(name)) or ([name] if Path(name).is_file() else [])
+            fitting = [name] if Path(name).is_file() else sorted(glob.glob(name))
+        fitting = [f for f in fitting if Path(f).is_file()]
         if not fitting:
             raise UserError(
                 f"{name} is no file, and no folder with {', '.join(SUFFIXES)} files in it"
             )
         found += fitting
     for name in found:
-        if Path(name).suffix not in SUFFIXES:
+        if _kind(Path(name)) not in SUFFIXES:
             raise UserError(f"{name} is none of {', '.join(SUFFIXES)}; convert it to .jsonl")
     return list(dict.fromkeys(found))
 
 
-def entries(files: Sequence[str], root: str = "", text_field: str = "") -> Iterator[Entry]:
-    """The records of all files, one in memory at a time (but for .json).
+def entries(files: Sequence[str], root: str = "") -> Iterator[Entry]:
+    """The records of all files, one in memory at a time (but for {name: caption}).
 
     Args:
       files: see `expand`.
       root: folder that paths are relative to; each file's own if "".
-      text_field: key of the text, see the module.
 
     Raises:
-      UserError: a record has no name, a text that is none, or nothing under `text_field`.
+      UserError: a record that cannot be parsed or has no name, or a file that is cut.
     """
-    for file in files:
-        base = Path(root) if root else Path(file).parent
-        if file.endswith(".tar"):
-            for name, image, record in shards.samples(file):
-                where = f"{file}:{name}"
-                yield Entry(name, image, _texts(record, text_field, where), where)
-            continue
-        for where, record in _records(Path(file)):
-            name = _first(record, NAME_KEYS)
-            if not isinstance(name, str | int) or name == "":
+    for file in map(Path, files):
+        base = Path(root) if root else file.parent
+        for where, record in _records(file):
+            if isinstance(record, str):
+                raise UserError(f"{where}: {record}; correct that record, or take it out")
+            if _kind(file) == ".tar":
+                yield from _packed(where, record)
+                continue
+            name = next((n for k in NAME_KEYS if (n := _walk(record, k)) not in (None, "")), None)
+            if not isinstance(name, str | int):
                 raise UserError(
                     f"{where} names no image; it has: {', '.join(record)}, and one of "
                     f"{', '.join(NAME_KEYS)} is expected"
                 )
-            path = _first(record, PATH_KEYS)
-            path = str(base / path) if isinstance(path, str) and path else ""
-            yield Entry(str(name), path, _texts(record, text_field, where), where)
+            paths = (_walk(record, k) for k in PATH_KEYS)
+            path = next((str(base / p) for p in paths if isinstance(p, str) and p), "")
+            yield Entry(str(name), path, record, where)
 
 
-def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    if file.suffix == ".jsonl":
-        yield from read_lines(file)
-    elif file.suffix == ".json":
-        yield from _json(file)
-    else:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            rows = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-            try:
-                for row in rows:
-                    where = f"{file}:{rows.line_num}"
-                    if None in row or None in row.values():
-                        raise UserError(
-                            f"{where} has another number of columns than the header "
-                            f"({', '.join(rows.fieldnames or ())}); quote texts with commas"
-                        )
-                    yield where, row
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"{file} cannot be read after line {rows.line_num} ({error}); save it as CSV "
-                    "in UTF-8"
-                ) from None
+def _kind(file: Path) -> str:
+    """Suffix of a file, that of compression left out."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
-def _json(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    content = read_json(file, (list, dict))
-    if isinstance(content, dict):
-        content = [{"image": n, "caption": t, "image_id": n} for n, t in content.items()]
-    for number, record in enumerate(content):
-        where = f"{file} record {number}"
-        if not isinstance(record, dict):
-            raise UserError(f"{where} is a {type(record).__name__}, expected an object")
-        yield where, record
+def _records(file: Path) -> Iterator[streams.Found]:
+    if file.suffix.lower() == ".json":
+        with file.open("rb") as content:
+            start = content.read(4096)
+        if start.decode("utf-8-sig", "replace").lstrip().startswith("{"):
+            for name, text in annotations.read_json(file, dict).items():
+                yield f"{file}: {name}", {"image": name, "caption": text}
+            return
+    yield from streams.records(file)
 
 
-def _texts(record: dict[str, Any], text_field: str, where: str) -> tuple[str, ...]:
-    if text_field:
-        text = _walk(record, text_field)
-        if text is None:
-            raise UserError(f"{where} has no {text_field!r}; it has: {', '.join(record)}")
-    else:
-        text = _first(record, TEXT_KEYS)
-    if text is None or text == "" or text == []:
-        return ()
-    texts = not_empty(text, where, blank=True)
-    return tuple(t.strip() for t in texts if t.strip())
-
-
-def _first(record: dict[str, Any], keys: Sequence[str]) -> Any:
-    return next((v for v in (_walk(record, k) for k in keys) if v is not None), None)
+def _packed(where: str, sample: dict[str, Any]) -> Iterator[Entry]:
+    """The image of a sample of a shard; nothing if it has none."""
+    images = [v for k, v in sample.items() if f".{k}".lower().endswith(annotations.SUFFIXES)]
+    if not images:
+        return
+    if len(images) > 1:
+        raise UserError(
+            f"{where} holds {len(images)} images ({', '.join(images)}); a sample is all files "
+            "with one name up to the first dot, and has one image. Rename them"
+        )
+    (image,) = images
+    if not isinstance(image, Packed):
+        raise UserError(f"{where} is in a compressed shard, where no image is found; unpack it")
+    record = sample.get("json", {})
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: the .json of {image} is no JSON object; correct it")
+    if "txt" in sample:
+        record = record | {"text": sample["txt"]}
+    folder, slash, file = image.partition("/")[2].rpartition("/")
+    name = folder + slash + file.partition(".")[0]
+    yield Entry(name, shards.place(f"{image.shard}@{image.span}"), record, where)
 
 
 def _walk(record: Any, key: str) -> Any:

@@ -100,6 +100,12 @@ def check(config: Any) -> None:
                 f"rewrite.texts={section.texts} is below 1; to rewrite none, leave "
                 "rewrite.captioner empty"
             )
+    elif section.url or section.texts != 1 or section.keep_templates:
+        raise UserError(
+            f"rewrite.url={section.url!r}, rewrite.texts={section.texts}, rewrite.keep_templates="
+            f"{section.keep_templates}, but rewrite.captioner is empty, which rewrites nothing; "
+            "set it, e.g. to server"
+        )
 
 
 def _fitted(made: list[Made], context: int) -> list[Made]:

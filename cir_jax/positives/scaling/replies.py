@@ -11,39 +11,57 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 _QUOTES = "\"'`“”‘’«»"
+_LETTERS = 24  # of a word; languages that write without spaces have no words to count
 
 
 def tidy(text: str) -> str:
-    """One line, without the quotes around it.
+    """The text without blank lines, and without the quotes around it.
 
     A first line that only announces the text ("Here is the request:") is left out.
     """
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    lines = [line for line in map(one_line, text.splitlines()) if line]
     if len(lines) > 1 and lines[0].endswith(":"):
         lines = lines[1:]
-    text = re.sub(r"\s+", " ", lines[0]).strip() if lines else ""
-    if len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES:
-        text = text[1:-1].strip()
+    text = "\n".join(lines)
+    if len(text) > 1 and {text[0], text[-1]} <= set(_QUOTES):
+        inner = text[1:-1]
+        if text[0] not in inner and text[-1] not in inner:  # not: "red" or "blue"
+            text = inner.strip()
     return text
 
 
+def one_line(text: str) -> str:
+    """All of the text, on one line."""
+    return " ".join(text.split())
+
+
 def fault(text: str, max_words: float) -> str:
-    """Why `text`, tidied, is not used; "" if it is.
+    """Why a reply of a model is not used; "" if it is.
 
     Args:
-      text: what the model wrote.
+      text: the reply, tidied.
       max_words: more words than this are too many.
     """
     if not any(letter.isalnum() for letter in text):
         return "empty"
     if _REFUSAL.match(text):
         return "a refusal"
+    if "\n" in text:
+        return "several lines"
     words = len(text.split())
     if words > max_words:
-        return f"{words} words, over {max_words}"
-    if "\ufffd" in text:
-        return "broken characters"
-    return ""
+        return f"over {max_words} words: {words}"
+    if len(text) > _LETTERS * max_words:
+        return f"over {max_words} words of {_LETTERS} letters: {len(text)} letters"
+    return broken(text)
+
+
+def broken(text: str) -> str:
+    """What is wrong even with a text that somebody wrote: it is blank, or no Unicode."""
+    if not any(letter.isalnum() for letter in text):
+        return "empty"
+    damaged = "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text)
+    return "broken characters" if damaged else ""
 
 
 def most_words(section: object) -> int:

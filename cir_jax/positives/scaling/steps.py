@@ -2,7 +2,8 @@
 """The four steps in a row: config -> triplets.
 
 Every step leaves a file in the work folder. What costs (decoding, captions, rewritten texts,
-features) is kept and never done twice; what is drawn is drawn again, the same.
+features) is kept and never done twice; what is drawn is drawn again, the same. `config.json`,
+`results.json` and the triplets are those of the last run that came to its end.
 """
 
 import json
@@ -36,18 +37,27 @@ def run(config: Any) -> dict[str, Any]:
             "this config trains a model; triplets are made with one of configs/positives.py, e.g. "
             "--config positives:folder"
         )
-    output.check(config)
-    began = time.monotonic()
+    for step in (dedupe, caption, pair, modify, output):
+        step.check(config)  # an hour of captions before a typo shows would be lost
     workdir = Path(config.workdir)
-    pool = images.read(config)
-    workdir.mkdir(parents=True, exist_ok=True)
-    journal.write_json(workdir / CONFIG, json.loads(to_json(config)), indent=2)
-    pool, groups = dedupe.run(config, pool, workdir)
+    with journal.alone(workdir):
+        return _run(config, workdir)
+
+
+def _run(config: Any, workdir: Path) -> dict[str, Any]:
+    began = time.monotonic()
+    pool, groups = dedupe.run(config, images.read(config), workdir)
     progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")
     captions = caption.run(config, pool, groups, workdir)
     pairs = pair.run(config, pool, groups, list(captions), workdir)
     made = modify.run(config, pairs, captions, workdir)
+    # Until all is written, no record says that the files belong together.
+    before = _files_of_before(workdir)
+    (workdir / RESULTS).unlink(missing_ok=True)
     files = output.run(config, made, pool, workdir)
+    for old in before - set(files):
+        old.unlink(missing_ok=True)
+    journal.write_json(workdir / CONFIG, json.loads(to_json(config)), indent=2)
     results = {
         "images": len(pool.paths),
         "distinct": len(groups.members),
@@ -60,3 +70,12 @@ def run(config: Any) -> dict[str, Any]:
     }
     journal.write_json(workdir / RESULTS, results, indent=2)
     return results
+
+
+def _files_of_before(workdir: Path) -> set[Path]:
+    """What an earlier run with other settings may have left."""
+    try:
+        results = json.loads((workdir / RESULTS).read_bytes())
+        return {workdir / Path(file).name for file in results["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

@@ -10,6 +10,10 @@ defines `Captioner` with
     identity                           {key: value}, recorded beside every text it writes:
                                        at least "captioner" and "model"
     prompted                           optional; False if it answers without reading the prompt
+    free                               optional; True if it only looks texts up: they are looked up
+                                       in every run, because where they come from may have changed
+    has(name)                          optional; whether it has a text of an image: of duplicates,
+                                       it is asked for one that it has
     generate(requests)                 an iterator of `Reply`, one per request
 
 `generate` draws requests lazily and yields replies as they come, so that each can be written to

@@ -27,10 +27,17 @@ class Captioner:
     """
 
     prompted = False
+    free = True
 
     def __init__(self, texts: dict[str, str], files: Sequence[str]):
         self.texts = texts
-        self.identity = {"captioner": "texts", "model": ", ".join(files)}
+        # Beside every caption, so a thousand shards cannot all be named.
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        self.identity = {"captioner": "texts", "model": ", ".join(files[:3]) + more}
+
+    def has(self, name: str) -> bool:
+        """Whether there is a caption of this image."""
+        return name in self.texts
 
     @classmethod
     def from_config(cls, section: Any, seed: int, names: Sequence[str]) -> "Captioner":
@@ -66,10 +73,11 @@ def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str,
     known = NamedFiles(dict.fromkeys(names))
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
-    for entry in lists.entries(files, text_field=section.text_field):
-        if not entry.texts:
+    for entry in lists.entries(files):
+        found = entry.texts(section.text_field)
+        if not found:
             continue
-        name, text = known.name(entry.name, entry.where), entry.texts[0]
+        name, text = known.name(entry.name, entry.where), found[0]
         if name not in known.files:
             if section.unknown == "ignore":
                 continue
