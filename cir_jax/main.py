@@ -14,7 +14,7 @@ COMMANDS = "cir_jax.commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit status: 0 done, 1 the command says no, 2 bad input."""
+    """Runs a command; its exit status: 0 done, 1 the command says no, 2 bad input, 130 Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands = plugins.available(COMMANDS)
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"cir-jax {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"cir-jax {argv[0]}: stopped; what is written is kept", file=sys.stderr)
+        return 130
 
 
 def _run(name: str, argv: list[str], commands: list[str]) -> int:

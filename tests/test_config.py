@@ -187,6 +187,15 @@ def test_a_plugin_file_without_the_contract(tmp_path):
         plugins.load("cir_jax.models", "nothing.py", "Model")
 
 
+def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cir_jax.commands.doctor.run", interrupted)
+    assert main(["doctor", "folder", "nowhere"]) == 130
+    assert capsys.readouterr().err == "cir-jax doctor: stopped; what is written is kept\n"
+
+
 def test_command_line(capsys):
     assert main(["train", "--config", "clip_sum", "--config.batc=3"]) == 2
     assert "unknown config key 'batc'. Did you mean 'batch'?" in capsys.readouterr().err
