@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP4CIR (sum): the query is the sum of the raw image and the raw text feature, then unit length.
+r"""CLIP4CIR (sum): the query is the sum of the raw image and the raw text feature, then unit length.
 
 Model: Baldrati et al., "Effective Conditioned and Composed Image Retrieval Combining CLIP-Based
 Features", CVPR 2022. Both stages: Feng et al., "Improving Composed Image Retrieval via Contrastive
@@ -9,9 +9,11 @@ Commands:
     cir-jax train --config clip_sum:fashioniq,stage=1 --set data.root=DATA
     cir-jax train --config clip_sum:fashioniq,stage=2 --set data.root=DATA --set init_from=STAGE1
     cir-jax train --config clip_sum:cirr,stage=2 --set data.root=DATA --set init_from=STAGE1
-With generated triplets beside the annotated ones, as in the paper, of the recipes `clip-fashioniq`
-and `clip-cirr` of configs/positives.py:
+With generated triplets beside the annotated ones, as in the paper: either the released files below
+data.root, or what the recipes `clip-fashioniq` and `clip-cirr` of configs/positives.py make:
     cir-jax train --config clip_sum:fashioniq,stage=2,positives --set data.root=DATA ...
+    cir-jax train --config clip_sum:fashioniq,stage=2 --set data.root=DATA \
+        --set data.generated=runs/positives-clip-fashioniq/triplets.jsonl ...
 
 Published, CLIP RN50x4, with scaled positives and negatives: FashionIQ validation R@10/R@50
 44.48/66.88 (full gallery, reference removed), CIRR test R@1/R@5 45.33/78.07. The released runs used
@@ -63,7 +65,7 @@ EMOJI_STAGES = {
     1: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
     2: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
 }  # fmt: skip
-# Where `cir-jax positives` and the released generator write, relative to data.root.
+# The files of the released generator, relative to data.root.
 GENERATED = {
     "fashioniq": "captions/cap.extend_clip.train.json",
     "cirr": "cirr/captions/cap.rc2.train.extend_clip.json",

@@ -154,7 +154,8 @@ def read_table(file: str | Path, paths: Mapping[str, Any]) -> Groups:
       UserError: another kind of file, or an image is not in it.
     """
     content = read_json(file)
-    if len(content) != 3 or not isinstance(content[2], dict) or not content[2]:
+    lists = len(content) == 3 and isinstance(content[0], list) and isinstance(content[2], dict)
+    if not lists or not content[2]:
         raise UserError(
             f"{file} is no optimized_images.json: expected [names, paths, name -> id], not empty"
         )
@@ -170,8 +171,13 @@ def read_table(file: str | Path, paths: Mapping[str, Any]) -> Groups:
     members: dict[int, list[str]] = {}
     for name in paths:
         members.setdefault(content[2][name], []).append(name)
-    # The numbers of the file are the order of its images; ours follow from them.
-    return Groups.make([members[n] for n in sorted(members)])
+    # The file's numbers are the order of its images, and its names stand for their groups.
+    firsts = dict(enumerate(content[0]))
+    groups = [
+        sorted(members[n], key=lambda name, first=firsts.get(n): name != first)
+        for n in sorted(members)
+    ]
+    return Groups.make(groups)
 
 
 def _equal(names: Iterable[str], pixels: Mapping[str, str]) -> list[list[str]]:

@@ -132,6 +132,17 @@ def test_a_table_instead_of_comparing(tmp_path, opened):
     assert json.loads((tmp_path / "made/optimized_images.json").read_text())[0] == ["c", "a"]
 
 
+def test_the_names_of_a_table_stand_for_their_groups(tmp_path):
+    """Whatever our order is: captions, pairs and draws of the released files go by their names."""
+    table = tmp_path / "optimized_images.json"
+    table.write_text(json.dumps([["c", "b"], ["?", "?"], {"c": 0, "b": 1, "a": 1, "d": 1}]))
+    paths = {name: f"{name}.png" for name in "abcd"}
+    groups = dedupe.read_table(table, paths)
+    assert groups.members == (("c",), ("b", "a", "d")) and groups.first("d") == "b"
+    del paths["b"]  # not in this set: then the first that is
+    assert dedupe.read_table(table, paths).members == (("c",), ("a", "d"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
