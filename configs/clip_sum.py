@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""CLIP4CIR (sum): the query is the sum of the raw image and the raw text feature, then unit length.
+r"""CLIP4CIR (sum): the query is the sum of raw image and raw text feature, then of unit length.
 
 Model: Baldrati et al., "Effective Conditioned and Composed Image Retrieval Combining CLIP-Based
 Features", CVPR 2022. Both stages: Feng et al., "Improving Composed Image Retrieval via Contrastive

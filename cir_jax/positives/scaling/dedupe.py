@@ -172,12 +172,8 @@ def read_table(file: str | Path, paths: Mapping[str, Any]) -> Groups:
     for name in paths:
         members.setdefault(content[2][name], []).append(name)
     # The file's numbers are the order of its images, and its names stand for their groups.
-    firsts = dict(enumerate(content[0]))
-    groups = [
-        sorted(members[n], key=lambda name, first=firsts.get(n): name != first)
-        for n in sorted(members)
-    ]
-    return Groups.make(groups)
+    firsts = set(content[0])
+    return Groups.make([sorted(members[n], key=lambda n: n not in firsts) for n in sorted(members)])
 
 
 def _equal(names: Iterable[str], pixels: Mapping[str, str]) -> list[list[str]]:
