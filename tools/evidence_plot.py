@@ -60,7 +60,9 @@ def _zero_shot(axis: Any, rows: dict[str, list[dict[str, float]]]) -> None:
         range(len(rows)), [s.mean for s in spreads], yerr=[s.deviation for s in spreads],
         color=[blue if name.endswith("stage two") else grey for name in rows], capsize=3,
     )  # fmt: skip
-    labels = [name.replace(": ", ":\n").replace("'s ", "'s\n") for name in rows]
+    labels = [
+        name.replace(": ", ":\n").replace("'s ", "'s\n").replace("two ", "two\n") for name in rows
+    ]
     axis.set_xticks(range(len(rows)), labels, fontsize=8)
     axis.set(title="Zero-shot")
 

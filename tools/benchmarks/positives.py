@@ -13,7 +13,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +74,25 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             journal.unlink(missing_ok=True)
             dedupe.look(paths, journal, threads=args.threads)
 
-        seconds = timing.alternate({"decode": decode, "dedupe": compared}, args.repeats)
+        busy: dict[str, list[float]] = {"decode": [], "dedupe": []}
+
+        def counted(name: str, program: Callable[[], None]) -> None:
+            start = time.process_time()
+            program()
+            busy[name].append(time.process_time() - start)
+
+        programs = {"decode": decode, "dedupe": compared}
+        seconds = timing.alternate(
+            {name: partial(counted, name, f) for name, f in programs.items()}, args.repeats
+        )
         memory = [_peak(folder, n, args) for n in (args.images // 10, args.images)]
-    ratio = timing.ratio(seconds, "dedupe", "decode")
+    measured = {name: values[1:] for name, values in busy.items()}  # the first round warms up
     return {
         "images": args.images,
         **{f"{name}_s": statistics.median(values) for name, values in seconds.items()},
-        "time_ratio": ratio,
-        "share_in_decoder": 1 / ratio,
+        "time_ratio": timing.ratio(seconds, "dedupe", "decode"),
+        # Of the processors' time, which what else runs on the machine does not change.
+        "share_in_decoder": timing.ratio(measured, "decode", "dedupe"),
         "peak_mib_at_a_tenth": memory[0],
         "peak_mib": memory[1],
     }

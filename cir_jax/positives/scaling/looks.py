@@ -95,12 +95,11 @@ def pixel_hash(image: Image.Image) -> str:
     and a cryptographic hash would take half of it.
     """
     image = image if image.mode == "RGB" else image.convert("RGB")
-    digest = xxhash.xxh3_128(f"{image.width} {image.height} ".encode())
     try:
-        digest.update(pyarrow.array(image).buffers()[-1])
+        pixels = pyarrow.array(image).buffers()[-1]
     except ValueError:  # a large image lies in several pieces; the same bytes, copied
-        digest.update(image.tobytes("raw", "RGBX"))
-    return digest.hexdigest()
+        pixels = image.tobytes("raw", "RGBX")
+    return xxhash.xxh3_128_hexdigest(pixels, seed=image.width << 32 | image.height)
 
 
 def perceptual_hash(image: Image.Image) -> bytes:
