@@ -60,7 +60,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.dedupe.exact = True  # one of several pixel-identical images stands for all
     c.dedupe.near = -1  # perceptual hashes (128 bits) that differ in so many bits at most are the
     # same image; -1 = off
-    c.dedupe.optimized = ""  # use this optimized_images.json instead of comparing
+    c.dedupe.optimized = ""  # an optimized_images.json or same_image_list.json, to compare nothing
 
     c.caption = _writer(IMAGE_PROMPT, words=10)
     c.caption.file = ()  # captioner "texts": files of captions

@@ -148,12 +148,16 @@ def write(workdir: Path, paths: Mapping[str, Any], groups: Groups) -> None:
 
 
 def read_table(file: str | Path, paths: Mapping[str, Any]) -> Groups:
-    """Groups of the images of `paths` from an `optimized_images.json`.
+    """Groups of the images of `paths` from an `optimized_images.json` or a `same_image_list.json`.
+
+    The second holds numbers in the order of `paths`, so it must be about the very same images.
 
     Raises:
       UserError: another kind of file, or an image is not in it.
     """
     content = read_json(file)
+    if content and all(isinstance(group, list) for group in content):
+        return _numbered(content, list(paths), file)
     lists = len(content) == 3 and isinstance(content[0], list) and isinstance(content[2], dict)
     if not lists or not content[2]:
         raise UserError(
@@ -174,6 +178,18 @@ def read_table(file: str | Path, paths: Mapping[str, Any]) -> Groups:
     # The file's numbers are the order of its images, and its names stand for their groups.
     firsts = set(content[0])
     return Groups.make([sorted(members[n], key=lambda n: n not in firsts) for n in sorted(members)])
+
+
+def _numbered(content: list[list[Any]], names: list[str], file: str | Path) -> Groups:
+    """Groups of image numbers."""
+    numbers = [number for group in content for number in group]
+    if not all(type(n) is int for n in numbers) or sorted(numbers) != list(range(len(names))):
+        raise UserError(
+            f"{file} groups {len(numbers)} numbers, and there are {len(names)} images, each of "
+            "which must be in one group; set dedupe.optimized to nothing, so that the images are "
+            "compared"
+        )
+    return Groups.make([[names[n] for n in group] for group in content if group])
 
 
 def _equal(names: Iterable[str], pixels: Mapping[str, str]) -> list[list[str]]:

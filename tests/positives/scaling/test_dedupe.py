@@ -143,6 +143,25 @@ def test_the_names_of_a_table_stand_for_their_groups(tmp_path):
     assert dedupe.read_table(table, paths).members == (("c",), ("a", "d"))
 
 
+def test_a_list_of_numbers_instead_of_comparing(tmp_path, opened):
+    """Three groups as well: a table has three entries too, but no list as its third."""
+    paths = {name: f"{name}.png" for name in "abcd"}
+    file = tmp_path / "same_image_list.json"
+    file.write_text("[[0, 2], [1], [3]]")
+    _, groups = run(paths, tmp_path / "made", f"dedupe.optimized={file}")
+    assert groups.members == (("a", "c"), ("b",), ("d",)) and not opened
+    assert json.loads((tmp_path / "made/same_image_list.json").read_text()) == [[0, 2], [1], [3]]
+    for content in (
+        "[[0, 2], [1]]",
+        "[[0, 2], [1], [3, 3]]",
+        '[["a"], [1], [2], [3]]',
+        "[[0], [9]]",
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=r"groups \d numbers, and there are 4 images"):
+            dedupe.read_table(file, paths)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
