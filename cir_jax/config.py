@@ -24,18 +24,25 @@ from cir_jax.errors import UserError, nearest
 PACKAGE = "cir_jax.configs"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds `--config` and `--set` to a command's parser."""
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    example: str = "clip_sum:quicktest",
+    change: str = "optim.learning_rate=1e-4 (every key: configs/base.py)",
+) -> None:
+    """Adds `--config` and `--set` to a command's parser; the rest is said in their help."""
     parser.add_argument(
         "--config",
         required=True,
         metavar="NAME[:ARGUMENT]",
-        help=f"a config by name ({', '.join(available())}) or a .py file, e.g. clip_sum:quicktest",
+        help=f"a config by name ({', '.join(available())}) or a .py file, e.g. {example}",
     )
-    add_override_argument(parser)
+    add_override_argument(parser, change)
 
 
-def add_override_argument(parser: argparse.ArgumentParser) -> None:
+def add_override_argument(
+    parser: argparse.ArgumentParser,
+    change: str = "optim.learning_rate=1e-4 (every key: configs/base.py)",
+) -> None:
     """Adds `--set key=value`, which may be given many times."""
     parser.add_argument(
         "--set",
@@ -43,7 +50,7 @@ def add_override_argument(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="changes a key, e.g. --set optim.learning_rate=1e-4 (every key: configs/base.py)",
+        help=f"changes a key, e.g. --set {change}",
     )
 
 

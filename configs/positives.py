@@ -43,7 +43,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
         )
     c = ConfigDict()
     c.workdir = ""  # folder of everything that is made; "" = runs/positives-<recipe>
-    c.seed = 42  # of pairs, and of sampled captions
+    c.seed = 42  # of pairs, and of texts that are sampled
 
     c.data = ConfigDict()
     c.data.name = "folder"  # reader of cir_jax.positives; "folder" = all images below data.root;
@@ -52,6 +52,8 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.data.images = "all"  # or, with a data set, "split" (its training images) or "triplets" (those
     # of its annotated triplets, in first-seen order, as the released code numbers them)
     c.data.categories = ()  # FashionIQ categories; () = the data set's own
+    c.data.annotated = -1  # annotated triplets that may be known: -1 = all, n = n at random, the
+    # same as those of a training run with that data.annotated and seed
     c.data.lists = ()  # data.name="list": .json, .jsonl, .csv, .tsv, .tar files, folders of them
     c.data.on_missing = "error"  # or "drop": leave unreadable images out, and list them
     c.data.threads = 16  # threads that read and decode
@@ -69,8 +71,10 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.caption.duplicates = "error"  # or "first", "last": of several captions of one image
 
     c.pair = ConfigDict()
-    c.pair.method = "random"  # "window": by rank of similarity; "mined": what a model confuses
-    c.pair.window = (10_000, 20_000)  # ranks from, to (0 = the last); high ranks are unlike images
+    c.pair.method = "random"  # "window": by rank of similarity; "mined": what a model confuses;
+    # "file": pair.file
+    c.pair.window = ()  # "window": ranks from, to (0 = the last); high ranks are unlike images
+    c.pair.file = ""  # "file": JSON lines with reference and target, such as an edited pairs.jsonl
     c.pair.references_only = False  # only references of annotated triplets become references
     c.pair.per_image = 1  # pairs per reference, k; "mined": per annotated triplet at most
     c.pair.keep = 0  # draw so many of all pairs, K; 0 = all
@@ -92,6 +96,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.rewrite.keep_templates = False  # train with the template texts as well
 
     c.output = ConfigDict()
+    c.output.source = "generated"  # of the triplets: what is counted, logged and weighted apart
     c.output.layout = ""  # also write the released layout: "fashioniq", "cirr" or "cc"
     c.output.tag = "clip"  # its name is cap.extend_{tag}.train.json and the like; with "cc", the
     # data set whose name for that file it gets: "fashioniq" or "cirr"
@@ -106,7 +111,7 @@ def _writer(prompt: str, words: int) -> ConfigDict:
     c.model = LLAVA  # folder or hub name ("local"), name at the server ("server")
     c.prompt = prompt
     c.words = words  # asked for in the prompt
-    c.max_words = 0  # longer replies are refused; 0 = 4 x words
+    c.max_words = 0  # longer replies are refused; 0 = 4 x words ("texts": any length)
     c.attempts = 3  # how often to ask for a text before it is listed as refused
     c.max_tokens = 0  # of a reply; 0 = enough for max_words
     c.temperature = 0.0  # of the first attempt; 0 = the most likely text
@@ -136,7 +141,7 @@ def _paper(
         "caption.words": words,
         "caption.duplicates": "last",  # an image of two categories was captioned twice
         "pair.method": "window" if window else "random",
-        "pair.window": window or (10_000, 20_000),
+        "pair.window": window,
         "pair.references_only": refer,
         "pair.keep": keep,
         "pair.exclude_known": False,

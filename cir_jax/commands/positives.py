@@ -14,7 +14,11 @@ HELP = "make triplets from images: dedupe, caption, pair, modify"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
-    configs.add_arguments(parser)
+    configs.add_arguments(
+        parser,
+        "positives:folder",
+        "caption.captioner=server (every key and all recipes: configs/positives.py)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

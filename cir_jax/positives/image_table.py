@@ -79,7 +79,8 @@ class ImageTable:
                     if name not in paths:
                         raise UserError(
                             f"{where} names image {name!r}, which is not in the image table; "
-                            "correct the annotation file or add the image"
+                            "correct the annotation file or add the image; the folder of generated "
+                            "triplets' own images is data.generated_images"
                         )
                     if group is None:
                         row_of[name] = len(names)

@@ -85,8 +85,9 @@ def _kind(path: Path) -> Iterator[Found]:
     if not start:
         raise UserError(f"{path} is empty; fetch it again")
     header = start.split("\n", 1)[0]
-    if "\t" in header or "," in header:
-        return _csv(path, "\t" if "\t" in header else ",")
+    delimiter = max("\t,;", key=header.count)  # spreadsheets of many countries write ;
+    if delimiter in header:
+        return _csv(path, delimiter)
     raise UserError(
         f"{path} is no JSON, JSON lines, CSV, parquet or tar file; it begins with {start[:40]!r}"
     )

@@ -208,8 +208,8 @@ def _readable(pool: Pool, bad: Mapping[str, str], on_missing: str, workdir: Path
     first = next(iter(bad.values()))
     if on_missing == "error":
         raise UserError(
-            f"{len(bad)} of {len(pool.paths)} images cannot be read, listed in {listed}; the "
-            f"first: {first}. Correct them, or set data.on_missing=drop"
+            f"{len(bad)} of {len(pool.paths)} images cannot be read, listed in {listed}. Correct "
+            f"them or their paths (data.root), or set data.on_missing=drop. The first: {first}"
         )
     if len(pool.paths) - len(bad) < 2:
         raise UserError(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images that triplets are made of: of a data set, of a folder, or of lists with captions."""
 
+import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,8 +13,10 @@ from cir_jax.positives import fashioniq, loading
 from cir_jax.positives.named_files import NamedFiles
 from cir_jax.positives.scaling import lists
 from cir_jax.positives.triplets import Triplet
+from cir_jax.runtime import progress
 
 IMAGES = ("all", "split", "triplets")
+_PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg")  # are not read
 _NEUTRAL = ("val.jsonl", "gallery.txt")  # files of the neutral layout, beside train.jsonl
 
 
@@ -66,6 +70,9 @@ def read(config: Any) -> Pool:
         )
     if data.threads < 1:
         raise UserError(f"data.threads={data.threads} is below 1; the default is 16")
+    if data.lists and data.name != "list":
+        raise UserError(f"data.lists is set, but data.name={data.name} would not look at it; set "
+                        "data.name=list")  # fmt: skip
     if data.name == "list":
         pool = _of_lists(data)
     elif data.name == "folder" and not (Path(data.root) / "train.jsonl").is_file():
@@ -97,6 +104,15 @@ def _of_folder(root: str) -> Pool:
     if not Path(root).is_dir():
         raise UserError(f"data.root={root} is no folder; set it to a folder of images")
     found = NamedFiles.below(root).files
+    other = Counter(
+        suffix
+        for _, _, files in os.walk(root)
+        for file in files
+        if (suffix := os.path.splitext(file)[1].lower()) in _PICTURES
+    )
+    if other:
+        shown = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common())
+        progress.say(f"warning: files in {root} that are not read: {shown}; convert them to .png")
     # The neutral layout has its images, and their names, below images/; a bare folder has not,
     # though one of its folders may have that name.
     below = {n.removeprefix("images/"): p for n, p in found.items() if n.startswith("images/")}
@@ -147,6 +163,8 @@ def _of_dataset(config: Any) -> Pool:
                 f"{error} (without annotated triplets: data.images=split, "
                 "pair.references_only=False, pair.exclude_known=False)"
             ) from None
+        if data.annotated >= 0:
+            sets = loading.choose(sets, data.annotated, config.seed)
         triplets = tuple(t for one in sets for t in one.triplets)
         known |= {n: p for one in sets for n, p in one.paths.items() if n not in known}
     if data.images == "triplets":

@@ -5,7 +5,8 @@
     .csv .tsv  with a header              .tar   shards of NAME.jpg + NAME.txt or NAME.json
 
 Which key says what is found by its name; `text_field` names the one of the text where it is
-another (a dot goes one level down). All but shards may be compressed by gzip.
+another (a dot goes one level down). Of a record with several names, such as an id and a file, the
+one that is an image of the set counts. All but shards may be compressed by gzip.
 """
 
 import glob
@@ -20,8 +21,10 @@ from cir_jax.positives.importers import streams
 from cir_jax.positives.importers.shards import Packed
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".tar")
-NAME_KEYS = ("image_id", "image_name", "url", "name", "image", "image_path", "file_name", "path")
-PATH_KEYS = ("image_path", "path", "file_name", "image", "name")
+NAME_KEYS = (
+    "image_id", "image_name", "url", "image", "file_name", "filename", "name", "image_path", "path",
+)  # fmt: skip
+PATH_KEYS = ("image_path", "path", "file_name", "filename", "image", "name")
 TEXT_KEYS = ("caption", "captions", "caption.en", "title", "alt_text", "alt", "text")
 
 
@@ -31,12 +34,14 @@ class Entry:
 
     Attributes:
       name: of the image.
+      names: all that it may be called, `name` first.
       path: its file, or an image in a shard; "" if the record gives none.
       record: as it was read.
       where: names the record in messages.
     """
 
     name: str
+    names: tuple[str, ...]
     path: Any
     record: dict[str, Any]
     where: str
@@ -55,7 +60,8 @@ class Entry:
             if text is None:
                 raise UserError(f"{self.where} has no {key!r}; it has: {', '.join(self.record)}")
         else:
-            text = next((t for k in TEXT_KEYS if (t := _walk(self.record, k)) is not None), None)
+            found = (t for k in TEXT_KEYS if (t := _walk(self.record, k)) is not None)
+            text = next((t for t in found if not isinstance(t, str) or t.strip()), None)
         if text is None or text == []:
             return ()
         texts = annotations.not_empty(text, self.where, blank=True)
@@ -65,6 +71,8 @@ class Entry:
 def expand(files: Sequence[str]) -> list[str]:
     """The files that names, patterns and folders mean, sorted within each.
 
+    Of a folder, NAME_stats.json beside a shard NAME.tar is left out.
+
     Raises:
       UserError: one means no file, or a file of another kind.
     """
@@ -72,6 +80,9 @@ def expand(files: Sequence[str]) -> list[str]:
     for name in files:
         if Path(name).is_dir():
             fitting = sorted(str(p) for p in Path(name).iterdir() if _kind(p) in SUFFIXES)
+            # img2dataset writes statistics beside each shard.
+            statistics = {f.removesuffix(".tar") + "_stats.json" for f in fitting}
+            fitting = [f for f in fitting if f not in statistics]
         else:
             fitting = [name] if Path(name).is_file() else sorted(glob.glob(name))
         fitting = [f for f in fitting if Path(f).is_file()]
@@ -104,15 +115,17 @@ def entries(files: Sequence[str], root: str = "") -> Iterator[Entry]:
             if _kind(file) == ".tar":
                 yield from _packed(where, record)
                 continue
-            name = next((n for k in NAME_KEYS if (n := _walk(record, k)) not in (None, "")), None)
-            if not isinstance(name, str | int):
+            record = {key.strip(): value for key, value in record.items()}
+            names = (_walk(record, k) for k in NAME_KEYS)
+            names = tuple(str(n) for n in names if isinstance(n, str | int) and n != "")
+            if not names:
                 raise UserError(
                     f"{where} names no image; it has: {', '.join(record)}, and one of "
                     f"{', '.join(NAME_KEYS)} is expected"
                 )
             paths = (_walk(record, k) for k in PATH_KEYS)
             path = next((str(base / p) for p in paths if isinstance(p, str) and p), "")
-            yield Entry(str(name), path, record, where)
+            yield Entry(names[0], names, path, record, where)
 
 
 def _kind(file: Path) -> str:
@@ -151,7 +164,7 @@ def _packed(where: str, sample: dict[str, Any]) -> Iterator[Entry]:
         record = record | {"text": sample["txt"]}
     folder, slash, file = image.partition("/")[2].rpartition("/")
     name = folder + slash + file.partition(".")[0]
-    yield Entry(name, shards.place(f"{image.shard}@{image.span}"), record, where)
+    yield Entry(name, (name,), shards.place(f"{image.shard}@{image.span}"), record, where)
 
 
 def _walk(record: Any, key: str) -> Any:

@@ -14,7 +14,6 @@ from cir_jax.positives.scaling.modify import Made
 from cir_jax.positives.shards import TarImage
 
 FILE = "triplets.jsonl"
-SOURCE = "generated"
 LAYOUTS = ("", "fashioniq", "cirr", "cc")
 
 
@@ -26,6 +25,8 @@ def check(config: Any) -> None:
             f"output.layout={layout!r} is unknown; there are: {', '.join(LAYOUTS[1:])}, or nothing."
             f"{nearest(layout, LAYOUTS)}"
         )
+    if not config.output.source:
+        raise UserError("output.source is empty; name the source, e.g. generated")
 
 
 def run(config: Any, made: Sequence[Made], pool: Pool, workdir: Path) -> list[Path]:
@@ -36,8 +37,7 @@ def run(config: Any, made: Sequence[Made], pool: Pool, workdir: Path) -> list[Pa
     """
     check(config)
     rewriting = bool(config.rewrite.captioner)
-    keep = config.rewrite.keep_templates
-    journal.write_lines(workdir / FILE, _neutral(made, pool, workdir, rewriting, keep))
+    journal.write_lines(workdir / FILE, _neutral(config, made, pool, workdir))
     files = [workdir / FILE]
     layout, tag = config.output.layout, config.output.tag
     if layout:
@@ -52,9 +52,16 @@ def run(config: Any, made: Sequence[Made], pool: Pool, workdir: Path) -> list[Pa
     return files
 
 
+def texts(one: Made, keep_templates: bool) -> list[str]:
+    """The distinct texts that training draws from."""
+    chosen = (*one.rewritten, *one.texts) if keep_templates else one.rewritten or one.texts
+    return list(dict.fromkeys(chosen))
+
+
 def _neutral(
-    made: Sequence[Made], pool: Pool, workdir: Path, rewriting: bool, keep_templates: bool
+    config: Any, made: Sequence[Made], pool: Pool, workdir: Path
 ) -> Iterator[dict[str, Any]]:
+    rewriting, keep = bool(config.rewrite.captioner), config.rewrite.keep_templates
     way = cache(partial(_way, workdir))
 
     def place(path: Any) -> str:
@@ -63,14 +70,12 @@ def _neutral(
 
     for number, one in enumerate(made):
         reference, target = one.pair["reference"], one.pair["target"]
-        texts = one.rewritten or one.texts
-        if keep_templates:
-            texts = (*one.rewritten, *one.texts)
         rest = {k: v for k, v in one.pair.items() if k not in ("reference", "target")}
         meta = {"caption1": one.captions[0], "caption2": one.captions[1], **rest}
         record = {
-            "reference": reference, "target": target, "texts": list(dict.fromkeys(texts)),
-            "source": SOURCE, "id": str(number), "meta": meta | _llm_caption(one, rewriting),
+            "reference": reference, "target": target, "texts": texts(one, keep),
+            "source": config.output.source, "id": str(number),
+            "meta": meta | _llm_caption(one, rewriting),
         }  # fmt: skip
         if pool.home:
             record["reference_path"] = place(pool.paths[reference])

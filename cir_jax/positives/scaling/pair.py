@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from cir_jax.errors import UserError, nearest
+from cir_jax.positives.annotations import image_name, read_lines
+from cir_jax.positives.named_files import NamedFiles
 from cir_jax.positives.scaling import features, journal, mine, windows
 from cir_jax.positives.scaling.dedupe import Groups
 from cir_jax.positives.scaling.images import Pool
@@ -23,7 +25,7 @@ from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import progress
 
 FILE = "pairs.jsonl"
-METHODS = ("random", "window", "mined")
+METHODS = ("random", "window", "mined", "file")
 
 
 def run(
@@ -51,6 +53,8 @@ def run(
         pairs = mine.confused(
             section.run, pool, groups, names, section.mined_top, section.per_image
         )
+    elif section.method == "file":
+        pairs = _of_file(section.file, pool, groups, names, workdir)
     else:
         pairs = _drawn(config, pool, groups, names, workdir, rng)
     if not pairs:
@@ -85,6 +89,7 @@ def check(config: Any) -> None:
         )
     for key, methods in (
         ("features", ("window",)), ("feature_names", ("window",)), ("run", ("window", "mined")),
+        ("window", ("window",)), ("file", ("file",)),
     ):  # fmt: skip
         if section[key] and section.method not in methods:
             raise UserError(
@@ -93,8 +98,13 @@ def check(config: Any) -> None:
             )
     if section.method == "mined" and not section.run:
         raise UserError("pair.method=mined needs pair.run, the folder of a trained run")
-    if section.method != "window":
-        return
+    if section.method == "file" and not section.file:
+        raise UserError("pair.method=file needs pair.file, JSON lines with reference and target")
+    if section.method == "window":
+        _check_window(section)
+
+
+def _check_window(section: Any) -> None:
     if bool(section.run) == bool(section.features):
         raise UserError(
             "pair.method=window needs features of the images: either pair.features, a .npy file, "
@@ -104,7 +114,7 @@ def check(config: Any) -> None:
         raise UserError("pair.feature_names needs pair.features, the .npy file of its rows")
     window = tuple(section.window)
     if len(window) != 2 or not all(type(rank) is int for rank in window):
-        raise UserError(f"pair.window={window}; give two ranks, from and to")
+        raise UserError(f"pair.window={window}; give two ranks, from and to, e.g. 100,200")
 
 
 def _drawn(
@@ -150,12 +160,47 @@ def _drawn(
     return pairs
 
 
+def _of_file(
+    file: str, pool: Pool, groups: Groups, names: list[str], workdir: Path
+) -> list[dict[str, Any]]:
+    """The pairs of a file, between images that stand for their groups; the rest of a record stays.
+
+    Raises:
+      UserError: a record names no image of the set, or pairs an image with itself; no pair is left.
+    """
+    if Path(file).resolve() == (workdir / FILE).resolve():
+        raise UserError(f"pair.file={file} is written by this run; give it another name")
+    known, captioned = NamedFiles(pool.paths), set(names)
+    pairs, without = [], 0
+    for where, record in read_lines(file):
+        written = [image_name(record, key, where) for key in ("reference", "target")]
+        both = [groups.first(known.name(name, where)) for name in written]
+        lost = next((w for w, n in zip(written, both, strict=True) if n not in pool.paths), None)
+        if lost is not None:
+            raise UserError(
+                f"{where}: image {lost!r} is not among the {len(pool.paths)} images;"
+                f"{nearest(lost, pool.paths)}"
+            )
+        if both[0] == both[1]:
+            raise UserError(f"{where} pairs image {written[0]!r} with itself or a duplicate")
+        if not captioned.issuperset(both):
+            without += 1
+            continue
+        pairs.append({**record, "reference": both[0], "target": both[1]})
+    if not pairs:
+        raise UserError(f"pair.file={file} holds no pair of images that have a caption")
+    left = f"; {without} left out, an image has no caption" if without else ""
+    progress.say(f"{len(pairs)} pairs of {file}{left}")
+    return pairs
+
+
 def _window(section: Any, images: int) -> tuple[int, int]:
     low, high = section.window
     if not (0 <= low < (high or images) <= images):
         raise UserError(
             f"pair.window={low},{high} does not fit {images} images, whose ranks are 0 to "
-            f"{images - 1}; the released windows are made for sets of 17,000 to 25,000"
+            f"{images - 1}; the released windows are made for sets of 17,000 to 25,000. Set, e.g., "
+            f"pair.window={images // 2},0 for the less similar half"
         )
     return low, high or images
 

@@ -64,7 +64,7 @@ def _run(config: Any, workdir: Path) -> dict[str, Any]:
         "captions": len(captions),
         "pairs": len(pairs),
         "triplets": len(made),
-        "texts": sum(len(one.texts) + len(one.rewritten) for one in made),
+        "texts": sum(len(output.texts(one, config.rewrite.keep_templates)) for one in made),
         "files": [str(file) for file in files],
         "seconds": round(time.monotonic() - began, 1),
     }

@@ -62,7 +62,13 @@ def check(section: Any, name: str, fields: Iterable[str]) -> None:
     Raises:
       UserError: no such captioner, a prompt that cannot be filled in, or a number without sense.
     """
-    contract.load(section.captioner)
+    captioner = contract.load(section.captioner)
+    for key, reader in (("url", "server"), ("file", "texts")):
+        if section.get(key) and section.captioner in {"local", "server", "texts"} - {reader}:
+            raise UserError(
+                f"{name}.{key} is set, but {name}.captioner={section.captioner} would not look at "
+                f"it; set {name}.captioner={reader}"
+            )
     sample = {f: "x" for f in fields}
     try:
         section.prompt.format(**sample, words=section.words)
@@ -78,6 +84,8 @@ def check(section: Any, name: str, fields: Iterable[str]) -> None:
             raise UserError(f"{name}.{key}={section[key]} is below 1")
     if section.max_words < 0:
         raise UserError(f"{name}.max_words={section.max_words} is negative; 0 is 4 x words")
+    if hasattr(captioner, "check"):
+        captioner.check(section)
 
 
 def names_field(prompt: str, field: str) -> bool:
@@ -119,7 +127,7 @@ def write(
     refused: dict[str, dict[str, Any]] = {}
     new = 0
     with journal.Journal(file) as kept:
-        texts = _earlier(kept, wanted, identity, key, shown, free)
+        texts = _earlier(kept, wanted, identity, key, shown, captioner, section)
         todo = {k: r for k, r in wanted.items() if free or k not in texts}
         with progress.counter(len(wanted), title, len(wanted) - len(todo)) as bar:
             for attempt in range(section.attempts if todo else 0):
@@ -197,9 +205,11 @@ def _earlier(
     identity: dict[str, Any],
     key: str,
     shown: Shown,
-    free: bool,
+    captioner: Any,
+    section: Any,
 ) -> dict[str, str]:
-    """Texts of an earlier run, if they are what this one would ask for."""
+    """Texts of an earlier run, if they are what this one would ask for and accept."""
+    free = getattr(captioner, "free", False)
     texts: dict[str, str] = {}
     shared: dict[str, str] = {}
     keys = shown.keys()
@@ -215,8 +225,12 @@ def _earlier(
         if request is None:
             continue
         asked = {"captioner": "", **identity, "prompt": request.prompt}
+        if identity.get("temperature") == 0:
+            del asked["seed"]  # other pairs may be drawn from the same captions
         other = next((what for what, value in asked.items() if record.get(what) != value), "")
         if not other:
+            if _judged(Reply(name, text), captioner, section)[1]:
+                continue  # max_words was lowered
             (texts if name == request.key else shared)[request.key] = text
         elif name == request.key and (other == "captioner" or not free):
             raise UserError(

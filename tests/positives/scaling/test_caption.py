@@ -82,7 +82,10 @@ def test_the_record_beside_a_caption(tmp_path, root):
         ("caption.model=n", "with model='m', and this run asks for 'n'; set it back, use another"),
         ("seed=1", "with seed=42, and this run asks for 1"),
         ("caption.words=9", "with words=10, and this run asks for 9"),
-        ("caption.captioner=texts", "with captioner='counting', and this run asks for 'texts'"),
+        (
+            "caption.captioner=texts; caption.url=; caption.file={tmp}/c.json",
+            "with captioner='counting', and this run asks for 'texts'",
+        ),
     ],
 )
 def test_other_settings_in_one_folder_are_refused(tmp_path, root, change, message):
@@ -91,9 +94,19 @@ def test_other_settings_in_one_folder_are_refused(tmp_path, root, change, messag
     before = (made / "captions.jsonl").read_bytes()
     counting.asked()
     runs.dump(tmp_path / "c.json", {"00.png": "x"})
+    change = change.replace("{tmp}", str(tmp_path))
     with pytest.raises(UserError, match=r"captions.jsonl:\d was written " + message):
-        captions(made, root, *counting.sets, f"caption.file={tmp_path / 'c.json'}", change)
+        captions(made, root, *counting.sets, *change.split("; "))
     assert counting.asked() == [] and (made / "captions.jsonl").read_bytes() == before
+
+
+def test_lowered_max_words(tmp_path, root):
+    made, counting = tmp_path / "made", pictures.Counting(tmp_path)
+    captions(made, root, *counting.sets)
+    counting.asked()
+    with pytest.raises(UserError, match=r"0 of \d images have a caption.*over 1 words"):
+        captions(made, root, *counting.sets, "caption.max_words=1", "caption.attempts=1")
+    assert counting.asked()
 
 
 BAD = [

@@ -307,7 +307,7 @@ def test_unreadable_images(tmp_path, opened, capsys):
     (root / "02.png").write_bytes((root / "02.png").read_bytes()[:60])
     (root / "03.png").write_bytes(b"")
     paths = {f.name: str(f) for f in sorted(root.iterdir())} | {"x": str(root / "gone.png")}
-    message = r"3 of 7 images cannot be read, listed in .*unreadable.jsonl; the first: .*02.png"
+    message = r"3 of 7 images cannot be read, listed in .*unreadable.jsonl. Correct .*: .*02.png"
     with pytest.raises(UserError, match=message):
         run(paths, tmp_path / "made")
     listed = pictures.lines(tmp_path / "made/unreadable.jsonl")

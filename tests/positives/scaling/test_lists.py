@@ -113,7 +113,7 @@ BAD = {
     "cut": ("l.json", '[{"image": "a"}, {"ima', r"l.json:2 ends too early: the file is cut"),
     "columns": ("l.csv", "image,caption\na,b,c\n", r"l.csv:2: 3 columns, expected 2; correct"),
     "header": ("l.tsv", "a red dress\thttp://u\nx\ty\n", r"l.tsv:2 names no image; it has: a red"),
-    "another kind": ("l.csv", "image;caption\na;b\n", r"is no JSON, JSON lines, CSV.*begins with"),
+    "another kind": ("l.csv", "image|caption\na|b\n", r"is no JSON, JSON lines, CSV.*begins with"),
     "empty": ("l.jsonl", "", r"l.jsonl is empty"),
     "number": ("l.json", '{"a.jpg": 7}', r"l.json: a.jpg: 7 is no text"),
     "no dictionary": ("l.json", '{"a.jpg": ', r"l.json is no JSON"),
@@ -153,6 +153,7 @@ def test_which_files(tmp_path):
     assert lists.expand([str(tmp_path / "c.tar"), str(tmp_path / "*.[jct]*[lrv]")]) == [
         every[2], *every[:2]
     ]  # fmt: skip
+    (tmp_path / "c_stats.json").write_text("{}")  # as img2dataset writes
     (tmp_path / "folder.json").mkdir()  # is none
     assert lists.expand([str(tmp_path)]) == every
     (tmp_path / "[1].json").write_text("")

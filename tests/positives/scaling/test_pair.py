@@ -157,10 +157,10 @@ def test_names_of_features_without_features(tmp_path):
 
 
 def test_no_such_run(tmp_path):
-    for method in ("window", "mined"):
+    for method, rest in (("window", ["pair.window=0,0"]), ("mined", [])):
         with pytest.raises(UserError, match=r"no checkpoint 'best' in .*nowhere; there are steps"):
             draw(
-                *(tmp_path, f"pair.method={method}", "pair.window=0,0"),
+                *(tmp_path, f"pair.method={method}", *rest),
                 f"pair.run={tmp_path / 'nowhere'}",
                 known=[("i0", "i1")],
             )
@@ -212,3 +212,25 @@ def test_unusable_files_of_features(content, names, message, tmp_path):
         listed.write_bytes(names)
     with pytest.raises(UserError, match=message):
         features.of_file(str(file), str(listed) if names else "", ["a", "b", "c"])
+
+
+def test_pairs_of_a_file(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(
+        '{"reference": "i1", "target": "i0", "why": "x"}\n{"reference": "i2", "target": "i3"}\n'
+    )
+    options = ("pair.method=file", f"pair.file={file}")
+    assert draw(tmp_path, *options) == [("i1", "i0"), ("i2", "i3")]
+    assert '"why": "x"' in (tmp_path / pair.FILE).read_text()
+    for line, message in (
+        ('{"reference": "i1", "target": "i99"}', r"mine.jsonl:1: image 'i99' is not among the 12"),
+        ('{"reference": "i1", "target": "i1"}', "mine.jsonl:1 pairs image 'i1' with itself"),
+        ("", "holds no pair of images that have a caption"),
+    ):
+        file.write_text(line)
+        with pytest.raises(UserError, match=message):
+            draw(tmp_path, *options)
+    with pytest.raises(UserError, match=r"pair.method=file needs pair.file"):
+        draw(tmp_path, "pair.method=file")
+    with pytest.raises(UserError, match=r"pair.window is set, but pair.method=random"):
+        draw(tmp_path, "pair.window=1,3")

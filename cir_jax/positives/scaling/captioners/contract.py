@@ -7,6 +7,8 @@ defines `Captioner` with
     from_config(section, seed, names)  a class method. `section` is `config.caption` or
                                        `config.rewrite`; `names` are the images that may be asked
                                        for (empty for rewriting)
+    check(section)                     optional, of the module: raises UserError for settings that
+                                       cannot work, before anything else is done
     identity                           {key: value}, recorded beside every text it writes:
                                        at least "captioner" and "model"
     prompted                           optional; False if it answers without reading the prompt

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from cir_jax.data.pixels import open_image
 from cir_jax.errors import UserError
@@ -62,12 +62,12 @@ def at_least(section: ConfigDict, key: str, low: float) -> Any:
 
 
 def small_image(source: Any, max_side: int) -> Image.Image:
-    """The image in RGB, its long side at most `max_side` pixels (0: as it is).
+    """The image in RGB, upright, its long side at most `max_side` pixels (0: as it is).
 
     Raises:
       UserError: it cannot be read; the file is named.
     """
-    image = open_image(source).convert("RGB")
+    image = ImageOps.exif_transpose(open_image(source)).convert("RGB")
     if max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     return image
@@ -86,8 +86,10 @@ def data_url(source: Any, max_side: int) -> str:
     """
     image = open_image(source)  # a broken file is found here and not by the server
     form, fits = image.format, not max_side or max(image.size) <= max_side
-    # Servers differ in what they make of transparency and palettes; RGB says what is meant.
-    if fits and form in ("PNG", "JPEG", "WEBP") and image.mode in ("RGB", "L"):
+    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    # Servers differ in what they make of transparency, palettes and photographs that lie on their
+    # side; upright RGB says what is meant.
+    if fits and upright and form in ("PNG", "JPEG", "WEBP") and image.mode in ("RGB", "L"):
         content = Path(source).read_bytes() if isinstance(source, str) else source.read_bytes()
     else:
         form = "PNG" if form in ("PNG", "GIF", "BMP") else "JPEG"

@@ -34,6 +34,11 @@ AWAY = {502, 503, 504}  # never the fault of one request
 LONGEST_MESSAGE = 300  # characters of a server's own words
 
 
+def check(section: ConfigDict) -> None:
+    """Raises UserError for settings that no server could serve."""
+    Captioner(section, 0)
+
+
 class Captioner:
     """Asks a server; see `contract`.
 

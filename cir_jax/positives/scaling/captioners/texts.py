@@ -18,6 +18,19 @@ DUPLICATES = ("error", "first", "last")
 UNKNOWN = ("error", "ignore")
 
 
+def check(section: Any) -> None:
+    """Raises UserError if this is asked to write, or its files are not there."""
+    if "file" not in section:
+        raise UserError("captioner texts looks captions up; it cannot rewrite texts")
+    for key, allowed in (("unknown", UNKNOWN), ("duplicates", DUPLICATES)):
+        if section[key] not in allowed:
+            raise UserError(
+                f"caption.{key}={section[key]!r} is unknown; there are: {', '.join(allowed)}"
+            )
+    if section.file:  # else the set of images may bring its own
+        lists.expand(section.file)
+
+
 class Captioner:
     """See `contract`.
 
@@ -46,18 +59,12 @@ class Captioner:
         Raises:
           UserError: no file, an unknown image, a second caption, or what `lists` finds.
         """
-        if "file" not in section:
-            raise UserError("captioner texts looks captions up; it cannot rewrite texts")
+        check(section)
         if not section.file:
             raise UserError(
                 "caption.file is empty; captioner texts needs .json, .jsonl, .csv, .tsv or .tar "
                 "files of captions"
             )
-        for key, allowed in (("unknown", UNKNOWN), ("duplicates", DUPLICATES)):
-            if section[key] not in allowed:
-                raise UserError(
-                    f"caption.{key}={section[key]!r} is unknown; there are: {', '.join(allowed)}"
-                )
         files = lists.expand(section.file)
         return cls(_read(files, section, names), files)
 
@@ -73,11 +80,14 @@ def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str,
     known = NamedFiles(dict.fromkeys(names))
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
-    for entry in lists.entries(files):
+    read, with_text, entry = 0, 0, None
+    for read, entry in enumerate(lists.entries(files), start=1):  # noqa: B007
         found = entry.texts(section.text_field)
+        with_text += bool(found) or not entry.record.keys().isdisjoint(lists.TEXT_KEYS)
         if not found:
             continue
-        name, text = known.name(entry.name, entry.where), found[0]
+        names_here = (known.name(n, entry.where) for n in entry.names)
+        name, text = next((n for n in names_here if n in known.files), entry.name), found[0]
         if name not in known.files:
             if section.unknown == "ignore":
                 continue
@@ -95,6 +105,11 @@ def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str,
             if section.duplicates == "first":
                 continue
         texts[name], places[name] = text, entry.where
+    if read and not with_text:
+        raise UserError(
+            f"{', '.join(files)}: none of {read} records has a text; the last has: "
+            f"{', '.join(entry.record)}. Name the one of the text in caption.text_field"
+        )
     if not texts:
         raise UserError(
             f"{', '.join(files)}: no caption of any of the {len(names)} images, such as "
