@@ -6,10 +6,13 @@ would start its backend.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
+
+EVERY = 60.0  # seconds between two lines where there is no terminal
 
 _process = 0
 
@@ -33,15 +36,44 @@ def bar(iterable: Iterable | None = None, total: int | None = None, title: str =
 
 
 def counter(total: int, title: str, initial: int = 0) -> Any:
-    """A bar that is moved by `update(n)`; use it in a `with`."""
+    """A bar that is moved by `update(n)`; use it in a `with`.
+
+    Where there is no terminal, in the log of a job for hours, a line every minute takes its place.
+    """
+    if not sys.stderr.isatty():
+        return _Lines(total, title, initial)
     return tqdm(
         total=total,
         initial=initial,
         desc=title,
-        disable=_process != 0 or not sys.stderr.isatty(),
+        disable=_process != 0,
         leave=False,
         dynamic_ncols=True,
     )
+
+
+class _Lines:
+    """Says how far it is, not more often than every `EVERY` seconds."""
+
+    def __init__(self, total: int, title: str, done: int, clock: Callable = time.monotonic):
+        self._total, self._title, self._done, self._clock = total, title, done, clock
+        self._first = self._last = clock()
+        self._start = done
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, count: int) -> None:
+        self._done += count
+        now = self._clock()
+        if now - self._last < EVERY:
+            return
+        self._last = now
+        left = (self._total - self._done) * (now - self._first) / (self._done - self._start)
+        say(f"{self._title}: {self._done:,} of {self._total:,}, {left / 60:,.0f} min left")
 
 
 def say(*message: object, sep: str = " ") -> None:

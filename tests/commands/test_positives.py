@@ -274,6 +274,7 @@ def test_its_config_trains_nothing(capsys):
         ("rewrite.captioner=servr", "no 'servr' in captioners"),
         ("output.layout=cir", "output.layout='cir' is unknown"),
         ("dedupe.near=99", "dedupe.near=99; use -1 for off"),
+        ("output.source=", "output.source is empty"),
         ("data.on_missing=skip", "data.on_missing='skip' is unknown"),
     ],
 )

@@ -105,4 +105,4 @@ def captioner_of(section: Any, seed: int, pool: Pool, groups: Groups) -> Any:
             section.file = pool.texts
             section.unknown = "ignore"  # duplicates are not asked for
     names = [name for group in groups.members for name in group] + list(pool.left_out)
-    return contract.load(section.captioner).Captioner.from_config(section, seed, names)
+    return contract.build(section, "caption", seed, names)

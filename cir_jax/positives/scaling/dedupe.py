@@ -58,6 +58,11 @@ def check(config: Any) -> None:
     near = config.dedupe.near
     if not -1 <= near < BITS // 2:
         raise UserError(f"dedupe.near={near}; use -1 for off, or 0 to {BITS // 2 - 1} bits")
+    if config.dedupe.optimized and near >= 0:
+        raise UserError(
+            f"dedupe.near={near} compares images, and dedupe.optimized={config.dedupe.optimized} "
+            "says that none are; set one of them"
+        )
     if config.data.on_missing not in ("error", "drop"):
         raise UserError(f"data.on_missing={config.data.on_missing!r} is unknown; use error or drop")
 

@@ -145,7 +145,7 @@ def _over(context: int, texts: Iterable[str]) -> set[str]:
 
 def _rewritten(made: list[Made], config: Any, workdir: Path) -> list[Made]:
     section = config.rewrite
-    captioner = contract.load(section.captioner).Captioner.from_config(section, config.seed, [])
+    captioner = contract.build(section, "rewrite", config.seed, [])
     wanted = dict(_requests(made, section))
     written = writing.write(
         *(workdir / REWRITES, captioner, wanted, section),

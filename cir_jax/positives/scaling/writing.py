@@ -51,6 +51,10 @@ class Shown:
     stands_for: Mapping[str, str]
     pixels: Mapping[str, str]
 
+    def of(self, name: str) -> dict[str, str]:
+        """What a record of `name` says of it."""
+        return {"pixels": self.pixels[name]} if name in self.pixels else {}
+
     def keys(self) -> dict[str, str]:
         """Hash -> key of the request for a picture that shows this."""
         return {hashed: self.stands_for.get(name, name) for name, hashed in self.pixels.items()}
@@ -62,7 +66,7 @@ def check(section: Any, name: str, fields: Iterable[str]) -> None:
     Raises:
       UserError: no such captioner, a prompt that cannot be filled in, or a number without sense.
     """
-    captioner = contract.load(section.captioner)
+    contract.load(section.captioner)
     for key, reader in (("url", "server"), ("file", "texts")):
         if section.get(key) and section.captioner in {"local", "server", "texts"} - {reader}:
             raise UserError(
@@ -84,8 +88,7 @@ def check(section: Any, name: str, fields: Iterable[str]) -> None:
             raise UserError(f"{name}.{key}={section[key]} is below 1")
     if section.max_words < 0:
         raise UserError(f"{name}.max_words={section.max_words} is negative; 0 is 4 x words")
-    if hasattr(captioner, "check"):
-        captioner.check(section)
+    contract.check(section, name)
 
 
 def names_field(prompt: str, field: str) -> bool:
@@ -145,10 +148,8 @@ def write(
                                 again[name] = wanted[name]
                             continue
                         if texts.get(name) != text:
-                            record = {key: name, "text": text, "prompt": request.prompt, **identity}
-                            if name in shown.pixels:
-                                record["pixels"] = shown.pixels[name]
-                            kept.add(record | {"date": _now()})
+                            said = {key: name, "text": text, "prompt": request.prompt}
+                            kept.add({**said, **identity, **shown.of(name), "date": _now()})
                             texts[name] = text
                             new += 1
                         refused.pop(name, None)

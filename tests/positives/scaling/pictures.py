@@ -10,6 +10,7 @@ from PIL import Image
 
 from cir_jax import config as configs
 from cir_jax.main import main
+from cir_jax.positives.scaling import caption, dedupe, images
 
 # The section of the config says what it does: `url` is the file of its calls, `timeout` the seconds
 # of a reply, and beside the calls may lie the replies it gives, {key: [first, second, ...]}.
@@ -111,3 +112,15 @@ def largest_file(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def captions(workdir, root, *changes, recipe="folder"):
+    """Image -> caption."""
+    made = config(workdir, root, *changes, recipe=recipe)
+    pool, groups = dedupe.run(made, images.read(made), workdir)
+    return caption.run(made, pool, groups, workdir)
+
+
+def deduped(paths, workdir, *changes):
+    """The readable pool of `paths`, and its groups."""
+    return dedupe.run(config(workdir, "unused", *changes), images.Pool(paths), workdir)

@@ -53,6 +53,7 @@ def test_plug_in(vlm):
     assert len(revision) == 12 and revision == build(vlm).identity["revision"]
     assert captioner.identity == {
         "captioner": "local", "model": vlm, "dtype": "float32", "temperature": 0.2, "top_p": 1.0,
+        "max_side": 0,
     }  # fmt: skip
 
 

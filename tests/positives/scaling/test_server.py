@@ -27,6 +27,7 @@ def test_plug_in():
     captioner = server.Captioner.from_config(section(temperature=0.5), 3, ["a.png"])
     assert captioner.identity == {
         "captioner": "server", "model": "tiny", "temperature": 0.5, "top_p": 1.0,
+        "max_side": 0,
     }  # fmt: skip
 
 

@@ -25,11 +25,14 @@ raises UserError. The caller judges texts, asks again with `attempt` + 1, and ke
 """
 
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from cir_jax import plugins
+from cir_jax.errors import UserError
 
 PACKAGE = "cir_jax.positives.scaling.captioners"
 
@@ -77,6 +80,39 @@ def load(name: str) -> ModuleType:
       UserError: no such captioner; what exists is listed.
     """
     return plugins.load(PACKAGE, name, marker="Captioner")
+
+
+def build(section: Any, name: str, seed: int, names: Sequence[str]) -> Any:
+    """The captioner of a config's section, `name` being "caption" or "rewrite".
+
+    Raises:
+      UserError: what it finds wrong; a key is named with its section.
+    """
+    try:
+        return load(section.captioner).Captioner.from_config(section, seed, names)
+    except UserError as error:
+        raise in_section(error, section, name) from None
+
+
+def check(section: Any, name: str) -> None:
+    """Lets the captioner of a section check what it can before anything is asked.
+
+    Raises:
+      UserError: no such captioner, or what it finds wrong.
+    """
+    module = load(section.captioner)
+    if hasattr(module, "check"):
+        try:
+            module.check(section)
+        except UserError as error:
+            raise in_section(error, section, name) from None
+
+
+def in_section(error: UserError, section: Any, name: str) -> UserError:
+    """The error, its key named as it is set: a captioner does not know which section it reads."""
+    text = str(error)
+    named = re.match(r"[a-z_]+(?==)", text)
+    return UserError(f"{name}.{text}") if named and named[0] in section else error
 
 
 def sampling(request: Request, seed: int, temperature: float) -> tuple[int, float]:

@@ -61,6 +61,7 @@ class Captioner:
             "dtype": self._dtype,
             "temperature": section.temperature,
             "top_p": section.top_p,
+            "max_side": section.max_side,
         }
 
     @classmethod

@@ -71,6 +71,7 @@ class Captioner:
             "model": section.model,
             "temperature": section.temperature,
             "top_p": section.top_p,
+            "max_side": section.max_side,
         }
 
     @classmethod
