@@ -73,8 +73,8 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         of another type.
     """
     name, _, argument = spec.partition(":")
-    module = _module(name)
-    config = module.get_config(argument) if argument else module.get_config()
+    loaded = module(name)
+    config = loaded.get_config(argument) if argument else loaded.get_config()
     if not config.workdir:
         stem = "-".join(p for p in (Path(name).stem, *argument.replace("=", "").split(",")) if p)
         config.workdir = str(Path("runs") / stem)
@@ -153,7 +153,7 @@ def parse_argument(
 def sibling(file: str, name: str) -> ModuleType:
     """The config module `name` that lies beside `file`, whether it was imported or loaded."""
     beside = Path(file).with_name(f"{name}.py")
-    return _from_file(beside) if beside.is_file() else _module(name)
+    return _from_file(beside) if beside.is_file() else module(name)
 
 
 def _package() -> ModuleType:
@@ -173,7 +173,12 @@ def _package() -> ModuleType:
     return module
 
 
-def _module(name: str) -> ModuleType:
+def module(name: str) -> ModuleType:
+    """The config module called `name`, or the file at that path.
+
+    Raises:
+      UserError: there is none; what exists is listed.
+    """
     if name.endswith(".py"):
         path = Path(name)
         if not path.is_file():

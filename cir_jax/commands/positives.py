@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "positives:folder",
         "caption.captioner=server (every key and all recipes: configs/positives.py)",
     )
+    recipes = ", ".join(configs.module("positives").RECIPES)
+    parser.epilog = f"recipes, as --config positives:RECIPE:\n{recipes}"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -310,4 +310,6 @@ def test_damaged_files_of_the_work_folder(tmp_path, root, capsys):
 def test_help(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["positives", "--help"])
-    assert stopped.value.code == 0 and "goes on where it was stopped" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert stopped.value.code == 0 and "goes on where it was stopped" in said
+    assert "folder, list, tgcir-fashioniq, " in said
