@@ -7,6 +7,8 @@
 #                                 yet, and sets VENV. With DRY_RUN=1 the commands are printed only.
 #   execute COMMAND ...           runs a command, or prints it if DRY_RUN=1
 #   need PROGRAM REMEDY           stops with REMEDY if PROGRAM is not on the path
+#   training_flag "$@"            appends a flag of `cir-jax train` to the array `flags`, and sets
+#                                 TAKEN to the number of arguments it was; stops if it is none
 # $PYTHON chooses the Python of a new environment.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -29,6 +31,20 @@ fail() {
 
 need() {
   [ "$DRY_RUN" = 1 ] || command -v "$1" >/dev/null 2>&1 || fail "no $1 found; $2"
+}
+
+# shellcheck disable=SC2034  # TAKEN is for the caller
+training_flag() {
+  TAKEN=1
+  case "$1" in
+    --config | --set)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      flags+=("$1" "$2")
+      TAKEN=2
+      ;;
+    --config.*=*) flags+=("$1") ;;
+    *) fail "unknown flag $1; see --help" ;;
+  esac
 }
 
 is_new_enough() {

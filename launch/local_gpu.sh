@@ -18,13 +18,10 @@ while [ $# -gt 0 ]; do
       sed -n '3,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
       exit 0
       ;;
-    --config | --set)
-      [ $# -ge 2 ] || fail "$1 needs a value"
-      flags+=("$1" "$2")
-      shift
+    *)
+      training_flag "$@"
+      shift $((TAKEN - 1))
       ;;
-    --config.*=*) flags+=("$1") ;;
-    *) fail "unknown flag $1; see --help" ;;
   esac
   shift
 done

@@ -27,6 +27,7 @@ from cir_jax.evals.sections import (
     cell_text,
     number_of,
 )
+from cir_jax.runtime import files
 
 FILE = "report.html"
 
@@ -36,11 +37,9 @@ def write_report(
 ) -> Path:
     """Writes `folder`/report.html and returns its path."""
     path = Path(folder) / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     body = "\n".join(_RENDER[type(section)](section) for section in sections)
-    temporary = path.with_name(FILE + ".partial")
-    temporary.write_text(page(title, subtitle, body), encoding="utf-8")
-    temporary.replace(path)
+    with files.whole(path) as file:
+        file.write(page(title, subtitle, body).encode())
     return path
 
 

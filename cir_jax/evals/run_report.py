@@ -15,7 +15,7 @@ from cir_jax.evals.benchmark import Example, Result
 from cir_jax.evals.figures import Chart, Series
 from cir_jax.evals.report import write_report
 from cir_jax.evals.sections import Curves, Facts, Queries, Section, Table, Tiles
-from cir_jax.runtime import checkpoint
+from cir_jax.runtime import checkpoint, files
 from cir_jax.runtime import metrics as logged
 
 RESULTS = "results.json"
@@ -241,7 +241,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2, default=str))
-    temporary.replace(path)
+    with files.whole(path) as file:
+        file.write(json.dumps(content, indent=2, default=str).encode())

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks at image files: missing, empty, undecodable, duplicate. Nothing is dropped silently."""
 
-import hashlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow
+import xxhash
+from PIL import Image
 
 from cir_jax.data.pixels import open_image
 from cir_jax.errors import UserError
@@ -35,11 +38,11 @@ class Findings:
 def inspect_images(paths: Mapping[str, Any], decode: bool = True, threads: int = 16) -> Findings:
     """Looks at every image of `paths` (name -> file).
 
-    Two images are duplicates if they decode to the same mode, size and colours; only hashes are
-    kept. Without `decode`, files are only asked for their size.
+    Two images are duplicates if they decode to the same size and RGB pixels; only hashes are kept.
+    Without `decode`, files are only asked for their size.
     """
     findings = Findings(images=len(paths))
-    by_hash: dict[bytes, list[str]] = {}
+    by_hash: dict[str, list[str]] = {}
     items = list(paths.items())
     with ThreadPoolExecutor(threads) as pool:
         for start in progress.bar(range(0, len(items), _WINDOW), title="images"):
@@ -96,25 +99,34 @@ def drop_missing(
     return kept, dropped
 
 
-def _look(path: Any, decode: bool) -> tuple[str, bytes]:
-    """(what is wrong or "", hash of the decoded image or b"")."""
+def pixel_hash(image: Image.Image) -> str:
+    """Hash of the size and the RGB pixels of an image (128 bits in hexadecimal).
+
+    XXH3 over Pillow's own memory: two per cent of the time of decoding, where a copy of the pixels
+    and a cryptographic hash would take half of it.
+    """
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    try:
+        pixels = pyarrow.array(image).buffers()[-1]
+    except ValueError:  # a large image lies in several pieces; the same bytes, copied
+        pixels = image.tobytes("raw", "RGBX")
+    return xxhash.xxh3_128_hexdigest(pixels, seed=image.width << 32 | image.height)
+
+
+def _look(path: Any, decode: bool) -> tuple[str, str]:
+    """(what is wrong or "", hash of the decoded image or "")."""
     if isinstance(path, str):
         try:
             found = os.stat(path)
         except OSError:
-            return "missing", b""
+            return "missing", ""
         if not stat.S_ISREG(found.st_mode):
-            return "undecodable", b""
+            return "undecodable", ""
         if found.st_size == 0:
-            return "empty", b""
+            return "empty", ""
     if not decode:
-        return "", b""
+        return "", ""
     try:
-        image = open_image(path)
-    except UserError:
-        return "undecodable", b""
-    if image.palette:
-        image = image.convert("RGBA")  # its own pixels are numbers of colours, not colours
-    digest = hashlib.sha256(f"{image.mode} {image.size}".encode())
-    digest.update(image.tobytes())
-    return "", digest.digest()
+        return "", pixel_hash(open_image(path))
+    except (UserError, OSError, ValueError):  # or a mode without a conversion to RGB
+        return "undecodable", ""

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
+from cir_jax.runtime import files
+
 FILE = "metrics.jsonl"
 
 
@@ -23,11 +25,9 @@ class Logger:
         if jax.process_index() != 0:
             return
         path = Path(folder) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read(path) if line["step"] <= step]
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(path)
+        with files.whole(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a")
         self._events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
 

@@ -23,11 +23,14 @@ def set_process(index: int) -> None:
     _process = index
 
 
-def bar(iterable: Iterable | None = None, total: int | None = None, title: str = "") -> Iterator:
+def bar(
+    iterable: Iterable | None = None, total: int | None = None, title: str = "", initial: int = 0
+) -> Iterator:
     """`iterable` with a progress bar on standard error, if that is a terminal."""
     return tqdm(
         iterable,
         total=total,
+        initial=initial,
         desc=title,
         disable=_process != 0 or not sys.stderr.isatty(),
         leave=False,
@@ -42,14 +45,7 @@ def counter(total: int, title: str, initial: int = 0) -> Any:
     """
     if not sys.stderr.isatty():
         return _Lines(total, title, initial)
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=title,
-        disable=_process != 0,
-        leave=False,
-        dynamic_ncols=True,
-    )
+    return bar(total=total, title=title, initial=initial)
 
 
 class _Lines:

@@ -25,7 +25,7 @@ from cir_jax.errors import UserError, nearest
 from cir_jax.positives.annotations import SUFFIXES
 from cir_jax.positives.importers import contract, streams
 from cir_jax.positives.importers.contract import Refused
-from cir_jax.positives.importers.partial import Partial
+from cir_jax.positives.importers.partial import Lines, partial
 from cir_jax.positives.importers.shards import Packed
 from cir_jax.runtime import progress
 
@@ -106,8 +106,8 @@ def run(
     finish = _Finish(strip, suffix, source or name, images, Path(out).parent)
     summary, example = Summary(len(files)), None
     with contextlib.ExitStack() as stack:
-        target = stack.enter_context(Partial(out, overwrite))
-        rejects = stack.enter_context(Partial(refused, overwrite, keep=True)) if refused else None
+        target = stack.enter_context(partial(out, overwrite))
+        rejects = stack.enter_context(partial(refused, overwrite, keep=True)) if refused else None
         seen = stack.enter_context(_Seen.open(Path(out).parent))
         for where, record in progress.bar(_records(module, files), title=name):
             summary.read += 1
@@ -249,7 +249,7 @@ class _Seen:
         return cursor.rowcount == 1
 
 
-def _write(target: Partial, triplet: dict[str, Any], seen: _Seen) -> None:
+def _write(target: Lines, triplet: dict[str, Any], seen: _Seen) -> None:
     if not seen.add(triplet):
         raise Refused(contract.DUPLICATE, f"{triplet['reference']!r} to {triplet['target']!r}")
     try:

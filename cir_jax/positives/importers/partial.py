@@ -2,40 +2,22 @@
 """A JSON-lines file that appears under its name when it is complete, and not before."""
 
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from cir_jax.errors import UserError
+from cir_jax.runtime import files
 
 
-class Partial:
-    """`with Partial("out.jsonl") as file: file.write(record)` writes out.jsonl.partial.
+@dataclass
+class Lines:
+    """The file while it is written; `written` records so far."""
 
-    Args:
-      path: the file. Its folder is made.
-      overwrite: whether there may be such a file; it is replaced at the end, not before.
-      keep: whether what was written also appears when the block ends with a UserError (a list of
-        what went wrong is worth most then).
-
-    Raises:
-      UserError: there is such a file; or it cannot be written (disk full), in which case nothing is
-        left of it and a file that was there stays.
-    """
-
-    def __init__(self, path: str | Path, overwrite: bool = False, keep: bool = False):
-        self.path, self.keep, self.written, self.file = Path(path), keep, 0, None
-        self.partial = self.path.with_name(f"{self.path.name}.partial")
-        if self.path.is_dir():
-            raise UserError(f"{self.path} is a folder; name a file")
-        if self.path.exists() and not overwrite:
-            raise UserError(f"{self.path} exists; name another file, or replace it (--overwrite)")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.partial.open("wb")
-        except OSError as error:
-            raise self._failed(error) from None
+    file: BinaryIO | None = None
+    written: int = 0
 
     def write(self, record: dict[str, Any], anything: bool = False) -> None:
         """Appends one record.
@@ -50,42 +32,42 @@ class Partial:
         line = json.dumps(
             record, ensure_ascii=anything, allow_nan=anything, default=str if anything else None
         ).encode()
-        try:
-            self.file.write(line + b"\n")
-        except OSError as error:
-            raise self._failed(error) from None
+        self.file.write(line + b"\n")
         self.written += 1
 
-    def __enter__(self) -> "Partial":
-        return self
 
-    def __exit__(
-        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        complete = kind is None or bool(self.keep and self.written and issubclass(kind, UserError))
-        try:
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            if complete:
-                self.partial.replace(self.path)
-        except OSError as problem:
-            complete = False
-            if kind is None:
-                raise self._failed(problem) from None
-        finally:
-            if not complete:
-                self._drop()
+@contextmanager
+def partial(path: str | Path, overwrite: bool = False, keep: bool = False) -> Iterator[Lines]:
+    """`with partial("out.jsonl") as lines: lines.write(record)` writes out.jsonl.partial.
 
-    def _drop(self) -> None:
-        try:
-            self.file.close()
-        except OSError:  # what is still in its buffer cannot be written either
-            pass
-        self.partial.unlink(missing_ok=True)
+    Args:
+      path: the file. Its folder is made.
+      overwrite: whether there may be such a file; it is replaced at the end, not before.
+      keep: whether what was written also appears when the block ends with a UserError (a list of
+        what went wrong is worth most then).
 
-    def _failed(self, error: OSError) -> UserError:
+    Raises:
+      UserError: there is such a file; or it cannot be written (disk full), in which case nothing is
+        left of it and a file that was there stays.
+    """
+    path, lines, stopped = Path(path), Lines(), None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists; name another file, or replace it (--overwrite)")
+
+    def failed(path: Path, error: OSError) -> UserError:
         return UserError(
-            f"cannot write {self.partial} after {self.written:,} records: "
-            f"{error.strerror}; make room or choose another place. {self.path} was not touched"
+            f"cannot write {path}.partial after {lines.written:,} records: "
+            f"{error.strerror or error}; make room or choose another place. {path} was not touched"
         )
+
+    with files.whole(path, failed) as lines.file:
+        try:
+            yield lines
+        except UserError as error:
+            if not (keep and lines.written):
+                raise
+            stopped = error
+    if stopped:
+        raise stopped

@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from cir_jax.errors import UserError
 from cir_jax.positives.annotations import read_lines
+from cir_jax.runtime.files import full, whole
 
 
 class Journal:
@@ -113,38 +114,6 @@ def alone(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def full(path: Path, error: OSError) -> UserError:
-    """What to say when a file cannot be written."""
-    return UserError(
-        f"{path} cannot be written ({error.strerror or error}); what it held is kept. Make room or "
-        "correct that, then give the same command again"
-    )
-
-
-@contextmanager
-def whole(path: str | Path) -> Iterator[BinaryIO]:
-    """Opens a file that takes the place of `path` only when all of it is written.
-
-    Raises:
-      UserError: the disk is full or fails; `path` is as it was.
-    """
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise full(path, error) from None
-        raise
 
 
 def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import xxhash
 from PIL import Image
 
 from cir_jax.data.pixels import open_image
 from cir_jax.errors import UserError
+from cir_jax.positives.inspection import pixel_hash
 from cir_jax.positives.scaling import journal
 from cir_jax.runtime import progress
 
@@ -86,20 +85,6 @@ def look(
                     looks.add(record)
                 bar.update(len(records))
     return looks
-
-
-def pixel_hash(image: Image.Image) -> str:
-    """Hash of the size and the RGB pixels of an image (128 bits in hexadecimal).
-
-    XXH3 over Pillow's own memory: two per cent of the time of decoding, where a copy of the pixels
-    and a cryptographic hash would take half of it.
-    """
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    try:
-        pixels = pyarrow.array(image).buffers()[-1]
-    except ValueError:  # a large image lies in several pieces; the same bytes, copied
-        pixels = image.tobytes("raw", "RGBX")
-    return xxhash.xxh3_128_hexdigest(pixels, seed=image.width << 32 | image.height)
 
 
 def perceptual_hash(image: Image.Image) -> bytes:

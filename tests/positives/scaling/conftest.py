@@ -4,6 +4,13 @@
 import pytest
 
 from cir_jax.positives.scaling.captioners import patience
+from tests.positives.scaling import tiny_vlm
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory):
+    """Folder of a tiny LLaVA."""
+    return tiny_vlm.write_vlm(tmp_path_factory.mktemp("vlm"))
 
 
 @pytest.fixture

@@ -18,11 +18,6 @@ from tests.positives.scaling.scripted import section
 
 
 @pytest.fixture(scope="module")
-def vlm(tmp_path_factory):
-    return tiny_vlm.write_vlm(tmp_path_factory.mktemp("vlm"))
-
-
-@pytest.fixture(scope="module")
 def chat(tmp_path_factory):
     return tiny_vlm.write_chat_model(tmp_path_factory.mktemp("chat"))
 

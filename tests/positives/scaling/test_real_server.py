@@ -14,11 +14,6 @@ from tests.positives.scaling.scripted import section
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tiny_vlm.write_vlm(tmp_path_factory.mktemp("vlm"))
-
-
-@pytest.fixture(scope="module")
 def requests(tmp_path_factory):
     """24 images, the last two of which are no images, and a text."""
     root = tmp_path_factory.mktemp("images")
@@ -31,15 +26,15 @@ def requests(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def process(folder):
-    with tiny_vlm.serve(folder) as running:
+def process(vlm):
+    with tiny_vlm.serve(vlm) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def expected(folder, requests):
+def expected(vlm, requests):
     """What the same model says in this process."""
-    captioner = local.Captioner.from_config(section(captioner="local", model=folder), 0, ["0.png"])
+    captioner = local.Captioner.from_config(section(captioner="local", model=vlm), 0, ["0.png"])
     return plain(list(captioner.generate(requests)))
 
 

@@ -35,13 +35,8 @@ def names(drawings):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny_vlm.write_vlm(tmp_path_factory.mktemp("vlm"))
-
-
-@pytest.fixture(scope="module")
-def process(model):
-    with tiny_vlm.serve(model) as running:
+def process(vlm):
+    with tiny_vlm.serve(vlm) as running:
         yield running
 
 
@@ -88,10 +83,10 @@ def test_captions_from_files(drawings, names, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def expected(drawings, names, model, tmp_path_factory):
+def expected(drawings, names, vlm, tmp_path_factory):
     """What the tiny model says in this process."""
     workdir = tmp_path_factory.mktemp("local") / "made"
-    assert make(drawings, workdir, *with_model("local", model)) == 0
+    assert make(drawings, workdir, *with_model("local", vlm)) == 0
     found = captions(workdir)
     assert sorted(found) == names and len(set(found.values())) > 5
     return workdir, found
