@@ -17,7 +17,7 @@ from cir_jax import build
 from cir_jax.errors import UserError, nearest
 from cir_jax.positives.annotations import read_json
 from cir_jax.positives.scaling import journal, windows
-from cir_jax.runtime import checkpoint
+from cir_jax.runtime import checkpoint, files
 
 FILE, MADE_OF = "features.npy", "features.json"
 
@@ -49,13 +49,8 @@ def of_run(run: str, names: Sequence[str], paths: Sequence[Any], workdir: Path) 
     rows = retriever.encode_gallery(list(paths)).mean(axis=1)
     features = windows.unit(rows, f"features of {run}")
     (workdir / MADE_OF).unlink(missing_ok=True)
-    try:
-        np.save(workdir / FILE, features)
-    except OSError as error:
-        raise UserError(
-            f"{workdir / FILE} cannot be written ({error}); make room, then give the same command "
-            "again"
-        ) from None
+    with files.whole(workdir / FILE) as file:
+        np.save(file, features)
     journal.write_json(
         workdir / MADE_OF, {"made_of": made_of, "counts": {"images": len(features)}}, indent=2
     )
