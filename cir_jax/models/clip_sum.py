@@ -47,9 +47,14 @@ class Model(nnx.Module):
         if config.dtype not in DTYPES:
             raise UserError(f"model.dtype={config.dtype!r}; use auto, {' or '.join(DTYPES)}")
         options = {"dtype": DTYPES[config.dtype], "remat": config.remat, "rngs": rngs}
-        vision = VisionTransformer if _is_vit(config) else ModifiedResNet
-        self.visual = vision(size.vision, size.embedding, **options)
-        self.text = TextTransformer(size.text, size.embedding, context=config.context, **options)
+        smooth = {"activation": size.activation}
+        if _is_vit(config):
+            self.visual = VisionTransformer(size.vision, size.embedding, **smooth, **options)
+        else:
+            self.visual = ModifiedResNet(size.vision, size.embedding, **options)
+        self.text = TextTransformer(
+            size.text, size.embedding, context=config.context, **smooth, **options
+        )
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
     def reference(self, pixels: jax.Array, text: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ class TextTransformer(nnx.Module):
       size: see `cir_jax.towers.clip_sizes`.
       embedding: D.
       context: positions; 0 means CLIP's 77.
+      activation: one of `cir_jax.towers.layers.ACTIVATIONS`.
       dtype: compute type.
       remat: recompute blocks in the backward pass.
     """
@@ -30,6 +31,7 @@ class TextTransformer(nnx.Module):
         embedding: int,
         *,
         context: int = 0,
+        activation: str = "quick_gelu",
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -37,7 +39,7 @@ class TextTransformer(nnx.Module):
         self.token_embedding = normal(rngs, (VOCABULARY, size.width), 0.02)
         self.position = normal(rngs, (context or CONTEXT, size.width), 0.01)
         self.blocks = Block(
-            size.width, size.heads, size.layers, causal=True, rngs=rngs, stack=(size.layers,)
+            size, causal=True, activation=activation, rngs=rngs, stack=(size.layers,)
         )
         self.norm_out = LayerNorm(size.width)
         self.proj = normal(rngs, (size.width, embedding), size.width**-0.5)

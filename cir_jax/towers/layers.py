@@ -7,6 +7,7 @@ all layers: a 24-layer tower compiles as fast as a single layer.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,14 @@ def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x * sigmoid(1.702 x), the activation of every released CLIP."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x) by the error function; the usual approximation by tanh is another function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
 class Dense(nnx.Module):
@@ -89,24 +98,41 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """C -> 4C -> C with QuickGELU."""
+    """C -> inner width -> C, with one of ACTIVATIONS between."""
 
     def __init__(
-        self, width: int, std: float, out_std: float, *, rngs: nnx.Rngs, stack: tuple = ()
+        self,
+        width: int,
+        inner: int,
+        std: float,
+        out_std: float,
+        *,
+        activation: str,
+        rngs: nnx.Rngs,
+        stack: tuple = (),
     ):
-        self.fc1 = Dense(width, 4 * width, std, rngs=rngs, stack=stack)
-        self.fc2 = Dense(4 * width, width, out_std, rngs=rngs, stack=stack)
+        self.fc1 = Dense(width, inner, std, rngs=rngs, stack=stack)
+        self.fc2 = Dense(inner, width, out_std, rngs=rngs, stack=stack)
+        self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(quick_gelu(self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+      size: width, heads, layers and inner width (0 means four times the width).
+      causal: a token sees itself and what is before it.
+      activation: one of ACTIVATIONS.
+      stack: (layers,), or () for a single block.
+    """
 
     def __init__(
-        self, width: int, heads: int, layers: int, *, causal: bool, rngs: nnx.Rngs, stack: tuple
+        self, size: Any, *, causal: bool, activation: str, rngs: nnx.Rngs, stack: tuple
     ):
+        width, heads, layers = size.width, size.heads, size.layers
         # Standard deviations of the CLIP paper's initialisation.
         std, out_std, mlp_std = width**-0.5, (width * 2 * layers) ** -0.5, (2 * width) ** -0.5
         self.norm1 = LayerNorm(width, stack=stack)
@@ -114,7 +140,10 @@ class Block(nnx.Module):
             width, heads, std, out_std, causal=causal, rngs=rngs, stack=stack
         )
         self.norm2 = LayerNorm(width, stack=stack)
-        self.mlp = Mlp(width, mlp_std, out_std, rngs=rngs, stack=stack)
+        inner = size.mlp or 4 * width
+        self.mlp = Mlp(
+            width, inner, mlp_std, out_std, activation=activation, rngs=rngs, stack=stack
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.attention(self.norm1(x))

@@ -16,6 +16,7 @@ class VisionTransformer(nnx.Module):
     Args:
       size: see `cir_jax.towers.clip_sizes`.
       embedding: D.
+      activation: one of `cir_jax.towers.layers.ACTIVATIONS`.
       dtype: compute type.
       remat: recompute blocks in the backward pass.
     """
@@ -25,6 +26,7 @@ class VisionTransformer(nnx.Module):
         size: VisionTransformerSize,
         embedding: int,
         *,
+        activation: str = "quick_gelu",
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -36,7 +38,7 @@ class VisionTransformer(nnx.Module):
         self.position = normal(rngs, ((size.image // patch) ** 2 + 1, width), scale)
         self.norm_in = LayerNorm(width)
         self.blocks = Block(
-            width, size.heads, size.layers, causal=False, rngs=rngs, stack=(size.layers,)
+            size, causal=False, activation=activation, rngs=rngs, stack=(size.layers,)
         )
         self.norm_out = LayerNorm(width)
         self.proj = normal(rngs, (width, embedding), scale)

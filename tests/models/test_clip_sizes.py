@@ -64,3 +64,50 @@ def test_full_size_shapes(tower):
 def test_unknown_tower_lists_what_exists():
     with pytest.raises(UserError, match=r"no tower 'ViT-B/31'; there are: RN50.*ViT-B/32"):
         build("ViT-B/31")
+
+
+WRITTEN = (
+    "vit-32-8-w48-l3-h4_text-w32-l2-h2_d24",
+    "vit-28-14-w56-m200-l1-h2_text-w32-m96-l4-h1_d8+gelu",
+    "resnet-96-1.2.3.4-w8-h4_text-w32-l2-h2_d24",
+)
+
+
+@pytest.mark.parametrize("name", [*clip_sizes.SIZES, "ViT-B/32+gelu", *WRITTEN])
+def test_a_size_and_its_name_are_one(name):
+    size = clip_sizes.find(name)
+    assert clip_sizes.name_of(size) == name
+    assert size.activation == ("gelu" if name.endswith("+gelu") else "quick_gelu")
+    assert clip_sizes.normal_form(size) == size
+
+
+def test_a_written_size_is_built_as_written():
+    shapes = {p: x.shape for p, x in build(WRITTEN[1]).abstract.items()}
+    assert shapes["visual/patch_kernel"] == (14, 14, 3, 56)
+    assert shapes["visual/blocks/mlp/fc1/kernel"] == (1, 56, 200)
+    assert shapes["text/blocks/mlp/fc2/kernel"] == (4, 96, 32)
+    assert shapes["text/proj"] == (32, 8)
+    shapes = {p: x.shape for p, x in build(WRITTEN[2]).abstract.items()}
+    assert shapes["visual/pool/position"] == (10, 256)
+    assert "visual/stage4/3/conv1/kernel" in shapes and "visual/stage4/4/conv1/kernel" not in shapes
+
+
+def test_an_inner_width_of_four_times_is_no_other_size():
+    plain = clip_sizes.find("vit-32-8-w48-l3-h4_text-w32-l2-h2_d24")
+    assert clip_sizes.find("vit-32-8-w48-m192-l3-h4_text-w32-m128-l2-h2_d24") == plain
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("ViT-B/32+relu", "no activation 'relu'; there are: quick_gelu, gelu"),
+        ("vit-32-8-w50-l3-h4_text-w32-l2-h2_d24", "vision width 50 does not divide into 4 heads"),
+        ("vit-32-8-w48-l3-h4_text-w32-l2-h0_d24", "text width 32 does not divide into 0 heads"),
+        ("vit-4-8-w48-l3-h4_text-w32-l2-h2_d24", "an image of 4 pixels has no patch of 8"),
+        ("resnet-90-1.2.3.4-w8-h4_text-w32-l2-h2_d24", "image 90: at least 1, and 32 x n"),
+        ("vit-32-8-w48-l3-h4_text-w32-l2-h2", "no tower .* is written out, as"),
+    ],
+)
+def test_sizes_that_cannot_be(name, why):
+    with pytest.raises(UserError, match=why):
+        clip_sizes.find(name)

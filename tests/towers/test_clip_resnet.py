@@ -20,7 +20,7 @@ from cir_jax.towers.clip_resnet import (
 )
 from tests.towers import weights
 
-SIZE = clip_sizes.ResNetSize(image=64, blocks=(2, 1, 1, 1), width=8)
+SIZE = clip_sizes.ResNetSize(image=64, blocks=(2, 1, 1, 1), width=8, heads=4)
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.normal(size=(2, 64, 64, 3)).astype(np.float32)
 
@@ -149,7 +149,7 @@ def test_attention_pool_golden_values():
 
 
 def test_remat_changes_no_value():
-    size = clip_sizes.ResNetSize(image=32, blocks=(1, 1, 1, 1), width=8)
+    size = clip_sizes.ResNetSize(image=32, blocks=(1, 1, 1, 1), width=8, heads=4)
     pixels = jnp.asarray(PIXELS[:, :32, :32])
 
     def run(remat):

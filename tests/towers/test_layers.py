@@ -7,13 +7,16 @@ import numpy as np
 import torch
 from flax import nnx
 
+from cir_jax.towers.clip_sizes import TextSize
 from cir_jax.towers.layers import Block, LayerNorm, run_blocks
 from tests.towers import weights
 
 
 def test_remat_keeps_less_and_changes_no_gradient():
     layers = 8
-    make = lambda: Block(32, 2, layers, causal=True, rngs=nnx.Rngs(0), stack=(layers,))
+    make = lambda: Block(
+        TextSize(32, layers, 2), causal=True, activation="gelu", rngs=nnx.Rngs(0), stack=(layers,)
+    )
     graph, params = nnx.split(weights.scrambled(make))
     x = np.random.default_rng(0).normal(size=(16, 32, 32)).astype(np.float32)
 
