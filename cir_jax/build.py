@@ -21,7 +21,7 @@ from cir_jax.models import contract
 from cir_jax.models.contract import Params
 from cir_jax.negatives import bank as banks
 from cir_jax.positives import loading
-from cir_jax.runtime import encode, optim, sharding, start
+from cir_jax.runtime import encode, optim, sharding, weights
 from cir_jax.runtime import mesh as meshes
 from cir_jax.stages import contract as stages
 
@@ -48,6 +48,7 @@ def run(config: ConfigDict) -> Run:
     Raises:
       UserError: whatever is wrong with the config or the data.
     """
+    config = weights.settled(config)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     meshes.check_batch(config.batch, mesh)
     if config.max_seconds > 0 and jax.process_count() > 1:
@@ -164,13 +165,32 @@ def restore(
     Raises:
       UserError: no such run or step, or a bad override.
     """
-    config = configs.override(start.config_of(workdir, which), overrides)
+    return load(configs.override(weights.config_of(workdir, which), overrides), workdir, which)
+
+
+def load(config: ConfigDict, init_from: str, which: str = "best") -> tuple[ConfigDict, Retriever]:
+    """Weights as a retriever, without training.
+
+    Args:
+      config: of the model and of the benchmark.
+      init_from: a run folder, or weights; see `weights.load`.
+      which: of a run: "best", "last" or a step.
+
+    Returns:
+      (the config, with `model.tower=auto` settled; the retriever).
+
+    Raises:
+      UserError: there are none, or they are not of this model.
+    """
+    config = weights.settled(config)
     functions = contract.build(config.model)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
-    index, query, _ = start.parameters(workdir, functions, which)
+    found = weights.load(str(init_from), functions, which)
     places = sharding.parameter_shardings(functions, mesh)
-    index = sharding.place({p: index[p] for p in functions.abstract}, places)
-    query = sharding.place({p: query[p] for p in functions.abstract}, places)
+    query = sharding.place({p: found.query[p] for p in functions.abstract}, places)
+    index = query
+    if found.index is not found.query:
+        index = sharding.place({p: found.index[p] for p in functions.abstract}, places)
     return config, _retriever(config, functions, mesh, index, query)
 
 

@@ -54,6 +54,38 @@ def add_override_argument(
     )
 
 
+def add_init_from_argument(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Adds `--init-from`; see `with_init_from`."""
+    parser.add_argument(
+        "--init-from",
+        nargs="+",
+        default=[],
+        metavar="FILE_OR_FOLDER",
+        help=f"{purpose}: a run folder, .pt or .safetensors (OpenAI CLIP, open_clip, released "
+        "CLIP4Cir and SPN runs), a folder of transformers or open_clip; several if each holds a "
+        "part of the model",
+    )
+
+
+def with_init_from(config: ConfigDict, places: Sequence[str]) -> ConfigDict:
+    """`config` with the places of `--init-from` as its `init_from`.
+
+    Raises:
+      UserError: `--set init_from=` names others.
+    """
+    if not places:
+        return config
+    joined = ",".join(places)
+    if config.init_from not in ("", joined):
+        raise UserError(
+            f"--init-from {joined} and init_from={config.init_from} are two places to start from; "
+            "give one"
+        )
+    with config.unlocked():
+        config.init_from = joined
+    return config
+
+
 def from_args(args: argparse.Namespace) -> ConfigDict:
     """The locked config of parsed arguments."""
     return load(args.config, args.overrides)

@@ -33,6 +33,7 @@ class State:
     best: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per evaluation
     data: dict[str, Any] | None = None  # position of the input pipeline
+    source: dict[str, Any] | None = None  # files, or run, that the first parameters came from
 
 
 def train(config: ConfigDict) -> dict[str, Any]:
@@ -171,6 +172,7 @@ def _record(run: build.Run, state: State) -> dict[str, Any]:
         "best": state.best,
         "history": state.history,
         "data": state.data,
+        "source": state.source,
     }
 
 

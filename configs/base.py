@@ -17,7 +17,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c = ConfigDict()
     c.workdir = ""  # folder of the run; "" = runs/<config>-<argument>
     c.stage = "one_in_batch"  # module of cir_jax.stages (or a .py file)
-    c.init_from = ""  # run folder whose best parameters to start from; "" = random parameters
+    # Run folder whose best parameters to start from, or a file or folder of weights, see README;
+    # "" = random parameters. Several with commas between, if each holds a part of the model.
+    c.init_from = ""
     c.seed = 42  # of parameters, shuffling, text choice and sampled negatives
     c.batch = 256  # global batch over all processes
     c.epochs = 3  # passes over the triplets
@@ -27,7 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)
-    c.model.tower = "RN50x4"  # size of the encoders, see cir_jax/towers/clip_sizes.py
+    # Size of the encoders, see cir_jax/towers/clip_sizes.py; "auto" = that of init_from.
+    c.model.tower = "RN50x4"
     c.model.image_size = 0  # input side in pixels; 0 = the tower's own
     c.model.context = 0  # text positions; 0 = the tower's own
     c.model.dtype = "auto"  # compute type: "float32", "bfloat16"; "auto" = bfloat16 on GPU and TPU

@@ -1,33 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores a trained run on its benchmark, and writes results.json and report.html.
+"""Scores a trained run, or weights, on a benchmark, and writes results.json and report.html.
 
-Example: cir-jax evaluate --workdir runs/clip_sum-fashioniq-stage2 --set eval.gallery=val
+Examples:
+  cir-jax evaluate --workdir runs/clip_sum-fashioniq-stage2 --set eval.gallery=val
+  cir-jax evaluate --init-from best.pt --config clip_sum:cirr --set data.root=DATA
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from cir_jax import config
 from cir_jax.errors import UserError
 
-HELP = "score a trained run and write a report"
+HELP = "score a trained run or weights, and write a report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     add_run_arguments(parser)
     parser.add_argument(
-        "--out", default="", help="folder of the report; WORKDIR/evaluation if empty"
+        "--out", default="", help="folder of the report; evaluation/ in the run folder if empty"
     )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags that name a trained run: `--workdir`, `--step` and `--set`."""
-    parser.add_argument("--workdir", required=True, help="folder of a trained run")
+    """Flags that name a trained run, `--workdir` and `--step`, or weights with the config of a
+    benchmark, `--init-from` and `--config`; and `--set`."""
+    parser.add_argument("--workdir", default="", help="folder of a trained run")
     parser.add_argument(
         "--step", default="best", help="checkpoint: best (default), last, or a step number"
     )
+    config.add_init_from_argument(parser, "instead of --workdir: weights, with --config")
+    parser.add_argument(
+        "--config", default="", metavar="NAME[:ARGUMENT]", help="with --init-from, as for `train`"
+    )
     config.add_override_argument(parser)
+
+
+def retriever(args: argparse.Namespace) -> tuple[Any, Any, str]:
+    """(config, retriever, what they are in words) of the flags of `add_run_arguments`.
+
+    Raises:
+      UserError: neither or both of a run and weights are named, or they cannot be used.
+    """
+    from cir_jax import build
+
+    if bool(args.workdir) == bool(args.init_from):
+        raise UserError(
+            "name either a trained run, --workdir RUN, or weights and what to score them on, "
+            "--init-from FILE_OR_FOLDER --config clip_sum:fashioniq"
+        )
+    if args.workdir:
+        if args.config:
+            raise UserError(
+                f"--config={args.config} belongs to --init-from: a run has its own config; change "
+                "it with --set key=value"
+            )
+        loaded, found = build.restore(args.workdir, args.step, args.overrides)
+        return loaded, found, f"{args.workdir}, checkpoint {args.step}"
+    if not args.config:
+        raise UserError(
+            "--init-from needs the benchmark to score on, --config clip_sum:fashioniq --set "
+            "data.root=DATA"
+        )
+    loaded = config.with_init_from(config.from_args(args), args.init_from)
+    loaded, found = build.load(loaded, loaded.init_from, args.step)
+    return loaded, found, loaded.init_from
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,22 +81,18 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.evals.sections import text_table
     from cir_jax.runtime import progress
 
-    loaded, retriever = build.restore(args.workdir, args.step, args.overrides)
+    loaded, found, what = retriever(args)
     benchmark = build.benchmark(loaded)
     if benchmark is None:
-        raise UserError(
-            f"{args.workdir} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq"
-        )
-    result = benchmark.run(retriever)
+        raise UserError(f"{what} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq")
+    result = benchmark.run(found)
     rules = ", ".join(f"{k} {v}" for k, v in result.protocol.items() if isinstance(v, str))
-    progress.say(f"{args.workdir}, checkpoint {args.step}: {rules}\n")
+    progress.say(f"{what}: {rules}\n")
     progress.say(text_table(run_report.recall_table(result.scores, result.protocol)))
     progress.say(f"\n{result.selection}: {result.score:.2f}")
     if jax.process_index() == 0:
         title = f"{loaded.model.name} {loaded.model.tower} on {result.protocol['benchmark']}"
-        folder = Path(args.out or Path(args.workdir) / "evaluation")
-        path = run_report.write_evaluation(
-            folder, title, loaded, result, f"{args.workdir}, checkpoint {args.step}"
-        )
+        folder = Path(args.out or Path(args.workdir or loaded.workdir) / "evaluation")
+        path = run_report.write_evaluation(folder, title, loaded, result, what)
         progress.say(f"report: {path}")
     return 0

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the two files that the CIRR test server scores, after checking them as it would.
 
-Example: cir-jax submit --workdir runs/clip_sum-cirr-stage2 --out submission
+Examples:
+  cir-jax submit --workdir runs/clip_sum-cirr-stage2 --out submission
+  cir-jax submit --init-from best.pt --config clip_sum:cirr --set data.root=DATA --out submission
 """
 
 import argparse
 from pathlib import Path
 
-from cir_jax.commands.evaluate import add_run_arguments
+from cir_jax.commands.evaluate import add_run_arguments, retriever
 from cir_jax.errors import UserError
 
 HELP = "write the CIRR test submission of a trained run"
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="test1", help="split to answer; test1 (default) or val")
     parser.add_argument(
-        "--name", default="", help="part of the file names; that of WORKDIR if empty"
+        "--name", default="", help="part of the file names; that of the run or weights if empty"
     )
 
 
@@ -33,18 +35,17 @@ def run(args: argparse.Namespace) -> int:
     distributed.initialize()  # before jax starts a backend
     import jax
 
-    from cir_jax import build
     from cir_jax.evals import cirr, submission
     from cir_jax.runtime import progress
 
-    loaded, retriever = build.restore(args.workdir, args.step, args.overrides)
+    loaded, found, what = retriever(args)
     root = args.root or loaded.data.root
     if not root:
         raise UserError(
-            f"{args.workdir} has no data.root; give the folder of the CIRR data set, --root FOLDER"
+            f"{what} has no data.root; give the folder of the CIRR data set, --root FOLDER"
         )
     # A submission answers every query, so nothing may be left out.
-    predictions = cirr.Benchmark(root, args.split, on_missing="error").predict(retriever)
+    predictions = cirr.Benchmark(root, args.split, on_missing="error").predict(found)
     shortest = min(map(len, predictions.recall.values()))
     if shortest < submission.COUNTS["recall"]:
         progress.say(
@@ -52,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
             f"{shortest} names; the CIRR server wants {submission.COUNTS['recall']}"
         )
     if jax.process_index() == 0:
-        name = args.name or Path(args.workdir).resolve().name
+        made_by = Path(args.workdir).resolve().name if args.workdir else Path(what).stem
+        name = args.name or made_by
         for path in submission.write(args.out, name, predictions):
             progress.say(f"{path}: {len(predictions.recall):,} queries")
     return 0

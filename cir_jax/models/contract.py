@@ -19,6 +19,9 @@ A model is one module of `cir_jax.models` (or a file of yours) that defines
     roles(config)       path rules -> "index", "query", "statistic" or "pretrain"
     sharding(config)    path rules -> one mesh axis name or None per dimension
 
+and, where weights to start from may lack a part of the model, NEW: regexes of the paths that then
+start at random, with a message.
+
 `config` is the `model` section of the run's config. Roles say when a parameter trains: stage one
 trains "index" and "query"; stage two trains "query" only; "pretrain" (CLIP's `logit_scale`) trains
 in stage zero alone; a "statistic" (of a BatchNorm that stays in evaluation mode) never does. A
@@ -126,9 +129,36 @@ class Functions:
         return found
 
     @cached_property
-    def _shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def index_paths(self) -> list[str]:
+        """Sorted paths of the parameters that `target` or `reference` read, whatever their role."""
+
+        def rows(params: Params, pixels: jax.Array, text: jax.Array) -> tuple:
+            return self.target(params, pixels), self.reference(params, pixels, text)
+
+        return self._read_by(rows, *self._example)
+
+    @cached_property
+    def query_paths(self) -> list[str]:
+        """Sorted paths of the parameters that `compose` reads."""
+        _, text = self._example
+        reference = jax.ShapeDtypeStruct((1, *self.reference_shape), jnp.float32)
+        return self._read_by(self.compose, reference, text)
+
+    def _read_by(self, function: Callable, *inputs: jax.ShapeDtypeStruct) -> list[str]:
+        traced = jax.make_jaxpr(function)(self.abstract, *inputs).jaxpr
+        read = {id(x) for equation in traced.eqns for x in equation.invars}
+        paths = sorted(self.abstract)  # the order in which a dict is flattened
+        leaves = traced.invars[: len(paths)]
+        return [path for path, x in zip(paths, leaves, strict=True) if id(x) in read]
+
+    @property
+    def _example(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         pixels = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
-        text = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        return pixels, jax.ShapeDtypeStruct((1, 8), jnp.int32)
+
+    @cached_property
+    def _shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        pixels, text = self._example
         return (
             jax.eval_shape(self.reference, self.abstract, pixels, text),
             jax.eval_shape(self.target, self.abstract, pixels),

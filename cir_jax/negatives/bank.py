@@ -137,7 +137,7 @@ def fingerprint(
     text side anew leaves the bank of an image tower as good as it was.
     """
     digest = hashlib.sha256()
-    for path in _read_paths(functions):
+    for path in functions.index_paths:
         x = _whole(index[path])
         digest.update(f"{path} {x.dtype} {x.shape}\n".encode())
         digest.update(np.ascontiguousarray(x).tobytes())
@@ -152,22 +152,6 @@ def fingerprint(
         texts.update(data.text_start.tobytes() + data.reference_id.tobytes())
         parts["texts"] = texts.hexdigest()
     return parts
-
-
-def _read_paths(functions: Functions) -> list[str]:
-    """Sorted paths of the parameters that an equation of `target` or `reference` has as input."""
-    side = functions.image_size
-    pixels = jax.ShapeDtypeStruct((1, side, side, 3), np.uint8)
-    text = jax.ShapeDtypeStruct((1, 8), np.int32)
-
-    def rows(params: Params, pixels: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return functions.target(params, pixels), functions.reference(params, pixels, text)
-
-    traced = jax.make_jaxpr(rows)(functions.abstract, pixels, text).jaxpr
-    read = {id(x) for equation in traced.eqns for x in equation.invars}
-    paths = sorted(functions.abstract)  # the order in which a dict is flattened
-    inputs = traced.invars[: len(paths)]
-    return [path for path, x in zip(paths, inputs, strict=True) if id(x) in read]
 
 
 def save(folder: str | Path, rows: dict[str, np.ndarray], made_of: dict[str, str]) -> None:

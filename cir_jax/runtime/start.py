@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run starts from: one function, one order. Resume > init_from > random parameters."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from cir_jax.config import from_json, to_json
 from cir_jax.errors import UserError
-from cir_jax.models.contract import Functions, Params
-from cir_jax.runtime import checkpoint, optim, progress, sharding
+from cir_jax.models.contract import Params
+from cir_jax.runtime import checkpoint, optim, progress, sharding, weights
 from cir_jax.runtime import mesh as meshes
 from cir_jax.stages import contract as stages
 
@@ -25,50 +23,6 @@ _FREE = (
     "checkpoint", "model.remat", "model.dtype", "data.root", "data.threads", "data.cache_pixels",
     "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
 )  # fmt: skip
-
-
-def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
-    """The config a run was trained with.
-
-    Raises:
-      UserError: no such run or step.
-    """
-    checkpoints, step = checkpoint.find(workdir, which)
-    return from_json(checkpoints.record(step)["config"])
-
-
-def parameters(
-    workdir: str | Path, functions: Functions, which: str = "best"
-) -> tuple[Params, Params, dict[str, Any]]:
-    """(index, query, record) of a run, on the host.
-
-    Raises:
-      UserError: no such run, or its parameters are not those of this model.
-    """
-    checkpoints, step = checkpoint.find(workdir, which)
-    record = checkpoints.record(step)
-    wanted = {
-        name: {p: functions.abstract.get(p, jax.ShapeDtypeStruct((), jnp.float32)) for p in paths}
-        for name, paths in record["paths"].items()
-    }
-    have, need = set(record["paths"]["fixed"]) | set(record["paths"]["trained"]), functions.abstract
-    different = sorted((have ^ set(need)) - {stages.TEMPERATURE})
-    different += [p for p, s in record["shapes"].items() if p in need and need[p].shape != tuple(s)]
-    if different:
-        trained_as = json.loads(record["config"])["model"]
-        raise UserError(
-            f"{workdir} holds {trained_as['name']} / {trained_as['tower']}, not this model: "
-            f"{', '.join(different[:4])} differ ({len(different)} in all); "
-            "give model.name and model.tower as that run has them"
-        )
-    placed = {
-        name: _on(meshes.replicated(meshes.make()), leaves) for name, leaves in wanted.items()
-    }
-    tree = checkpoints.restore(step, placed, partial=True)
-    query = {**tree["fixed"], **tree["trained"]}
-    index = query if record["index_is_query"] else tree["fixed"]
-    checkpoints.close()
-    return _host(index), _host(query), record
 
 
 def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
@@ -85,9 +39,10 @@ def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
     if found:
         step, tree, record = found
         progress.say(f"resuming {run.config.workdir} at step {step}")
-        kept = ("seconds", "best", "history", "data")
-        return make(**tree, step=step, **{k: record[k] for k in kept}), optimizer
-    index, query = _fresh(run)
+        kept = {k: record[k] for k in ("seconds", "best", "history", "data")}
+        kept["source"] = record.get("source")  # runs of before this was noted lack it
+        return make(**tree, step=step, **kept), optimizer
+    index, query, source = _fresh(run)
     paths = list(abstract["trained"])
     extra = run.stage.extra
     trained = {p: query[p] if p in query else np.float32(extra[p]) for p in paths}
@@ -97,20 +52,23 @@ def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
         optimizer.init,
         out_shardings=sharding.optimizer_shardings(optimizer, trained, run.shardings, run.mesh),
     )
-    return make(sharding.place(fixed, run.shardings), trained, initial(trained)), optimizer
+    placed = sharding.place(fixed, run.shardings)
+    return make(placed, trained, initial(trained), source=source), optimizer
 
 
-def _fresh(run: Any) -> tuple[Params, Params]:
+def _fresh(run: Any) -> tuple[Params, Params, dict[str, Any] | None]:
+    """(index, query, where they came from)."""
     if run.config.init_from:
-        index, query, _ = parameters(run.config.init_from, run.functions)
-        return index, query
+        found = weights.load(run.config.init_from, run.functions, seed=run.config.seed)
+        weights.carry(found.files, run.config.workdir)
+        return found.index, found.query, found.record
     if not run.stage.index_is_query:
         progress.say(
             "warning: stage two starts from random parameters; its bank means nothing. "
-            "Set init_from to the folder of a stage-one run"
+            "Set init_from to the folder of a stage-one run, or to weights"
         )
-    params = _host(run.functions.init(run.config.seed))
-    return params, params
+    params = {p: np.asarray(x) for p, x in run.functions.init(run.config.seed).items()}
+    return params, params, None
 
 
 def _abstract(run: Any) -> tuple[dict[str, Any], optax.GradientTransformation]:
@@ -163,11 +121,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _with(shape: jax.ShapeDtypeStruct, place: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
-
-
-def _on(place: Any, leaves: Params) -> Params:
-    return {p: _with(s, place) for p, s in leaves.items()}
-
-
-def _host(params: Params) -> Params:
-    return {p: np.asarray(x) for p, x in params.items()}

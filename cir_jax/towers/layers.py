@@ -129,9 +129,7 @@ class Block(nnx.Module):
       stack: (layers,), or () for a single block.
     """
 
-    def __init__(
-        self, size: Any, *, causal: bool, activation: str, rngs: nnx.Rngs, stack: tuple
-    ):
+    def __init__(self, size: Any, *, causal: bool, activation: str, rngs: nnx.Rngs, stack: tuple):
         width, heads, layers = size.width, size.heads, size.layers
         # Standard deviations of the CLIP paper's initialisation.
         std, out_std, mlp_std = width**-0.5, (width * 2 * layers) ** -0.5, (2 * width) ** -0.5

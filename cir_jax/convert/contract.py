@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a converter: the layouts in which the weights of one model are found.
+
+`cir_jax.convert.<model>`, or the file of a model of yours, defines
+
+    LAYOUTS     a tuple of `Layout`; the first that finds itself in a file reads it
+
+Reading and writing go by the same rules, so what one does the other can undo.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cir_jax.convert.sources import Source
+from cir_jax.convert.tables import Ignored, Rule, Table
+from cir_jax.convert.tensors import Tensor
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file says of itself; no tensor has been read yet.
+
+    Attributes:
+      group: key of the state dict inside the file; "" where the file is one.
+      config: keys of a config's `model` section -> values, from the shapes and configs.
+      doubt: what the file does not say and the config must; "" if it says everything.
+      agrees: (key, value a config has) -> True if the file may be of that; where there is doubt,
+        more than one value is.
+    """
+
+    group: str
+    config: dict[str, Any]
+    doubt: str = ""
+    agrees: Callable[[str, Any], bool] = lambda key, value: False
+
+    def fits(self, key: str, value: Any) -> bool:
+        """Whether a config may have `value` for `key`."""
+        return value == self.config[key] or self.agrees(key, value)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a writer is told beside the tensors.
+
+    Attributes:
+      config: the `model` section.
+      index: path -> array of the leaves of the index tree that differ from what the tensors hold.
+      epoch: of the training run, for layouts that say it.
+      files: files of the folder that the weights came from (tokenizer, image processor).
+    """
+
+    config: Any
+    index: Mapping[str, Any]
+    epoch: int = 0
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which the weights of a model are stored.
+
+    Attributes:
+      name: e.g. "clip4cir"; the value of `export --format`.
+      about: what reads it, in a few words.
+      find: source -> Found, or None if this is another layout.
+      rules: `model` section of a config -> the rule table.
+      ignored: tensors that may be there beside the model's.
+      write: (place, tensors, what else is known) -> files written; None if it is only read.
+      extra: (table, integers of the file that the weights came from) -> tensors that hold nothing
+        of ours, but that the PyTorch model wants.
+      index: source -> (source, rules) of leaves of the index tree that lie beside the model because
+        they differ from the query tree's; None if there are none.
+      two_trees: `write` keeps both trees, whatever differs: it is given the query tree, and the
+        index where it is another. Other layouts hold the one model that retrieves.
+      part: a file of this layout holds a part of the model, and others the rest.
+    """
+
+    name: str
+    about: str
+    find: Callable[[Source], Found | None]
+    rules: Callable[[Any], list[Rule]]
+    ignored: tuple[Ignored, ...] = ()
+    write: Callable[[Path, dict[str, Tensor], Written], list[Path]] | None = None
+    extra: Callable[[Table, Mapping[str, int]], dict[str, Tensor]] = field(
+        default=lambda table, kept: {}
+    )
+    index: Callable[[Source], tuple[Source, list[Rule]] | None] = field(default=lambda source: None)
+    two_trees: bool = False
+    part: bool = False

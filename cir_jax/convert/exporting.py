@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameter trees of ours -> a file or folder of another project, by the rules that read it.
+
+A file of PyTorch holds one model. What retrieves is the image side of the index and the text side
+of the query, and that is what is written; the two trees can also be written apart.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax.convert import identify, tables
+from cir_jax.convert.contract import Layout, Written
+from cir_jax.convert.tensors import FLOATS
+from cir_jax.errors import UserError, nearest
+from cir_jax.models.contract import Functions, Params
+
+TREES = ("retrieval", "index", "query")
+SOURCE = "source"  # --dtype: every tensor in the type it came in
+DTYPES = (SOURCE, *(name for name in FLOATS if name != "float64"))
+
+
+def formats(model: str) -> dict[str, Layout]:
+    """Name -> layout that can be written, for a model."""
+    return {layout.name: layout for layout in identify.layouts(model) if layout.write}
+
+
+def write(
+    place: str | Path,
+    functions: Functions,
+    index: Params,
+    query: Params,
+    *,
+    layout: str,
+    tree: str = "retrieval",
+    dtype: str = "float32",
+    record: Mapping[str, Any] | None = None,
+    epoch: int = 0,
+    files: Sequence[Path] = (),
+) -> list[Path]:
+    """Writes weights; what was at `place` is replaced only by a whole file.
+
+    Args:
+      place: a file, or a folder for layouts that are one.
+      functions: the model.
+      index, query: its two trees.
+      layout: name of a layout of `formats`.
+      tree: "retrieval" (what `reference` and `target` read from the index, all else from the
+        query), "index" or "query".
+      dtype: of every tensor, or "source": as the weights came in, where that is known.
+      record: the record of the import that the weights descend from.
+      epoch: for layouts that say it.
+      files: tokenizer and image processor files to take along.
+
+    Returns:
+      The files written.
+
+    Raises:
+      UserError: an unknown layout, tree or type, or the place cannot be written.
+    """
+    known = formats(functions.config.name)
+    for name, value, choices in (
+        ("--format", layout, known), ("--tree", tree, TREES), ("--dtype", dtype, DTYPES),
+    ):  # fmt: skip
+        if value not in choices:
+            raise UserError(
+                f"{name}={value} is unknown; there are: {', '.join(choices)}."
+                f"{nearest(value, choices)}"
+            )
+    chosen, record = known[layout], record or {}
+    if tree == "retrieval" and chosen.two_trees:
+        params = query
+    else:
+        params = _tree(functions, index, query, tree)
+    other = {}
+    if tree == "retrieval":
+        other = {p: index[p] for p in functions.abstract if _differ(index[p], params[p])}
+    rules = chosen.rules(functions.config)
+    table = tables.expand(rules, {p: params[p] for p in tables.leaves(rules, functions.abstract)})
+    if dtype == SOURCE:
+        if record.get("layout", layout) != layout:
+            raise UserError(
+                f"--dtype=source: these weights came as {record['layout']}, whose tensors are not "
+                f"those of {layout}; give --dtype float32, or --format {record['layout']}"
+            )
+        dtypes = record.get("dtypes", {})
+    else:
+        dtypes = dict.fromkeys(table, dtype)
+    tensors = tables.tensors_of(table, params, dtypes)
+    tensors |= chosen.extra(table, record.get("kept", {}))
+    written = Written(functions.config, other, epoch, tuple(files))
+    return chosen.write(Path(place), tensors, written)
+
+
+def _tree(functions: Functions, index: Params, query: Params, tree: str) -> Params:
+    """The parameters of the one model that is written."""
+    if tree != "retrieval":
+        return index if tree == "index" else query
+    shared = set(functions.index_paths)
+    clash = [p for p in shared.intersection(functions.query_paths) if _differ(index[p], query[p])]
+    if clash:
+        raise UserError(
+            f"index and query both read {', '.join(sorted(clash)[:3])} ({len(clash)} in all), and "
+            "differ there: no single model is both. Write --tree index and --tree query, or "
+            "--format safetensors, which holds both"
+        )
+    return {p: index[p] if p in shared else query[p] for p in functions.abstract}
+
+
+def _differ(a: Any, b: Any) -> bool:
+    return a is not b and not np.array_equal(np.asarray(a), np.asarray(b))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which model a file holds, and of which size, by its shapes and configs, never by its name."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cir_jax import plugins
+from cir_jax.convert import own
+from cir_jax.convert.contract import Found, Layout
+from cir_jax.convert.sources import Source, open_source
+from cir_jax.errors import UserError
+
+PACKAGE = "cir_jax.convert"
+AUTO = "auto"  # `model.tower`: whatever the file holds
+
+
+def layouts(model: str) -> tuple[Layout, ...]:
+    """The layouts of the model called `model`, our own first.
+
+    Raises:
+      UserError: no such model.
+    """
+    module = plugins.load("cir_jax.models", model, marker="Model")
+    if not hasattr(module, "LAYOUTS"):
+        if model not in plugins.available(PACKAGE):
+            return (own.LAYOUT,)
+        module = plugins.load(PACKAGE, model, marker="LAYOUTS")
+    return (own.LAYOUT, *module.LAYOUTS)
+
+
+def everything(source: Source) -> list[tuple[str, Layout, Found]]:
+    """(model, layout, what it says) of every model one of whose layouts is that of `source`."""
+    if own.find(source):
+        return [(own.find(source).config["name"], own.LAYOUT, own.find(source))]
+    found = []
+    for model in plugins.available("cir_jax.models"):
+        if hasattr(plugins.load("cir_jax.models", model, marker="__doc__"), "Model"):
+            for layout in layouts(model):
+                if says := layout.find(source):
+                    found.append((model, layout, says))
+                    break
+    return found
+
+
+def find(source: Source, model: str) -> tuple[Layout, Found]:
+    """The layout of `source` for a model.
+
+    Raises:
+      UserError: it is none of that model's; what it holds is said.
+    """
+    known = layouts(model)
+    for layout in known:
+        if found := layout.find(source):
+            return layout, found
+    others = [f"model.name={name} ({layout.about})" for name, layout, _ in everything(source)]
+    hint = f"It looks like {', '.join(others)}. " if others else ""
+    raise UserError(
+        f"{source.place} holds no weights of {model}, but {held(source)}. {hint}{model} reads: "
+        f"{', '.join(layout.about for layout in known)}"
+    )
+
+
+def model_keys(source: Source, model: Any) -> dict[str, Any]:
+    """Keys of the config's `model` section as the weights have them.
+
+    Args:
+      source: the weights.
+      model: the `model` section; values that the file agrees with are kept as they are written.
+
+    Raises:
+      UserError: another model or another size, or `tower` is "auto" and the file does not say.
+    """
+    layout, found = find(source, model.name)
+    chosen = {}
+    for key, value in found.config.items():
+        automatic = model.tower == AUTO and key != "name"
+        if automatic and found.doubt and key == "tower":
+            raise UserError(
+                f"{source.place}: {found.doubt}. Say it, --set model.tower={value} or "
+                f"--set model.tower={value}+gelu, or put its open_clip_config.json beside it"
+            )
+        if not automatic and not found.fits(key, model[key]):
+            auto = " (or model.tower=auto)" if key == "tower" else ""
+            raise UserError(
+                f"{source.place} ({layout.about}) is of model.{key}={value}, but the config says "
+                f"model.{key}={model[key]}; give --set model.{key}={value}{auto}"
+            )
+        chosen[key] = value if automatic else model[key]
+    return chosen
+
+
+def settled(config: Any, place: str | Path) -> Any:
+    """`config` with what "auto" leaves to the weights at `place`; the same object if nothing is.
+
+    Raises:
+      UserError: see `model_keys`.
+    """
+    if config.model.tower != AUTO:
+        return config
+    keys = model_keys(open_source(place), config.model)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(keys)
+    return config
+
+
+def held(source: Source) -> str:
+    """What is in a source, in one line."""
+    said = []
+    for key, group in source.groups.items():
+        first = ", ".join(list(group)[:3])
+        said.append(f"{key or 'a state dict'} of {len(group)} tensors ({first}, ...)")
+    return "; ".join([*said, *(f"{key}={value}" for key, value in source.values.items())])
+
+
+def only(opened: Sequence[Source]) -> str:
+    """Name of the one model that all these weights are of.
+
+    Raises:
+      UserError: it is none's, or that of several.
+    """
+    candidates = [
+        {model for model, layout, _ in everything(source) if len(opened) > 1 or not layout.part}
+        for source in opened
+    ]
+    models = sorted(set.intersection(*candidates))
+    if len(models) != 1:
+        which = f"they could be any of {', '.join(models)}" if models else "no model here has these"
+        what = "; ".join(f"{source.place} holds {held(source)}" for source in opened)
+        raise UserError(f"{what}: {which}; give --model NAME")
+    return models[0]

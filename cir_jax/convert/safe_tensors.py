@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in the safetensors format, alone or in shards with an index.
+
+A file is the length of its header (8 bytes, little-endian), the header in JSON (name -> type, shape
+and place of the bytes), and the values one after another. Only the header is read here; values come
+when `Tensor.read` is called. The safetensors library has no bfloat16 for numpy, and writes only
+what is all in memory, so neither direction uses it.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cir_jax.convert import mistaken, spans
+from cir_jax.convert.spans import Span
+from cir_jax.convert.tensors import DTYPES, Tensor
+from cir_jax.errors import UserError
+
+# What the format calls each type.
+_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_TYPES = {theirs: ours for ours, theirs in _NAMES.items()}
+# The limit of the format itself.
+_MOST_HEADER = 100_000_000
+_LENGTH = struct.Struct("<Q")
+_MOST_AXES = 32
+_METADATA = "__metadata__"
+
+
+def looks_like(path: str | os.PathLike) -> bool:
+    """Whether the content starts with a length and a JSON object, as this format does."""
+    start = mistaken.head(path)
+    if len(start) < _LENGTH.size + 1 or start[_LENGTH.size :][:1] != b"{":
+        return False
+    return _LENGTH.unpack_from(start)[0] <= _MOST_HEADER
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, none of them read yet, and its metadata.
+
+    Raises:
+      UserError: no such file, a cut or damaged one, or a tensor whose type is not in
+        `tensors.DTYPES` (it is named).
+    """
+    if not looks_like(path):
+        raise mistaken.explain(path, "a safetensors file")
+
+    def work(file: BinaryIO) -> tuple[bytes, int]:
+        length = _LENGTH.unpack(file.read(_LENGTH.size))[0]
+        return file.read(length), os.fstat(file.fileno()).st_size - length - _LENGTH.size
+
+    header, size = mistaken.guarded(path, work)
+    if size < 0:
+        raise UserError(f"{path} is cut within its header; fetch the file again")
+    entries = _json(path, header)
+    metadata = entries.pop(_METADATA, {})
+    if type(metadata) is not dict or not all(type(v) is str for v in metadata.values()):
+        raise UserError(f"{path}: its {_METADATA} is no table of texts; write the file anew")
+    places = {name: _place(path, name, entry) for name, entry in entries.items()}
+    _check_cover(path, places, size)
+    offset = _LENGTH.size + len(header)
+    return {name: place.tensor(offset) for name, place in places.items()}, metadata
+
+
+def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors an index lists, from the files beside it.
+
+    Args:
+      index: model.safetensors.index.json, with a "weight_map" of tensor name -> file name.
+
+    Returns:
+      The tensors in the order of the index, and the metadata of the files.
+
+    Raises:
+      UserError: the index is no such table or names a file outside its folder, a file is missing
+        or lacks a tensor, or what `read` finds.
+    """
+    found = _json(index, mistaken.guarded(index, lambda file: file.read()))
+    listed = found.get("weight_map")
+    if type(listed) is not dict or not listed:
+        raise UserError(f'{index} has no "weight_map" of tensor -> file; fetch it again')
+    metadata: dict[str, str] = {}
+    files: dict[str, dict[str, Tensor]] = {}
+    for name, file in listed.items():
+        # A plain name is the only one that cannot lead out of the folder.
+        if type(file) is not str or file in ("", ".", "..") or set(file) & set("/\\\0"):
+            raise UserError(
+                f"{index} places {name!r} in {file!r}, which is no file name of its own folder; "
+                "fetch the index again from a source you trust"
+            )
+        if file not in files:
+            shard = Path(index).parent / file
+            if not shard.is_file():
+                raise UserError(
+                    f"{index} lists {file}, which is not beside it; fetch that file too"
+                )
+            files[file], more = read(shard)
+            metadata |= more
+        if name not in files[file]:
+            raise UserError(
+                f"{index} places {name!r} in {file}, which lacks it; fetch the index and its files "
+                "again, all of one version"
+            )
+    return {name: files[file][name] for name, file in listed.items()}, metadata
+
+
+def write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a file, one tensor in memory at a time.
+
+    Args:
+      file: open for writing; it need not be seekable.
+      tensors: in the order in which the header is to list them. Values are placed widest type
+        first, so that each starts at a multiple of its width.
+      metadata: {"format": "pt"} for files that transformers is to read.
+    """
+    order = sorted(tensors, key=lambda name: -DTYPES[tensors[name].dtype].itemsize)
+    places, end = {}, 0
+    for name in order:
+        places[name] = [end, end + tensors[name].nbytes]
+        end += tensors[name].nbytes
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": places[name],
+        }
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(_LENGTH.pack(len(text)))
+    file.write(text)
+    for name in order:
+        file.write(spans.raw(tensors[name]))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A checked entry of a header: `start` and `end` count bytes after it."""
+
+    path: str | os.PathLike
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def tensor(self, offset: int) -> Tensor:
+        span = Span(self.path, offset + self.start, math.prod(self.shape), self.dtype)
+        return Tensor(self.shape, self.dtype, lambda: span.read().reshape(self.shape))
+
+
+def _json(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
+    """A JSON object; one that names a key twice has no meaning that readers agree on."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a name comes twice")
+        return found
+
+    try:
+        found = json.loads(text, object_pairs_hook=once)
+        if type(found) is not dict:
+            raise ValueError(f"a {type(found).__name__}, not an object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} holds no sound JSON ({error}); fetch the file again") from None
+    return found
+
+
+def _place(path: str | os.PathLike, name: str, entry: Any) -> _Place:
+    where = f"{path}: tensor {name[:200]!r}"
+    entry = entry if type(entry) is dict else {}
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    shape_given = type(shape) is list and len(shape) <= _MOST_AXES
+    if not shape_given or type(offsets) is not list or len(offsets) != 2:
+        raise UserError(f"{where} has no shape or no place in the file; fetch the file again")
+    if not all(type(n) is int and 0 <= n < 1 << 60 for n in (*shape, *offsets)):
+        raise UserError(f"{where} has a size that is no count; fetch the file again")
+    if type(dtype) is not str or dtype not in _TYPES:
+        raise UserError(
+            f"{where} has type {str(dtype)[:50]!r}, and only {', '.join(_TYPES)} are read; convert "
+            "it to one of them with the tool that wrote it"
+        )
+    place = _Place(path, _TYPES[dtype], tuple(shape), *offsets)
+    need = math.prod(shape) * DTYPES[place.dtype].itemsize
+    if place.end - place.start != need:
+        raise UserError(
+            f"{where} takes {place.end - place.start} bytes, and its shape {place.shape} of "
+            f"{dtype} needs {need}; fetch the file again"
+        )
+    return place
+
+
+def _check_cover(path: str | os.PathLike, places: Mapping[str, _Place], size: int) -> None:
+    """The tensors follow each other without gap or overlap, up to the end of the file."""
+    end = 0
+    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].end)):
+        if place.start != end:
+            raise UserError(
+                f"{path}: tensor {name[:200]!r} starts at byte {place.start} of the values and the "
+                f"one before it ends at {end}; fetch the file again"
+            )
+        end = place.end
+    if end != size:
+        raise UserError(
+            f"{path} has {size} bytes of values and its header lists {end}: it is "
+            f"{'cut' if size < end else 'not what was written'}; fetch the file again"
+        )

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values on their way between a weight file and memory, of one tensor at a time."""
+
+import math
+import os
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from cir_jax.convert import mistaken
+from cir_jax.convert.tensors import DTYPES, Tensor
+from cir_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring values of a file; opens it each time.
+
+    Attributes:
+      path: of the file.
+      start: its byte at which the first value starts.
+      count: values.
+      dtype: a key of DTYPES; the bytes are little-endian.
+    """
+
+    path: str | os.PathLike
+    start: int
+    count: int
+    dtype: str
+
+    def read(self) -> np.ndarray:
+        """[count] all values.
+
+        Raises:
+          UserError: the file is gone, or shorter than it was when its header was read.
+        """
+        found = np.empty(self.count, DTYPES[self.dtype])
+        mistaken.guarded(self.path, lambda file: self._fill(file, found.view(np.uint8)))
+        return found
+
+    def view(self, shape: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+        """[*shape] contiguous; the next value along an axis is `stride` values further."""
+        found = self.read()
+        if math.prod(shape) == 0:
+            return np.empty(shape, found.dtype)
+        steps = tuple(step * found.itemsize for step in stride)
+        strided = np.lib.stride_tricks.as_strided(found, shape, steps)
+        return strided if strided.flags.c_contiguous else strided.copy(order="C")
+
+    def _fill(self, file: BinaryIO, into: np.ndarray) -> None:
+        file.seek(self.start)
+        if file.readinto(memoryview(into)) != into.nbytes:
+            raise UserError(f"{self.path} has become shorter since it was opened; fetch it again")
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, as they go into a file; reads it."""
+    values = tensor.read()
+    if values.shape != tensor.shape or values.dtype != DTYPES[tensor.dtype]:
+        raise ValueError(f"read {values.dtype}{values.shape} for {tensor.dtype}{tensor.shape}")
+    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
