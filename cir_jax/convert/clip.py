@@ -253,7 +253,7 @@ def _batch_norm(source: str, path: str) -> list[Rule]:
 def as_openai_computes(size: ClipSize) -> str:
     """Why OpenAI's code would be another function with these weights; "" if it is this one.
 
-    Neither its activation nor its heads are in a state dict: it has QuickGELU, and width / 64 heads.
+    Neither activation nor heads are in a state dict: it has QuickGELU, and width / 64 heads.
     """
     parts = [("text", size.text.width, size.text.heads)]
     wide = 32 if isinstance(size.vision, ResNetSize) else 1

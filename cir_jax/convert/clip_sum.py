@@ -77,7 +77,6 @@ def find_huggingface(source: Source) -> Found | None:
             "it, which says its heads and its activation; give the folder that has both"
         )
     size, context = huggingface.size_of(source.configs["config.json"], source.folder)
-    huggingface.tokenizer_files(source.folder)  # of another tokenizer: said here, not in training
     return _found(group, size, context)
 
 
@@ -114,6 +113,23 @@ def find_spn(source: Source) -> Found | None:
 def openai_rules(config: Any, prefix: str = "") -> list[Rule]:
     """The rules in OpenAI's names."""
     return clip.openai(clip_sizes.find(config.tower), prefix)
+
+
+def huggingface_rules(config: Any) -> list[Rule]:
+    """The rules in transformers' names.
+
+    Raises:
+      UserError: a ResNet, which it does not have.
+    """
+    huggingface.config_of(clip_sizes.find(config.tower), config.context or clip_sizes.CONTEXT)
+    return clip.huggingface()
+
+
+def processor_files(source: Source, config: Any) -> list[Path]:
+    """Tokenizer and image processor beside the weights, which must be CLIP's."""
+    if not source.place.is_dir():
+        return []
+    return huggingface.tokenizer_files(source.place, clip_sizes.find(config.tower).vision.image)
 
 
 def huggingface_index(source: Source) -> tuple[Source, list[Rule]] | None:
@@ -191,10 +207,11 @@ LAYOUTS = (
         "huggingface",
         "a folder of transformers' CLIPModel",
         find_huggingface,
-        lambda config: clip.huggingface(),
+        huggingface_rules,
         ignored=(clip.POSITIONS,),
         write=write_huggingface,
         index=huggingface_index,
+        files=processor_files,
     ),
     Layout(
         "open_clip",
@@ -202,6 +219,7 @@ LAYOUTS = (
         find_open_clip,
         openai_rules,
         write=write_open_clip,
+        files=processor_files,
         **_OPENAI,
     ),
     Layout(

@@ -74,6 +74,7 @@ class Layout:
         they differ from the query tree's; None if there are none.
       two_trees: `write` keeps both trees, whatever differs: it is given the query tree, and the
         index where it is another. Other layouts hold the one model that retrieves.
+      files: (source, `model` section) -> tokenizer and image processor files to take over, checked.
       part: a file of this layout holds a part of the model, and others the rest.
     """
 
@@ -88,4 +89,5 @@ class Layout:
     )
     index: Callable[[Source], tuple[Source, list[Rule]] | None] = field(default=lambda source: None)
     two_trees: bool = False
+    files: Callable[[Source, Any], list[Path]] = field(default=lambda source, config: [])
     part: bool = False

@@ -32,6 +32,7 @@ EPSILON = 1e-5  # of every LayerNorm of CLIP
 START, END = VOCABULARY - 2, VOCABULARY - 1
 # Configs written before transformers 4.31 say 2; with it the largest id is pooled, which is END.
 LEGACY_END = 2
+KINDS = {"text_config": "clip_text_model", "vision_config": "clip_vision_model"}
 
 
 def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
@@ -113,9 +114,7 @@ def text_config_of(size: ClipSize, context: int) -> dict[str, Any]:
     config = CLIPTextConfig(
         **_text(size, context), architectures=["CLIPTextModelWithProjection"], dtype="float32"
     )
-    # A text side alone reads them from its own config; transformers leaves its defaults out, and
-    # what those are has changed between its versions.
-    return {"model_type": config.model_type, **config.to_diff_dict(), **_text(size, context)}
+    return config.to_diff_dict()
 
 
 def _text(size: ClipSize, context: int) -> dict[str, Any]:
@@ -172,9 +171,9 @@ def _complete(config: dict[str, Any], name: str) -> Any:
         raise UserError(
             f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
         ) from None
-    for part in ("text_config", "vision_config"):
-        said, kind = (config.get(part) or {}).get("model_type"), getattr(full, part).model_type
-        if said not in (None, kind):
+    for part, kind in KINDS.items():
+        said = (config.get(part) or {}).get("model_type", kind)
+        if said != kind:
             raise UserError(
                 f"{name} has {part}.model_type={said!r}, not {kind!r}: an encoder of another kind, "
                 "which this project does not have"

@@ -90,15 +90,20 @@ def model_keys(source: Source, model: Any) -> dict[str, Any]:
     return chosen
 
 
-def settled(config: Any, place: str | Path) -> Any:
-    """`config` with what "auto" leaves to the weights at `place`; the same object if nothing is.
+def settled(config: Any, places: Sequence[str | Path]) -> Any:
+    """`config` with what `model.tower=auto` leaves to the weights at `places`.
 
     Raises:
-      UserError: see `model_keys`.
+      UserError: see `model_keys`; or none of them says the size.
     """
-    if config.model.tower != AUTO:
-        return config
-    keys = model_keys(open_source(place), config.model)
+    keys = {}
+    for place in places:
+        keys |= model_keys(open_source(place), config.model)
+    if "tower" not in keys:
+        raise UserError(
+            f"{', '.join(map(str, places))}: nothing there says the size of the encoders; name "
+            "the CLIP that goes with it too, or give --set model.tower=NAME"
+        )
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.model.update(keys)

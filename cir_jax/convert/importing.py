@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import huggingface, identify, tables
+from cir_jax.convert import identify, tables
 from cir_jax.convert.contract import Layout
 from cir_jax.convert.sources import fingerprint, open_source
 from cir_jax.convert.tensors import Tensor
@@ -62,8 +62,7 @@ def read(place: str | Path, functions: Functions) -> Weights:
         "dtypes": {n: tensors[n].dtype for n in table if tensors[n].dtype != "float32"},
         "kept": _integers(tensors, layout),
     }
-    own = huggingface.tokenizer_files(source.folder) if source.place.is_dir() else []
-    return Weights(index, query, record, tuple(own))
+    return Weights(index, query, record, tuple(layout.files(source, functions.config)))
 
 
 def _filled(

@@ -62,11 +62,12 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     def work(file: BinaryIO) -> tuple[bytes, int]:
         length = _LENGTH.unpack(file.read(_LENGTH.size))[0]
-        return file.read(length), os.fstat(file.fileno()).st_size - length - _LENGTH.size
+        size = os.fstat(file.fileno()).st_size - length - _LENGTH.size
+        if size < 0:
+            raise UserError(f"{path} is cut within its header; fetch the file again")
+        return file.read(length), size
 
     header, size = mistaken.guarded(path, work)
-    if size < 0:
-        raise UserError(f"{path} is cut within its header; fetch the file again")
     entries = _json(path, header)
     metadata = entries.pop(_METADATA, {})
     if type(metadata) is not dict or not all(type(v) is str for v in metadata.values()):
@@ -90,7 +91,7 @@ def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str,
       UserError: the index is no such table or names a file outside its folder, a file is missing
         or lacks a tensor, or what `read` finds.
     """
-    found = _json(index, mistaken.guarded(index, lambda file: file.read()))
+    found = _json(index, mistaken.guarded(index, lambda file: file.read(_MOST_HEADER)))
     listed = found.get("weight_map")
     if type(listed) is not dict or not listed:
         raise UserError(f'{index} has no "weight_map" of tensor -> file; fetch it again')

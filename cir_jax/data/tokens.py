@@ -38,6 +38,7 @@ class Tokenizer:
       name: as in `load`.
       context: most tokens of a text, start and end included.
       start, end, pad: their ids.
+      bpe: its vocabulary and merges.
     """
 
     name: str
@@ -45,12 +46,12 @@ class Tokenizer:
     start: int
     end: int
     pad: int
-    _bpe: BpeTokenizer
+    bpe: BpeTokenizer
     _clean: Callable[[str], str]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text between start and end; of any length."""
-        encoded = self._bpe.encode_batch([self._clean(t) for t in texts], add_special_tokens=False)
+        encoded = self.bpe.encode_batch([self._clean(t) for t in texts], add_special_tokens=False)
         return [[self.start, *e.ids, self.end] for e in encoded]
 
 

@@ -69,7 +69,7 @@ def settled(config: ConfigDict) -> ConfigDict:
             "model.tower=auto takes the size of the weights in init_from, which is empty; give "
             "--init-from FILE_OR_FOLDER, or the name of a tower"
         )
-    return identify.settled(config, places(config.init_from)[0])
+    return identify.settled(config, places(config.init_from))
 
 
 def load(init_from: str, functions: Functions, which: str = "best", seed: int = -1) -> Weights:
@@ -192,7 +192,7 @@ def of_run(
         for name, part in wanted.items()
         if part
     }
-    tree = {"trained": {}, **checkpoints.restore(step, placed, partial=True)}
+    tree = {"fixed": {}, "trained": {}, **checkpoints.restore(step, placed, partial=True)}
     checkpoints.close()
     query = _host({**tree["fixed"], **tree["trained"]})
     return query if record["index_is_query"] else _host(tree["fixed"]), query, record

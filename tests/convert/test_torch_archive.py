@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of torch.save and torch.jit.save, read without torch; and those that are refused."""
+
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cir_jax.convert import torch_archive
+from cir_jax.errors import UserError
+from tests.convert import archives
+
+
+def saved(tmp_path, value, **options):
+    torch.save(value, tmp_path / "w.pt", **options)
+    return torch_archive.read(tmp_path / "w.pt")
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 2, 2, bias=False)
+        self.act = nn.ReLU()
+        self.layers = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2).half()])
+        self.width = 7
+        self.names = ["a", "b"]
+
+    def forward(self, x):
+        return self.act(self.conv1(x))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.visual = nn.Sequential(Block(), nn.BatchNorm2d(2))
+        self.shared = self.visual[1]
+        self.logit_scale = nn.Parameter(torch.tensor(2.5))
+        self.register_buffer("context_length", torch.tensor(77))
+        self.register_buffer("mask", torch.ones(3, 2).t())
+        self.register_buffer("absent", None)
+
+    def forward(self, x):
+        return self.visual(x) * self.logit_scale
+
+
+def test_a_state_dict_equals_torch(tmp_path):
+    state = Model().state_dict()
+    container, tree = saved(tmp_path, state)
+    assert container == "torch"
+    archives.same(state, tree)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("compile", ["script", "trace"])
+def test_a_torchscript_archive_is_its_state_dict(tmp_path, compile):
+    model = Model().eval()
+    made = torch.jit.script(model) if compile == "script" else torch.jit.trace(
+        model, torch.zeros(1, 1, 4, 4)
+    )  # fmt: skip
+    torch.jit.save(made, tmp_path / "w.pt")
+    container, tensors = torch_archive.read(tmp_path / "w.pt")
+    assert container == "torchscript"
+    want = made.state_dict()
+    assert "visual.0.layers.1.weight" in want and "visual.1.num_batches_tracked" in want
+    archives.same({name: want[name] for name in sorted(want)}, dict(sorted(tensors.items())))
+
+
+def test_a_training_checkpoint_comes_back_whole(tmp_path):
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98))
+    model(torch.ones(2, 1, 4, 4)).sum().backward()
+    optimizer.step()
+    tree = {
+        "epoch": 1,
+        "CLIP": OrderedDict(model.state_dict()),
+        "optimizer": optimizer.state_dict(),
+        "scaler": torch.amp.GradScaler("cpu").state_dict(),
+        "history": [0.5, float("nan"), None, True, "naïve"],
+    }
+    archives.same(tree, saved(tmp_path, tree)[1])
+
+
+def test_values_that_are_no_tensors_become_plain(tmp_path):
+    tree = {
+        "size": torch.Size([2, 3]),
+        "type": torch.bfloat16,
+        "device": torch.device("cuda", 1),
+        "cpu": torch.device("cpu"),
+        "set": {1},
+        "bytes": b"\x00\xff",
+        "best": np.float64(0.25),
+        "step": np.int64(-3),
+        "flag": np.bool_(True),
+        "empty": (),
+    }
+    want = {
+        "size": (2, 3),
+        "type": "torch.bfloat16",
+        "device": "cuda:1",
+        "cpu": "cpu",
+        "set": [1],
+        "bytes": b"\x00\xff",
+        "best": 0.25,
+        "step": -3,
+        "flag": True,
+        "empty": (),
+    }
+    _, found = saved(tmp_path, tree)
+    assert found == want and [type(v) for v in found.values()] == [type(v) for v in want.values()]
+
+
+def test_parameters_and_tensors_with_attributes_are_tensors(tmp_path):
+    parameter, plain = nn.Parameter(torch.randn(2, 3).t()), torch.randn(3)
+    parameter.is_decoder, plain.note = True, "kept by torch"
+    tree = {"parameter": parameter, "plain": plain, "bare": nn.Parameter(torch.ones(2))}
+    archives.same(tree, saved(tmp_path, tree)[1])
+
+
+def test_views_of_one_storage_read_only_what_they_cover(tmp_path):
+    base = torch.arange(1 << 18, dtype=torch.float32)
+    tree = {
+        "row": base.view(512, 512)[7, :3],
+        "column": base.view(512, 512)[:2, 5],
+        "corner": base.view(512, 512)[2:4, 2:5].t(),
+        "repeated": base[9:10].expand(4, 3),
+        "none": base[5:5],
+    }
+    _, found = saved(tmp_path, tree)
+    archives.same(tree, found)
+    tracemalloc.start()
+    found["row"].read(), found["corner"].read()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < base.nbytes / 8
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_trees_agree_bytewise(tmp_path, seed):
+    random = np.random.default_rng(seed)
+    tree = {f"{i}": archives.random_tree(random, archives.random_tensor) for i in range(5)}
+    archives.same(tree, saved(tmp_path, tree, pickle_protocol=2 + seed % 3)[1])
+
+
+def test_the_content_tells_a_torch_file(tmp_path):
+    torch.save({}, tmp_path / "w.safetensors")
+    (tmp_path / "w.pt").write_bytes(b"\x80\x02}.")
+    assert torch_archive.looks_like(tmp_path / "w.safetensors")
+    assert not torch_archive.looks_like(tmp_path / "w.pt")
+    assert not torch_archive.looks_like(tmp_path) and not torch_archive.looks_like(tmp_path / "no")
+
+
+def test_the_format_before_torch_1_6_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"before torch 1\.6.*torch\.save it again"):
+        saved(tmp_path, {"a": torch.ones(1)}, _use_new_zipfile_serialization=False)
+
+
+WRONG = {
+    b"": "is empty .*fetch",
+    b"\n\n<!DOCTYPE html><html>": "is a web page.*download failed.*fetch the file again",
+    b"version https://git-lfs.github.com/spec/v1\noid": "git-lfs pointer.*git lfs pull",
+    b"\x80\x02}q\x00.": "is a bare pickle.*where you trust it",
+    b"\x93NUMPY": "is not a file of torch.save: it starts with .*NUMPY.*fetch",
+}
+
+
+@pytest.mark.parametrize("content", WRONG, ids=["empty", "page", "pointer", "pickle", "other"])
+def test_other_files_are_named(tmp_path, content):
+    (tmp_path / "w.pt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"w\.pt .*{WRONG[content]}"):
+        torch_archive.read(tmp_path / "w.pt")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "no.pt", tmp_path):
+        with pytest.raises(UserError, match=r"cannot be read .*check the path"):
+            torch_archive.read(path)
+
+
+def test_every_cut_is_refused(tmp_path):
+    torch.save({"a": torch.ones(40)}, tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    for end in range(4, len(whole), 7):
+        (tmp_path / "w.pt").write_bytes(whole[:end])
+        with pytest.raises(UserError, match=r"cut or damaged.*fetch"):
+            torch_archive.read(tmp_path / "w.pt")
+
+
+def test_a_file_that_shrinks_after_its_header_was_read_is_refused(tmp_path):
+    _, tree = saved(tmp_path, {"a": torch.ones(1000)})
+    (tmp_path / "w.pt").write_bytes((tmp_path / "w.pt").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"has become shorter.*fetch"):
+        tree["a"].read()
+
+
+GOOD = archives.state(archives.tensor())
+FOUR = {"0": bytes(16)}
+ARCHIVES = {
+    "data.pkl": ((None, FOUR), r"without data\.pkl.*unpack it"),
+    "byteorder": ((GOOD, FOUR, {"extra": {"byteorder": b"big"}}), r"byteorder b'big'.*save it"),
+    "compressed": ((GOOD, FOUR, {"method": zipfile.ZIP_DEFLATED}), "'data.pkl' is compressed"),
+    "shorter": ((GOOD, {"0": bytes(15)}), r"'a\.weight': it reaches .* holds 15; fetch"),
+    "missing": ((GOOD, {"1": bytes(16)}), r"'a\.weight': there is no storage '0'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_damaged_archives_are_refused(tmp_path, case):
+    (pickle, storages, *options), match = ARCHIVES[case]
+    archives.craft(tmp_path / "w.pt", pickle, storages, **(options[0] if options else {}))
+    with pytest.raises(UserError, match=match):
+        torch_archive.read(tmp_path / "w.pt")
+
+
+def test_archives_of_several_folders_and_with_an_entry_twice_are_refused(tmp_path):
+    path = archives.craft(tmp_path / "w.pt", GOOD, FOUR)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other/data.pkl", GOOD)
+    with pytest.raises(UserError, match=r"holds 2 folders \('other', 'w'\).*unpack"):
+        torch_archive.read(path)
+    archives.craft(path, GOOD, FOUR)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("w/data.pkl", GOOD)
+    with pytest.raises(UserError, match=r"holds 'data\.pkl' twice"):
+        torch_archive.read(path)
+
+
+OUTSIDE = {
+    "offset": {"offset": 1},
+    "negative offset": {"offset": -1},
+    "shape": {"shape": (5,)},
+    "negative shape": {"shape": (-4,)},
+    "stride": {"shape": (2,), "stride": (4,)},
+    "negative stride": {"shape": (2,), "stride": (-1,), "offset": 3},
+    "axes": {"shape": (2, 2)},
+    "many axes": {"shape": (1,) * 33, "stride": (1,) * 33},
+    "huge": {"shape": (2**61,), "stride": (0,)},
+    "count": {"count": 5},
+    "escape": {"key": b"../data.pkl"},
+    "key": {"key": b""},
+}
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_tensors_outside_their_storage_are_refused(tmp_path, case):
+    pickle = archives.state(archives.tensor(**OUTSIDE[case]))
+    archives.craft(tmp_path / "w.pt", pickle, FOUR)
+    with pytest.raises(UserError, match=r"w\.pt is damaged at 'a\.weight': .*; fetch"):
+        torch_archive.read(tmp_path / "w.pt")
+
+
+def test_a_value_repeated_beyond_the_file_is_refused_before_it_takes_memory(tmp_path):
+    pickle = archives.state(archives.tensor(shape=(1 << 40,), stride=(0,)))
+    archives.craft(tmp_path / "w.pt", pickle, FOUR)
+    with pytest.raises(UserError, match=r"'a\.weight' is expanded to .*more bytes than the file"):
+        torch_archive.read(tmp_path / "w.pt")
+
+
+SPECIAL = {
+    "complex": (lambda: torch.ones(2, dtype=torch.complex64), "of type complex64"),
+    "float8": (lambda: torch.ones(2).to(torch.float8_e4m3fn), r"of type torch\.float8_e4m3fn"),
+    "uint16": (lambda: torch.ones(2, dtype=torch.uint16), r"of type torch\.uint16"),
+    "quantized": (
+        lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "a quantized tensor",
+    ),
+    "sparse": (lambda: torch.eye(2).to_sparse(), "a sparse tensor"),
+    "meta": (lambda: torch.ones(2, device="meta"), "a meta tensor"),
+    "negated": (lambda: torch.ones(2, dtype=torch.complex64).conj().imag, "a view that negates"),
+    "storage": (lambda: torch.ones(2).untyped_storage(), "a storage without a tensor"),
+    "string": (lambda: np.str_("ab"), "a value of numpy's type"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("case", SPECIAL)
+def test_tensors_that_are_no_plain_arrays_are_named(tmp_path, case):
+    make, match = SPECIAL[case]
+    with pytest.raises(UserError, match=rf"'model\.a' is {match}.*load the file with torch"):
+        saved(tmp_path, {"model": {"a": make()}})
