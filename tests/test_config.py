@@ -136,7 +136,7 @@ def test_overrides_keep_types():
         (
             "clip_sun",
             [],
-            "no config 'clip_sun'; there are: clip_combiner, clip_sum, .*zero_shot. Did you mean 'clip_sum'",
+            "no config 'clip_sun'; there are: clip_combiner, .*zero_shot. Did you mean 'clip_sum'",
         ),
         ("clip_sum:fashion", [], "argument 'fashion' is unknown; there are: fashioniq, cirr"),
         ("positives:clip-fashion", [], "no recipe 'clip-fashion'; .* Did you mean 'clip-fashioniq"),
@@ -154,7 +154,7 @@ def test_errors(spec, overrides, message):
 def test_names_that_do_not_exist_list_what_does(tmp_path):
     root = runs.write_fashioniq(tmp_path)
     for change, message in (
-        ("model.name=clip_some", r"no 'clip_some' in models; there are: clip_combiner, clip_sum. Did you mean"),
+        ("model.name=clip_some", r"no 'clip_some' in models; there are: .*clip_sum. Did you mean"),
         (
             "data.name=fashion",
             r"no 'fashion' in positives; there are: cirr, emoji, fashioniq, fold",

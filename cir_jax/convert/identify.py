@@ -81,7 +81,7 @@ def model_keys(source: Source, model: Any) -> dict[str, Any]:
                 f"--set model.tower={value}+gelu, or put its open_clip_config.json beside it"
             )
         if not automatic and not found.fits(key, model[key]):
-            auto = " (or model.tower=auto)" if key == "tower" else ""
+            auto = " (or model.tower=auto)" if key == "tower" and not found.doubt else ""
             raise UserError(
                 f"{source.place} ({layout.about}) is of model.{key}={value}, but the config says "
                 f"model.{key}={model[key]}; give --set model.{key}={value}{auto}"

@@ -23,8 +23,8 @@ from cir_jax.errors import UserError
 _MOST_PICKLE = 1 << 28
 _DEEPEST = 64
 _MOST_AXES = 32
-# A tensor within a parameter, within one with attributes: no tensor is wrapped more often.
-_MOST_WRAPPINGS = 3
+# A parameter, of a tensor that has attributes: no tensor is wrapped more often.
+_MOST_WRAPPINGS = 2
 _TENSORS = (
     *torch_pickle.REBUILDERS,
     *torch_pickle.PARAMETERS,

@@ -22,8 +22,9 @@ _ZIP64_FIELD = 20  # what zipfile adds to the extra field of a large entry
 _FIELD = struct.Struct("<HH")  # of an extra field: kind, bytes
 # The kind torch gives to the extra field that only pads ("FB").
 _PADDING = 0x4246
-# From here on an entry gets 64-bit sizes. The zip format needs them from 4 GiB on.
-_LARGE = 1 << 31
+# From here on an entry gets 64-bit sizes. The zip format needs them from 4 GiB on. zipfile adds
+# them by itself somewhat below 2 GiB, and its header would not have the length we count with.
+_LARGE = 1 << 30
 _STORAGES = {dtype: name.removeprefix("torch.") for name, dtype in torch_pickle.STORAGES.items()}
 
 

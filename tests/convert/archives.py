@@ -119,7 +119,7 @@ def random_tree(random, leaf, depth=0):
     if kind == 3:
         return float(random.normal())
     if kind == 4:
-        return ("", "weights", "größe\n", "\U0001f600")[random.integers(4)]
+        return ("", "weights", "größe\n", "\U0001f600", "\ud800")[random.integers(5)]
     size = int(random.integers(0, 4))
     inner = [random_tree(random, leaf, depth + 1) for _ in range(size)]
     if kind == 5:

@@ -85,7 +85,8 @@ def test_names_outside_the_list_are_refused(tmp_path, name):
 def test_classes_of_a_torchscript_archive_are_inert(tmp_path):
     script = {"extra": {"constants.pkl": b"\x80\x02)."}}
     inner = b"c__torch__\nInner\n)\x81}" + text(b"weight") + tensor() + b"sb"
-    outer = b"c__torch__\nOuter\n)\x81}(" + text(b"inner") + inner + text(b"n") + number(3) + b"ub"
+    outer = b"c__torch__\nOuter\n)\x81}(" + text(b"inner") + inner + text(b"n") + number(3)
+    outer += text(b"enumerated") + b"c__torch__\nColour\nK\x01\x85Rub"
     path = archives.craft(tmp_path / "w.pt", whole(outer), {"0": bytes(16)}, **script)
     container, tensors = torch_archive.read(path)
     assert container == "torchscript" and list(tensors) == ["inner.weight"]
@@ -107,7 +108,7 @@ DAMAGED = {
     "call of text": text(b"eval") + b")R",
     "call without a tuple": b"ctorch\nSize\n]R",
     "identity": text(b"0") + b"Q",
-    "identity of a module": b"(" + text(b"module") + text(b"os") + b"NNNtQ",
+    "identity of a module": storage().replace(b"storage", b"modules"),
     "identity of another length": b"(" + text(b"storage") + b"tQ",
     "identity of a number": number(0) + b"Q",
     "storage of a type": storage(kind=b"ctorch\nfloat32\n"),
@@ -142,6 +143,7 @@ DAMAGED = {
 def test_instructions_out_of_place_are_refused(tmp_path, case):
     found = refusal(tmp_path, whole(DAMAGED[case]))
     assert "damaged" in found and "fetch the file again" in found
+    assert ("something other than a storage" in found) == case.startswith("identity")
 
 
 def test_state_is_dropped_where_torch_keeps_it_aside(tmp_path):
@@ -155,7 +157,7 @@ def test_state_is_dropped_where_torch_keeps_it_aside(tmp_path):
 SPIRALS = {
     "list in itself": b"]q\x00h\x00a",
     "two of itself": b"]q\x00(h\x00h\x00e",
-    "doubling": b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60)),
+    "doubling": b"(]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60)) + b"t",
     "dict in itself": b"}q\x00Nh\x00s",
     "deep tuple": b")" + b"\x85" * 100_000,
     "deep parameter": b"ctorch._utils\n_rebuild_parameter\nq\x00" * 1
@@ -188,6 +190,16 @@ def test_a_damaged_length_takes_no_memory(case):
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 1 << 20
+
+
+def test_a_parameter_may_wrap_a_tensor_with_attributes(tmp_path):
+    """The arguments of the inner call go into the one for tensors with attributes."""
+    arguments = tensor().partition(b"\n_rebuild_tensor_v2\n")[2][:-1]
+    data = b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\n"
+    data += b"ctorch\nTensor\n" + arguments + b"}tR"
+    data = b"ctorch._utils\n_rebuild_parameter\n(" + data + b"\x88NtR"
+    path = archives.craft(tmp_path / "w.pt", archives.state(data), {"0": bytes(16)})
+    assert torch_archive.read(path)[1]["a.weight"].shape == (4,)
 
 
 def test_a_large_data_pkl_is_refused_before_it_is_read(tmp_path, monkeypatch):

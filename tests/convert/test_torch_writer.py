@@ -84,10 +84,19 @@ def test_the_layout_is_that_of_torch(tmp_path):
             folder, _, name = info.filename.partition("/")
             assert folder == "archive" and info.compress_type == zipfile.ZIP_STORED
             assert name == "data.pkl" or one.read(info) == theirs[name]
-            with open(path, "rb") as file:
-                file.seek(info.header_offset + 26)
-                lengths = np.frombuffer(file.read(4), "<u2")
-            assert (info.header_offset + 30 + lengths.sum()) % 64 == 0
+    assert all(start % 64 == 0 for start, _ in headers(path).values())
+
+
+def headers(path):
+    """Name of each entry -> (position of its bytes, extra field of its local header)."""
+    whole = path.read_bytes()
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            name, extra = np.frombuffer(whole, "<u2", 2, info.header_offset + 26).tolist()
+            start = info.header_offset + 30 + name + extra
+            found[info.filename] = (start, whole[start - extra : start])
+    return found
 
 
 def test_one_tensor_is_in_memory_at_a_time(tmp_path):
@@ -106,13 +115,19 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     assert [float(v[5]) for v in torch.load(path).values()] == list(range(8))
 
 
-def test_large_entries_get_64_bit_sizes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [1 << 31, 200])
+def test_large_entries_get_64_bit_sizes(tmp_path, monkeypatch, limit):
+    """Of a file that is large as a whole (limit 200), and of one that is not."""
     tree = {"a": torch.arange(100.0), "b": torch.arange(7)}
-    plain = written(tmp_path / "plain.pt", ours(tree)).read_bytes()
     monkeypatch.setattr(torch_writer, "_LARGE", 200)
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 200)
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
     path = written(tmp_path / "w.pt", ours(tree))
-    assert b"PK\x06\x06" in path.read_bytes() and b"PK\x06\x06" not in plain
+    assert (b"PK\x06\x06" in path.read_bytes()) == (limit == 200)
+    sizes = (400).to_bytes(8, "little") * 2
+    found = headers(path)
+    assert b"\x01\x00\x10\x00" + sizes in found["archive/data/0"][1]
+    assert b"\x01\x00\x10\x00" not in found["archive/data/1"][1]
+    assert all(start % 64 == 0 for start, _ in found.values())
     equal(tree, torch.load(path))
     equal(tree, torch.load(path, mmap=True))
     archives.same(tree, torch_archive.read(path)[1])
