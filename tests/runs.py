@@ -89,7 +89,7 @@ def dump(path, content):
 
 def tiny(workdir, root, *changes, stage=1, model="cross_attention", data="fashioniq"):
     """A locked config that trains in seconds; `model` is "clip_sum" or one of the stand-ins."""
-    name = model if model == "clip_sum" else stand_in(model)
+    name = model if model.startswith("clip_") else stand_in(model)
     base = (
         f"workdir={workdir}", f"data.root={root}", f"data.name={data}", f"eval.benchmark={data}",
         f"model.name={name}", "model.tower=tiny-vit", "model.dtype=float32", "batch=8", "epochs=1",

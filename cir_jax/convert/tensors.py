@@ -49,8 +49,9 @@ class Tensor:
 
 
 def of(values: np.ndarray) -> Tensor:
-    """A tensor that is in memory already."""
+    """A tensor that is in memory already, of one of DTYPES."""
     values = np.asarray(values)
-    dtype = next(name for name, known in DTYPES.items() if known == values.dtype)
+    names = {known: name for name, known in DTYPES.items()}
+    dtype = names[values.dtype]
     # ascontiguousarray would make a vector of a scalar.
     return Tensor(values.shape, dtype, lambda: values.copy(order="C"))

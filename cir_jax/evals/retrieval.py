@@ -73,14 +73,15 @@ class Retriever:
     def set_index(self, index: Params) -> None:
         """Takes these index parameters; what others encoded is dropped.
 
-        Parameters are "the same" if every array is the same object: stage two hands the very
-        arrays it froze, and comparing values would cost more than it saves.
+        Parameters are "the same" if every array that images are encoded by is the same object: a
+        stage hands on the very arrays it froze, and comparing values would cost more than it saves.
         """
-        if self._given.keys() == index.keys() and all(self._given[p] is index[p] for p in index):
-            return
+        read = self.functions.index_paths
+        same = all(p in self._given and self._given[p] is index[p] for p in read)
         self._given = dict(index)
         self._index = self._placed(index)
-        self._targets, self._references = {}, {}
+        if not same:
+            self._targets, self._references = {}, {}
 
     def set_query(self, query: Params) -> None:
         """Takes these query parameters. Arrays that are also index parameters are shared."""

@@ -23,10 +23,10 @@ and, where weights to start from may lack a part of the model, NEW: regexes of t
 start at random, with a message.
 
 `config` is the `model` section of the run's config. Roles say when a parameter trains: stage one
-trains "index" and "query"; stage two trains "query" only; "pretrain" (CLIP's `logit_scale`) trains
-in stage zero alone; a "statistic" (of a BatchNorm that stays in evaluation mode) never does. A
-model never sees a mesh, a bank, a stage or a data set; trainer, bank and evaluator call the three
-functions and nothing else.
+trains "index" and "query"; stage two trains "query" only; "pretrain" (CLIP's `logit_scale`, or both
+towers of a model that keeps its CLIP frozen) trains in stage zero alone; a "statistic" (of a
+BatchNorm that stays in evaluation mode) never does. A model never sees a mesh, a bank, a stage or a
+data set; trainer, bank and evaluator call the three functions and nothing else.
 
 Stage one uses one tree as both index and query. Stage two keeps that tree as the index and trains a
 copy of the query part. Source: section 3.3 of arXiv 2404.11317, where the image side is frozen.

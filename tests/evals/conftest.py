@@ -29,6 +29,7 @@ class Products:
             CUT_PADDING=cut_padding, REFERENCE_ROWS="per_triplet" if per_triplet else "per_image"
         )
         self.reference_shape, self.target_shape = (2, 5), (k, 6)
+        self.index_paths = ["start", "visual", *(["text"] if per_triplet else [])]
         self.traced = Counter()  # "compose 16": traced once with texts of 16 tokens
 
     def init(self, seed):

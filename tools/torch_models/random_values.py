@@ -6,6 +6,8 @@ of the tensors unseen. Embeddings and some variances are small, as trained ones 
 epsilon of a norm is seen.
 """
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,9 @@ def state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         elif name.endswith("running_var"):
             found[name] = 0.05 + torch.rand(old.shape, generator=generator)
         elif name in scales:
-            found[name] = 1 + 0.3 * noise
+            # The last norm of a bottleneck: small, or a deep ResNet would grow with every block.
+            size = 0.3 if re.search(r"layer\d.*\.bn3\.", name) else 1.0
+            found[name] = size * (1 + 0.3 * noise)
         elif name.endswith(("bias", "running_mean")) or not noise.ndim:
             found[name] = 0.3 * noise
         elif name.endswith(("embedding", "embedding.weight")):
