@@ -60,12 +60,15 @@ def inspect(args: argparse.Namespace) -> None:
     print(f"{args.place}: {source.container}, {', '.join(f.name for f in source.files)}")
     for key, value in source.values.items():
         print(f"  {key} = {value}")
-    for model, layout, found in identify.everything(source):
+    chosen = identify.everything(source)
+    for model, layout, found in chosen:
         said = " ".join(f"model.{k}={v}" for k, v in found.config.items() if k != "name")
-        print(f"  {layout.name}: {layout.about}, for model.name={model} {said}")
+        part = "a part of " if layout.part else ""
+        print(f"  {layout.name}: {layout.about}; {part}model.name={model} {said}".rstrip())
         if found.doubt:
             print(f"  in doubt: {found.doubt}")
-    chosen = identify.everything(source)
+    if not chosen:
+        print("  no model of this project has these tensors")
     for key, group in source.groups.items():
         print(f"  {key or 'state dict'}: {len(group)} tensors, "
               f"{sum(t.nbytes for t in group.values()) / 1e6:,.1f} MB")  # fmt: skip
@@ -115,6 +118,7 @@ def verify(args: argparse.Namespace) -> None:
             f"verify runs PyTorch's model, and {error.name} is not installed; "
             "pip install 'cir_jax[torch]'"
         ) from None
+    args.overrides = [*args.overrides, "model.dtype=float32"]
     _, functions, found = _load(args.places, args)
     worst = against_torch.compare(args.places, functions, found, batch=args.batch, seed=args.seed)
     if worst > args.limit:
@@ -177,7 +181,7 @@ def _verify_arguments(parser: argparse.ArgumentParser) -> None:
     _place_arguments(parser)
     parser.add_argument("--batch", type=int, default=2, help="random images and texts")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=float, default=1e-3, help="largest difference allowed")
+    parser.add_argument("--limit", type=float, default=1e-4, help="largest difference allowed")
 
 
 COMMANDS = {

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 def state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """Tensor name -> new values; variances are positive and activations stay of order one."""
     generator = torch.Generator().manual_seed(seed)
-    norms = (nn.LayerNorm, nn.BatchNorm2d)
-    scales = {f"{n}.weight" for n, part in model.named_modules() if isinstance(part, norms)}
+    scales = _scales(model)
     found = {}
     for name, old in model.state_dict().items():
         noise = torch.randn(old.shape, generator=generator)
@@ -25,9 +24,7 @@ def state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         elif name.endswith("running_var"):
             found[name] = 0.05 + torch.rand(old.shape, generator=generator)
         elif name in scales:
-            # The last norm of a bottleneck: small, or a deep ResNet would grow with every block.
-            size = 0.3 if re.search(r"layer\d.*\.bn3\.", name) else 1.0
-            found[name] = size * (1 + 0.3 * noise)
+            found[name] = scales[name] * (1 + 0.3 * noise)
         elif name.endswith(("bias", "running_mean")) or not noise.ndim:
             found[name] = 0.3 * noise
         elif name.endswith(("embedding", "embedding.weight")):
@@ -36,4 +33,20 @@ def state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
             found[name] = noise * old.shape[0] ** -0.5
         else:
             found[name] = noise * old[0].numel() ** -0.5
+    return found
+
+
+def _scales(model: nn.Module) -> dict[str, float]:
+    """Name of the weight of each norm -> its mean.
+
+    Below 1 for a BatchNorm, as small variances make its output large, and smaller where a branch
+    joins the shortcut: a deep ResNet would grow with every block.
+    """
+    found = {}
+    for name, part in model.named_modules():
+        if isinstance(part, nn.LayerNorm):
+            found[f"{name}.weight"] = 1.0
+        elif isinstance(part, nn.BatchNorm2d):
+            joins = re.search(r"layer\d.*\.bn3", name)
+            found[f"{name}.weight"] = 0.2 if joins else 0.6
     return found

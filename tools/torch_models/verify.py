@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's model against ours on the same random inputs, layer by layer.
+
+PyTorch is given the tensors of the file, by PyTorch's own readers where they can (an archive of
+TorchScript would have to be run). A run of ours has no such file: it gets what an export writes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPModel
+
+from cir_jax.convert import clip as clip_rules
+from cir_jax.convert import clip_combiner, identify, sources, tables
+from cir_jax.errors import UserError
+from cir_jax.models.contract import Functions, Params
+from cir_jax.runtime import weights
+from cir_jax.towers import clip_sizes
+from tools.torch_models import clip, clip4cir, combiner, ours, transformers_clip
+
+MODELS = ("clip_sum", "clip_combiner")
+
+
+def compare(
+    places: list[str], functions: Functions, found: weights.Weights, batch: int = 2, seed: int = 0
+) -> float:
+    """Prints the largest difference of each layer, and returns the largest of all.
+
+    Differences are divided by the largest value of the layer where that is over 1.
+
+    Args:
+      places: what the weights were read from.
+      functions: the model, computing in float32.
+      found: its parameters.
+      batch: random images and texts.
+      seed: of those.
+
+    Raises:
+      UserError: there is no such model in PyTorch here.
+    """
+    name = functions.config.name
+    if name not in MODELS:
+        raise UserError(f"verify has no PyTorch model of {name}; there are: {', '.join(MODELS)}")
+    shared = set(functions.index_paths)
+    params = {p: (found.index if p in shared else found.query)[p] for p in functions.abstract}
+    pixels, tokens = _inputs(functions, batch, seed)
+    with jax.default_matmul_precision("highest"):  # a GPU would round the factors
+        got = ours.trace(functions, params, pixels, tokens)
+    want, whose = _published(places, functions, params, pixels, tokens)
+    print(f"PyTorch: {whose}; {batch} random images of {functions.image_size} pixels and texts")
+    far = ours.differences(want, got)
+    for layer, difference in far.items():
+        print(f"  {layer:24} {difference:.2e}")
+    worst = max(far.values())
+    print(f"largest difference: {worst:.2e}")
+    return worst
+
+
+def _inputs(functions: Functions, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised pixels [B, S, S, 3] and tokens [B, T] of texts of different lengths."""
+    rng = np.random.default_rng(seed)
+    side, context = functions.image_size, functions.abstract["text/position"].shape[0]
+    pixels = rng.normal(size=(batch, side, side, 3)).astype(np.float32)
+    tokens = np.zeros((batch, context), np.int32)
+    for row in tokens:
+        length = int(rng.integers(3, context + 1))
+        row[:length] = [49406, *rng.integers(1, 49405, length - 2), 49407]
+    return pixels, tokens
+
+
+def _published(
+    places: list[str], functions: Functions, params: Params, pixels: np.ndarray, tokens: np.ndarray
+) -> tuple[dict[str, np.ndarray], str]:
+    """(PyTorch's trace, where its tensors come from)."""
+    size = clip_sizes.find(functions.config.tower)
+    context = functions.abstract["text/position"].shape[0]
+    clip_state, combiner_state, whose = None, None, []
+    for place in [p for p in places if not weights.is_run(p)]:
+        source = sources.open_source(place)
+        layout, held = identify.find(source, functions.config.name)
+        if layout.name == "huggingface":
+            whose.append(f"transformers' CLIPModel of {place}")
+            model = CLIPModel.from_pretrained(place, dtype=torch.float32).eval()
+            layers = transformers_clip.trace(model, pixels, tokens)
+        elif layout.name == "combiner":
+            combiner_state = _tensors(source, held.group)
+            whose.append(f"the Combiner of {place}")
+        elif layout.name != "safetensors":
+            prefix = "clip." if layout.name == "spn" else ""
+            state = _tensors(source, held.group)
+            state = {n.removeprefix(prefix): x for n, x in state.items()}
+            ignored = [n for n in state if tables.ignored_reason(layout.ignored, n)]
+            clip_state = {n: x for n, x in state.items() if n not in ignored}
+            whose.append(f"the tensors of {place}")
+    if not any("CLIPModel" in text for text in whose):
+        if clip_state is None:
+            clip_state = _exported(clip_rules.openai(size), params)
+            whose.append("CLIP by the tensors that an export writes")
+        layers = clip4cir.trace(_filled(size, context, clip_state), pixels, tokens)
+    if functions.config.name == "clip_combiner":
+        if combiner_state is None:
+            combiner_state = _exported(clip_combiner.rules(), params)
+            whose.append("the Combiner by those that an export writes")
+        raw = (torch.from_numpy(layers[n]) for n in ("reference", "text/feature"))
+        layers["query"] = combiner.query(combiner_state, *raw).numpy()
+    return layers, ", ".join(whose)
+
+
+def _filled(size: Any, context: int, state: dict[str, Tensor]) -> clip4cir.Clip4Cir:
+    """The network with these tensors; counters of steps, which no value depends on, are zero."""
+    with torch.device("meta"):
+        names = clip.build(size, context).state_dict()
+    counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
+    return clip4cir.Clip4Cir(clip.filled(size, context, counters | state))
+
+
+def _tensors(source: sources.Source, group: str) -> dict[str, Tensor]:
+    """The tensors of a file, float32, by PyTorch's own reader where it reads them."""
+    if source.container == "torchscript":
+        tensors = {n: torch.from_numpy(_wide(t.read())) for n, t in source.groups[group].items()}
+    elif source.container == "torch":
+        (file,) = (f for f in source.files if f.suffix != ".json")
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        tensors = saved[group] if group else saved
+    else:
+        files = [f for f in source.files if f.suffix != ".json"]
+        tensors = {n: x for file in files for n, x in load_file(Path(file)).items()}
+    tensors = {n: x for n, x in tensors.items() if isinstance(x, Tensor)}
+    return {n.removeprefix("module."): x.float() if x.is_floating_point() else x
+            for n, x in tensors.items()}  # fmt: skip
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """PyTorch takes no bfloat16 from numpy."""
+    return values if np.issubdtype(values.dtype, np.integer) else values.astype(np.float32)
+
+
+def _exported(rules: list[tables.Rule], params: Params) -> dict[str, Tensor]:
+    part = {p: params[p] for p in tables.leaves(rules, params)}
+    tensors = tables.tensors_of(tables.expand(rules, part), part, {})
+    return {n: torch.from_numpy(t.read()) for n, t in tensors.items()}
