@@ -10,11 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import CLIPModel
 
 from cir_jax.main import main
 from cir_jax.positives import emoji
 from tests import runs
+from tests.convert import published
 from tests.positives.scaling.scripted import Scripted
+from tests.test_init_from import combiner
+from tools import convert_weights
 
 HERE = Path(__file__).parents[1]
 README = (HERE / "README.md").read_text()
@@ -79,14 +83,27 @@ def folder(tmp_path_factory):
     record = {"qid": 7, "query-image": first, "query-text": "greener", "target-image": second}
     runs.dump(root / "DATA/lasco_train.json", [record])
     emoji.prepare(root / "emoji", limit=300)
+    weights(root / "DATA")
     return root
+
+
+def weights(data):
+    """Tiny weights under the names of the README."""
+    published.torchscript(data / "RN50x4.pt", published.RESNET)
+    tensors = published.state()
+    published.write("huggingface", data / "clip-vit-large-patch14", tensors)
+    for layout, name in (("spn", "best.pt"), ("clip4cir", "clip_finetuned.pt")):
+        published.write(layout, data, tensors).rename(data / name)
+    combiner(data / "combiner.pt")
 
 
 def shrunk(flags, server):
     """The flags of a command with what makes it small and keeps it on this machine."""
     flags = [f.replace("http://localhost:8000/v1", server) for f in flags]
     changes = ["data.threads=2"] if flags[0] == "positives" else []
-    if flags[0] == "train":
+    if "--init-from" in flags:
+        changes += ["model.tower=auto", *(c for c in TINY if not c.startswith("model."))]
+    elif flags[0] == "train":
         changes += TINY
     if (
         any(f.endswith(":emoji") or ":emoji," in f for f in flags)
@@ -100,10 +117,15 @@ def shrunk(flags, server):
 
 def test_cir_jax_commands_in_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    ran = []
+    ran, converted = [], []
     with Scripted() as server:
         for command in COMMANDS:
             name, *flags = shlex.split(command)
+            if name == "python":
+                assert flags[0] == "tools/convert_weights.py", f"no test knows: {command}"
+                assert convert_weights.main(flags[1:]) == 0, capsys.readouterr().err
+                converted.append(flags[1])
+                continue
             if name != "cir-jax":
                 assert name == "bash", f"a command no test knows: {command}"
                 continue
@@ -113,7 +135,11 @@ def test_cir_jax_commands_in_order(folder, monkeypatch, capsys):
             assert status in ((0, 1) if doctored else (0,)), capsys.readouterr().err
             ran.append(flags[0])
     assert set(ran) == {"doctor", "train", "evaluate", "submit", "pack", "positives", "triplets"}
+    assert set(converted) == {"inspect", "import", "export", "verify"}
     assert (folder / "runs/fiq2/report.html").is_file()
+    for name in ("spn-cirr", "zero-shot-cirr", "combiner-cirr"):
+        assert (folder / "runs" / name / "report.html").is_file()
+    CLIPModel.from_pretrained(folder / "DATA/clip-large-hf")
     assert len(list((folder / "submission").iterdir())) == 2
     assert len(server.bodies) == len(runs.COLORS)
     for name in ("emoji-positives", "photos", "titles", "fiq-positives"):

@@ -28,6 +28,7 @@ CONVOLUTION = (2, 3, 1, 0)  # [O, I, H, W] -> [H, W, I, O]
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _LISTED = 6  # names of one kind of trouble that a message shows
+_STRIP = 16  # float32 values that fill one line of a processor's cache
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,8 @@ def fill(
         if not np.isfinite(values).all():
             broken.append(name)
         for piece in pieces:
-            place = ... if piece.layer is None else piece.layer
-            leaves[piece.path][place] = piece.ours(values)
+            place = (...,) if piece.layer is None else (piece.layer, ...)
+            _copy(leaves[piece.path][place], piece.ours(values))
     _raise({"not finite": broken}, len(table), where)
     return leaves
 
@@ -215,7 +216,8 @@ def _lazy(
         parts = [piece.theirs(np.asarray(params[piece.path])) for piece in pieces]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         with np.errstate(over="ignore"):
-            written = np.array(whole, DTYPES[dtype], order="C")
+            written = np.empty(shape, DTYPES[dtype])
+            _copy(written, whole)
         if dtype == "float16" and not np.isfinite(written).all():
             raise UserError(
                 f"{name} has values up to {np.abs(whole).max():.3g}, over the 65504 of float16; "
@@ -224,6 +226,20 @@ def _lazy(
         return written
 
     return Tensor(shape, dtype, read)
+
+
+def _copy(into: np.ndarray, values: np.ndarray) -> None:
+    """Assigns values, cast to the type of `into`, of which `values` may be a transposed view.
+
+    numpy writes a transposed array value by value, each to another line of the cache; strips along
+    the last axis fill whole lines, which is some 3 times as fast.
+    """
+    if values.ndim < 2 or values.strides[-1] == values.itemsize:
+        into[...] = values
+        return
+    for start in range(0, values.shape[-1], _STRIP):
+        strip = (..., slice(start, start + _STRIP))
+        into[strip] = values[strip]
 
 
 def _regex(template: str) -> str:
