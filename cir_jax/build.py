@@ -187,10 +187,11 @@ def load(config: ConfigDict, init_from: str, which: str = "best") -> tuple[Confi
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     found = weights.load(str(init_from), functions, which)
     places = sharding.parameter_shardings(functions, mesh)
-    query = sharding.place({p: found.query[p] for p in functions.abstract}, places)
-    index = query
-    if found.index is not found.query:
-        index = sharding.place({p: found.index[p] for p in functions.abstract}, places)
+    query = {p: found.query[p] for p in functions.abstract}
+    apart = {p: found.index[p] for p in query if found.index[p] is not query[p]}
+    del found
+    query = sharding.move(query, places)
+    index = query | sharding.move(apart, places)
     return config, _retriever(config, functions, mesh, index, query)
 
 

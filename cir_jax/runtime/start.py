@@ -47,13 +47,13 @@ def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
     extra = run.stage.extra
     trained = {p: query[p] if p in query else np.float32(extra[p]) for p in paths}
     fixed = {p: index[p] for p in abstract["fixed"]}
-    trained = sharding.place(trained, run.shardings)
+    del index, query  # so that `move` can let go of their arrays
+    trained, fixed = (sharding.move(part, run.shardings) for part in (trained, fixed))
     initial = jax.jit(
         optimizer.init,
         out_shardings=sharding.optimizer_shardings(optimizer, trained, run.shardings, run.mesh),
     )
-    placed = sharding.place(fixed, run.shardings)
-    return make(placed, trained, initial(trained), source=source), optimizer
+    return make(fixed, trained, initial(trained), source=source), optimizer
 
 
 def _fresh(run: Any) -> tuple[Params, Params, dict[str, Any] | None]:

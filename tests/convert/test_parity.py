@@ -18,7 +18,7 @@ from cir_jax import config
 from cir_jax.convert import importing
 from cir_jax.models import contract
 from cir_jax.towers import clip_sizes
-from tools.torch_models import clip, clip4cir, ours, random_values
+from tools.torch_models import clip, clip4cir, ours, random_values, transformers_clip
 
 CONTEXT = 20
 # Heads of 64 channels, as in OpenAI's networks.
@@ -227,37 +227,11 @@ def huggingface(kind):
     return model
 
 
-def hidden_states(model, pixels, tokens):
-    """The layers of a CLIPModel under our names."""
-    pixels, tokens = clip.inputs(pixels, tokens)
-    with torch.no_grad():
-        image = model.vision_model(pixels, output_hidden_states=True)
-        text = model.text_model(tokens, output_hidden_states=True)
-        reference = model.visual_projection(image.pooler_output)
-        feature = model.text_projection(text.pooler_output)
-    found = {}
-    for side, states, first in (
-        ("visual", image.hidden_states, "stem"),
-        ("text", text.hidden_states, "embedding"),
-    ):
-        found[f"{side}/{first}"] = states[0]
-        found |= {f"{side}/block {i}": x for i, x in enumerate(states[1:])}
-    found |= {
-        "visual/feature": reference,
-        "text/norm": text.last_hidden_state,
-        "text/feature": feature,
-        "reference": reference,
-        "target": torch.nn.functional.normalize(reference),
-        "query": torch.nn.functional.normalize(reference + feature),
-    }
-    return {name: x.numpy() for name, x in found.items()}
-
-
 @pytest.mark.parametrize("kind", ["vit", "gelu"])
 def test_every_layer_of_a_folder_of_transformers(kind, tmp_path):
     model = huggingface(kind)
     model.save_pretrained(tmp_path)
-    want = hidden_states(model, *problem(kind))
+    want = transformers_clip.trace(model, *problem(kind))
     weights = importing.read(tmp_path, functions(kind))
     far = ours.differences(want, ours.trace(functions(kind), weights.query, *problem(kind)))
     assert max(far.values()) < BOUND, far

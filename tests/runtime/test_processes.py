@@ -15,6 +15,7 @@ from cir_jax import train
 from cir_jax.errors import UserError
 from cir_jax.runtime import distributed, metrics
 from tests import runs
+from tests.convert import published
 
 HERE = Path(__file__).parents[2]
 
@@ -39,12 +40,17 @@ def launch(*arguments, env=()):
 
 
 @pytest.mark.parametrize(
-    "model, stage", [("cross_attention", 0), ("cross_attention", 1), ("sprc_shaped", 2)]
+    "model, stage",
+    [("cross_attention", 0), ("cross_attention", 1), ("sprc_shaped", 2), ("clip_sum", 1)],
 )
 def test_two_processes_equal_one(model, stage, tmp_path):
     root = runs.write_fashioniq(tmp_path / "data")
     captions = f"data.captions={runs.write_captions(root)}"
-    alone = runs.tiny(tmp_path / "one", root, "steps=3", captions, stage=stage, model=model)
+    changes = [captions, "steps=3"]
+    if model == "clip_sum":  # from a file of weights, which each process reads
+        place = published.write("spn", tmp_path, published.state())
+        changes += [f"init_from={place}", "model.tower=auto"]
+    alone = runs.tiny(tmp_path / "one", root, *changes, stage=stage, model=model)
     results = train.train(alone)
     changes = configs.to_json(alone)
     file = tmp_path / "same.py"
