@@ -6,6 +6,7 @@ What a file is, is told by its first bytes and by what it holds, never by its na
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,12 @@ def open_source(place: str | Path) -> Source:
     """
     place = Path(place)
     if not place.exists():
-        raise UserError(f"{place} does not exist; give a file of weights, or a folder that has one")
+        hub = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(place)):
+            hub = f". A model of the hub comes by `hf download {place} --local-dir FOLDER`"
+        raise UserError(
+            f"{place} does not exist; give a file of weights, or a folder that has one{hub}"
+        )
     if place.is_dir():
         return _folder(place)
     source = _file(place, place)

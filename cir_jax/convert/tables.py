@@ -178,9 +178,12 @@ def fill(
     for name, pieces in table.items():
         with np.errstate(over="ignore"):  # what is over float32 is infinite, and named as such
             values = tensors[name].read().astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
+        if not _finite(values):
             broken.append(name)
         for piece in pieces:
+            if piece == Piece(piece.path, None, SAME, (0, 1)):
+                leaves[piece.path] = values  # the leaf itself: a large one is not held twice
+                continue
             place = (...,) if piece.layer is None else (piece.layer, ...)
             _copy(leaves[piece.path][place], piece.ours(values))
     _raise({"not finite": broken}, len(table), where)
@@ -216,9 +219,12 @@ def _lazy(
         parts = [piece.theirs(np.asarray(params[piece.path])) for piece in pieces]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         with np.errstate(over="ignore"):
-            written = np.empty(shape, DTYPES[dtype])
-            _copy(written, whole)
-        if dtype == "float16" and not np.isfinite(written).all():
+            if whole.flags.c_contiguous:
+                written = whole.astype(DTYPES[dtype], copy=False)
+            else:
+                written = np.empty(shape, DTYPES[dtype])
+                _copy(written, whole)
+        if dtype == "float16" and not _finite(written):
             raise UserError(
                 f"{name} has values up to {np.abs(whole).max():.3g}, over the 65504 of float16; "
                 "write bfloat16 or float32"
@@ -240,6 +246,12 @@ def _copy(into: np.ndarray, values: np.ndarray) -> None:
     for start in range(0, values.shape[-1], _STRIP):
         strip = (..., slice(start, start + _STRIP))
         into[strip] = values[strip]
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether all are finite; unlike `np.isfinite(values)` it makes no second array."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
 
 
 def _regex(template: str) -> str:

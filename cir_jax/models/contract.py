@@ -72,11 +72,11 @@ class Functions:
 
     def reference(self, params: Params, pixels: jax.Array, text: jax.Array) -> jax.Array:
         """[B, S, S, 3] and [B, T] -> [B, R, C], on index parameters."""
-        return self._merge(params).reference(normalize(pixels), text)
+        return self.merged(params).reference(normalize(pixels), text)
 
     def target(self, params: Params, pixels: jax.Array) -> jax.Array:
         """[B, S, S, 3] -> [B, K, D] unit rows, on index parameters."""
-        return self._merge(params).target(normalize(pixels))
+        return self.merged(params).target(normalize(pixels))
 
     def compose(
         self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
@@ -85,7 +85,7 @@ class Functions:
 
         `key` is the dropout key of a training step; None switches dropout off.
         """
-        return self._merge(params).compose(reference, text, key=key)
+        return self.merged(params).compose(reference, text, key=key)
 
     def init(self, seed: int) -> Params:
         """Random parameters, drawn by the model's own initialisers."""
@@ -164,7 +164,8 @@ class Functions:
             jax.eval_shape(self.target, self.abstract, pixels),
         )
 
-    def _merge(self, params: Params) -> nnx.Module:
+    def merged(self, params: Params) -> nnx.Module:
+        """The nnx module with these parameters."""
         tree: dict = {}
         for path, keys in self.keys.items():
             node = tree

@@ -160,6 +160,7 @@ def test_a_lora_file(name, tensors, tmp_path):
 
 def test_what_is_no_file_of_weights(tmp_path):
     refused(tmp_path / "none.pt", r"none.pt does not exist; give a file of weights, or a folder")
+    refused("openai/clip-vit-large-patch14", r"comes by `hf download openai/clip-vit-large-patch14 -")
     refused(tmp_path, r"holds no weights: none of model.safetensors, .*; there is nothing")
     (tmp_path / "readme.txt").write_text("hello")
     refused(tmp_path, r"there is readme.txt")

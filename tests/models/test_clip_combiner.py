@@ -37,7 +37,7 @@ def problem():
     text[:, 0], text[:, 5] = 49406, 49407
     params = random_values({path: x.shape for path, x in functions.abstract.items()})
     image = rng.normal(size=(BATCH, WIDTH)).astype(np.float32)
-    read = jax.jit(lambda params, text: functions._merge(params).text(text))
+    read = jax.jit(lambda params, text: functions.merged(params).text(text))
     return jax.device_put(params), image, np.asarray(read(params, text)), text
 
 
@@ -97,7 +97,7 @@ def test_dropout_is_behind_each_relu_and_keeps_the_mean(monkeypatch):
         return masks[-1][1]
 
     monkeypatch.setattr(jax.random, "bernoulli", noted)
-    combiner = build()._merge(params).combiner
+    combiner = build().merged(params).combiner
     got = combiner(image, text, jax.random.key(3))
     assert [kept for kept, _ in masks] == [0.5] * 4
     masks = [2.0 * np.asarray(mask) for _, mask in masks]
@@ -165,7 +165,7 @@ def test_every_matrix_is_sharded_and_the_query_is_the_same():
 
     @jax.jit
     def combine(params, image, text):
-        return functions._merge(params).combiner(image, text, jax.random.key(0))
+        return functions.merged(params).combiner(image, text, jax.random.key(0))
 
     want = combine(params, image, text)
     rows = jax.device_put((image, text), meshes.batch_sharding(mesh))
@@ -176,7 +176,7 @@ def test_the_compute_type_is_that_of_the_config():
     overrides = ["model.tower=tiny-vit", "model.dtype=bfloat16", "model.name=clip_combiner"]
     functions = contract.build(config.load("base", overrides).model)
     params, image, text, _ = problem()
-    got = functions._merge(params).combiner(image, text, None)
+    got = functions.merged(params).combiner(image, text, None)
     assert got.dtype == np.float32
     difference = np.abs(np.asarray(got) - in_torch(params, image, text)[0]).max()
     assert 1e-5 < difference < 0.03

@@ -62,3 +62,19 @@ def test_positives():
     assert compared["share_in_decoder"] > 0
     assert paired["features"] == 300 and paired["time_ratio"] > 0
     assert "share_in_decoder" in table and "products_s" in table
+
+
+def test_convert():
+    result, table = bench(
+        "convert", "--tower=vit-32-16-w64-l2-h1_text-w64-l2-h1_d32", "--formats", "spn:float32",
+        "--repeats=1",
+    )  # fmt: skip
+    tasks = {row["task"]: row for row in result["tasks"]}
+    assert result["parameters_mib"] == pytest.approx(result["parameters"] * 4 / 2**20)
+    [row] = result["formats"]
+    assert row["format"] == "spn:float32" and row["file_mib"] > result["parameters_mib"]
+    assert row["import_mib"] > 0 and row["import_ratio"] == result["worst_import_ratio"]
+    assert list(tasks) == ["tensor by tensor", "whole file first", "import, export", "retriever",
+                           "run folder", "hash alone", "new memory alone"]  # fmt: skip
+    assert tasks["whole file first"]["time_ratio"] > 0 and tasks["run folder"]["mib"] > 0
+    assert "memory_ratio" in table

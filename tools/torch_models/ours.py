@@ -33,7 +33,7 @@ def trace(
       tokens: [B, T] ids.
     """
     pixels, tokens = jnp.asarray(pixels, jnp.float32), jnp.asarray(tokens, jnp.int32)
-    model = _module(functions, params)
+    model = functions.merged(params)
     found = {f"visual/{name}": x for name, x in _image_layers(model.visual, pixels)}
     found |= {f"text/{name}": x for name, x in _text_layers(model.text, tokens)}
     reference, target, query = _embed(functions, params, pixels, tokens)
@@ -126,13 +126,3 @@ def _run(module: nnx.Module, method: str, x: jax.Array) -> jax.Array:
 def _apply(graph: Any, method: str, state: Any, x: jax.Array) -> jax.Array:
     """Parameters are arguments: one program serves all layers of one shape."""
     return getattr(nnx.merge(graph, state), method)(x)
-
-
-def _module(functions: Functions, params: Params) -> nnx.Module:
-    tree: dict = {}
-    for path, keys in functions.keys.items():
-        node = tree
-        for key in keys[:-1]:
-            node = node.setdefault(key, {})
-        node[keys[-1]] = params[path]
-    return nnx.merge(functions.graph, tree)
