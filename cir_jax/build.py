@@ -182,16 +182,15 @@ def load(config: ConfigDict, init_from: str, which: str = "best") -> tuple[Confi
     Raises:
       UserError: there are none, or they are not of this model.
     """
-    config = weights.settled(config)
+    config = weights.settled(config, str(init_from), which)
     functions = contract.build(config.model)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     found = weights.load(str(init_from), functions, which)
     places = sharding.parameter_shardings(functions, mesh)
-    query = {p: found.query[p] for p in functions.abstract}
-    apart = {p: found.index[p] for p in query if found.index[p] is not query[p]}
-    del found
-    query = sharding.move(query, places)
-    index = query | sharding.move(apart, places)
+    query = sharding.place({p: found.query[p] for p in functions.abstract}, places)
+    # Only what differs lies on the devices twice.
+    apart = {p: found.index[p] for p in query if found.index[p] is not found.query[p]}
+    index = query | sharding.place(apart, places) if apart else query
     return config, _retriever(config, functions, mesh, index, query)
 
 

@@ -79,9 +79,14 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax import build
     from cir_jax.evals import run_report
     from cir_jax.evals.sections import text_table
-    from cir_jax.runtime import progress
+    from cir_jax.runtime import progress, weights
 
     loaded, found, what = retriever(args)
+    if args.init_from and not args.out and weights.is_run(loaded.workdir):
+        raise UserError(
+            f"{loaded.workdir} holds a run, and the report in it would be of {what}; give --out "
+            "FOLDER"
+        )
     benchmark = build.benchmark(loaded)
     if benchmark is None:
         raise UserError(f"{what} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq")

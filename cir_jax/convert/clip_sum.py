@@ -73,8 +73,9 @@ def find_huggingface(source: Source) -> Found | None:
         return None
     if "config.json" not in source.configs:
         raise UserError(
-            f"{source.place} has the names of transformers' CLIPModel but no config.json beside "
-            "it, which says its heads and its activation; give the folder that has both"
+            f"{source.place} has the names of transformers' CLIPModel but no config.json was "
+            "given, which says its heads and its activation; give the folder that has both, not "
+            "the file alone"
         )
     size, context = huggingface.size_of(source.configs["config.json"], source.folder)
     return _found(group, size, context)
@@ -83,6 +84,8 @@ def find_huggingface(source: Source) -> Found | None:
 def find_open_clip(source: Source) -> Found | None:
     """A state dict of open_clip, with its config beside it or with a doubt."""
     group = _group(source, MARK, ("", "state_dict"))
+    if source.container == "torchscript":  # OpenAI's, whatever lies beside it
+        return None
     if group is None or (group == "" and "open_clip_config.json" not in source.configs):
         return None
     if "open_clip_config.json" not in source.configs:
@@ -165,6 +168,7 @@ def write_state_dict(
 
 def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
     """A folder that open_clip loads as `local-dir:FOLDER`."""
+    _check_alone(place, ("open_clip_model.safetensors",))
     size, context = _size(written)
     config = place / "open_clip_config.json"
     weights = place / "open_clip_model.safetensors"
@@ -178,22 +182,35 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     """A folder that `CLIPModel.from_pretrained` loads, and the index's text tower if it differs."""
     size, context = _size(written)
     config = huggingface.config_of(size, context)
+    another = any(path.startswith("text/") for path in written.differ)
+    _check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
     _write_json(place / "config.json", config)
     huggingface.write_processor(place, size, context, list(written.files))
-    text = {p: x for p, x in written.index.items() if p.startswith("text/")}
-    if text:
+    if another:
         folder = place / INDEX_TEXT
+        text = {path: x for path, x in written.index.items() if path.startswith("text/")}
         table = expand(clip.huggingface_text(), text)
         with whole(folder / "model.safetensors") as file:
-            safe_tensors.write(file, tensors_of(table, text, {}), {"format": "pt"})
+            safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
         _write_json(folder / "config.json", huggingface.text_config_of(size, context))
     return sorted(p for p in place.rglob("*") if p.is_file())
 
 
 def _size(written: Written) -> tuple[ClipSize, int]:
     return clip_sizes.find(written.config.tower), written.config.context or clip_sizes.CONTEXT
+
+
+def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
+    """Raises UserError if a folder has weights that would stay beside those that are written."""
+    names = (*sources.WEIGHTS, INDEX_TEXT)
+    there = [n for n in names if n not in replaced and (folder / n).exists()]
+    if there:
+        raise UserError(
+            f"{folder} holds {', '.join(there)} of an earlier export or another project, and would "
+            "be read as a mixture of both; give another folder, or delete that"
+        )
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

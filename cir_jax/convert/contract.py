@@ -46,15 +46,19 @@ class Written:
 
     Attributes:
       config: the `model` section.
-      index: path -> array of the leaves of the index tree that differ from what the tensors hold.
+      index: path -> array, the index tree.
+      differ: its paths where the tensors hold something else.
       epoch: of the training run, for layouts that say it.
       files: files of the folder that the weights came from (tokenizer, image processor).
+      dtypes: tensor name -> type to write; also of the leaves in `index`, under the same names.
     """
 
     config: Any
     index: Mapping[str, Any]
+    differ: tuple[str, ...] = ()
     epoch: int = 0
     files: tuple[Path, ...] = ()
+    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,7 @@ def write(
         params = query
     else:
         params = _tree(functions, index, query, tree)
-    other = {}
-    if tree == "retrieval":
-        other = {p: index[p] for p in functions.abstract if _differ(index[p], params[p])}
+    differ = [p for p in functions.abstract if tree == "retrieval" and _differ(index[p], params[p])]
     rules = chosen.rules(functions.config)
     table = tables.expand(rules, {p: params[p] for p in tables.leaves(rules, functions.abstract)})
     if dtype == SOURCE:
@@ -90,7 +88,7 @@ def write(
         dtypes = dict.fromkeys(table, dtype)
     tensors = tables.tensors_of(table, params, dtypes)
     tensors |= chosen.extra(table, record.get("kept", {}))
-    written = Written(functions.config, other, epoch, tuple(files))
+    written = Written(functions.config, index, tuple(differ), epoch, tuple(files), dtypes)
     return chosen.write(Path(place), tensors, written)
 
 

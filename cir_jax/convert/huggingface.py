@@ -167,7 +167,9 @@ def _complete(config: dict[str, Any], name: str) -> Any:
 
     try:
         full = CLIPConfig.from_dict(copy.deepcopy(config))
-    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (
+        StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError
+    ) as error:  # fmt: skip
         raise UserError(
             f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
         ) from None

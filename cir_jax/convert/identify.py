@@ -123,13 +123,19 @@ def only(opened: Sequence[Source]) -> str:
     """Name of the one model that all these weights are of.
 
     Raises:
-      UserError: it is none's, or that of several.
+      UserError: it is none's, or that of several, or that of a file which would be run.
     """
     candidates = [
         {model for model, layout, _ in everything(source) if len(opened) > 1 or not layout.part}
         for source in opened
     ]
     models = sorted(set.intersection(*candidates))
+    if len(models) == 1 and models[0] not in plugins.available("cir_jax.models"):
+        # It is a path, and opening it runs what is there.
+        raise UserError(
+            f"{opened[0].place} is of the model {models[0]!r}, which is not one of this project's; "
+            "give the file of the model that you trust, --model FILE.py"
+        )
     if len(models) != 1:
         which = f"they could be any of {', '.join(models)}" if models else "no model here has these"
         what = "; ".join(f"{source.place} holds {held(source)}" for source in opened)

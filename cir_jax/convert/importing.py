@@ -45,6 +45,8 @@ def read(place: str | Path, functions: Functions) -> Weights:
     identify.model_keys(source, functions.config)
     where = f"{source.place}{found.group and f' ({found.group})'}"
     tensors = source.groups[found.group]
+    if unread := [f"{n} ({len(g)} tensors)" for n, g in source.groups.items() if g is not tensors]:
+        progress.say(f"{source.place} also holds {', '.join(unread)}: not read")
     rules = layout.rules(functions.config)
     query, table = _filled(where, layout, rules, functions, tensors)
     index, files = query, fingerprint(source)

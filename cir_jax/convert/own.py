@@ -12,8 +12,8 @@ from typing import Any
 from cir_jax.convert import safe_tensors
 from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.sources import Source
-from cir_jax.convert.tables import Ignored, Rule
-from cir_jax.convert.tensors import Tensor, of
+from cir_jax.convert.tables import Ignored, Rule, expand, tensors_of
+from cir_jax.convert.tensors import Tensor
 from cir_jax.errors import UserError
 from cir_jax.models import contract
 from cir_jax.runtime.files import whole
@@ -29,12 +29,20 @@ def find(source: Source) -> Found | None:
         return None
     try:
         model = json.loads(source.metadata[KEY])["model"]
-        return Found("", {key: model[key] for key in SIZE_KEYS})
+        said = {key: model[key] for key in SIZE_KEYS}
+        for key, kind in zip(SIZE_KEYS, (str, str, int, int), strict=True):
+            if type(said[key]) is not kind:
+                raise ValueError(f"{key}={said[key]!r}")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{source.place} says that this project wrote it, but its metadata are damaged "
             f"({error!r}); export it again"
         ) from None
+
+    def agrees(key: str, value: Any) -> bool:  # the file of a model may lie elsewhere today
+        return key == "name" and Path(value).name == Path(said["name"]).name
+
+    return Found("", said, agrees=agrees)
 
 
 def rules(config: Any) -> list[Rule]:
@@ -61,7 +69,10 @@ def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Pat
         raise UserError(
             f"{place}: this layout is a safetensors file; name it {place.stem}.safetensors"
         )
-    both = tensors | {INDEX + path: of(values) for path, values in written.index.items()}
+    differ = {path: written.index[path] for path in written.differ}
+    table = expand([Rule(path, path) for path in differ], differ)
+    index = tensors_of(table, differ, written.dtypes)
+    both = tensors | {INDEX + path: tensor for path, tensor in index.items()}
     metadata = {KEY: json.dumps({"model": written.config.to_dict()})}
     with whole(place) as file:
         safe_tensors.write(file, both, metadata)

@@ -135,7 +135,8 @@ def _check_words(folder: Path, names: set[str]) -> None:
                 f"only; take other weights, {_REMEDY}"
             )
         added = found.get("added_tokens_decoder") or {}
-        _refuse_extra(path, {_word(word): number for number, word in added.items()})
+        added = added if isinstance(added, dict) else {"?": added}
+        _refuse_extra(path, {str(_word(word)): number for number, word in added.items()})
         marks = {key: _word(found[key]) for key in MARKS if found.get(key)}
         for key, word in marks.items():
             # A word that is made a mark, as "!" for padding, is no longer split as a word.

@@ -12,6 +12,8 @@ from cir_jax.convert import mistaken
 from cir_jax.convert.tensors import DTYPES, Tensor
 from cir_jax.errors import UserError
 
+_ALIGNMENT = 64  # bytes, of the buffers of XLA
+
 
 @dataclass(frozen=True)
 class Span:
@@ -35,7 +37,7 @@ class Span:
         Raises:
           UserError: the file is gone, or shorter than it was when its header was read.
         """
-        found = np.empty(self.count, DTYPES[self.dtype])
+        found = empty((self.count,), DTYPES[self.dtype])
         mistaken.guarded(self.path, lambda file: self._fill(file, found.view(np.uint8)))
         return found
 
@@ -52,6 +54,17 @@ class Span:
         file.seek(self.start)
         if file.readinto(memoryview(into)) != into.nbytes:
             raise UserError(f"{self.path} has become shorter since it was opened; fetch it again")
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Like `np.empty`, at a multiple of 64 bytes: there jax uses an array of the host in place.
+
+    Anywhere else it copies what goes to a CPU, and a model that is loaded would be held twice.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    held = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -held.ctypes.data % _ALIGNMENT
+    return held[start : start + size].view(dtype).reshape(shape)
 
 
 def raw(tensor: Tensor) -> memoryview:

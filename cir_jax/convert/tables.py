@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax.convert.spans import empty
 from cir_jax.convert.tensors import DTYPES, FLOATS, Tensor
 from cir_jax.errors import UserError
 from cir_jax.runtime import rules as path_rules
@@ -27,6 +28,7 @@ LINEAR = (1, 0)  # [O, I] -> [I, O]
 CONVOLUTION = (2, 3, 1, 0)  # [O, I, H, W] -> [H, W, I, O]
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_FLOAT32 = DTYPES["float32"]
 _LISTED = 6  # names of one kind of trouble that a message shows
 _STRIP = 16  # float32 values that fill one line of a processor's cache
 
@@ -173,11 +175,10 @@ def fill(
     Raises:
       UserError: values that are infinite or no number, all names at once.
     """
-    leaves = {path: np.empty(leaf.shape, np.float32) for path, leaf in abstract.items()}
+    leaves = {path: empty(leaf.shape, _FLOAT32) for path, leaf in abstract.items()}
     broken = []
     for name, pieces in table.items():
-        with np.errstate(over="ignore"):  # what is over float32 is infinite, and named as such
-            values = tensors[name].read().astype(np.float32, copy=False)
+        values = _float32(tensors[name].read())
         if not _finite(values):
             broken.append(name)
         for piece in pieces:
@@ -219,11 +220,8 @@ def _lazy(
         parts = [piece.theirs(np.asarray(params[piece.path])) for piece in pieces]
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         with np.errstate(over="ignore"):
-            if whole.flags.c_contiguous:
-                written = whole.astype(DTYPES[dtype], copy=False)
-            else:
-                written = np.empty(shape, DTYPES[dtype])
-                _copy(written, whole)
+            written = np.empty(shape, DTYPES[dtype])
+            _copy(written, whole)
         if dtype == "float16" and not _finite(written):
             raise UserError(
                 f"{name} has values up to {np.abs(whole).max():.3g}, over the 65504 of float16; "
@@ -246,6 +244,15 @@ def _copy(into: np.ndarray, values: np.ndarray) -> None:
     for start in range(0, values.shape[-1], _STRIP):
         strip = (..., slice(start, start + _STRIP))
         into[strip] = values[strip]
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    if values.dtype == _FLOAT32:
+        return values
+    wide = empty(values.shape, _FLOAT32)
+    with np.errstate(over="ignore"):  # what is over float32 is infinite, and named as such
+        wide[...] = values
+    return wide
 
 
 def _finite(values: np.ndarray) -> bool:

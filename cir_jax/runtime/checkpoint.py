@@ -28,11 +28,14 @@ class Checkpoints:
     Args:
       folder: e.g. run folder / LAST; made when first saved to.
       keep: how many of the newest stay.
+      chunk_gb: arrays that are copied to the host at a time while a step is written, in GB; 0 is
+        all of them, so that training goes on while they are written.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2):
+    def __init__(self, folder: str | Path, keep: int = 2, chunk_gb: int = 0):
         self.folder = Path(folder).absolute()
         self._keep = keep
+        self._chunk_gb = chunk_gb
         self._opened: ocp.CheckpointManager | None = None
 
     def steps(self) -> list[int]:
@@ -118,8 +121,18 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep, create=True, cleanup_tmp_directories=True
             )
+            limits = {}
+            if self._chunk_gb:
+                limits = {
+                    "save_concurrent_gb": self._chunk_gb,
+                    "save_device_host_concurrent_gb": self._chunk_gb,
+                }
+            handlers = {
+                "state": ocp.PyTreeCheckpointHandler(**limits),
+                "record": ocp.JsonCheckpointHandler(),
+            }
             self._opened = ocp.CheckpointManager(
-                self.folder, options=options, item_names=("state", "record")
+                self.folder, options=options, item_handlers=handlers
             )
         return self._opened
 

@@ -52,19 +52,6 @@ def place(params: dict[str, Any], shardings: dict[str, NamedSharding]) -> dict[s
     return {path: _put(x, shardings.get(path, default)) for path, x in params.items()}
 
 
-def move(params: dict[str, Any], shardings: dict[str, NamedSharding]) -> dict[str, jax.Array]:
-    """`place`, leaf by leaf, and `params` is empty afterwards.
-
-    A host copy that nobody else holds goes as soon as its leaf is in place: memory never holds two
-    of the whole model, which on a CPU, and where a host feeds several devices, is what counts.
-    """
-    placed = {}
-    for path in list(params):
-        placed |= place({path: params.pop(path)}, shardings)
-        placed[path].block_until_ready()  # until then the host copy is in use
-    return placed
-
-
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     if jax.process_count() == 1 or (isinstance(x, jax.Array) and not x.is_fully_addressable):
         return jax.device_put(x, sharding)

@@ -38,7 +38,8 @@ def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
     last.close()
     if found:
         step, tree, record = found
-        progress.say(f"resuming {run.config.workdir} at step {step}")
+        unread = run.config.init_from and "; init_from is not read again"
+        progress.say(f"resuming {run.config.workdir} at step {step}{unread}")
         kept = {k: record[k] for k in ("seconds", "best", "history", "data")}
         kept["source"] = record.get("source")  # runs of before this was noted lack it
         return make(**tree, step=step, **kept), optimizer
@@ -47,13 +48,13 @@ def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
     extra = run.stage.extra
     trained = {p: query[p] if p in query else np.float32(extra[p]) for p in paths}
     fixed = {p: index[p] for p in abstract["fixed"]}
-    del index, query  # so that `move` can let go of their arrays
-    trained, fixed = (sharding.move(part, run.shardings) for part in (trained, fixed))
+    trained = sharding.place(trained, run.shardings)
     initial = jax.jit(
         optimizer.init,
         out_shardings=sharding.optimizer_shardings(optimizer, trained, run.shardings, run.mesh),
     )
-    return make(fixed, trained, initial(trained), source=source), optimizer
+    placed = sharding.place(fixed, run.shardings)
+    return make(placed, trained, initial(trained), source=source), optimizer
 
 
 def _fresh(run: Any) -> tuple[Params, Params, dict[str, Any] | None]:

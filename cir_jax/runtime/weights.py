@@ -2,6 +2,7 @@
 """The parameters to start from: a run folder of ours, or weights that PyTorch left behind."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -28,6 +29,8 @@ _MODEL_KEYS = ("tower", "context", "image_size")
 
 def places(init_from: str) -> list[str]:
     """`init_from` may name several, with commas between: parts of one model."""
+    if init_from and os.path.exists(init_from):  # a path may have a comma in it
+        return [init_from]
     return [place for place in (p.strip() for p in init_from.split(",")) if place]
 
 
@@ -46,30 +49,37 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
     return from_json(checkpoints.record(step)["config"])
 
 
-def settled(config: ConfigDict) -> ConfigDict:
+def settled(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
     """`config`, with `model.tower=auto` replaced by what its weights are of.
+
+    Args:
+      config: of a run.
+      init_from: the parameters that are used; None for those that training starts with: what it
+        resumes in `config.workdir`, or else `config.init_from`.
+      which: of a run: "best", "last" or a step.
 
     Raises:
       UserError: there are no weights to ask, or they do not say.
     """
     if config.model.tower != identify.AUTO:
         return config
-    from_run = next(
-        (p for p in (config.workdir, *places(config.init_from)[:1]) if p and is_run(p)), None
-    )
-    if from_run:
-        held = config_of(from_run, "last" if from_run == config.workdir else "best").model
+    if init_from is None:
+        init_from = config.init_from
+        if checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
+            init_from, which = config.workdir, "last"
+    if from_run := next(filter(is_run, places(init_from)), None):
+        held = config_of(from_run, which).model
         keys = {key: held[key] for key in _MODEL_KEYS}
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.model.update(keys)
         return config
-    if not config.init_from:
+    if not init_from:
         raise UserError(
             "model.tower=auto takes the size of the weights in init_from, which is empty; give "
             "--init-from FILE_OR_FOLDER, or the name of a tower"
         )
-    return identify.settled(config, places(config.init_from))
+    return identify.settled(config, places(init_from))
 
 
 def load(init_from: str, functions: Functions, which: str = "best", seed: int = -1) -> Weights:
@@ -85,7 +95,10 @@ def load(init_from: str, functions: Functions, which: str = "best", seed: int = 
     Raises:
       UserError: no such place; or together they do not hold exactly this model.
     """
-    parts = [_part(place, functions, which) for place in places(init_from)]
+    named = places(init_from)
+    if which != "best" and not any(map(is_run, named)):
+        raise UserError(f"--step={which} is of a run, and {init_from} is none; leave it out")
+    parts = [_part(place, functions, which) for place in named]
     index, query = {}, {}
     for part in parts:
         twice = sorted(part.query.keys() & query.keys())
@@ -111,11 +124,17 @@ def save_run(
     """Writes weights as a run folder of ours, which `init_from` and `--workdir` take.
 
     Raises:
-      UserError: there is a run already.
+      UserError: there is a run already, or no folder can be made there.
     """
     folder = Path(workdir)
     if is_run(folder):
         raise UserError(f"{folder} holds a run already; give another folder, or delete that one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made a folder ({error.strerror}); give another one"
+        ) from None
     different = {p: x for p, x in weights.query.items() if x is not weights.index.get(p)}
     record = {
         "config": to_json(config),
@@ -130,8 +149,8 @@ def save_run(
         "data": None,
         "source": weights.record,
     }
-    best = checkpoint.Checkpoints(folder / checkpoint.BEST, keep=1)
-    best.save(0, {"fixed": weights.index, "trained": different}, record)
+    best = checkpoint.Checkpoints(folder / checkpoint.BEST, keep=1, chunk_gb=1)
+    best.save(0, {"fixed": _in_place(weights.index), "trained": _in_place(different)}, record)
     best.close()
     carry(weights.files, folder)
     return folder
@@ -216,6 +235,15 @@ def _new(init_from: str, functions: Functions, missing: list[str], seed: int) ->
     )
     drawn = functions.init(seed)
     return {path: np.asarray(drawn[path]) for path in missing}
+
+
+def _in_place(params: Mapping[str, Any]) -> Params:
+    """The same arrays as jax's: Orbax copies those of numpy, twice, before it writes them."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names none
+        return dict(params)
+    return {path: jax.device_put(x, host) for path, x in params.items()}
 
 
 def _host(params: Mapping[str, Any]) -> Params:

@@ -226,3 +226,10 @@ def test_the_text_side_of_a_resnet_has_one():
     config = huggingface.text_config_of(clip_sizes.SIZES["RN50x4"], 77)
     text = from_config(config, CLIPTextModelWithProjection)
     assert text.text_projection.weight.shape == (640, 640)
+
+
+def test_heads_that_no_width_divides_into(tmp_path):
+    config = huggingface.config_of(TINY, 77)
+    config["text_config"]["num_attention_heads"] = 0
+    with pytest.raises(UserError, match=r"config.json is refused by transformers: .*zero"):
+        huggingface.size_of(config, tmp_path)

@@ -249,3 +249,10 @@ def test_rounded_values_and_old_spellings_of_the_same_pixels_are_accepted(folder
         )
     )
     assert len(tokenizer_files(folder, 336)) == len(MADE)
+
+
+@pytest.mark.parametrize("added", [[1], {"5": ["a"]}, 7])
+def test_added_words_in_a_form_of_their_own(folder, added):
+    edit(folder / "tokenizer_config.json", lambda x: x.update(added_tokens_decoder=added))
+    with pytest.raises(UserError, match=r"tokenizer_config.json adds the word"):
+        tokenizer_files(folder)

@@ -175,3 +175,19 @@ def test_a_run_is_not_written_over(best, tmp_path, capsys):
     assert call("import", best, tmp_path / "run") == 0
     assert call("import", best, tmp_path / "run") == 2
     assert "holds a run already; give another folder" in capsys.readouterr().err
+
+
+def test_a_run_and_a_file_of_one_model(tmp_path, capsys):
+    place = published.write("clip4cir", tmp_path, published.state())
+    file, _ = combiner(tmp_path / "combiner.pt")
+    assert call("import", place, tmp_path / "sum") == 0
+    assert call("import", tmp_path / "sum", file, tmp_path / "both") == 2
+    assert "a run is one of several places; say of what, --model NAME" in capsys.readouterr().err
+    for n, places in enumerate(((tmp_path / "sum", file), (file, tmp_path / "sum"))):
+        run = tmp_path / f"both{n}"
+        assert call("import", *places, run, "--model", "clip_combiner") == 0
+        assert f"{run}: model.name=clip_combiner model.tower={VIT}" in capsys.readouterr().out
+    # What is said of a run is not passed over.
+    assert call("export", tmp_path / "sum", "x", "--format", "spn", "--model", "clip_combiner") == 2
+    assert "lacks combiner/" in capsys.readouterr().err
+    assert call("export", file, "x", "--format", "combiner", "--step", "3") == 2
