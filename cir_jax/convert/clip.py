@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Ignored, Rule, Table
-from cir_jax.convert.tensors import Tensor, of
 from cir_jax.errors import UserError
 from cir_jax.towers.clip_sizes import (
     CONTEXT,

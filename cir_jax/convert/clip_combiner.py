@@ -8,11 +8,12 @@ file of its own. Either can also come alone: a CLIP to train a new Combiner on.
 import dataclasses
 from pathlib import Path
 
-from cir_jax.convert import clip_sum, torch_writer
+from cir_jax.convert import clip_sum
+from cir_jax.convert.containers import torch_writer
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import LINEAR, Rule
-from cir_jax.convert.tensors import Tensor
 from cir_jax.errors import UserError
 from cir_jax.runtime.files import whole
 

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import clip, huggingface, open_clip, safe_tensors, sources, torch_writer
+from cir_jax.convert import clip, huggingface, open_clip, sources
+from cir_jax.convert.containers import safe_tensors, torch_writer
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import Rule, expand, tensors_of
-from cir_jax.convert.tensors import Tensor
 from cir_jax.errors import UserError
 from cir_jax.runtime.files import whole
 from cir_jax.towers import clip_sizes

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import Ignored, Rule, Table
-from cir_jax.convert.tensors import Tensor
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from cir_jax.convert import identify, tables
+from cir_jax.convert.containers.tensors import FLOATS
 from cir_jax.convert.contract import Layout, Written
-from cir_jax.convert.tensors import FLOATS
 from cir_jax.errors import UserError, nearest
 from cir_jax.models.contract import Functions, Params
 

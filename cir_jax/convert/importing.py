@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.convert import identify, tables
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.contract import Layout
 from cir_jax.convert.sources import fingerprint, open_source
-from cir_jax.convert.tensors import Tensor
 from cir_jax.models.contract import Functions, Params
 from cir_jax.runtime import progress
 

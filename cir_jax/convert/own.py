@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import safe_tensors
+from cir_jax.convert.containers import safe_tensors
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import Ignored, Rule, expand, tensors_of
-from cir_jax.convert.tensors import Tensor
 from cir_jax.errors import UserError
 from cir_jax.models import contract
 from cir_jax.runtime.files import whole

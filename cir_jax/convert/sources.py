@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import safe_tensors, torch_archive
-from cir_jax.convert.tensors import Tensor
+from cir_jax.convert.containers import safe_tensors, torch_archive
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.errors import UserError
 
 # Weights a folder may hold, the safer format first, transformers' names before open_clip's.

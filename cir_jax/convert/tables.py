@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.convert.spans import empty
-from cir_jax.convert.tensors import DTYPES, FLOATS, Tensor
+from cir_jax.convert.containers.spans import empty
+from cir_jax.convert.containers.tensors import DTYPES, FLOATS, Tensor
 from cir_jax.errors import UserError
 from cir_jax.runtime import rules as path_rules
 

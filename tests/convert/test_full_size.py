@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from cir_jax.convert import clip, huggingface, identify, sources, tables
 from cir_jax.convert.clip_sum import LAYOUTS
-from cir_jax.convert.tensors import Tensor
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.errors import UserError
 from cir_jax.towers import clip_sizes
 from tests.convert import published

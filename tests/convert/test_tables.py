@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cir_jax.convert import tables
+from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Ignored, Piece, Rule
-from cir_jax.convert.tensors import Tensor, of
 from cir_jax.errors import UserError
 
 RULES = [

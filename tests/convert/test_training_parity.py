@@ -15,7 +15,8 @@ import torch
 from cir_jax import config as configs
 from cir_jax import step
 from cir_jax.convert import clip as rules
-from cir_jax.convert import tables, tensors
+from cir_jax.convert import tables
+from cir_jax.convert.containers import tensors
 from cir_jax.data import pixels as pixel_constants
 from cir_jax.models import contract
 from cir_jax.negatives import bank as banks

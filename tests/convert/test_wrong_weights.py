@@ -229,3 +229,8 @@ def test_names_with_the_prefix_of_parallel_training(tensors, tmp_path):
     found = importing.read(tmp_path / "epoch_3.pt", published.functions())
     assert found.record["layout"] == "open_clip"
     np.testing.assert_array_equal(found.query["text/proj"], tensors["text_projection"].numpy())
+
+
+def test_a_prefix_of_some_names_only_is_part_of_them(tensors, tmp_path):
+    tensors["module.visual.proj"] = tensors["visual.proj"]
+    refused(saved(tmp_path, tensors), r"1 not part of the model: module.visual.proj")

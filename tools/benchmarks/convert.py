@@ -25,7 +25,8 @@ import numpy as np
 
 from cir_jax import build
 from cir_jax import config as configs
-from cir_jax.convert import clip_sum, exporting, importing, sources, tables, tensors
+from cir_jax.convert import clip_sum, exporting, importing, sources, tables
+from cir_jax.convert.containers import tensors
 from cir_jax.models import contract
 from cir_jax.runtime import weights
 from tools.benchmarks import timing

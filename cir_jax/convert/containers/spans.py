@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cir_jax.convert import mistaken
-from cir_jax.convert.tensors import DTYPES, Tensor
+from cir_jax.convert.containers import mistaken
+from cir_jax.convert.containers.tensors import DTYPES, Tensor
 from cir_jax.errors import UserError
 
 _ALIGNMENT = 64  # bytes, of the buffers of XLA

@@ -11,11 +11,11 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from cir_jax.convert import safe_tensors, tensors
-from cir_jax.convert.tensors import Tensor
+from cir_jax.convert.containers import safe_tensors, tensors
+from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.errors import UserError
-from tests.convert import archives
-from tests.convert.test_torch_writer import ours
+from tests.convert.containers import archives
+from tests.convert.containers.test_torch_writer import ours
 
 
 def random_state(seed):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax.convert import torch_archive, torch_pickle
+from cir_jax.convert.containers import torch_archive, torch_pickle
 from cir_jax.errors import UserError
-from tests.convert import archives
-from tests.convert.archives import number, storage, tensor, text, whole
+from tests.convert.containers import archives
+from tests.convert.containers.archives import number, storage, tensor, text, whole
 
 
 class Calls:

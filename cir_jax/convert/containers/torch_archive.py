@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.convert import mistaken, torch_pickle, torch_zip
-from cir_jax.convert.spans import Span
-from cir_jax.convert.tensors import DTYPES, Tensor
-from cir_jax.convert.torch_pickle import SCRIPTED, Call, Global, Storage
-from cir_jax.convert.torch_zip import Archive
+from cir_jax.convert.containers import mistaken, torch_pickle, torch_zip
+from cir_jax.convert.containers.spans import Span
+from cir_jax.convert.containers.tensors import DTYPES, Tensor
+from cir_jax.convert.containers.torch_pickle import SCRIPTED, Call, Global, Storage
+from cir_jax.convert.containers.torch_zip import Archive
 from cir_jax.errors import UserError
 
 # A tensor takes some 200 bytes of data.pkl, so a model has 10^5 and an optimizer state 10^6.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in the format of `torch.save`, written without torch.
 
-A zip archive of stored entries; `cir_jax.convert.torch_zip` says what they are. One tensor is in
+A zip archive of stored entries; `torch_zip` beside this file says what they are. One tensor is in
 memory at a time. The values of each start at a multiple of 64 bytes, where torch places them, so
 that `torch.load(mmap=True)` can use them in place.
 """
@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from cir_jax.convert import spans, torch_pickle
-from cir_jax.convert.tensors import Tensor
+from cir_jax.convert.containers import spans, torch_pickle
+from cir_jax.convert.containers.tensors import Tensor
 
 _ROOT = "archive"
 _ALIGNMENT = 64

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from cir_jax.convert import torch_archive
+from cir_jax.convert.containers import torch_archive
 from cir_jax.errors import UserError
-from tests.convert import archives
+from tests.convert.containers import archives
 
 
 def saved(tmp_path, value, **options):

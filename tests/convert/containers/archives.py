@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import torch
 
-from cir_jax.convert.tensors import Tensor
+from cir_jax.convert.containers.tensors import Tensor
 
 
 def craft(path, pickle, storages=(), **options):

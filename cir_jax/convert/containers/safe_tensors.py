@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cir_jax.convert import mistaken, spans
-from cir_jax.convert.spans import Span
-from cir_jax.convert.tensors import DTYPES, Tensor
+from cir_jax.convert.containers import mistaken, spans
+from cir_jax.convert.containers.spans import Span
+from cir_jax.convert.containers.tensors import DTYPES, Tensor
 from cir_jax.errors import UserError
 
 # What the format calls each type.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax.convert import tensors, torch_archive, torch_writer
-from cir_jax.convert.tensors import Tensor
-from tests.convert import archives
+from cir_jax.convert.containers import tensors, torch_archive, torch_writer
+from cir_jax.convert.containers.tensors import Tensor
+from tests.convert.containers import archives
 
 
 def ours(value):

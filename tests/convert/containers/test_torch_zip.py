@@ -6,9 +6,9 @@ import zipfile
 import pytest
 import torch
 
-from cir_jax.convert import torch_archive
+from cir_jax.convert.containers import torch_archive
 from cir_jax.errors import UserError
-from tests.convert import archives
+from tests.convert.containers import archives
 
 GOOD = archives.state(archives.tensor())
 FOUR = {"0": bytes(16)}
