@@ -83,6 +83,8 @@ def test_interrupt_lets_all_save(tmp_path):
         env=os.environ | {"CIR_JAX": str(saves), "PLACE": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # Where the tests run in the background, the signal is ignored, and a shell keeps to that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not all((tmp_path / f"started-{i}").exists() for i in (0, 1)):
         assert running.poll() is None
