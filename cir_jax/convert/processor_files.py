@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.convert.config_values import check_normalisation, close
+from cir_jax.convert.sources import read_json
 from cir_jax.data import tokens
 from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
@@ -124,7 +125,7 @@ def _check_words(folder: Path, names: set[str]) -> None:
     for name in ("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"):
         if name not in names:
             continue
-        path, found = folder / name, _json(folder / name)
+        path, found = folder / name, read_json(folder / name)
         if name == "added_tokens.json":
             _refuse_extra(path, found)
             continue
@@ -172,7 +173,7 @@ def _transformers_tokenizer(folder: Path, **options: Any) -> Any:
     # A vocabulary may have a word with a line separator of Unicode: only newlines end a line.
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [tuple(x.split()) for x in lines if x and not x.startswith("#version")]
-    return CLIPTokenizer(vocab=_json(folder / "vocab.json"), merges=merges, **options)
+    return CLIPTokenizer(vocab=read_json(folder / "vocab.json"), merges=merges, **options)
 
 
 def _from_tokenizer(path: Path) -> tuple[Any, dict[str, int]]:
@@ -219,7 +220,7 @@ def _compare(path: Path, theirs: Any, vocabulary: dict[str, int]) -> None:
 
 def _image_settings(paths: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """Those files that say something about pixels, and what they say."""
-    found = [(p, _json(p)) for p in paths if p.name in (PREPROCESSOR, PROCESSOR)]
+    found = [(p, read_json(p)) for p in paths if p.name in (PREPROCESSOR, PROCESSOR)]
     found = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
     return [(path, settings) for path, settings in found if isinstance(settings, dict)]
 
@@ -279,13 +280,3 @@ def _own_image_processor(image: int) -> bytes:
 
 def _bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON ({error}); fetch it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, not an object; fetch it again")
-    return found

@@ -72,7 +72,7 @@ def open_source(place: str | Path) -> Source:
     source = _file(place, place)
     # A config that lies beside a lone file says what the file itself cannot.
     beside = place.parent / "open_clip_config.json"
-    configs = {beside.name: _json(beside)} if beside.is_file() else {}
+    configs = {beside.name: read_json(beside)} if beside.is_file() else {}
     return _with_configs(source, place, configs)
 
 
@@ -94,7 +94,7 @@ def _folder(place: Path) -> Source:
             f"{place} holds no weights: none of {', '.join(WEIGHTS)}, and no checkpoints/ of a "
             f"run; there is {have}. Give the file itself, or another folder"
         )
-    configs = {n: _json(place / n) for n in CONFIGS if (place / n).is_file()}
+    configs = {n: read_json(place / n) for n in CONFIGS if (place / n).is_file()}
     return _with_configs(_file(place / present[0], place), place, configs)
 
 
@@ -108,7 +108,7 @@ def _with_configs(source: Source, place: Path, configs: dict[str, Any]) -> Sourc
 def _file(file: Path, place: Path) -> Source:
     if file.name.endswith(".index.json"):
         tensors, metadata = safe_tensors.read_sharded(file)
-        shards = sorted({file.parent / n for n in _json(file)["weight_map"].values()})
+        shards = sorted({file.parent / n for n in read_json(file)["weight_map"].values()})
         return _checked(Source(place, "safetensors", {"": tensors}, metadata=metadata,
                                files=(*shards, file)))  # fmt: skip
     if safe_tensors.looks_like(file):
@@ -173,7 +173,12 @@ def _adapter(place: Path, why: str) -> str:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      UserError: it cannot be read, or is something else.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
