@@ -89,6 +89,8 @@ def import_(args: argparse.Namespace) -> None:
 
 def export(args: argparse.Namespace) -> None:
     """Write a run or any weights in another layout."""
+    if args.epoch < 0:
+        raise UserError(f"--epoch={args.epoch} is below 0; give the epoch that was finished")
     _, functions, found = _load(args.places, args)
     origin = found.record
     while origin.get("layout") == "run":  # what the first of a chain of runs was made of

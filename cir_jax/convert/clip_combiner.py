@@ -14,7 +14,6 @@ from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import LINEAR, Rule
-from cir_jax.errors import UserError
 from cir_jax.runtime.files import whole
 
 KEY = "Combiner"
@@ -48,8 +47,7 @@ def rules() -> list[Rule]:
 
 def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
     """{"epoch", "Combiner": tensors} as .pt."""
-    if place.suffix == ".safetensors":
-        raise UserError(f"{place}: safetensors hold tensors only, no {KEY!r}; name it .pt")
+    clip_sum.check_name(place, KEY)
     with whole(place) as file:
         torch_writer.write(file, {"epoch": written.epoch, KEY: tensors})
     return [place]

@@ -26,6 +26,7 @@ from cir_jax.towers.clip_sizes import ClipSize
 
 MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
 HUGGINGFACE_MARK = "vision_model.embeddings.patch_embedding.weight"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
 DOUBT = (
     "its tensors do not say whether the activation is OpenAI's QuickGELU or the GELU of most "
@@ -153,18 +154,26 @@ def write_state_dict(
             f"{place}: OpenAI's code would compute something else with these weights: {other}. "
             "Use --format huggingface, open_clip or safetensors, which say it"
         )
+    check_name(place, key)
     with whole(place) as file:
         if place.suffix == ".safetensors":
-            if key:
-                raise UserError(
-                    f"{place}: safetensors hold tensors only, no {key!r}; name it .pt, or use "
-                    "--format openai"
-                )
             safe_tensors.write(file, tensors, {"format": "pt"})
         else:
             tree = {"epoch": written.epoch, key: tensors} if key else tensors
             torch_writer.write(file, tree)
     return [place]
+
+
+def check_name(place: Path, key: str) -> None:
+    """Raises UserError unless the name of a file says what will be in it."""
+    if place.suffix == ".safetensors" and key:
+        raise UserError(
+            f"{place}: safetensors hold tensors only, no {key!r}; name it .pt, or use "
+            "--format openai or safetensors"
+        )
+    if place.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        also = "" if key else ", or .safetensors"
+        raise UserError(f"{place}: name the file {place.stem}.pt{also}, as what it will be")
 
 
 def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:

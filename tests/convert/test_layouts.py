@@ -204,7 +204,7 @@ def test_exports_that_cannot_be(tmp_path):
     functions = published.functions()
     params = {p: np.asarray(x) for p, x in functions.init(0).items()}
 
-    def export(functions=functions, query=params, place=tmp_path / "x", **options):
+    def export(functions=functions, query=params, place=tmp_path / "x.pt", **options):
         exporting.write(place, functions, params, query, **options)
 
     with pytest.raises(
@@ -226,7 +226,7 @@ def test_exports_that_cannot_be(tmp_path):
         UserError, match=r"logit_scale has values up to 1e\+06, over the 65504 of f"
     ):
         export(layout="openai", query=big, tree="query", dtype="float16")
-    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x.pt").exists()
 
 
 @pytest.mark.parametrize(

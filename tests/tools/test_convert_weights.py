@@ -160,6 +160,12 @@ def test_a_tree_of_stage_two(tmp_path):
         (("export", "BEST", "x.pt", "--format", "spn", "--tree", "all"), "--tree=all is unknown"),
         (("export", "BEST", "x.pt", "--format", "spn", "--dtype", "f"), "--dtype=f is unknown"),
         (("import", "BEST", "BEST", "run", "--model", "clip_sum"), "are in more than one"),
+        (
+            ("export", "BEST", "x.safetensor", "--format", "openai"),
+            "x.pt, or .safetensors, as what",
+        ),
+        (("export", "BEST", "x", "--format", "spn"), "x: name the file x.pt, as what it will be"),
+        (("export", "BEST", "x.pt", "--format", "spn", "--epoch", "-1"), "--epoch=-1 is below 0"),
         (("import", "BEST", "run", "--model", "clip_some"), "no 'clip_some' in models"),
         (("export", "BEST", "/proc/none/x.pt", "--format", "spn"), "cannot be written"),
     ],
