@@ -76,7 +76,7 @@ def write(
         params = _tree(functions, index, query, tree)
     differ = [p for p in functions.abstract if tree == "retrieval" and _differ(index[p], params[p])]
     rules = chosen.rules(functions.config)
-    table = tables.expand(rules, {p: params[p] for p in tables.leaves(rules, functions.abstract)})
+    table = tables.expand(rules, tables.leaves(rules, params))
     if dtype == SOURCE:
         if record.get("layout", layout) != layout:
             raise UserError(

@@ -31,8 +31,8 @@ def layouts(model: str) -> tuple[Layout, ...]:
 
 def everything(source: Source) -> list[tuple[str, Layout, Found]]:
     """(model, layout, what it says) of every model one of whose layouts is that of `source`."""
-    if own.find(source):
-        return [(own.find(source).config["name"], own.LAYOUT, own.find(source))]
+    if says := own.find(source):
+        return [(says.config["name"], own.LAYOUT, says)]
     found = []
     for model in plugins.available("cir_jax.models"):
         if hasattr(plugins.load("cir_jax.models", model, marker="__doc__"), "Model"):
@@ -61,8 +61,8 @@ def find(source: Source, model: str) -> tuple[Layout, Found]:
     )
 
 
-def model_keys(source: Source, model: Any) -> dict[str, Any]:
-    """Keys of the config's `model` section as the weights have them.
+def agreed(source: Source, model: Any) -> tuple[Layout, Found, dict[str, Any]]:
+    """(layout, what the file says, the keys of the config's `model` section that it settles).
 
     Args:
       source: the weights.
@@ -87,18 +87,18 @@ def model_keys(source: Source, model: Any) -> dict[str, Any]:
                 f"model.{key}={model[key]}; give --set model.{key}={value}{auto}"
             )
         chosen[key] = value if automatic else model[key]
-    return chosen
+    return layout, found, chosen
 
 
 def settled(config: Any, places: Sequence[str | Path]) -> Any:
     """`config` with what `model.tower=auto` leaves to the weights at `places`.
 
     Raises:
-      UserError: see `model_keys`; or none of them says the size.
+      UserError: see `agreed`; or none of them says the size.
     """
     keys = {}
     for place in places:
-        keys |= model_keys(open_source(place), config.model)
+        keys |= agreed(open_source(place), config.model)[2]
     if "tower" not in keys:
         raise UserError(
             f"{', '.join(map(str, places))}: nothing there says the size of the encoders; name "

@@ -41,8 +41,7 @@ def read(place: str | Path, functions: Functions) -> Weights:
         exactly those of the model; every difference is named.
     """
     source = open_source(place)
-    layout, found = identify.find(source, functions.config.name)
-    identify.model_keys(source, functions.config)
+    layout, found, _ = identify.agreed(source, functions.config)
     where = f"{source.place}{found.group and f' ({found.group})'}"
     tensors = source.groups[found.group]
     if unread := [f"{n} ({len(g)} tensors)" for n, g in source.groups.items() if g is not tensors]:
@@ -75,7 +74,7 @@ def _filled(
     tensors: Mapping[str, Tensor],
 ) -> tuple[Params, tables.Table]:
     """The leaves that `rules` are about, and their table."""
-    part = {p: functions.abstract[p] for p in tables.leaves(rules, functions.abstract)}
+    part = tables.leaves(rules, functions.abstract)
     table = tables.expand(rules, part)
     tables.check(table, part, tensors, layout.ignored, where)
     types = collections.Counter(tensors[n].dtype for n in table)

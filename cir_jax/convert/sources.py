@@ -4,6 +4,7 @@
 What a file is, is told by its first bytes and by what it holds, never by its name.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -73,7 +74,7 @@ def open_source(place: str | Path) -> Source:
     # A config that lies beside a lone file says what the file itself cannot.
     beside = place.parent / "open_clip_config.json"
     configs = {beside.name: read_json(beside)} if beside.is_file() else {}
-    return _with_configs(source, place, configs)
+    return dataclasses.replace(source, configs=configs)
 
 
 def fingerprint(source: Source) -> list[dict[str, Any]]:
@@ -95,14 +96,7 @@ def _folder(place: Path) -> Source:
             f"run; there is {have}. Give the file itself, or another folder"
         )
     configs = {n: read_json(place / n) for n in CONFIGS if (place / n).is_file()}
-    return _with_configs(_file(place / present[0], place), place, configs)
-
-
-def _with_configs(source: Source, place: Path, configs: dict[str, Any]) -> Source:
-    return Source(
-        place, source.container, source.groups, source.values, configs, source.metadata,
-        source.files,
-    )  # fmt: skip
+    return dataclasses.replace(_file(place / present[0], place), configs=configs)
 
 
 def _file(file: Path, place: Path) -> Source:

@@ -125,10 +125,10 @@ def expand(rules: Iterable[Rule], abstract: Mapping[str, Any]) -> Table:
     return table
 
 
-def leaves(rules: Iterable[Rule], paths: Iterable[str]) -> list[str]:
-    """Those of `paths` that a rule is about."""
+def leaves(rules: Iterable[Rule], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `params` that the rules are about: a file may hold a part of a model."""
     compiled = [re.compile(_regex(rule.path)) for rule in rules]
-    return [path for path in paths if any(regex.fullmatch(path) for regex in compiled)]
+    return {p: x for p, x in params.items() if any(regex.fullmatch(p) for regex in compiled)}
 
 
 def shapes(table: Table, abstract: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

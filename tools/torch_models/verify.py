@@ -141,6 +141,6 @@ def _wide(values: np.ndarray) -> np.ndarray:
 
 
 def _exported(rules: list[tables.Rule], params: Params) -> dict[str, Tensor]:
-    part = {p: params[p] for p in tables.leaves(rules, params)}
+    part = tables.leaves(rules, params)
     tensors = tables.tensors_of(tables.expand(rules, part), part, {})
     return {n: torch.from_numpy(t.read()) for n, t in tensors.items()}
