@@ -59,6 +59,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.temperature = 0.02  # of the softmax
     c.loss.learn_temperature = False  # train it (as BLIP4CIR and SPRC do), with the query
+    c.loss.auxiliary = ()  # stage one: losses of the model's own, "name:weight", beside the
+    # contrastive one; the model's file lists them
+    # Stage one, an ablation: what of another example replaces a part of the triplet to make a
+    # negative: "target" (the method), "query", "text", "reference"; their losses are averaged.
+    c.loss.negative_types = ("target",)
     c.loss.chunk = 0  # stage one: images per encoder chunk (gradient caching); 0 = all at once
     c.loss.bank_negatives = 0  # stage two: sampled negatives per query; 0 = the whole bank
     c.loss.bank_block = 4096  # stage two: bank rows per block on each device

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.models import clip_sum
-from cir_jax.models.clip_sum import unit
 from cir_jax.towers import clip_sizes
-from cir_jax.towers.layers import Dense
+from cir_jax.towers.layers import DTYPES, Dense, dropout, unit
 
 TOKENIZER = clip_sum.TOKENIZER
 CUT_PADDING = clip_sum.CUT_PADDING
@@ -65,13 +64,13 @@ class Combiner(nnx.Module):
         # Text comes first; the trained weights of others rely on it.
         projected = jnp.concatenate(
             [
-                _dropout(jax.nn.relu(self.text_projection(narrow[0])), keys[0]),
-                _dropout(jax.nn.relu(self.image_projection(narrow[1])), keys[1]),
+                dropout(jax.nn.relu(self.text_projection(narrow[0])), DROPOUT, keys[0]),
+                dropout(jax.nn.relu(self.image_projection(narrow[1])), DROPOUT, keys[1]),
             ],
             axis=-1,
         )
-        combined = _dropout(jax.nn.relu(self.combine(projected)), keys[2])
-        opened = _dropout(jax.nn.relu(self.gate1(projected)), keys[3])
+        combined = dropout(jax.nn.relu(self.combine(projected)), DROPOUT, keys[2])
+        opened = dropout(jax.nn.relu(self.gate1(projected)), DROPOUT, keys[3])
         gate = jax.nn.sigmoid(self.gate2(opened).astype(jnp.float32))
         output = self.output(combined).astype(jnp.float32)
         return unit(output + gate * text + (1 - gate) * image)
@@ -83,13 +82,13 @@ class Model(clip_sum.Model):
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         width = clip_sizes.find(config.tower).embedding
-        self.combiner = Combiner(width, dtype=clip_sum.DTYPES[config.dtype], rngs=rngs)
+        self.combiner = Combiner(width, dtype=DTYPES[config.dtype], rngs=rngs)
 
-    def compose(
-        self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
+    def fuse(
+        self, reference: jax.Array, features: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """[B, 1, D] and [B, T] -> [B, D]; `key` is the dropout key, None for none."""
-        return self.combiner(reference[:, 0].astype(jnp.float32), self.text(text), key)
+        """[B, 1, D] and [B, D] -> [B, D]; `key` is the dropout key, None for none."""
+        return self.combiner(reference[:, 0].astype(jnp.float32), features, key)
 
 
 def roles(config: Any) -> list[tuple[str, str]]:
@@ -110,9 +109,3 @@ def sharding(config: Any) -> list[tuple[str, tuple]]:
         (r"combiner/(output|gate2)/kernel", ("model", None)),
         *clip_sum.sharding(config),
     ]
-
-
-def _dropout(x: jax.Array, key: jax.Array | None) -> jax.Array:
-    if key is None:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - DROPOUT, x.shape), x / (1 - DROPOUT), 0)

@@ -17,20 +17,12 @@ from cir_jax.errors import UserError
 from cir_jax.towers import clip_sizes
 from cir_jax.towers.clip_resnet import ModifiedResNet
 from cir_jax.towers.clip_text import TextTransformer
+from cir_jax.towers.layers import DTYPES, unit
 from cir_jax.towers.vit import VisionTransformer
 
 TOKENIZER = "clip"
 CUT_PADDING = True  # causal and read at the end of text
 REFERENCE_ROWS = "per_image"
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Divides by the norm over the last axis, or by 1e-12 if that is larger; float32."""
-    x = x.astype(jnp.float32)
-    # The limit is put on the square: the gradient of a norm at zero is not a number.
-    squared = jnp.square(x).sum(axis=-1, keepdims=True)
-    return x / jnp.sqrt(jnp.maximum(squared, 1e-24))
 
 
 class Model(nnx.Module):
@@ -68,8 +60,18 @@ class Model(nnx.Module):
     def compose(
         self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """[B, 1, D] and [B, T] -> [B, D]; there is no dropout, so `key` is not used."""
-        return unit(reference[:, 0].astype(jnp.float32) + self.text(text))
+        """[B, 1, D] and [B, T] -> [B, D]; `key` is for models with dropout that inherit this."""
+        return self.fuse(reference, self.text_features(text), key)
+
+    def text_features(self, text: jax.Array) -> jax.Array:
+        """[B, T] -> [B, D] raw text features, float32."""
+        return self.text(text)
+
+    def fuse(
+        self, reference: jax.Array, features: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, 1, D] and [B, D] -> [B, D] unit queries; the sum has no dropout."""
+        return unit(reference[:, 0].astype(jnp.float32) + features)
 
 
 def image_size(config: Any) -> int:

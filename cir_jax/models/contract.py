@@ -19,8 +19,22 @@ A model is one module of `cir_jax.models` (or a file of yours) that defines
     roles(config)       path rules -> "index", "query", "statistic" or "pretrain"
     sharding(config)    path rules -> one mesh axis name or None per dimension
 
-and, where weights to start from may lack a part of the model, NEW: regexes of the paths that then
-start at random, with a message.
+and where it needs them
+
+    NEW             regexes of paths that start at random, with a message, beside weights that lack
+                    them
+    AUXILIARY       {name: what it is}: losses of its own for stage one, see `loss.auxiliary` of
+                    configs/base.py; the model then has two more methods,
+        training(reference_pixels, target_pixels, text, key) -> ([B, D], [B, K, D], extras)
+                    query and targets as by the three methods, and whatever per example the losses
+                    need, {name: [B, ...]}; runs on a part of the batch under gradient caching
+        auxiliary(query, targets, extras, temperature) -> {name: [B] losses}
+                    over the whole batch, for every name of AUXILIARY
+    text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
+                    text_features(text, key), key), where a query is cheap once the text is encoded
+
+A method may take the dropout key of a training step, `key=None`; a bank, a gallery and an
+evaluation never give one.
 
 `config` is the `model` section of the run's config. Roles say when a parameter trains: stage one
 trains "index" and "query"; stage two trains "query" only; "pretrain" (CLIP's `logit_scale`, or both
@@ -32,6 +46,7 @@ Stage one uses one tree as both index and query. Stage two keeps that tree as th
 copy of the query part. Source: section 3.3 of arXiv 2404.11317, where the image side is frozen.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,13 +85,15 @@ class Functions:
     keys: dict[str, tuple]
     abstract: Params
 
-    def reference(self, params: Params, pixels: jax.Array, text: jax.Array) -> jax.Array:
+    def reference(
+        self, params: Params, pixels: jax.Array, text: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         """[B, S, S, 3] and [B, T] -> [B, R, C], on index parameters."""
-        return self.merged(params).reference(normalize(pixels), text)
+        return self._call(params, "reference", normalize(pixels), text, key=key)
 
-    def target(self, params: Params, pixels: jax.Array) -> jax.Array:
+    def target(self, params: Params, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[B, S, S, 3] -> [B, K, D] unit rows, on index parameters."""
-        return self.merged(params).target(normalize(pixels))
+        return self._call(params, "target", normalize(pixels), key=key)
 
     def compose(
         self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
@@ -85,7 +102,50 @@ class Functions:
 
         `key` is the dropout key of a training step; None switches dropout off.
         """
-        return self.merged(params).compose(reference, text, key=key)
+        return self._call(params, "compose", reference, text, key=key)
+
+    def training(
+        self,
+        params: Params,
+        reference_pixels: jax.Array,
+        target_pixels: jax.Array,
+        text: jax.Array,
+        key: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
+        pixels = normalize(reference_pixels), normalize(target_pixels)
+        return self.merged(params).training(*pixels, text, key)
+
+    def auxiliary(
+        self,
+        params: Params,
+        query: jax.Array,
+        targets: jax.Array,
+        extras: dict[str, jax.Array],
+        temperature: jax.Array | float,
+    ) -> dict[str, jax.Array]:
+        """The auxiliary losses over a whole batch, name -> [B] float32."""
+        return self.merged(params).auxiliary(query, targets, extras, temperature)
+
+    def text_features(self, params: Params, text: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, T] -> [B, ...] what `fuse` takes, on query parameters; only if `fuses`."""
+        return self._call(params, "text_features", text, key=key)
+
+    def fuse(
+        self, params: Params, reference: jax.Array, features: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """[B, R, C] and [B, ...] -> [B, D] unit queries, on query parameters; only if `fuses`."""
+        return self._call(params, "fuse", reference, features, key=key)
+
+    @property
+    def fuses(self) -> bool:
+        """True if the model composes in two steps, `text_features` and `fuse`."""
+        return hasattr(self.module.Model, "fuse")
+
+    def _call(self, params: Params, name: str, *inputs: jax.Array, key: jax.Array | None) -> Any:
+        method = getattr(self.merged(params), name)
+        takes_key = "key" in inspect.signature(method).parameters
+        return method(*inputs, key=key) if takes_key else method(*inputs)
 
     def init(self, seed: int) -> Params:
         """Random parameters, drawn by the model's own initialisers."""
@@ -193,6 +253,11 @@ def build(config: Any) -> Functions:
         raise UserError(
             f"REFERENCE_ROWS = {module.REFERENCE_ROWS!r} in {module.__file__}; "
             "use 'per_image' or 'per_triplet'"
+        )
+    if hasattr(module, "AUXILIARY") != hasattr(module.Model, "auxiliary"):
+        raise UserError(
+            f"model {config.name!r} ({module.__file__}) has one of AUXILIARY and Model.auxiliary; "
+            "a model with losses of its own needs both, and Model.training"
         )
     if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
         config = config.copy_and_resolve_references()

@@ -32,16 +32,47 @@ def gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # compute types
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Divides by the norm over the last axis, or by 1e-12 if that is larger; float32."""
+    x = x.astype(jnp.float32)
+    # The limit is put on the square: the gradient of a norm at zero is not a number.
+    squared = jnp.square(x).sum(axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(squared, 1e-24))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes values with probability `rate` and scales up the rest; nothing without a key."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
+
+
 class Dense(nnx.Module):
     """x @ kernel + bias, [..., I] -> [..., O]."""
 
-    def __init__(self, inputs: int, outputs: int, std: float, *, rngs: nnx.Rngs, stack: tuple = ()):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        std: float,
+        *,
+        bias: bool = True,
+        rngs: nnx.Rngs,
+        stack: tuple = (),
+    ):
         self.kernel = normal(rngs, (*stack, inputs, outputs), std)
-        self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        product = x @ self.kernel[...].astype(x.dtype)
+        if self.bias is None:
+            return product
         bias = self.bias[...].astype(x.dtype)
-        return x @ self.kernel[...].astype(x.dtype) + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class LayerNorm(nnx.Module):
@@ -74,12 +105,13 @@ class Attention(nnx.Module):
         out_std: float,
         *,
         causal: bool,
+        key_bias: bool = True,
         rngs: nnx.Rngs,
         stack: tuple = (),
     ):
         # Separate kernels: a shard of the fused one would mix queries, keys and values.
         self.query = Dense(width, width, std, rngs=rngs, stack=stack)
-        self.key = Dense(width, width, std, rngs=rngs, stack=stack)
+        self.key = Dense(width, width, std, bias=key_bias, rngs=rngs, stack=stack)
         self.value = Dense(width, width, std, rngs=rngs, stack=stack)
         self.out = Dense(width, width, out_std, rngs=rngs, stack=stack)
         self.heads = heads
@@ -126,18 +158,37 @@ class Block(nnx.Module):
       size: width, heads, layers and inner width (0 means four times the width).
       causal: a token sees itself and what is before it.
       activation: one of ACTIVATIONS.
+      epsilon: of both norms.
+      key_bias: False leaves the bias of the attention keys out.
       stack: (layers,), or () for a single block.
     """
 
-    def __init__(self, size: Any, *, causal: bool, activation: str, rngs: nnx.Rngs, stack: tuple):
+    def __init__(
+        self,
+        size: Any,
+        *,
+        causal: bool,
+        activation: str,
+        epsilon: float = 1e-5,
+        key_bias: bool = True,
+        rngs: nnx.Rngs,
+        stack: tuple,
+    ):
         width, heads, layers = size.width, size.heads, size.layers
         # Standard deviations of the CLIP paper's initialisation.
         std, out_std, mlp_std = width**-0.5, (width * 2 * layers) ** -0.5, (2 * width) ** -0.5
-        self.norm1 = LayerNorm(width, stack=stack)
+        self.norm1 = LayerNorm(width, epsilon=epsilon, stack=stack)
         self.attention = Attention(
-            width, heads, std, out_std, causal=causal, rngs=rngs, stack=stack
+            width,
+            heads,
+            std,
+            out_std,
+            causal=causal,
+            key_bias=key_bias,
+            rngs=rngs,
+            stack=stack,
         )
-        self.norm2 = LayerNorm(width, stack=stack)
+        self.norm2 = LayerNorm(width, epsilon=epsilon, stack=stack)
         inner = size.mlp or 4 * width
         self.mlp = Mlp(
             width, inner, mlp_std, out_std, activation=activation, rngs=rngs, stack=stack
@@ -149,15 +200,35 @@ class Block(nnx.Module):
 
 
 def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
-    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C].
+    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C]."""
+    return run_stack(blocks, x, lambda block, x, key: block(x), remat=remat)
 
-    `remat` keeps only the input of each layer and computes the rest again in the backward pass.
+
+def run_stack(
+    stack: nnx.Module,
+    x: jax.Array,
+    apply: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
+    key: jax.Array | None = None,
+    *,
+    remat: bool,
+) -> jax.Array:
+    """Applies the layers of a module whose parameters have a leading layer axis, by one scan.
+
+    Args:
+      stack: the module.
+      x: what goes through, [B, T, C].
+      apply: (one layer, x, its dropout key or None) -> x.
+      key: of the dropout; None for none.
+      remat: keep only the input of each layer and compute the rest again in the backward pass.
     """
-    graph, stacked = nnx.split(blocks)
+    graph, stacked = nnx.split(stack)
+    count = len(jax.tree.leaves(stacked)[0])
+    keys = None if key is None else jax.random.split(key, count)
 
-    def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, params)(x), None
+    def layer(x: jax.Array, row: tuple) -> tuple[jax.Array, None]:
+        params, key = row
+        return apply(nnx.merge(graph, params), x, key), None
 
     # A scan already keeps the two passes apart; the barriers of prevent_cse would only cost time.
     body: Callable = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-    return jax.lax.scan(body, x, stacked)[0]
+    return jax.lax.scan(body, x, (stacked, keys))[0]

@@ -14,7 +14,7 @@ from cir_jax import config
 from cir_jax.errors import UserError
 from cir_jax.models import clip_sum, contract
 from cir_jax.runtime import mesh, sharding
-from cir_jax.towers import clip_sizes
+from cir_jax.towers import clip_sizes, layers
 from tests.towers.weights import random_values
 
 TINY = ("tiny-vit", "tiny-resnet")
@@ -133,10 +133,10 @@ def test_logit_scale_starts_at_the_temperature_of_clip():
 
 
 def test_unit_of_nothing_is_nothing_and_has_a_gradient():
-    value, pull = jax.vjp(clip_sum.unit, jnp.zeros((1, 3)))
+    value, pull = jax.vjp(layers.unit, jnp.zeros((1, 3)))
     assert np.all(np.isfinite(pull(jnp.ones((1, 3)))[0])) and not np.any(value)
     x = jnp.asarray([[3.0, 4.0]], jnp.bfloat16)
-    np.testing.assert_allclose(clip_sum.unit(x), [[0.6, 0.8]], atol=1e-6)
+    np.testing.assert_allclose(layers.unit(x), [[0.6, 0.8]], atol=1e-6)
 
 
 def test_a_smaller_context_is_taken_from_the_config():

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cir_jax.models.clip_sum import unit
 from cir_jax.runtime import mesh as meshes
+from cir_jax.towers.layers import unit
 
 MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (2, 4), (1, 8)]
 

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cir_jax.models.clip_sum import unit
 from cir_jax.negatives import in_bank, in_batch
 from cir_jax.runtime import mesh as meshes
+from cir_jax.towers.layers import unit
 from tests.negatives.problems import MESHES, assert_close, devices, place, problem, wave
 
 WEIGHTS = jnp.linspace(0.2, 2.0, 8)  # an uneven cotangent: every query scales its own gradient

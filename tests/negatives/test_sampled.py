@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.models.clip_sum import unit
 from cir_jax.negatives import in_bank, sampled
+from cir_jax.towers.layers import unit
 from tests.negatives.problems import assert_close, devices, place, problem, wave
 
 

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cir_jax.models.clip_sum import unit
 from cir_jax.towers.clip_sizes import VOCABULARY
-from cir_jax.towers.layers import Dense, normal
+from cir_jax.towers.layers import Dense, normal, unit
 
 TOKENIZER = "clip"
 CUT_PADDING = True

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pieces of BERT: embeddings, and post-norm attention and MLP with dropout.
+
+The text encoder of BLIP and the Q-Former of BLIP-2 are made of them; they differ in what attends to
+what. As in `cir_jax.towers.layers`, `stack=(L,)` gives every parameter a leading layer axis.
+Source: Devlin et al., arXiv 1810.04805; sizes, epsilon and dropout are those of BERT-base.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cir_jax.towers.layers import Dense, LayerNorm, dropout, gelu, normal
+
+EPSILON = 1e-12
+STD = 0.02  # of every random parameter
+_LEAST = -1e30  # logit of a masked key: its weight is exactly zero in float32
+
+
+class Embeddings(nnx.Module):
+    """Words and absolute positions; the norm comes last, so that others may join before it.
+
+    Args:
+      vocabulary: number of token ids.
+      positions: longest text in tokens.
+      width: C.
+    """
+
+    def __init__(self, vocabulary: int, positions: int, width: int, *, rngs: nnx.Rngs):
+        self.words = normal(rngs, (vocabulary, width), STD)
+        self.positions = normal(rngs, (positions, width), STD)
+        self.norm = LayerNorm(width, epsilon=EPSILON)
+
+    def lookup(self, text: jax.Array) -> jax.Array:
+        """[B, T] ids -> [B, T, C] float32, without the norm."""
+        return self.words[...][text] + self.positions[...][None, : text.shape[1]]
+
+    def finish(self, x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+        """Norm, then dropout, [B, T, C] -> [B, T, C]."""
+        return dropout(self.norm(x), rate, key)
+
+
+class Attention(nnx.Module):
+    """norm(x + dropout(out(attention(x, source)))), [B, T, C] -> [B, T, C].
+
+    Args:
+      width: C, of the queries and of the result.
+      heads: number of heads.
+      source: width of what is attended to; 0 means `width`.
+      rate: dropout of the attention weights and of the result.
+      stack: (layers,), or () for a single layer.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        source: int = 0,
+        rate: float = 0.0,
+        rngs: nnx.Rngs,
+        stack: tuple = (),
+    ):
+        options = {"rngs": rngs, "stack": stack}
+        self.query = Dense(width, width, STD, **options)
+        self.key = Dense(source or width, width, STD, **options)
+        self.value = Dense(source or width, width, STD, **options)
+        self.out = Dense(width, width, STD, **options)
+        self.norm = LayerNorm(width, epsilon=EPSILON, stack=stack)
+        self.heads = heads
+        self.rate = rate
+
+    def __call__(
+        self,
+        x: jax.Array,
+        source: jax.Array,
+        mask: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Attends from x [B, T, C] to source [B, U, C'].
+
+        Args:
+          x: queries.
+          source: keys and values.
+          mask: [B, U] bool, False for what nobody sees; None if all is seen.
+          key: dropout key; None for none.
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+
+        def split(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        query, value = split(self.query(x)), split(self.value(source))
+        logits = jnp.einsum(
+            "bthd,buhd->bhtu", query, split(self.key(source)), preferred_element_type=jnp.float32
+        )
+        logits = logits * query.shape[-1] ** -0.5
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None], logits, _LEAST)
+        weights = dropout(jax.nn.softmax(logits, axis=-1), self.rate, keys[0])
+        mixed = jnp.einsum("bhtu,buhd->bthd", weights.astype(x.dtype), value)
+        return self.norm(x + dropout(self.out(mixed.reshape(x.shape)), self.rate, keys[1]))
+
+
+class Mlp(nnx.Module):
+    """norm(x + dropout(fc2(gelu(fc1(x))))), [B, T, C] -> [B, T, C]; the exact GELU.
+
+    Args:
+      width: C.
+      inner: width between the two products.
+      rate: dropout.
+      stack: (layers,), or () for a single layer.
+    """
+
+    def __init__(
+        self, width: int, inner: int, *, rate: float = 0.0, rngs: nnx.Rngs, stack: tuple = ()
+    ):
+        self.fc1 = Dense(width, inner, STD, rngs=rngs, stack=stack)
+        self.fc2 = Dense(inner, width, STD, rngs=rngs, stack=stack)
+        self.norm = LayerNorm(width, epsilon=EPSILON, stack=stack)
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self.norm(x + dropout(self.fc2(gelu(self.fc1(x))), self.rate, key))
