@@ -146,14 +146,24 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The inverse of `to_json`; lists become tuples again, as in configs/base.py."""
+    """The inverse of `to_json`; lists become tuples again, as in configs/base.py.
+
+    A key that a run of an earlier version does not have gets its default: that is what it ran with.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: tuples(v) for k, v in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(text))).lock()
+    config = ConfigDict(tuples(json.loads(text)))
+    if "stage" in config:
+        known = _flat(config)
+        for key, value in _flat(module("base").get_config()).items():
+            if key not in known:
+                section, _, name = key.rpartition(".")
+                (config[section] if section else config)[name] = value
+    return config.lock()
 
 
 def parse_argument(

@@ -2,6 +2,7 @@
 """Configs: every one builds, keys are locked, and mistakes name what exists."""
 
 import importlib
+import json
 
 import pytest
 
@@ -136,14 +137,14 @@ def test_overrides_keep_types():
         (
             "clip_sun",
             [],
-            "no config 'clip_sun'; there are: clip_combiner, .*zero_shot. Did you mean 'clip_sum'",
+            "no config 'clip_sun'; there are: .*clip_combiner, .*zero_shot. Did you mean 'clip_sum'",
         ),
         ("clip_sum:fashion", [], "argument 'fashion' is unknown; there are: fashioniq, cirr"),
         ("positives:clip-fashion", [], "no recipe 'clip-fashion'; .* Did you mean 'clip-fashioniq"),
         ("positives", ["pair.windo=1"], "key 'pair.windo'. Did you .* All: configs/positives.py"),
         ("zero_shot:ciir", [], "'ciir' is unknown; there are: fashioniq, .* Did you mean 'cirr'"),
         ("clip_sum:stage=3", [], "config argument 'stage=3' is unknown"),
-        ("nowhere.py", [], "no config file nowhere.py; by name there are: clip_combiner, "),
+        ("nowhere.py", [], "no config file nowhere.py; by name there are: .*clip_combiner, "),
     ],
 )
 def test_errors(spec, overrides, message):
@@ -154,12 +155,12 @@ def test_errors(spec, overrides, message):
 def test_names_that_do_not_exist_list_what_does(tmp_path):
     root = runs.write_fashioniq(tmp_path)
     for change, message in (
-        ("model.name=clip_some", r"no 'clip_some' in models; there are: .*clip_sum. Did you mean"),
+        ("model.name=clip_some", r"no 'clip_some' in models; there are: .*Did you mean 'clip_sum'"),
         (
             "data.name=fashion",
-            r"no 'fashion' in positives; there are: cirr, emoji, fashioniq, fold",
+            r"no 'fashion' in positives; there are: .*cirr, emoji, fashioniq, fold",
         ),
-        ("eval.benchmark=cir", r"no 'cir' in evals; there are: cirr, emoji, fashioniq, folder"),
+        ("eval.benchmark=cir", r"no 'cir' in evals; there are: .*cirr, emoji, fashioniq, folder"),
         ("stage=three", r"no 'three' in stages; there are: one_in_batch, two_bank, zero_image"),
         ("model.tower=ViT", r"no tower 'ViT'; there are: RN50"),
         ("model.dtype=float16", r"model.dtype='float16'; use auto, float32 or bfloat16"),
@@ -203,3 +204,10 @@ def test_command_line(capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in ("demo", "doctor", "evaluate", "submit", "train"))
     assert main([]) == 2 and main(["--version"]) == 0
+
+
+def test_a_run_of_an_earlier_version_gets_the_defaults_of_keys_it_does_not_know():
+    now = config.load("clip_sum:cirr", ["batch=24"])
+    content = json.loads(config.to_json(now))
+    del content["loss"]["auxiliary"], content["max_seconds"]
+    assert config.from_json(json.dumps(content)) == now
