@@ -3,24 +3,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 from cir_jax import plugins
-from cir_jax.data import pipeline, tokens
+from cir_jax.data import loader, pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
 from cir_jax.evals.retrieval import Retriever
 from cir_jax.models import contract
 from cir_jax.models.contract import Params
 from cir_jax.negatives import bank as banks
-from cir_jax.positives import loading
+from cir_jax.negatives import bank_build, bank_files, references
+from cir_jax.positives import loading, unlabelled
 from cir_jax.runtime import encode, optim, sharding, weights
 from cir_jax.runtime import mesh as meshes
 from cir_jax.stages import contract as stages
@@ -40,6 +40,8 @@ class Run:
     steps_per_epoch: int
     shardings: dict[str, jax.sharding.NamedSharding]
     benchmark: Any
+    references: Any = None  # of a stage with a bank: `negatives.references.Plan`
+    store: Any = None  # set with the bank, where references lie on disk
 
 
 def run(config: ConfigDict) -> Run:
@@ -65,7 +67,13 @@ def run(config: ConfigDict) -> Run:
         on_missing=config.data.on_missing,
         on_long=config.data.on_long,
         optimized=config.data.optimized,
+        unlabelled=_unlabelled(config, stage),
     )
+    plan = None
+    if stage.needs_bank:
+        plan = references.plan(data, functions.per_triplet, config.loss.reference_text)
+        config = references.settled(config, functions, len(plan), mesh)
+        stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
     per_epoch = pipeline.steps_per_epoch(data, config.batch)
     return Run(
         config=config,
@@ -78,7 +86,23 @@ def run(config: ConfigDict) -> Run:
         steps_per_epoch=per_epoch,
         shardings=sharding.parameter_shardings(functions, mesh),
         benchmark=benchmark(config),
+        references=plan,
     )
+
+
+def _unlabelled(config: ConfigDict, stage: Any) -> Any:
+    """What adds the rows of `data.unlabelled` to the image table; None if there are none."""
+    data = config.data
+    if not data.unlabelled and not data.unlabelled_count:
+        return None
+    if not stage.needs_bank:
+        raise UserError(
+            f"data.unlabelled={tuple(data.unlabelled)} adds rows to the bank, and stage "
+            f"{config.stage} has none; leave it to stage two"
+        )
+    options = {"count": data.unlabelled_count, "optimized": data.optimized}
+    options |= {"on_missing": data.on_missing, "threads": data.threads}
+    return partial(unlabelled.extend, found=unlabelled.read(config), **options)
 
 
 def benchmark(config: ConfigDict) -> Any:
@@ -101,7 +125,7 @@ def batches(run: Run) -> Any:
     """The input iterator of this process, see `pipeline.batches`."""
     data = run.config.data
     mine = encode.local_rows(run.config.batch, run.mesh)
-    options = pipeline.Options(
+    options = loader.Options(
         batch=run.config.batch,
         seed=run.config.seed,
         fields=run.stage.fields,
@@ -115,36 +139,32 @@ def batches(run: Run) -> Any:
         threads=data.threads,
         process=(mine.start // len(mine), run.config.batch // len(mine)),
     )
-    return pipeline.batches(run.data, options, run.preprocess)
+    sources = loader.Sources(run.preprocess, run.references, run.store)
+    return pipeline.batches(run.data, options, sources)
 
 
 def bank(run: Run, state: Any) -> banks.Bank:
     """The bank of stage two: from the run folder if it is there and fits, else built and saved.
 
     Raises:
-      UserError: the bank there was made of something else.
+      UserError: the bank there was made of something else, or there is no room for it.
     """
-    config = run.config
-    folder = config.loss.bank_path or str(Path(config.workdir) / "bank")
-    made_of = banks.fingerprint(run.functions, state.fixed, run.data, run.preprocess)
-    rows = banks.load(folder, made_of)
-    if jax.process_count() > 1:
-        # Where hosts do not share the folder some have it and some not: then all build it.
-        if not multihost_utils.process_allgather(np.asarray(rows is not None)).all():
-            rows = None
-    if rows is None:
-        rows = banks.build(
-            run.functions,
-            state.fixed,
-            run.data,
-            run.preprocess,
-            run.mesh,
-            batch=config.eval.batch,
-            threads=config.data.threads,
-        )
-        if jax.process_index() == 0:
-            banks.save(folder, rows, made_of)
+    config, place = run.config, run.config.loss.references
+    inputs = banks.Inputs(
+        run.functions, state.fixed, run.data, run.references, run.preprocess, place
+    )
+    size = {"batch": config.eval.batch, "threads": config.data.threads}
+    rows = bank_build.ready(_bank_folder(config), inputs, run.mesh, **size)
+    if place == "disk":
+        run.store = bank_files.Store(rows.pop("references"))
     return banks.place(rows, run.mesh, config.loss.bank_dtype)
+
+
+def _bank_folder(config: ConfigDict) -> Path:
+    """One folder per place of the references: a run may change it, and change it back."""
+    folder = Path(config.loss.bank_path or Path(config.workdir) / "bank")
+    place = config.loss.references
+    return folder if place == "device" else folder / place
 
 
 def retriever(run: Run, index: Params, query: Params) -> Retriever:
@@ -217,12 +237,14 @@ def summary(run: Run, state: Any) -> str:
         f"{name} {int((run.data.source_of == i).sum()):,}"
         for i, name in enumerate(run.data.sources)
     )
+    extra = run.data.images.unlabelled
+    images = f"{len(run.data.images):,} images" + (f", {extra:,} of them unlabelled" * bool(extra))
     platform = jax.devices()[0].platform
     return (
         f"{run.config.model.name} {run.config.model.tower}, stage {run.config.stage}: "
         f"{optim.size(state.trained):,} of {optim.size(run.functions.abstract):,} parameters "
         "train\n"
-        f"  triplets: {sources}; {len(run.data.images):,} images\n"
+        f"  triplets: {sources}; {images}\n"
         f"  {run.steps:,} steps of {run.config.batch}, {run.steps_per_epoch:,} per epoch, on "
         f"{run.mesh.size} {platform} device(s), {jax.process_count()} process(es)\n"
         f"  workdir: {run.config.workdir}"

@@ -29,12 +29,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)
-    # Size of the encoders, see cir_jax/towers/clip_sizes.py; "auto" = that of init_from.
+    # Size of the encoders, see cir_jax/towers/*_sizes.py; "auto" = that of init_from.
     c.model.tower = "RN50x4"
     c.model.image_size = 0  # input side in pixels; 0 = the tower's own
     c.model.context = 0  # text positions; 0 = the tower's own
     c.model.dtype = "auto"  # compute type: "float32", "bfloat16"; "auto" = bfloat16 on GPU and TPU
     c.model.remat = False  # recompute activations of a block in the backward pass
+    c.model.dropout = 0.0  # blip: of the text encoder, in steps of training
+    c.model.train_image = False  # blip, sprc: stage one trains the image side too
 
     c.data = ConfigDict()
     c.data.name = "fashioniq"  # module of cir_jax.positives (or a .py file)
@@ -46,6 +48,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has
     c.data.optimized = ""  # optimized_images.json (pixel-identical images share a row); "" = none
+    # Stage two, an ablation: more rows of the bank, of images that no triplet names: "split" (the
+    # data set's other training images; of a "folder" all below images/, those of val too), folders
+    # of images, JSON lists of image files.
+    c.data.unlabelled = ()
+    c.data.unlabelled_count = 0  # the first so many of them; 0 = all
     c.data.mixing = "concatenate"  # or "weights": draw a source by `weights`
     c.data.weights = ()  # one per source, annotated first; their sum does not matter
     c.data.on_missing = "error"  # or "drop": leave triplets with a missing image out, and say so
@@ -69,6 +76,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.loss.bank_block = 4096  # stage two: bank rows per block on each device
     c.loss.bank_dtype = "float32"  # or "bfloat16": half the memory of the bank
     c.loss.bank_path = ""  # where the bank is kept; "" = <workdir>/bank
+    # Stage two: where references lie: "device", "disk" (bfloat16, beside the bank, read with the
+    # batches), "recompute" (encoded in every step), "auto" = device up to 4 GB on each, else disk.
+    c.loss.references = "auto"
+    # Stage two, models whose reference depends on the text: a reference for every text
+    # ("per_triplet"), or one per image ("last_caption": a mismatch, as the released code has it).
+    c.loss.reference_text = "per_triplet"
     c.loss.exclude_reference = False  # stage two: the query's own reference is no negative
     c.loss.exclude_positives = False  # stage two: other targets of the same query are no negatives
 
@@ -79,6 +92,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.epsilon = 1e-7
     c.optim.weight_decay = 0.01
     c.optim.schedule = "constant"  # or "cosine", "linear": to zero over the run
+    c.optim.drops = ()  # shares of the run, after each of which the rate is a tenth
     c.optim.warmup_steps = 0  # linear, from zero
     c.optim.clip_norm = 0.0  # global gradient norm; 0 = no clipping
     c.optim.multipliers = ()  # (regex, factor) rules over trained paths; () = 1 everywhere
@@ -90,9 +104,14 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.benchmark = "fashioniq"  # module of cir_jax.evals, or "none"
+    c.eval.root = ""  # folder of its data set; "" = data.root
     c.eval.split = "val"
     c.eval.gallery = "full"  # FashionIQ: "full" (the split's images) or "val" (the VAL protocol)
     c.eval.reference = "removed"  # FashionIQ: the reference is "removed" from the ranking or "kept"
+    # CIRCO: a query's text is its caption "without" the shared concept, or the template "with" it.
+    c.eval.shared_concept = "without"
+    c.eval.concept_template = "Find a picture that also {concept}, but {caption}."
+    c.eval.tasks = ()  # GeneCIS tasks; () = all four
     c.eval.on_missing = "error"  # or "drop": rank without missing images, and say so
     c.eval.every = 1  # epochs between evaluations; 0 = at the end only
     c.eval.batch = 128  # images or queries per encoding batch

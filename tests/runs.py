@@ -10,6 +10,15 @@ from PIL import Image
 from cir_jax import config
 from cir_jax.positives import loading
 
+# The models of the package, each at the size that its tests train.
+TOWERS = {
+    "clip_sum": "tiny-vit",
+    "clip_combiner": "tiny-vit",
+    "tgcir": "tiny-vit",
+    "blip": "vit-32-16-w32-l2-h2_med-w32-l2-h2_d16",
+    # As many queries as BLIP-2 has: each target is 32 rows.
+    "sprc": "eva-32-16-w32-l1-h2_qformer-w32-l2-h2-q32_d16",
+}
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "grey": (128,) * 3}
 
 
@@ -88,13 +97,14 @@ def dump(path, content):
 
 
 def tiny(workdir, root, *changes, stage=1, model="cross_attention", data="fashioniq"):
-    """A locked config that trains in seconds; `model` is "clip_sum" or one of the stand-ins."""
-    name = model if model.startswith("clip_") else stand_in(model)
+    """A locked config that trains in seconds; `model` is one of TOWERS or of the stand-ins."""
+    name, tower = (model, TOWERS[model]) if model in TOWERS else (stand_in(model), "tiny-vit")
     base = (
         f"workdir={workdir}", f"data.root={root}", f"data.name={data}", f"eval.benchmark={data}",
-        f"model.name={name}", "model.tower=tiny-vit", "model.dtype=float32", "batch=8", "epochs=1",
+        f"model.name={name}", f"model.tower={tower}", "model.dtype=float32", "batch=8", "epochs=1",
         "data.threads=2", "eval.batch=16", "eval.examples=4", "loss.temperature=0.1",
         "optim.learning_rate=1e-3", "log_every=1", "loss.bank_block=4",
+        *(["model.context=16"] if model == "tgcir" else []),  # it reads every position
     )  # fmt: skip
     return config.load(f"clip_sum:fashioniq,stage={stage}", [*base, *changes])
 

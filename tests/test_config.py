@@ -19,6 +19,10 @@ ARGUMENTS = ("fashioniq", "cirr", "emoji", "quicktest")
 @pytest.mark.parametrize("argument", ARGUMENTS)
 @pytest.mark.parametrize("name", [n for n in config.available() if n != "positives"])
 def test_every_config_builds(name, argument, stage):
+    if stage == 0 and name in ("blip", "sprc"):
+        with pytest.raises(UserError, match=f"{name} has no stage 0"):
+            config.load(f"{name}:{argument},stage=0")
+        return
     loaded = config.load(f"{name}:{argument},stage={stage}")
     assert loaded.is_locked and loaded.workdir.startswith("runs/")
     assert contract.build(loaded.model).abstract
@@ -137,7 +141,7 @@ def test_overrides_keep_types():
         (
             "clip_sun",
             [],
-            "no config 'clip_sun'; there are: .*clip_combiner, .*zero_shot. Did you mean 'clip_sum'",
+            "no config 'clip_sun'; there are: .*clip_combiner, .* Did you mean 'clip_sum'",
         ),
         ("clip_sum:fashion", [], "argument 'fashion' is unknown; there are: fashioniq, cirr"),
         ("positives:clip-fashion", [], "no recipe 'clip-fashion'; .* Did you mean 'clip-fashioniq"),

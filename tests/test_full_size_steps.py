@@ -38,6 +38,7 @@ def abstract_batch(stage, functions, config, mesh):
         "text": described((size, 32), jnp.int32, place),
         "reference_pixels": described((size, side, side, 3), jnp.uint8, place),
         "target_pixels": described((size, side, side, 3), jnp.uint8, place),
+        "reference_row": ids,
         "reference": described((size, *functions.reference_shape), ml_dtypes.bfloat16, place),
     }
     always = dict.fromkeys(("reference_id", "target_id", "text_id", "source_id"), ids)

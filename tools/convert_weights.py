@@ -91,8 +91,9 @@ def export(args: argparse.Namespace) -> None:
     """Write a run or any weights in another layout."""
     if args.epoch < 0:
         raise UserError(f"--epoch={args.epoch} is below 0; give the epoch that was finished")
-    _, functions, found = _load(args.places, args)
+    config, functions, found = _load(args.places, args)
     origin = found.record
+    trained = origin.get("layout") == "run" and origin["step"] > 0
     while origin.get("layout") == "run":  # what the first of a chain of runs was made of
         origin = origin.get("source") or {}
     written = exporting.write(
@@ -105,6 +106,7 @@ def export(args: argparse.Namespace) -> None:
         dtype=args.dtype,
         record=origin,
         epoch=args.epoch,
+        temperature=config.loss.temperature if trained else 0.0,
         files=found.files,
     )
     for path in written:

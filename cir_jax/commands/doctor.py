@@ -13,7 +13,7 @@ from typing import Any
 from cir_jax.errors import UserError
 
 HELP = "check a data set: layout, counts, missing and broken images"
-DATASETS = ("fashioniq", "cirr", "folder")
+DATASETS = ("fashioniq", "cirr", "circo", "genecis", "folder")
 _SHOWN = 10  # names of a finding that are printed; --json holds all
 
 
@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument("root", help="folder of the data set, as data.root takes it")
-    parser.add_argument("--categories", default="", help="FashionIQ categories, a,b; default: all")
+    parser.add_argument(
+        "--categories", default="", help="FashionIQ categories or GeneCIS tasks, a,b; default: all"
+    )
     parser.add_argument("--no-decode", action="store_true", help="do not open the images")
     parser.add_argument("--json", default="", metavar="FILE", help="write all findings to FILE")
     parser.add_argument("--threads", type=int, default=16, help="images opened at a time")

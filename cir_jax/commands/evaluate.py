@@ -3,6 +3,7 @@
 
 Examples:
   cir-jax evaluate --workdir runs/clip_sum-fashioniq-stage2 --set eval.gallery=val
+  cir-jax evaluate --workdir RUN --set eval.benchmark=circo --set eval.root=DATA/CIRCO
   cir-jax evaluate --init-from best.pt --config clip_sum:cirr --set data.root=DATA
 """
 

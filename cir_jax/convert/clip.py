@@ -9,11 +9,12 @@ used as x @ W there and lie as ours do. Source: the published state dicts.
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from cir_jax.convert.containers.tensors import Tensor, of
-from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Ignored, Rule, Table
+from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Ignored, Rule
 from cir_jax.errors import UserError
 from cir_jax.towers.clip_sizes import (
     CONTEXT,
@@ -80,13 +81,13 @@ def huggingface_text(text: str = "text_model") -> list[Rule]:
     ]
 
 
-def counters(table: Table, kept: Mapping[str, int]) -> dict[str, Tensor]:
-    """The step counter beside each running variance of `table`, as PyTorch's BatchNorm has them.
+def counters(tensors: Mapping[str, Any], kept: Mapping[str, int]) -> dict[str, Tensor]:
+    """The step counter beside each running variance of `tensors`, as PyTorch's BatchNorm has them.
 
     `kept` are those of the file that the weights came from; 0 for others.
     """
     suffix = ".running_var"
-    names = [n.removesuffix(suffix) + ".num_batches_tracked" for n in table if n.endswith(suffix)]
+    names = [n.removesuffix(suffix) + ".num_batches_tracked" for n in tensors if n.endswith(suffix)]
     return {name: of_int(kept.get(name, 0)) for name in names}
 
 

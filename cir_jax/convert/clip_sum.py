@@ -26,6 +26,8 @@ from cir_jax.towers.clip_sizes import ClipSize
 
 MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
 HUGGINGFACE_MARK = "vision_model.embeddings.patch_embedding.weight"
+# transformers' BLIP and BLIP-2 have that too; CLIP has no such attention.
+OTHER_MARK = "vision_model.encoder.layers.0.self_attn.qkv.weight"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
 DOUBT = (
@@ -71,7 +73,7 @@ def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | Non
 def find_huggingface(source: Source) -> Found | None:
     """A folder of transformers' CLIPModel."""
     group = _group(source, HUGGINGFACE_MARK)
-    if group is None:
+    if group is None or OTHER_MARK in source.groups[group]:
         return None
     if "config.json" not in source.configs:
         raise UserError(

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.convert.containers.tensors import Tensor
+from cir_jax.convert.copies import Copied
 from cir_jax.convert.sources import Source
-from cir_jax.convert.tables import Ignored, Rule, Table
+from cir_jax.convert.tables import Ignored, Rule
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,15 @@ class Found:
       doubt: what the file does not say and the config must; "" if it says everything.
       agrees: (key, value a config has) -> True if the file may be of that; where there is doubt,
         more than one value is.
+      tensors: what the rules are about, where the file stores it in another form; None if they are
+        about the state dict as it is.
     """
 
     group: str
     config: dict[str, Any]
     doubt: str = ""
     agrees: Callable[[str, Any], bool] = lambda key, value: False
+    tensors: Mapping[str, Tensor] | None = None
 
     def fits(self, key: str, value: Any) -> bool:
         """Whether a config may have `value` for `key`."""
@@ -49,6 +53,7 @@ class Written:
       index: path -> array, the index tree.
       differ: its paths where the tensors hold something else.
       epoch: of the training run, for layouts that say it.
+      temperature: that it ended with, for layouts that say it; 0 where it is not known.
       files: files of the folder that the weights came from (tokenizer, image processor).
       dtypes: tensor name -> type to write; also of the leaves in `index`, under the same names.
     """
@@ -57,6 +62,7 @@ class Written:
     index: Mapping[str, Any]
     differ: tuple[str, ...] = ()
     epoch: int = 0
+    temperature: float = 0.0
     files: tuple[Path, ...] = ()
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,10 +76,15 @@ class Layout:
       about: what reads it, in a few words.
       find: source -> Found, or None if this is another layout.
       rules: `model` section of a config -> the rule table.
+      index_rules: the same of leaves that the file holds twice, under names of their own in the
+        index tree: `rules` reads those of the query tree.
+      fitted: (tensors of a file, `model` section, the file's name) -> tensors that the rules read,
+        where weights may serve images of another size.
       ignored: tensors that may be there beside the model's.
+      copied: tensors that the file holds under two names each.
       write: (place, tensors, what else is known) -> files written; None if it is only read.
-      extra: (table, integers of the file that the weights came from) -> tensors that hold nothing
-        of ours, but that the PyTorch model wants.
+      extra: (tensors that are written, scalars of the file that the weights came from) -> tensors
+        that hold nothing of ours, but that the PyTorch model wants.
       index: source -> (source, rules) of leaves of the index tree that lie beside the model because
         they differ from the query tree's; None if there are none.
       two_trees: `write` keeps both trees, whatever differs: it is given the query tree, and the
@@ -86,10 +97,15 @@ class Layout:
     about: str
     find: Callable[[Source], Found | None]
     rules: Callable[[Any], list[Rule]]
+    index_rules: Callable[[Any], list[Rule]] = field(default=lambda config: [])
+    fitted: Callable[[Mapping[str, Tensor], Any, str], Mapping[str, Tensor]] = field(
+        default=lambda tensors, config, where: tensors
+    )
     ignored: tuple[Ignored, ...] = ()
+    copied: tuple[Copied, ...] = ()
     write: Callable[[Path, dict[str, Tensor], Written], list[Path]] | None = None
-    extra: Callable[[Table, Mapping[str, int]], dict[str, Tensor]] = field(
-        default=lambda table, kept: {}
+    extra: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Tensor]] = field(
+        default=lambda tensors, kept: {}
     )
     index: Callable[[Source], tuple[Source, list[Rule]] | None] = field(default=lambda source: None)
     two_trees: bool = False

@@ -5,17 +5,18 @@ A file of PyTorch holds one model. What retrieves is the image side of the index
 of the query, and that is what is written; the two trees can also be written apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cir_jax.convert import identify, tables
+from cir_jax.convert import copies, identify, tables
 from cir_jax.convert.containers.tensors import FLOATS
 from cir_jax.convert.contract import Layout, Written
 from cir_jax.errors import UserError, nearest
 from cir_jax.models.contract import Functions, Params
+from cir_jax.stages.contract import TEMPERATURE
 
 TREES = ("retrieval", "index", "query")
 SOURCE = "source"  # --dtype: every tensor in the type it came in
@@ -38,6 +39,7 @@ def write(
     dtype: str = "float32",
     record: Mapping[str, Any] | None = None,
     epoch: int = 0,
+    temperature: float = 0.0,
     files: Sequence[Path] = (),
 ) -> list[Path]:
     """Writes weights; what was at `place` is replaced only by a whole file.
@@ -52,6 +54,7 @@ def write(
       dtype: of every tensor, or "source": as the weights came in, where that is known.
       record: the record of the import that the weights descend from.
       epoch: for layouts that say it.
+      temperature: the same, of a run that did not learn it; 0 if there was none.
       files: tokenizer and image processor files to take along.
 
     Returns:
@@ -70,13 +73,17 @@ def write(
                 f"{nearest(value, choices)}"
             )
     chosen, record = known[layout], record or {}
+    rules, apart = (of(functions.config) for of in (chosen.rules, chosen.index_rules))
     if tree == "retrieval" and chosen.two_trees:
         params = query
     else:
-        params = _tree(functions, index, query, tree)
+        single = tables.leaves(rules, functions.abstract).keys()
+        single -= tables.leaves(apart, functions.abstract).keys()
+        params = _tree(functions, index, query, tree, single)
     differ = [p for p in functions.abstract if tree == "retrieval" and _differ(index[p], params[p])]
-    rules = chosen.rules(functions.config)
     table = tables.expand(rules, tables.leaves(rules, params))
+    beside = tables.leaves(apart, index if tree == "retrieval" else params)
+    index_table = tables.expand(apart, beside)
     if dtype == SOURCE:
         if record.get("layout", layout) != layout:
             raise UserError(
@@ -85,18 +92,26 @@ def write(
             )
         dtypes = record.get("dtypes", {})
     else:
-        dtypes = dict.fromkeys(table, dtype)
+        dtypes = dict.fromkeys([*table, *index_table], dtype)
     tensors = tables.tensors_of(table, params, dtypes)
-    tensors |= chosen.extra(table, record.get("kept", {}))
-    written = Written(functions.config, index, tuple(differ), epoch, tuple(files), dtypes)
+    tensors |= tables.tensors_of(index_table, beside, dtypes)
+    copied = copies.names(chosen.copied, tensors)
+    tensors |= {copy: tensors[name] for copy, name in copied.items()}
+    tensors |= chosen.extra(tensors, record.get("kept", {}))
+    temperature = float(query.get(TEMPERATURE, temperature))
+    written = Written(
+        functions.config, index, tuple(differ), epoch, temperature, tuple(files), dtypes
+    )
     return chosen.write(Path(place), tensors, written)
 
 
-def _tree(functions: Functions, index: Params, query: Params, tree: str) -> Params:
-    """The parameters of the one model that is written."""
+def _tree(
+    functions: Functions, index: Params, query: Params, tree: str, single: Set[str]
+) -> Params:
+    """The parameters of the one model that is written; `single` are the leaves it has once."""
     if tree != "retrieval":
         return index if tree == "index" else query
-    shared = set(functions.index_paths)
+    shared = single.intersection(functions.index_paths)
     clash = [p for p in shared.intersection(functions.query_paths) if _differ(index[p], query[p])]
     if clash:
         raise UserError(

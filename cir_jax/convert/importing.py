@@ -2,12 +2,12 @@
 """Weights of a file -> the parameter trees of a model, with a record of where they came from."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import identify, tables
+from cir_jax.convert import copies, identify, tables
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.contract import Layout
 from cir_jax.convert.sources import fingerprint, open_source
@@ -23,7 +23,7 @@ class Weights:
       index: path -> float32 array, what `reference` and `target` read.
       query: the same for `compose`; the very same object where they do not differ.
       record: where they came from, as JSON: files with sizes and hashes, layout, types that were
-        not float32, integers that a PyTorch model wants back.
+        not float32, scalars that a PyTorch model wants back.
       files: tokenizer and image processor files that belong to them.
     """
 
@@ -43,15 +43,19 @@ def read(place: str | Path, functions: Functions) -> Weights:
     source = open_source(place)
     layout, found, _ = identify.agreed(source, functions.config)
     where = f"{source.place}{found.group and f' ({found.group})'}"
-    tensors = source.groups[found.group]
-    if unread := [f"{n} ({len(g)} tensors)" for n, g in source.groups.items() if g is not tensors]:
+    held = source.groups[found.group]
+    tensors = held if found.tensors is None else found.tensors
+    if unread := [f"{n} ({len(g)} tensors)" for n, g in source.groups.items() if g is not held]:
         progress.say(f"{source.place} also holds {', '.join(unread)}: not read")
-    rules = layout.rules(functions.config)
-    query, table = _filled(where, layout, rules, functions, tensors)
-    index, files = query, fingerprint(source)
+    tensors = layout.fitted(tensors, functions.config, where)
+    rules, apart = layout.rules(functions.config), layout.index_rules(functions.config)
+    (query, different), table = _filled(where, layout, (rules, apart), functions, tensors)
+    index, files = query | different if different else query, fingerprint(source)
     if beside := layout.index(source):
         other, rules = beside
-        different, _ = _filled(f"{other.place} (index)", layout, rules, functions, other.groups[""])
+        (different,), _ = _filled(
+            f"{other.place} (index)", layout, (rules,), functions, other.groups[""]
+        )
         index = query | different
         files += [file for file in fingerprint(other) if file not in files]
     record = {
@@ -61,7 +65,7 @@ def read(place: str | Path, functions: Functions) -> Weights:
         "files": files,
         "values": source.values,
         "dtypes": {n: tensors[n].dtype for n in table if tensors[n].dtype != "float32"},
-        "kept": _integers(tensors, layout),
+        "kept": _scalars(tensors, layout),
     }
     return Weights(index, query, record, tuple(layout.files(source, functions.config)))
 
@@ -69,14 +73,18 @@ def read(place: str | Path, functions: Functions) -> Weights:
 def _filled(
     where: str,
     layout: Layout,
-    rules: list[tables.Rule],
+    trees: Sequence[list[tables.Rule]],
     functions: Functions,
     tensors: Mapping[str, Tensor],
-) -> tuple[Params, tables.Table]:
-    """The leaves that `rules` are about, and their table."""
-    part = tables.leaves(rules, functions.abstract)
-    table = tables.expand(rules, part)
-    tables.check(table, part, tensors, layout.ignored, where)
+) -> tuple[list[Params], tables.Table]:
+    """The leaves that the rules of each tree are about, and the table of all of them."""
+    parts = [tables.leaves(rules, functions.abstract) for rules in trees]
+    expanded = [tables.expand(*both) for both in zip(trees, parts, strict=True)]
+    table = {name: pieces for one in expanded for name, pieces in one.items()}
+    copied = copies.names(layout.copied, table)
+    own = {name: tensor for name, tensor in tensors.items() if name not in copied}
+    tables.check(table, functions.abstract, own, layout.ignored, where)
+    copies.check(copied, tensors, where)
     types = collections.Counter(tensors[n].dtype for n in table)
     narrow = ", ".join(f"{count} of {name}" for name, count in types.items() if name != "float32")
     megabytes = sum(tensors[n].nbytes for n in table) / 1e6
@@ -84,15 +92,15 @@ def _filled(
         f"{where}: {layout.about}, {len(table)} tensors, {megabytes:,.1f} MB"
         + (f"; {narrow}, read as float32" if narrow else "")
     )
-    return tables.fill(table, part, tensors, where), table
+    filled = [tables.fill(*both, tensors, where) for both in zip(expanded, parts, strict=True)]
+    return filled, table
 
 
-def _integers(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, int]:
+def _scalars(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, int | float]:
     """Scalars that our model does not have, but whose values an export writes again."""
     return {
-        name: int(tensor.read())
+        name: tensor.read().item()
         for name, tensor in tensors.items()
         if tensor.shape == ()
-        and tensor.dtype.startswith("int")
         and tables.ignored_reason(layout.ignored, name)
     }

@@ -246,7 +246,7 @@ def _image_differences(settings: dict[str, Any], image: int | None) -> list[str]
 
 
 def _own_bpe() -> Any:
-    return tokens.load("clip").bpe
+    return tokens.load("clip").backend
 
 
 def _own_tokenizer(context: int) -> dict[str, bytes]:

@@ -42,12 +42,17 @@ class Rule:
       path: path of our leaf; fields that `source` has too.
       axes: SAME, LINEAR, CONVOLUTION, or any order of axes.
       part: (n, m): the leaf is the n-th of m equal pieces of the tensor, along its first axis.
+      ones: axes of length 1 of the tensor that our leaf does not have; `axes` counts without them.
+      numbers: (first, step) of the numbers in names that are layers of one leaf, where layers of
+        two kinds alternate.
     """
 
     source: str
     path: str
     axes: tuple[int, ...] = SAME
     part: tuple[int, int] = (0, 1)
+    ones: tuple[int, ...] = ()
+    numbers: tuple[int, int] = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -66,24 +71,29 @@ class Piece:
     layer: int | None  # index into the first axis of the leaf
     axes: tuple[int, ...]
     part: tuple[int, int]
+    ones: tuple[int, ...] = ()
 
     def ours(self, values: Any) -> Any:
         """The tensor's values -> the values of the leaf (of one layer); numpy or jax arrays."""
         n, parts = self.part
         size = values.shape[0] // parts if parts > 1 else 0
         values = values[n * size : (n + 1) * size] if parts > 1 else values
+        values = values.squeeze(self.ones) if self.ones else values
         return values.transpose(self.axes) if self.axes else values
 
     def theirs(self, leaf: Any) -> Any:
         """The inverse: our leaf -> this piece of the tensor."""
         values = leaf if self.layer is None else leaf[self.layer]
-        return values.transpose(np.argsort(self.axes)) if self.axes else values
+        values = values.transpose(np.argsort(self.axes)) if self.axes else values
+        return np.expand_dims(values, self.ones) if self.ones else values
 
     def their_shape(self, leaf: Sequence[int]) -> tuple[int, ...]:
         """Shape of the whole tensor, from the shape of our leaf."""
         shape = tuple(leaf if self.layer is None else leaf[1:])
         if self.axes:
             shape = tuple(shape[i] for i in np.argsort(self.axes))
+        for axis in sorted(self.ones):
+            shape = (*shape[:axis], 1, *shape[axis:])
         return (shape[0] * self.part[1], *shape[1:]) if self.part[1] > 1 else shape
 
 
@@ -116,8 +126,9 @@ def expand(rules: Iterable[Rule], abstract: Mapping[str, Any]) -> Table:
         rule, fields = matched[0]
         free = set(_FIELD.findall(rule.source)) - fields.keys()
         for layer in range(abstract[path].shape[0]) if free else (None,):
-            name = rule.source.format(**fields, **{f: layer for f in free})
-            table.setdefault(name, []).append(Piece(path, layer, rule.axes, rule.part))
+            number = rule.numbers[0] + rule.numbers[1] * layer if free else None
+            name = rule.source.format(**fields, **dict.fromkeys(free, number))
+            table.setdefault(name, []).append(Piece(path, layer, rule.axes, rule.part, rule.ones))
     for name, pieces in table.items():
         pieces.sort(key=lambda piece: piece.part)
         if [p.part for p in pieces] != [(n, len(pieces)) for n in range(len(pieces))]:

@@ -8,8 +8,7 @@ stream is one number that does not depend on the number of processes: a run may 
 This module must not import jax: worker processes import it.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +16,13 @@ import grain
 import numpy as np
 
 from cir_jax.data import tokens as token_tables
+from cir_jax.data.loader import Loader, Options, Sources
 from cir_jax.data.tokens import Tokenizer, TokenTable
 from cir_jax.errors import UserError
 from cir_jax.positives.image_table import ImageTable
 from cir_jax.positives.inspection import drop_missing
 from cir_jax.positives.triplets import Triplet, TripletSet
 from cir_jax.runtime import progress
-
-PIXELS = ("reference_pixels", "target_pixels")
 
 
 @dataclass(frozen=True)
@@ -57,25 +55,6 @@ class TrainingData:
         return np.repeat(np.arange(len(self.triplets)), np.diff(self.text_start))
 
 
-@dataclass(frozen=True)
-class Options:
-    """How batches are drawn. `fields` beyond the ids: text, reference_pixels, target_pixels,
-    exclude_id. `process` is (index, count) along the batch."""
-
-    batch: int
-    seed: int
-    fields: tuple[str, ...]
-    mixing: str = "concatenate"
-    weights: tuple[float, ...] = ()
-    text_lengths: tuple[int, ...] = (16, 24, 32, 48, 77)
-    cut_padding: bool = True
-    exclude_reference: bool = False
-    exclude_positives: bool = False
-    cache_pixels: bool = False
-    threads: int = 16
-    process: tuple[int, int] = (0, 1)
-
-
 def prepare(
     sets: Sequence[TripletSet],
     tokenizer: Tokenizer,
@@ -83,8 +62,11 @@ def prepare(
     on_missing: str = "error",
     on_long: str = "error",
     optimized: str = "",
+    unlabelled: Callable[[ImageTable], ImageTable] | None = None,
 ) -> TrainingData:
     """Numbers the images and tokenises every text of every triplet.
+
+    `unlabelled` adds rows for more images to the table, see `cir_jax.positives.unlabelled`.
 
     Raises:
       UserError: a missing image, an over-long text, no triplet at all, or what `ImageTable` finds.
@@ -96,6 +78,8 @@ def prepare(
     if not triplets:
         raise UserError("no triplet to train on; check data.name, data.root and the split")
     images = ImageTable.from_sets(sets, optimized)
+    if unlabelled is not None:
+        images = unlabelled(images)
     owner = [t for t in triplets for _ in t.texts]
     table = token_tables.table(
         [text for t in triplets for text in t.texts],
@@ -135,25 +119,26 @@ def steps_per_epoch(data: TrainingData, batch: int) -> int:
     return steps
 
 
-def batches(data: TrainingData, options: Options, preprocess: Any = None) -> Any:
+def batches(data: TrainingData, options: Options, sources: Sources | None = None) -> Any:
     """An endless iterator over batches, with get_state() and set_state().
 
     Args:
       data: see `prepare`.
       options: see `Options`.
-      preprocess: path -> uint8 [S, S, 3]; needed for pixel fields only.
+      sources: see `Sources`.
 
     Returns:
       A Grain iterator of dicts of numpy arrays, the rows of this process, b = batch / processes:
       reference_id, target_id, text_id, source_id int32 [b]; text int32 [b, T];
-      reference_pixels, target_pixels uint8 [b, S, S, 3]; exclude_id int32 [b, E], -1 for none.
+      reference_pixels, target_pixels uint8 [b, S, S, 3]; exclude_id int32 [b, E], -1 for none;
+      reference_row int32 [b], row of the plan of references; reference bfloat16 [b, R, C].
 
     Raises:
       UserError: the batch does not divide over the processes or is larger than the data, pixels of
         references that do not exist are asked for, or the mixing is unknown.
     """
     _check(data, options)
-    stream = _indices(data, options).map(Loader(data, options, preprocess))
+    stream = _indices(data, options).map(Loader(data, options, sources or Sources()))
     # Grain runs whole batches in threads; images of one batch are opened by the loader's own pool.
     read = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(stream.to_iter_dataset(read))
@@ -204,76 +189,3 @@ def _indices(data: TrainingData, options: Options) -> grain.MapDataset:
     mixed = grain.MapDataset.mix([p.shuffle().repeat() for p in parts], list(options.weights))
     mixed = mixed.seed(options.seed).random_map(choose_text)
     return mixed.batch(options.batch, drop_remainder=True)
-
-
-class Loader:
-    """Turns the indices of a global batch into the fields of this process's rows."""
-
-    def __init__(self, data: TrainingData, options: Options, preprocess: Any):
-        self.data = data
-        self.options = options
-        self.preprocess = preprocess
-        self._excluded = _exclusions(data, options)
-        self._cache: dict[int, np.ndarray] = {}
-        self._pool = ThreadPoolExecutor(max(options.threads, 1)) if preprocess else None
-
-    def __call__(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
-        options, data = self.options, self.data
-        index, count = options.process
-        rows = options.batch // count
-        triplet, text_id = drawn[index * rows : (index + 1) * rows].T
-        batch = {
-            "reference_id": data.reference_id[triplet],
-            "target_id": data.target_id[triplet],
-            "text_id": text_id.astype(np.int32),
-            "source_id": data.source_of[triplet],
-        }
-        if "text" in options.fields:
-            batch["text"] = data.tokens.rows(text_id, self._length(drawn[:, 1]))
-        if "exclude_id" in options.fields:
-            batch["exclude_id"] = self._excluded[text_id]
-        for name in PIXELS:
-            if name in options.fields:
-                ids = batch[name.replace("pixels", "id")]
-                batch[name] = np.stack(list(self._pool.map(self._open, ids.tolist())))
-        return batch
-
-    def _length(self, text_ids: np.ndarray) -> int:
-        """Length of the text field, from all rows of the global batch."""
-        context = self.data.tokens.context
-        if not self.options.cut_padding:
-            return context
-        start = self.data.tokens.start
-        longest = int((start[text_ids + 1] - start[text_ids]).max())
-        return token_tables.fit(longest, context, self.options.text_lengths)
-
-    def _open(self, row: int) -> np.ndarray:
-        if row in self._cache:
-            return self._cache[row]
-        pixels = self.preprocess(self.data.images.paths[row])
-        if self.options.cache_pixels:
-            self._cache[row] = pixels
-        return pixels
-
-
-def _exclusions(data: TrainingData, options: Options) -> np.ndarray:
-    """[M, E] rows of the image table that are no negatives of each text, -1 for none."""
-    if "exclude_id" not in options.fields:
-        return np.zeros((0, 0), np.int32)
-    owner = data.triplet_of_text()
-    columns = []
-    if options.exclude_reference:
-        columns.append(data.reference_id[owner][:, None])
-    if options.exclude_positives:
-        targets: dict[tuple[int, str], list[int]] = {}
-        texts = [text for t in data.triplets for text in t.texts]
-        keys = [(int(data.reference_id[i]), t) for i, t in zip(owner, texts, strict=True)]
-        for key, i in zip(keys, owner, strict=True):
-            found = targets.setdefault(key, [])
-            if data.target_id[i] not in found:
-                found.append(int(data.target_id[i]))
-        others = np.full((len(keys), max(map(len, targets.values()))), -1, np.int32)
-        for row, key in enumerate(keys):
-            others[row, : len(targets[key])] = targets[key]
-        columns.append(others)
-    return np.concatenate(columns, axis=1).astype(np.int32)

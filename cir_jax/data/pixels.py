@@ -7,6 +7,7 @@ blended. Orientation tags are not applied, because the released code does not ap
 """
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Preprocess:
         self.target_ratio = target_ratio
 
     def __call__(self, source: Any) -> np.ndarray:
-        """`source`: a path, bytes, an object with `read_bytes()`, or a PIL image.
+        """`source`: a path, bytes, an object with `read_bytes()`, a `Crop`, or a PIL image.
 
         Raises:
           UserError: the image is missing, empty, cut off or no image; the file is named.
@@ -84,12 +85,61 @@ class Preprocess:
         return f"pad={self.pad}{ratio} size={self.size} bicubic centre rgb-last"
 
 
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A box of an image, cut out and padded with zeros to a square; it stands wherever a path may.
+
+    Crops of one file are equal if their boxes are, so each is encoded once.
+
+    Attributes:
+      source: the image, as `open_image` takes it.
+      box: left, top, width and height, in pixels.
+      dilate: by how much of its width and height the upper left corner moves outwards. The side
+        grows by as much, measured from where the corner came to lie: the lower right corner stays,
+        unless the border of the image stopped the upper left one, and then it moves instead. This
+        is GeneCIS's own rule.
+    """
+
+    source: Any
+    box: tuple[float, float, float, float]
+    dilate: float = 0.0
+
+    def cut(self, image: Image.Image) -> Image.Image:
+        """The square part of the opened `image`.
+
+        Raises:
+          UserError: nothing of the box lies inside the image.
+        """
+        left, top, width, height = self.box
+        left, top = max(0, left - self.dilate * width), max(0, top - self.dilate * height)
+        right = min(image.width, left + (1 + self.dilate) * width)
+        bottom = min(image.height, top + (1 + self.dilate) * height)
+        corners = tuple(round(x) for x in (left, top, right, bottom))
+        if corners[0] >= corners[2] or corners[1] >= corners[3]:
+            raise UserError(
+                f"box {self.box} (left, top, width, height) holds no pixel of {self.source}, which "
+                f"is {image.width}x{image.height}; correct the annotation, or fetch the image again"
+            )
+        if image.mode not in ("L", "RGB"):  # black is not zero in others
+            image = image.convert("RGB")
+        part = image.crop(corners)
+        side = max(part.size)
+        square = Image.new(part.mode, (side, side))
+        square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
+        return square
+
+    def __str__(self) -> str:
+        return f"{self.source} box {', '.join(f'{x:g}' for x in self.box)}"
+
+
 def open_image(source: Any) -> Image.Image:
-    """Opens and decodes an image completely.
+    """Opens and decodes an image completely; of a `Crop`, its part.
 
     Raises:
       UserError: see `Preprocess.__call__`.
     """
+    if isinstance(source, Crop):
+        return source.cut(open_image(source.source))
     name = str(source) if not isinstance(source, bytes) else f"{len(source)} bytes"
     try:
         if isinstance(source, str | Path):

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text -> token ids, offline: the vocabularies are part of the package.
 
-CLIP's byte-pair tokenizer, exactly: text is repaired (ftfy), HTML entities are resolved twice,
-white space is collapsed, everything is lower-cased. Nothing is cut silently: a text over the
-context is an error that names its record, as in the released code, unless truncation is asked for.
+CLIP's byte-pair tokenizer ("clip"), exactly: text is repaired (ftfy), HTML entities are resolved
+twice, white space is collapsed, everything is lower-cased. BERT's WordPiece for BLIP ("bert_enc")
+and for BLIP-2 ("bert_lavis"), see `cir_jax.data.wordpiece`.
+
+Nothing is cut silently: a text over the context is an error that names its record, as in the
+released code, unless truncation is asked for. BLIP-2 alone was trained on texts that are cut.
 """
 
 import gzip
@@ -18,10 +21,12 @@ from importlib import resources
 import ftfy
 import numpy as np
 from tokenizers import Regex, models, pre_tokenizers
-from tokenizers import Tokenizer as BpeTokenizer
+from tokenizers import Tokenizer as Backend
 
+from cir_jax.data import wordpiece
 from cir_jax.errors import UserError, nearest
 
+NAMES = ("clip", "bert_enc", "bert_lavis")
 CLIP_CONTEXT = 77
 _BATCH = 4096  # texts encoded at a time: the tokenizer keeps much more than ids of each
 _CLIP_MERGES = 48_894  # 49,408 ids: 2 x 256 bytes, the merges, start and end of text
@@ -38,7 +43,8 @@ class Tokenizer:
       name: as in `load`.
       context: most tokens of a text, start and end included.
       start, end, pad: their ids.
-      bpe: its vocabulary and merges.
+      backend: its vocabulary and rules.
+      cuts: its model was trained on texts that are cut at the context, so that is no error.
     """
 
     name: str
@@ -46,12 +52,14 @@ class Tokenizer:
     start: int
     end: int
     pad: int
-    bpe: BpeTokenizer
+    backend: Backend
     _clean: Callable[[str], str]
+    cuts: bool = False
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text between start and end; of any length."""
-        encoded = self.bpe.encode_batch([self._clean(t) for t in texts], add_special_tokens=False)
+        cleaned = [self._clean(t) for t in texts]
+        encoded = self.backend.encode_batch(cleaned, add_special_tokens=False)
         return [[self.start, *e.ids, self.end] for e in encoded]
 
 
@@ -89,15 +97,24 @@ class TokenTable:
 
 
 def load(name: str, context: int = 0) -> Tokenizer:
-    """The tokenizer called `name`; `context` 0 means its own.
+    """The tokenizer called `name`, one of NAMES; `context` 0 means its own.
 
     Raises:
       UserError: no such tokenizer.
     """
-    if name != "clip":
-        raise UserError(f"no tokenizer {name!r}; there are: clip.{nearest(name, ['clip'])}")
-    bpe, start, end = _clip()
-    return Tokenizer("clip", context or CLIP_CONTEXT, start, end, 0, bpe, clean)
+    if name not in NAMES:
+        raise UserError(
+            f"no tokenizer {name!r}; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}"
+        )
+    if name == "clip":
+        bpe, start, end = _clip()
+        return Tokenizer(name, context or CLIP_CONTEXT, start, end, 0, bpe, clean)
+    backend, end, pad = wordpiece.load(), wordpiece.END, wordpiece.PAD
+    if name == "bert_enc":
+        context = context or wordpiece.CONTEXT
+        return Tokenizer(name, context, wordpiece.ENC, end, pad, backend, str)
+    context, own = context or wordpiece.BLIP2_CONTEXT, wordpiece.clean_as_blip2
+    return Tokenizer(name, context, wordpiece.START, end, pad, backend, own, cuts=True)
 
 
 def table(
@@ -111,7 +128,8 @@ def table(
     Args:
       texts: M strings.
       tokenizer: see `load`.
-      on_long: "error", or "truncate" (the end token stays last).
+      on_long: "error", or "truncate" (the end token stays last), which a tokenizer that `cuts`
+        does anyhow.
       where: index of a text -> how messages name it.
 
     Raises:
@@ -124,7 +142,7 @@ def table(
         encoded = tokenizer.encode(texts[first : first + _BATCH])
         for i, ids in enumerate(encoded, start=first):
             if len(ids) > tokenizer.context:
-                if on_long == "error":
+                if on_long == "error" and not tokenizer.cuts:
                     raise UserError(
                         f"{where(i)}: {len(ids)} tokens, the limit is {tokenizer.context} with "
                         f"start and end: {texts[i][:80]!r}...; shorten it, or set "
@@ -149,14 +167,14 @@ def clean(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _clip() -> tuple[BpeTokenizer, int, int]:
+def _clip() -> tuple[Backend, int, int]:
     file = resources.files("cir_jax.data") / "vocabulary" / "clip_bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
     letters = _byte_letters()
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in merges)]
     vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    bpe = BpeTokenizer(
+    bpe = Backend(
         models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>")
     )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(

@@ -6,61 +6,18 @@ A benchmark reads its data when it is built, so what is missing is reported befo
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cir_jax.data.pixels import Crop
 from cir_jax.errors import UserError, nearest
+from cir_jax.evals.example import SHOWN, Example, Hit
 from cir_jax.evals.retrieval import Retriever
 from cir_jax.positives.triplets import Triplet
 from cir_jax.runtime import progress
-
-SHOWN = 5  # results of an example
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One result of an example: image name, its file, and its score."""
-
-    name: str
-    path: Any
-    score: float
-
-
-@dataclass(frozen=True)
-class Example:
-    """One query and what was found, for the report.
-
-    Attributes:
-      query_id: names the query.
-      text: its modification text.
-      reference, target: files.
-      target_name: name of the target, to mark it among the results.
-      rank: 1 if the target came first.
-      results: the best candidates, best first.
-    """
-
-    query_id: str
-    text: str
-    reference: Any
-    target: Any
-    target_name: str
-    rank: int
-    results: tuple[Hit, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON holds it; files become text."""
-        plain = asdict(self)
-        plain |= {key: str(plain[key]) for key in ("reference", "target")}
-        return plain | {"results": [hit | {"path": str(hit["path"])} for hit in plain["results"]]}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Example":
-        """The inverse of `to_json`."""
-        hits = tuple(Hit(**hit) for hit in content["results"])
-        return cls(**{**content, "results": hits})
 
 
 @dataclass(frozen=True)
@@ -96,7 +53,7 @@ class Task:
       names, paths: G gallery images.
       target, reference: [Q] gallery rows, -1 for one that is unknown or not in the gallery.
       missing: gallery images left out because their file is missing.
-      dropped: queries left out because their reference or target is missing.
+      dropped: queries left out because their reference, target or another answer is missing.
     """
 
     title: str
@@ -115,6 +72,11 @@ class Task:
         counts = {"gallery": len(self.names), "hash": digest, "queries": len(self.triplets)}
         left_out = {"missing_images": self.missing, "dropped_queries": self.dropped}
         return counts | (left_out if self.missing or self.dropped else {})
+
+
+def root(config: Any) -> str:
+    """Where the data of the benchmark lies: `eval.root`, or `data.root` if that is empty."""
+    return config.eval.root or config.data.root
 
 
 def task(
@@ -155,7 +117,7 @@ def task(
             "the first; fetch them (`cir-jax doctor` lists them), or set eval.on_missing=drop and "
             "get numbers that compare with nobody's"
         )
-    kept = [t for t in triplets if not lost & {t.reference, t.target}]
+    kept = [t for t in triplets if not lost & {t.reference, t.target, *t.truths}]
     names = [n for n in names if n not in lost]
     row_of = {n: row for row, n in enumerate(names)}
     _check(title, kept, row_of, removed)
@@ -206,13 +168,35 @@ def examples(
       removed: [Q] row that is no candidate; None for none.
       count: how many; all if there are fewer.
     """
-    total = len(one.triplets)
-    chosen = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+    chosen = spread(len(one.triplets), count)
     k = min(SHOWN, len(one.names) - (removed is not None))
     if not len(chosen) or k < 1:
         return []
     gone = None if removed is None else removed[chosen]
     rows, scores = retriever.top(query[chosen], gallery, k, gone)
+    return listed(one, chosen, rows, scores, ranks)
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """At most `count` numbers below `total`, evenly spread."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(int))
+
+
+def listed(
+    one: Task,
+    chosen: np.ndarray,
+    rows: Sequence[np.ndarray],
+    scores: Sequence[np.ndarray],
+    ranks: np.ndarray,
+) -> list[Example]:
+    """The queries `chosen` as examples.
+
+    Args:
+      one: the task.
+      chosen: [C] numbers of queries.
+      rows, scores: C times the best gallery rows of a query and their scores, best first.
+      ranks: [Q] ranks of all targets.
+    """
     found = []
     for i, best, values in zip(chosen, rows, scores, strict=True):
         triplet = one.triplets[i]
@@ -228,6 +212,7 @@ def examples(
                 target_name=triplet.target,
                 rank=int(ranks[i]) + 1,
                 results=tuple(hits),
+                also=triplet.truths,
             )
         )
     return found
@@ -235,6 +220,8 @@ def examples(
 
 def _exists(file: Any) -> bool:
     """Whether a file is there; records of a data set that are no paths always are."""
+    if isinstance(file, Crop):
+        return _exists(file.source)
     return Path(file).is_file() if isinstance(file, str | Path) else True
 
 

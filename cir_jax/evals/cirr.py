@@ -127,4 +127,4 @@ class Benchmark:
 def build(config: Any) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(config.data.root, e.split, e.on_missing, e.examples)
+    return Benchmark(benchmark.root(config), e.split, e.on_missing, e.examples)

@@ -3,11 +3,11 @@
 
 from typing import Any
 
-from cir_jax.evals import fashioniq
+from cir_jax.evals import benchmark, fashioniq
 from cir_jax.positives import emoji
 
 
 def build(config: Any) -> fashioniq.Benchmark:
     """From a config; the data set is made first if need be."""
-    folder = emoji.ready(config.data.root) / "fashioniq"
+    folder = emoji.ready(benchmark.root(config)) / "fashioniq"
     return fashioniq.in_layout(config, folder, config.data.categories or emoji.CATEGORIES)

@@ -111,7 +111,7 @@ class Benchmark:
 
 def build(config: Any) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
-    return in_layout(config, config.data.root, config.data.categories)
+    return in_layout(config, benchmark.root(config), config.data.categories)
 
 
 def in_layout(config: Any, root: str | Path, categories: Sequence[str]) -> Benchmark:

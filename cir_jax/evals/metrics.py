@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recall and its means, as pure functions of ranks. A rank counts the candidates ahead: 0 is best.
+"""Recall, average precision and their means, as pure functions. 0 is the best rank: it counts the
+candidates ahead.
 
 Every value is in per cent. Sources: section 4.1 of arXiv 2404.11317, whose tables use these means;
-FashionIQ (arXiv 1905.12794) and CIRR (arXiv 2108.04024) for the recalls.
+FashionIQ (arXiv 1905.12794), CIRR (arXiv 2108.04024), CIRCO (arXiv 2303.15247) and GeneCIS (arXiv
+2306.07969).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,15 @@ import numpy as np
 FASHIONIQ_AT = (10, 50)
 CIRR_AT = (1, 5, 10, 50)
 CIRR_SUBSET_AT = (1, 2, 3)
+CIRCO_AT = (5, 10, 25, 50)
+CIRCO_ASPECT_AT = 10
+# In the order in which the authors of CIRCO list them.
+CIRCO_ASPECTS = (
+    "cardinality", "addition", "negation", "direct_addressing", "compare_change",
+    "comparative_statement", "statement_with_conjunction", "spatial_relations_background",
+    "viewpoint",
+)  # fmt: skip
+GENECIS_AT = (1, 2, 3)
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
@@ -72,6 +83,75 @@ def cirr(ranks: np.ndarray, subset_ranks: np.ndarray) -> dict[str, float]:
         "arithmetic_mean": arithmetic_mean(seven),
         "harmonic_mean": harmonic_mean(seven),
         "geometric_mean": geometric_mean(seven),
+    }
+
+
+def average_precisions(hits: np.ndarray, truths: np.ndarray, k: int) -> np.ndarray:
+    """[Q] average precision of the first `k` results of each query, in per cent.
+
+    The sum over the right results among the first `k` of the precision at their place, divided by
+    the smaller of `k` and the number of right answers: 100 is then within reach for every `k`.
+
+    Args:
+      hits: [Q, R] whether the result at a place is right, best first. Places beyond R are wrong.
+      truths: [Q] number of right answers in the whole gallery.
+      k: at least 1.
+
+    Raises:
+      ValueError: there is no query, k < 1, or a query has no right answer, or fewer than hits.
+    """
+    hits, truths = np.asarray(hits, bool), np.asarray(truths)
+    if hits.shape[0] == 0 or k < 1:
+        raise ValueError(f"mAP@{k} of {hits.shape[0]} queries is undefined; it needs both >= 1")
+    if (truths < np.maximum(hits.sum(axis=1), 1)).any():
+        raise ValueError("a query has at least one right answer, and no more hits than answers")
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)[None]
+    return 100.0 * np.sum((precision * hits)[:, :k], axis=1) / np.minimum(truths, k)
+
+
+def circo(
+    hits: np.ndarray, truths: np.ndarray, ranks: np.ndarray, aspects: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """CIRCO: mAP over all right answers, recall of the one target, mAP@10 per aspect.
+
+    A query counts in every aspect it has; an aspect that no query has is left out. `map_at5`
+    selects models.
+
+    Args:
+      hits, truths: as for `average_precisions`; at least 50 results if there are as many.
+      ranks: [Q] ranks of the targets.
+      aspects: Q times the aspects of a query.
+    """
+    scores = {f"map_at{k}": arithmetic_mean(average_precisions(hits, truths, k)) for k in CIRCO_AT}
+    scores |= recalls(ranks, CIRCO_AT)
+    precision = average_precisions(hits, truths, CIRCO_ASPECT_AT)
+    for aspect in in_order(aspects):
+        chosen = [aspect in own for own in aspects]
+        scores[f"{aspect}_map_at{CIRCO_ASPECT_AT}"] = arithmetic_mean(precision[chosen])
+    return scores
+
+
+def in_order(aspects: Sequence[Sequence[str]]) -> list[str]:
+    """The aspects that queries have: CIRCO's in its order, then others."""
+    found = dict.fromkeys(aspect for own in aspects for aspect in own)
+    return [
+        *(a for a in CIRCO_ASPECTS if a in found),
+        *(a for a in found if a not in CIRCO_ASPECTS),
+    ]
+
+
+def genecis(ranks: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """GeneCIS: recall@1, 2, 3 per task, and their plain means. `average_recall_at1` selects models.
+
+    Args:
+      ranks: task -> [Q] ranks within each query's own gallery.
+    """
+    scores: dict[str, float] = {}
+    for task, values in ranks.items():
+        scores |= recalls(values, GENECIS_AT, f"{task}_recall_at")
+    return scores | {
+        f"average_recall_at{k}": arithmetic_mean([scores[f"{t}_recall_at{k}"] for t in ranks])
+        for k in GENECIS_AT
     }
 
 

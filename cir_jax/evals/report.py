@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.evals import figures, pictures
-from cir_jax.evals.benchmark import Example
+from cir_jax.evals.example import Example
 from cir_jax.evals.page import page
 from cir_jax.evals.sections import (
     Cell,
@@ -121,7 +121,8 @@ def _query(example: Example) -> str:
     )
     found = []
     for place, result in enumerate(example.results, start=1):
-        kind = "target" if result.name == example.target_name else ""
+        right = result.name in (example.target_name, *example.also)
+        kind = "target" if right else ""
         caption = f"{place}. {result.name} ({result.score:.3f})"
         found.append(_figure(result.path, kind, caption))
     if example.rank > len(example.results):

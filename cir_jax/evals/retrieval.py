@@ -169,7 +169,7 @@ class Retriever:
             title="encoding images",
             **self._options,
         )
-        self._targets |= dict(zip(paths, out["target"].astype(np.float32), strict=True))
+        self._targets |= dict(zip(paths, out["target"].astype(np.float32, copy=False), strict=True))
         if with_reference:
             self._references |= dict(zip(paths, out["reference"], strict=True))
 

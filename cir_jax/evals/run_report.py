@@ -4,14 +4,15 @@
 import json
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cir_jax.evals.benchmark import Example, Result
+from cir_jax.evals.benchmark import Result
+from cir_jax.evals.example import Example
 from cir_jax.evals.figures import Chart, Series
 from cir_jax.evals.report import write_report
 from cir_jax.evals.sections import Curves, Facts, Queries, Section, Table, Tiles
@@ -27,7 +28,8 @@ _SIZES = {
     "missing_images": "images missing",
     "dropped_queries": "queries dropped",
 }  # of a protocol -> table columns
-_RECALL = re.compile(r"(?:(?P<group>.+)_)?(?P<kind>recall(?:_subset)?)_at(?P<k>\d+)")
+_RECALL = re.compile(r"(?:(?P<group>.+)_)?(?P<kind>recall(?:_subset)?|map)_at(?P<k>\d+)")
+_COLUMNS = {"recall": "R", "recall_subset": "Rsub", "map": "mAP"}
 
 
 def keep(run: Any, result: Result) -> None:
@@ -123,7 +125,7 @@ def run_sections(
     ]
 
 
-_QUERIES_NOTE = "Evenly spread over the benchmark. The target is framed in green."
+_QUERIES_NOTE = "Evenly spread over the benchmark. What is right is framed in green."
 
 
 def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[Section]:
@@ -134,7 +136,7 @@ def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) ->
     tiles = [Tiles([(f"{_words(name)}, %", scores[name], "") for name in summary])]
     # In FashionIQ's protocol "gallery" is its kind; the sizes are below "galleries".
     in_table = ("galleries",) if "galleries" in protocol else tuple(_SIZES)
-    rules = {k: v for k, v in protocol.items() if k not in in_table}
+    rules = {k: v for k, v in protocol.items() if k not in (*in_table, "aspects")}
     return [
         *(tiles if summary else []),
         recall_table(scores, protocol),
@@ -143,7 +145,8 @@ def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) ->
 
 
 def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Table:
-    """One row per category (and their average), or a single row; one column per recall.
+    """One row per category (and their average), or a single row and one per aspect; one column per
+    recall or mean average precision.
 
     The gallery's size and hash are in it: numbers compare only where both are the same.
     """
@@ -152,7 +155,7 @@ def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Ta
     rows: dict[str, dict[str, float]] = {}
     for name, match in found.items():
         rows.setdefault(match["group"] or "all", {})[_column(match)] = scores[name]
-    galleries = protocol.get("galleries") or {"all": protocol}
+    galleries = protocol.get("galleries") or {"all": protocol, **protocol.get("aspects", {})}
     sizes = [key for key in _SIZES if any(key in gallery for gallery in galleries.values())]
     cells = [
         [
@@ -164,7 +167,10 @@ def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Ta
     ]
     columns = ["", *(_SIZES[key] for key in sizes), *recalls]
     note = "Recall in % of the queries. The hash is over the names of the gallery."
-    return Table("Recall", columns, cells, note)
+    if not _has_map(found.values()):
+        return Table("Recall", columns, cells, note)
+    note = f"mAP: over all right answers, in %. R: of the target alone. {note}"
+    return Table("mAP and recall", columns, cells, note)
 
 
 def loss_chart(lines: Sequence[Mapping[str, Any]], name: str = "") -> Chart:
@@ -181,21 +187,24 @@ def loss_chart(lines: Sequence[Mapping[str, Any]], name: str = "") -> Chart:
 
 
 def recall_chart(history: Sequence[Mapping[str, Any]], metric: str = "", name: str = "") -> Chart:
-    """Recalls over steps.
+    """Recalls over steps, or mean average precisions where there are any.
 
     Args:
       history: one mapping per evaluation, with "step" and its scores.
       metric: a single metric; "" for the averages, or for every recall if there is none.
       name: legend entry of that single metric.
     """
-    names = [key for key in (history[0] if history else ()) if _RECALL.fullmatch(key)]
+    found = {key: m for key in (history[0] if history else ()) if (m := _RECALL.fullmatch(key))}
+    precise = _has_map(found.values())
+    names = [k for k, m in found.items() if not (precise and (m["kind"] != "map" or m["group"]))]
     averages = [key for key in names if key.startswith("average_")]
     chosen = [metric] if metric else averages or names
     steps = [entry["step"] for entry in history]
     curves = [
         Series(name or _words(key), steps, [entry[key] for entry in history]) for key in chosen
     ]
-    return Chart(_words(metric) if metric else "Recall on validation, %", curves, unit=" %")
+    title = _words(metric) if metric else f"{'mAP' if precise else 'Recall'} on validation, %"
+    return Chart(title, curves, unit=" %")
 
 
 def environment() -> dict[str, Any]:
@@ -216,7 +225,11 @@ def environment() -> dict[str, Any]:
 
 
 def _column(match: re.Match) -> str:
-    return f"{'R' if match['kind'] == 'recall' else 'Rsub'}@{match['k']}"
+    return f"{_COLUMNS[match['kind']]}@{match['k']}"
+
+
+def _has_map(matches: Iterable[re.Match]) -> bool:
+    return any(match["kind"] == "map" for match in matches)
 
 
 def _words(name: str) -> str:

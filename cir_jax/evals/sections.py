@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.evals.benchmark import Example
+from cir_jax.evals.example import Example
 from cir_jax.evals.figures import Chart
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Examines a data set: are the files there, are they as many as they should be, can they be read?
 
-Official numbers are counts of the published annotation files of FashionIQ and CIRR.
+Official numbers are counts of the published annotation files.
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.errors import UserError
-from cir_jax.positives import cirr, fashioniq, folder
+from cir_jax.positives import circo, cirr, fashioniq, folder, genecis
 from cir_jax.positives.inspection import Findings, inspect_images
 from cir_jax.positives.triplets import Triplet
 
@@ -23,6 +23,9 @@ FASHIONIQ = {
 FASHIONIQ_ENTRIES, FASHIONIQ_IDS, FASHIONIQ_TRAIN_IMAGES = 77_683, 74_381, 25_136
 # split -> (queries, images)
 CIRR = {"train": (28_225, 16_939), "val": (4_181, 2_297), "test1": (4_148, 2_315)}
+# split -> (queries, right answers)
+CIRCO, CIRCO_IMAGES = {"val": (220, 916), "test": (800, None)}, 123_403
+GENECIS = {"focus_object": 1_960, "change_object": 1_960}  # queries
 _OUTSIDE = "named by a triplet but not by its split"
 
 
@@ -37,9 +40,9 @@ def examine(
     """Examines a data set.
 
     Args:
-      dataset: "fashioniq", "cirr" or "folder".
+      dataset: "fashioniq", "cirr", "circo", "genecis" or "folder".
       root: its folder.
-      categories: FashionIQ categories, all of them if ().
+      categories: FashionIQ categories or GeneCIS tasks, all of them if ().
       decode: open every image, which also finds pixel-identical ones.
       threads: images opened at a time.
 
@@ -54,7 +57,10 @@ def examine(
         "dataset": dataset, "root": str(root), "counts": [], "images": {}, "notes": [],
         "problems": [],
     }  # fmt: skip
-    look = {"fashioniq": _fashioniq, "cirr": _cirr, "folder": _folder}[dataset]
+    look = {
+        "fashioniq": _fashioniq, "cirr": _cirr, "circo": _circo, "genecis": _genecis,
+        "folder": _folder,
+    }[dataset]  # fmt: skip
     report["images"][_OUTSIDE] = outside = []
     paths = look(report, root, categories)
     if outside:
@@ -67,6 +73,7 @@ def _fashioniq(report: dict, root: Any, categories: Sequence[str]) -> dict[str, 
     found = _fashioniq_categories(root, categories)
     listed: dict[str, None] = {}
     triplets: list[Triplet] = []
+    pool: set[str] = set()
     entries, every = 0, found == list(fashioniq.CATEGORIES) and not categories
     whole = every
     for split, column in (("train", 0), ("val", 2), ("test", 4)):
@@ -82,11 +89,13 @@ def _fashioniq(report: dict, root: Any, categories: Sequence[str]) -> dict[str, 
             _count(report, f"{category} {split} images", len(names), official[1])
             _check_triplets(report, names, queries)
             triplets += queries if split == "train" else []
+            pool |= set(names) if split == "train" else set()
             listed |= dict.fromkeys(names)
             entries += len(names)
     train = {n for t in triplets for n in (t.reference, t.target)}
     _count(report, "entries of all splits", entries, FASHIONIQ_ENTRIES if whole else None)
     _count(report, "different images", len(listed), FASHIONIQ_IDS if whole else None)
+    _note_unlabelled(report, pool, triplets)
     official = FASHIONIQ_TRAIN_IMAGES if every else None
     _count(report, "images of train triplets", len(train), official)
     if whole:
@@ -130,6 +139,8 @@ def _cirr(report: dict, root: Any, categories: Sequence[str]) -> dict[str, Any]:
         _count(report, f"{split} queries", len(triplets), queries)
         _count(report, f"{split} images", len(names), images)
         _check_triplets(report, names, triplets)
+        if split == "train":
+            _note_unlabelled(report, set(names), triplets)
         blank = [t.query_id for t in triplets if not t.eval_text.strip()]
         if blank:
             report["notes"].append(
@@ -138,6 +149,45 @@ def _cirr(report: dict, root: Any, categories: Sequence[str]) -> dict[str, Any]:
         paths |= found
     if not paths:
         raise UserError(f"no split of CIRR is complete in {folder}: {report['problems'][0]}")
+    return paths
+
+
+def _circo(report: dict, root: Any, categories: Sequence[str]) -> dict[str, Any]:
+    if categories:
+        raise UserError(f"CIRCO has no categories, got {tuple(categories)}; leave them empty")
+    names, paths = circo.candidates(root)
+    for split, (official, answers) in CIRCO.items():
+        file = Path(root) / "annotations" / f"{split}.json"
+        if not _complete(report, split, [file]):
+            continue
+        queries = circo.queries(root, split)
+        _count(report, f"{split} queries", len(queries), official)
+        if split == "val":
+            _count(report, "val right answers", sum(len(q.truths) for q in queries), answers)
+        report["images"][_OUTSIDE] += [
+            f"{split}/{q.query_id} ({name})"
+            for q in queries
+            for name in (q.reference, *q.truths)
+            if name not in paths
+        ]
+    _count(report, "images, all candidates", len(names), CIRCO_IMAGES)
+    return paths
+
+
+def _genecis(report: dict, root: Any, categories: Sequence[str]) -> dict[str, Any]:
+    paths: dict[str, Any] = {}
+    for task in genecis.find_tasks(categories):
+        if not genecis.has_task(root, task):
+            report["problems"].append(f"no annotation file genecis/{task}.json in {root}; fetch it")
+            continue
+        read = genecis.read_task(root, task)
+        items = {n for t in read.triplets for n in (t.reference, *t.members)}
+        _count(report, f"{task} queries", len(read.triplets), GENECIS.get(task))
+        _count(report, f"{task} images and parts of images", len(items), None)
+        paths |= {str(genecis.file_of(p)): genecis.file_of(p) for p in read.paths.values()}
+    if not paths:
+        raise UserError(f"no task of GeneCIS in {root}: {report['problems'][0]}")
+    _count(report, "image files", len(paths), None)
     return paths
 
 
@@ -201,6 +251,15 @@ def _check_triplets(
         if name and name not in known
     ]
     report["images"][_OUTSIDE] += dict.fromkeys(lost)
+
+
+def _note_unlabelled(report: dict, listed: set[str], triplets: Sequence[Triplet]) -> None:
+    rest = listed - {name for t in triplets for name in (t.reference, t.target)}
+    if rest:
+        report["notes"].append(
+            f"{len(rest):,} images of the train split are in no triplet; data.unlabelled=split "
+            "puts them into the bank of stage two"
+        )
 
 
 def _check_images(report: dict, findings: Findings) -> None:

@@ -23,9 +23,17 @@ class ImageTable:
       names: row -> name of its image (of the first one, where several files are pixel-identical).
       paths: row -> its file, as `cir_jax.data.pixels.Preprocess` takes it.
       row_of: name -> row, for every name, duplicates included.
+      unlabelled: how many rows, the last ones, are of images that no triplet names.
     """
 
-    def __init__(self, names: Sequence[str], paths: Sequence[Any], row_of: Mapping[str, int]):
+    def __init__(
+        self,
+        names: Sequence[str],
+        paths: Sequence[Any],
+        row_of: Mapping[str, int],
+        unlabelled: int = 0,
+    ):
+        self.unlabelled = unlabelled
         self.names = tuple(names)
         self.paths = tuple(paths)
         self.row_of = dict(row_of)
@@ -66,7 +74,7 @@ class ImageTable:
             sets call two files by one name.
         """
         paths = _merged(sets)
-        group = _groups(optimized) if optimized else None
+        group = groups(optimized) if optimized else None
         names: list[str] = []
         row_of: dict[str, int] = {}
         row_of_group: dict[int, int] = {}
@@ -94,6 +102,12 @@ class ImageTable:
                     if row_of[name] == len(names):
                         names.append(name)
         return cls(names, [paths[n] for n in names], row_of)
+
+    def extended(self, names: Sequence[str], paths: Sequence[Any]) -> "ImageTable":
+        """The table with more rows behind its own, for images that no triplet names."""
+        row_of = self.row_of | {name: len(self) + i for i, name in enumerate(names)}
+        unlabelled = self.unlabelled + len(names)
+        return ImageTable([*self.names, *names], [*self.paths, *paths], row_of, unlabelled)
 
     def rows(self, names: Iterable[str]) -> np.ndarray:
         """Rows of `names`, int32; "" gives -1.
@@ -134,7 +148,7 @@ def _merged(sets: Sequence[TripletSet]) -> dict[str, Any]:
     return paths
 
 
-def _groups(path: str) -> dict[str, int]:
+def groups(path: str) -> dict[str, int]:
     """Name -> group of identical images, from the released file [names, paths, {name: group}]."""
     content = read_json(Path(path))
     if len(content) != 3 or not isinstance(content[2], dict):

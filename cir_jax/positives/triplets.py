@@ -21,7 +21,10 @@ class Triplet:
       source: where it comes from, e.g. "fashioniq" or "generated".
       query_id: names the record in messages and submissions, e.g. "dress/17" or CIRR's pairid.
       category: category of the query in benchmarks that rank per category.
-      members: names of the images of CIRR's subset, the reference and the target included.
+      members: names of the images of CIRR's subset, the reference and the target included; of the
+        candidates of a GeneCIS query.
+      truths: names of all images that answer the query, where that are several (CIRCO), the target
+        included; () if the target is the only one.
     """
 
     reference: str
@@ -32,6 +35,7 @@ class Triplet:
     query_id: str
     category: str = ""
     members: tuple[str, ...] = ()
+    truths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

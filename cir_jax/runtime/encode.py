@@ -49,26 +49,50 @@ def encode(
     Returns:
       The pytree `apply` returns, as numpy arrays [len(items), ...].
     """
-    step = mesh.shape[meshes.DATA]
-    batch = -(-min(batch, max(len(items), 1)) // step) * step
-    program = _compiled(apply, mesh)
-    pieces = []
-    batches = _batches(items, load, batch, mesh, threads)
-    total = -(-len(items) // batch)
-    for fields, count in progress.bar(batches, total, title) if title else batches:
-        rows = program(params, fields)
-        pieces.append((rows, count))
-        if len(pieces) > 1:  # keep one batch in flight: copying waits for the one before it
-            _to_host(pieces, -2)
-    if not pieces:
+    pieces = stream(apply, params, items, load, batch=batch, mesh=mesh, threads=threads)
+    if title:
+        pieces = progress.bar(pieces, -(-len(items) // _rows(batch, items, mesh)), title)
+    parts = [rows for _, rows in pieces]
+    if not parts:
         raise ValueError("nothing to encode: the list of items is empty")
-    _to_host(pieces, -1)
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *(rows for rows, _ in pieces))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
 
 
-def _to_host(pieces: list, at: int) -> None:
-    rows, count = pieces[at]
-    pieces[at] = (jax.tree.map(lambda x: np.asarray(x)[:count], rows), count)
+def stream(
+    apply: Callable[[Any, dict[str, jax.Array]], Any],
+    params: Any,
+    items: Sequence[Any],
+    load: Callable[[Any], dict[str, np.ndarray]],
+    *,
+    batch: int,
+    mesh: Mesh,
+    threads: int = 8,
+) -> Iterator[tuple[int, Any]]:
+    """`encode` for rows that do not fit the host: one batch of them at a time, in order.
+
+    Yields:
+      (number of the batch's first item, the pytree as numpy arrays [rows of the batch, ...]), on
+      every host.
+    """
+    program = _compiled(apply, mesh)
+    before = None
+    for start, fields, count in _batches(items, load, _rows(batch, items, mesh), mesh, threads):
+        rows = program(params, fields)
+        if before:  # keep one batch in flight: copying waits for the one before it
+            yield _to_host(*before)
+        before = start, rows, count
+    if before:
+        yield _to_host(*before)
+
+
+def _rows(batch: int, items: Sequence[Any], mesh: Mesh) -> int:
+    """Rows per batch: no more than there are items, and a multiple of axis "data"."""
+    step = mesh.shape[meshes.DATA]
+    return -(-min(batch, max(len(items), 1)) // step) * step
+
+
+def _to_host(start: int, rows: Any, count: int) -> tuple[int, Any]:
+    return start, jax.tree.map(lambda x: np.asarray(x)[:count], rows)
 
 
 @lru_cache(maxsize=64)
@@ -79,7 +103,7 @@ def _compiled(apply: Callable, mesh: Mesh) -> Callable:
 
 def _batches(
     items: Sequence[Any], load: Callable, batch: int, mesh: Mesh, threads: int
-) -> Iterator[tuple[dict[str, jax.Array], int]]:
+) -> Iterator[tuple[int, dict[str, jax.Array], int]]:
     sharding = meshes.batch_sharding(mesh)
     mine = local_rows(batch, mesh)
 
@@ -100,6 +124,7 @@ def _batches(
             rows = [loaded[min(start + row, len(items) - 1)] for row in mine]
             fields = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
             yield (
+                start,
                 {k: place(v, sharding, batch) for k, v in fields.items()},
                 min(batch, len(items) - start),
             )

@@ -9,20 +9,36 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from cir_jax.errors import UserError, nearest
 from cir_jax.runtime import rules
 
 SCHEDULES = ("constant", "cosine", "linear")
+DROP = 0.1  # factor of every drop
 
 
 def schedule(config: Any, steps: int) -> optax.Schedule:
-    """Step -> learning rate: linear warm-up, then constant or falling to zero at `steps`.
+    """Step -> learning rate: linear warm-up, then constant or falling to zero at `steps`; after
+    each share of the run in `drops` it is a tenth.
 
     Raises:
-      UserError: an unknown schedule, or a warm-up that is not shorter than the run.
+      UserError: an unknown schedule, a warm-up that is not shorter than the run, or a drop that is
+        not within it.
     """
+    after = _schedule(config, steps)
+    if not config.drops:
+        return after
+    if not all(0 < share < 1 for share in config.drops):
+        raise UserError(
+            f"optim.drops={tuple(config.drops)} are shares of the run; use numbers between 0 and 1"
+        )
+    first = [round(share * steps) for share in config.drops]
+    return lambda step: after(step) * DROP ** sum(jnp.where(step < n, 0, 1) for n in first)
+
+
+def _schedule(config: Any, steps: int) -> optax.Schedule:
     rate, warmup = config.learning_rate, config.warmup_steps
     if config.schedule not in SCHEDULES:
         raise UserError(

@@ -22,6 +22,7 @@ _FREE = (
     "workdir", "init_from", "epochs", "steps", "max_seconds", "log_every", "mesh", "eval",
     "checkpoint", "model.remat", "model.dtype", "data.root", "data.threads", "data.cache_pixels",
     "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
+    "loss.references",
 )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 """Stage two: the query side trains against a static bank of every candidate's target embedding.
 
 The index tree stays as stage one left it: it built the bank, so the bank is exact and never stale.
-A copy of the query part trains. Images are not opened: references come from the bank as well.
+A copy of the query part trains. Images are not opened: references lie on the devices as well, or
+come from disk with the batch; or they are encoded anew, see `cir_jax.negatives.references`.
 Source: section 3.3 ("scaling negatives") of arXiv 2404.11317.
 """
 
@@ -10,12 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cir_jax.errors import UserError
 from cir_jax.models.contract import Functions, Params
-from cir_jax.negatives import in_bank, sampled
+from cir_jax.negatives import in_bank, references, sampled
 from cir_jax.stages import contract
+
+# The batch field that a reference comes from, by the place where references lie.
+FIELDS = {"device": "reference_row", "disk": "reference", "recompute": "reference_pixels"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Stage:
     negatives: int = 0
     block: int = 4096
     extra: dict[str, float] = field(default_factory=dict)
-    fields: tuple[str, ...] = ("text",)
+    fields: tuple[str, ...] = ("text", "reference_row")
     roles: tuple[str, ...] = ("query",)
     index_is_query: bool = False
     reads: str = "triplets"
@@ -35,15 +40,20 @@ class Stage:
 
     @classmethod
     def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
-        """Raises UserError for a negative number of negatives."""
+        """Raises UserError for a negative number of negatives, or impossible references.
+
+        "auto" is taken for "device" here: the trainer, which knows how many references there are,
+        settles it before.
+        """
         loss = config.loss
         if loss.bank_negatives < 0:
             raise UserError(
                 f"loss.bank_negatives={loss.bank_negatives} is negative; use 0 for the whole bank"
             )
-        fields = ("text",)
+        references.check(loss, functions.per_triplet)
+        fields = ("text", FIELDS.get(loss.references, FIELDS["device"]))
         if loss.exclude_reference or loss.exclude_positives:
-            fields = ("text", "exclude_id")
+            fields = (*fields, "exclude_id")
         extra = contract.temperature_leaf(config)
         return cls(loss.temperature, mesh, loss.bank_negatives, loss.bank_block, extra, fields)
 
@@ -58,8 +68,7 @@ class Stage:
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of each query over the bank's rows, [B]."""
         dropout_key, sample_key = jax.random.split(key)
-        row = batch["text_id"] if functions.per_triplet else batch["reference_id"]
-        reference = in_bank.lookup(bank.references, row, self.mesh)
+        reference = self._reference(functions, index, batch, bank)
         composed = functions.compose(query, reference, batch["text"], dropout_key)
         tau = contract.temperature(self, query)
         label, exclude = batch["target_id"], batch.get("exclude_id")
@@ -80,3 +89,14 @@ class Stage:
                 mesh=self.mesh,
             )
         return losses, {"temperature": tau}
+
+    def _reference(
+        self, functions: Functions, index: Params, batch: dict[str, jax.Array], bank: Any
+    ) -> jax.Array:
+        """[B, R, C] float32, constant."""
+        if "reference" in self.fields:
+            return batch["reference"].astype(jnp.float32)
+        if "reference_pixels" in self.fields:
+            reference = functions.reference(index, batch["reference_pixels"], batch["text"])
+            return jax.lax.stop_gradient(reference.astype(jnp.float32))
+        return in_bank.lookup(bank.references, batch["reference_row"], self.mesh)

@@ -13,7 +13,7 @@ from flax import nnx
 from cir_jax.towers.layers import Dense, LayerNorm, dropout, gelu, normal
 
 EPSILON = 1e-12
-STD = 0.02  # of every random parameter
+STD = 0.02  # of every random parameter, unless kernels are told otherwise
 _LEAST = -1e30  # logit of a masked key: its weight is exactly zero in float32
 
 
@@ -48,6 +48,7 @@ class Attention(nnx.Module):
       heads: number of heads.
       source: width of what is attended to; 0 means `width`.
       rate: dropout of the attention weights and of the result.
+      std: of the random kernels.
       stack: (layers,), or () for a single layer.
     """
 
@@ -58,14 +59,15 @@ class Attention(nnx.Module):
         *,
         source: int = 0,
         rate: float = 0.0,
+        std: float = STD,
         rngs: nnx.Rngs,
         stack: tuple = (),
     ):
         options = {"rngs": rngs, "stack": stack}
-        self.query = Dense(width, width, STD, **options)
-        self.key = Dense(source or width, width, STD, **options)
-        self.value = Dense(source or width, width, STD, **options)
-        self.out = Dense(width, width, STD, **options)
+        self.query = Dense(width, width, std, **options)
+        self.key = Dense(source or width, width, std, **options)
+        self.value = Dense(source or width, width, std, **options)
+        self.out = Dense(width, width, std, **options)
         self.norm = LayerNorm(width, epsilon=EPSILON, stack=stack)
         self.heads = heads
         self.rate = rate
@@ -109,14 +111,22 @@ class Mlp(nnx.Module):
       width: C.
       inner: width between the two products.
       rate: dropout.
+      std: of the random kernels.
       stack: (layers,), or () for a single layer.
     """
 
     def __init__(
-        self, width: int, inner: int, *, rate: float = 0.0, rngs: nnx.Rngs, stack: tuple = ()
+        self,
+        width: int,
+        inner: int,
+        *,
+        rate: float = 0.0,
+        std: float = STD,
+        rngs: nnx.Rngs,
+        stack: tuple = (),
     ):
-        self.fc1 = Dense(width, inner, STD, rngs=rngs, stack=stack)
-        self.fc2 = Dense(inner, width, STD, rngs=rngs, stack=stack)
+        self.fc1 = Dense(width, inner, std, rngs=rngs, stack=stack)
+        self.fc2 = Dense(inner, width, std, rngs=rngs, stack=stack)
         self.norm = LayerNorm(width, epsilon=EPSILON, stack=stack)
         self.rate = rate
 

@@ -59,8 +59,11 @@ class TextTransformer(nnx.Module):
         return self.norm_out(run_blocks(self.blocks, x.astype(self.dtype), remat=self.remat))
 
     def __call__(self, text: jax.Array) -> jax.Array:
-        """[B, T] ids -> [B, D] float32, not unit length. End-of-text has the largest id."""
-        x = self.tokens(text)
-        last = jnp.argmax(text, axis=-1)
-        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        """[B, T] ids -> [B, D] float32, not unit length."""
+        return self.feature(self.tokens(text), text)
+
+    def feature(self, tokens: jax.Array, text: jax.Array) -> jax.Array:
+        """What `tokens` gives for `text`, [B, T, C] -> [B, D] float32, not unit length."""
+        last = jnp.argmax(text, axis=-1)  # end-of-text has the largest id
+        x = jnp.take_along_axis(tokens, last[:, None, None], axis=1)[:, 0]
         return x.astype(jnp.float32) @ self.proj[...]

@@ -72,6 +72,9 @@ class VisionTransformer(nnx.Module):
 
     def __call__(self, pixels: jax.Array) -> jax.Array:
         """[B, S, S, 3] normalised -> [B, D] float32, not unit length."""
+        return self.feature(self.tokens(pixels))
+
+    def feature(self, tokens: jax.Array) -> jax.Array:
+        """What `tokens` gives, [B, T, C] -> [B, D] float32, not unit length."""
         # One token per image costs nothing: no rounding to the compute type in the feature itself.
-        x = self.norm_out(self.tokens(pixels)[:, 0].astype(jnp.float32))
-        return x @ self.proj[...]
+        return self.norm_out(tokens[:, 0].astype(jnp.float32)) @ self.proj[...]

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from cir_jax.commands.doctor import DATASETS
 from cir_jax.main import main
 from cir_jax.positives import doctor
 from tests import runs
@@ -60,6 +61,7 @@ def test_a_split_without_one_of_its_files(tmp_path, capsys):
         file.unlink()
     found = doctor.examine("cirr", root, decode=False)
     assert any(note.startswith("no test1 split") for note in found["notes"])
+    assert any("train split are in no triplet; data.unlabelled=split" in n for n in found["notes"])
     assert not any("test1" in problem for problem in found["problems"])
     for file in root.glob("cirr/image_splits/*"):
         file.unlink()
@@ -122,7 +124,7 @@ def test_official_numbers_add_up():
 
 
 def test_nothing_there(tmp_path, capsys):
-    for name in doctor.FASHIONIQ and ("fashioniq", "cirr", "folder"):
+    for name in DATASETS:
         assert main(["doctor", name, str(tmp_path)]) == 2
         assert str(tmp_path) in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import pytest
 from cir_jax import train
 from cir_jax.evals import cirr, submission
 from cir_jax.main import main
-from tests import runs
+from tests import runs, zero_shot_sets
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +79,48 @@ def test_submit_needs_a_root(run, tmp_path, capsys):
     assert "give the folder of the CIRR data set, --root FOLDER" in capsys.readouterr().err
     assert main([*flags, f"--root={root}", "--name=other", "--split=val"]) == 0
     assert (tmp_path / "recall_subset_submission_other.json").is_file()
+
+
+def test_circo(run, tmp_path, capsys):
+    workdir, root, _ = run
+    data = zero_shot_sets.write_circo(tmp_path / "circo")
+    flags = [f"--workdir={workdir}", "--set", "eval.benchmark=circo"]
+    here = [*flags, "--set", f"eval.root={data}"]
+    assert main(["evaluate", *here, f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "benchmark CIRCO, split val, reference kept, shared_concept without" in printed
+    assert "map_at5: " in printed and "negation" in printed
+    assert "mAP and recall" in (tmp_path / "report.html").read_text()
+    assert main(["evaluate", *here, "--set", "eval.split=test"]) == 2
+    assert "`cir-jax submit` writes the file" in capsys.readouterr().err
+    assert main(["submit", *here, f"--out={tmp_path}", "--name=mine"]) == 0
+    assert (
+        "the gallery has 16 images, so a query has 16 names; the CIRCO" in capsys.readouterr().out
+    )
+    content = json.loads((tmp_path / "circo_submission_mine.json").read_text())
+    assert set(content) == set("012345") and len(content["3"]) == 16
+    assert main(["submit", *flags, "--set", "data.root=", f"--out={tmp_path}"]) == 2
+    assert "give the folder of the CIRCO data set" in capsys.readouterr().err
+    assert main(["submit", *flags, f"--out={tmp_path}"]) == 2  # data.root is CIRR's
+    assert f"no CIRCO annotations {root}" in capsys.readouterr().err
+
+
+def test_genecis(run, tmp_path, capsys):
+    data = zero_shot_sets.write_genecis(tmp_path / "genecis")
+    place = ["--set", "eval.benchmark=genecis", "--set", f"eval.root={data}"]
+    assert main(["evaluate", "--workdir", str(run[0]), *place, f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert "benchmark GeneCIS, reference kept" in printed
+    assert "average_recall_at1: " in printed and "change_attribute" in printed
+    assert "data:image/" in (tmp_path / "report.html").read_text()
+
+
+def test_cirr_below_eval_root(run, tmp_path, capsys):
+    """The data set of the evaluation may lie elsewhere than that of the training."""
+    workdir, root, fashion = run
+    place = ["--set", f"eval.root={root}", "--set", f"data.root={fashion}"]
+    assert main(["submit", f"--workdir={workdir}", *place, f"--out={tmp_path}"]) == 0
+    assert (tmp_path / "recall_submission_one.json").is_file()
+    place = ["--set", f"eval.root={fashion}", "--set", "eval.benchmark=fashioniq"]
+    assert main(["evaluate", f"--workdir={workdir}", *place, f"--out={tmp_path}"]) == 0
+    assert "benchmark FashionIQ" in capsys.readouterr().out

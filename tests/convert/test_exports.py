@@ -34,9 +34,13 @@ def test_no_single_model_is_two_trees_that_share_a_leaf():
         index_paths=["a", "b"], query_paths=["b", "c"], abstract="abc"
     )
     one = {path: np.zeros(2) for path in "abc"}
-    assert exporting._tree(functions, one, one | {"c": np.ones(2)}, "retrieval")["c"].all()
+    single, other = set("abc"), one | {"b": np.ones(2)}
+    joined = exporting._tree(functions, one, one | {"c": np.ones(2)}, "retrieval", single)
+    assert joined["c"].all()
     with pytest.raises(UserError, match=r"index and query both read b \(1 in all\), and differ"):
-        exporting._tree(functions, one, one | {"b": np.ones(2)}, "retrieval")
+        exporting._tree(functions, one, other, "retrieval", single)
+    # A layout that holds both, or neither, has nothing to decide.
+    assert exporting._tree(functions, one, other, "retrieval", set("ac"))["b"].all()
 
 
 @pytest.mark.parametrize("layout", ["safetensors", "huggingface"])

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cir_jax.data import pipeline, tokens
+from cir_jax.data import loader, pipeline, tokens
 from cir_jax.errors import UserError
 from cir_jax.positives.triplets import Triplet, TripletSet
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 
 
 def options(**changes):
-    return pipeline.Options(**({"batch": 4, "seed": 1, "fields": ("text",)} | changes))
+    return loader.Options(**({"batch": 4, "seed": 1, "fields": ("text",)} | changes))
 
 
 def take(iterator, count):
@@ -152,8 +152,8 @@ def test_pixels_are_opened_once_when_cached(data):
         opened.append(path)
         return np.full((2, 2, 3), int(path.split("/i")[-1][:-4]), np.uint8)
 
-    chosen = options(fields=(*pipeline.PIXELS, "text"), cache_pixels=True, threads=1)
-    for batch in take(pipeline.batches(data, chosen, preprocess), 12):
+    chosen = options(fields=(*loader.PIXELS, "text"), cache_pixels=True, threads=1)
+    for batch in take(pipeline.batches(data, chosen, loader.Sources(preprocess)), 12):
         for side in ("reference", "target"):
             assert batch[f"{side}_pixels"].shape == (4, 2, 2, 3)
             names = [f"i{n}" for n in batch[f"{side}_pixels"][:, 0, 0, 0]]

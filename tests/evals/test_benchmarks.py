@@ -274,8 +274,10 @@ def test_build_from_a_config(tiny, fashion, cirr_root, own):
     assert list(made.tasks) == ["shirt"] and len(made.tasks["shirt"].names) == 9
     assert len(build.benchmark(settings("cirr", cirr_root)).task.triplets) == 9
     assert len(build.benchmark(settings("folder", own)).task.triplets) == 5
+    for name, place in (("fashioniq", fashion), ("cirr", cirr_root), ("folder", own)):
+        assert build.benchmark(settings(name, "elsewhere", **{"eval.root": place}))
     assert build.benchmark(settings("none", "")) is None
-    with pytest.raises(UserError, match=r"no 'cir' in evals; there are: cirr, emoji, fashioniq, f"):
+    with pytest.raises(UserError, match=r"no 'cir' in evals; there are: circo, cirr, emoji, fashi"):
         build.benchmark(settings("cir", ""))
 
 

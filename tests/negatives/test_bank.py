@@ -14,6 +14,7 @@ from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
 from cir_jax.models import contract
 from cir_jax.negatives import bank as banks
+from cir_jax.negatives import bank_build, bank_files, references
 from cir_jax.positives.triplets import Triplet, TripletSet
 from cir_jax.runtime import mesh as meshes
 from tests import runs
@@ -59,31 +60,29 @@ def model(name):
     return functions, functions.init(0)
 
 
-def built(name, data, mesh):
+def inputs_of(name, data, place="device", preprocess=None):
     functions, params = model(name)
-    preprocess = Counting(functions.image_size)
-    rows = banks.build(functions, params, data, preprocess, mesh, batch=3, threads=2)
-    return functions, params, preprocess, rows
+    plan = references.plan(data, functions.per_triplet)
+    preprocess = preprocess or Counting(functions.image_size)
+    return banks.Inputs(functions, params, data, plan, preprocess, place)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_image_is_encoded_once(name, data):
-    functions, params, preprocess, rows = built(name, data, devices(2))
-    texts_of = Counter(data.reference_id[data.triplet_of_text()].tolist())
-    # References that depend on the text need their image once more per text; targets never.
-    extra = texts_of if functions.per_triplet else Counter()
-    want = {path: 1 + extra[row] for row, path in enumerate(data.images.paths)}
-    assert preprocess.opened == want
+def test_every_image_is_opened_once(name, data, tmp_path):
+    inputs = inputs_of(name, data)
+    functions, plan, preprocess = inputs.functions, inputs.plan, inputs.preprocess
+    rows = bank_build.ready(tmp_path, inputs, devices(2), batch=3, threads=2)
+    assert preprocess.opened == dict.fromkeys(data.images.paths, 1)
 
     pixels = np.stack([preprocess(path) for path in data.images.paths])
-    np.testing.assert_allclose(rows["targets"], functions.target(params, pixels), atol=1e-5)
-    text = data.tokens.rows(slice(None), int(data.tokens.lengths.max()))
-    image = np.arange(7)
-    if functions.per_triplet:
-        image = data.reference_id[data.triplet_of_text()]
-    reference = functions.reference(params, pixels[image], text[: len(image)])
-    assert rows["references"].shape[0] == (10 if functions.per_triplet else 7)
-    np.testing.assert_allclose(rows["references"], reference, atol=1e-5)
+    np.testing.assert_allclose(rows["targets"], functions.target(inputs.index, pixels), atol=1e-5)
+    text = data.tokens.rows(plan.text, int(data.tokens.lengths.max()))
+    want = functions.reference(inputs.index, pixels[plan.image], text)
+    assert len(rows["references"]) == (10 if functions.per_triplet else 7)
+    np.testing.assert_allclose(rows["references"], want, atol=1e-5)
+    again = bank_build.ready(tmp_path, inputs, devices(1))
+    np.testing.assert_array_equal(again["references"], rows["references"])
+    assert sum(preprocess.opened.values()) == 14  # the bank that is there is read
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)])
@@ -107,25 +106,16 @@ def test_unknown_dtype():
         banks.place({"targets": np.zeros((1, 1, 1))}, devices(1), "float16")
 
 
-def test_saved_bank_comes_back(data, tmp_path):
-    functions, params, preprocess, rows = built("cross_attention", data, devices(1))
-    made_of = banks.fingerprint(functions, params, data, preprocess)
-    assert banks.load(tmp_path / "bank", made_of) is None
-    banks.save(tmp_path / "bank", rows, made_of)
-    again = banks.load(tmp_path / "bank", made_of)
-    for name in rows:
-        np.testing.assert_array_equal(rows[name], again[name])
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_fingerprint_is_that_of_what_was_read(name, data):
-    functions, params = model(name)
-    preprocess = Preprocess(functions.image_size)
+    inputs = inputs_of(name, data)
+    functions, params = inputs.functions, inputs.index
 
-    def of(params, data=data, preprocess=preprocess):
-        return banks.fingerprint(functions, params, data, preprocess)
+    def of(params, **changes):
+        return replace(inputs, index=params, **changes).fingerprint()
 
     want = of(params)
+    assert want["model"] == name  # and not what a process calls the module of a file
     mesh = devices(2, 4)
     assert of(jax.device_put(params, meshes.replicated(mesh))) == want
     words = jax.device_put(params["words"], jax.NamedSharding(mesh, jax.P("model", None)))
@@ -150,37 +140,46 @@ def test_fingerprint_is_that_of_what_was_read(name, data):
     assert differ(of(params, preprocess=Preprocess(32))) == ["preprocessing"]
     other = replace(data, images=type(data.images)(NAMES[::-1], NAMES, dict(data.images.row_of)))
     assert differ(of(params, data=other)) == ["images"]
+    assert differ(of(params, place="disk")) == ["references"]
+    fewer = references.Plan(*(x[1:] for x in (inputs.plan.image, inputs.plan.text)), None, False)
+    assert differ(of(params, plan=fewer)) == ["references"]
+
+
+def write(folder, made_of):
+    """A bank of two images, without encoding any."""
+    shape = ((2, 1, 3), np.dtype("float32"))
+    arrays = {"targets": shape} | ({"references": shape} if "references" in made_of else {})
+    with bank_files.Writer(folder, arrays, made_of) as writer:
+        writer.start(0, dict.fromkeys(arrays, 0))
+        for name in arrays:
+            writer.add(name, np.zeros((2, 1, 3)))
+        writer.finish(2)
 
 
 def test_another_makers_bank_is_refused(tmp_path):
-    rows = {"targets": np.zeros((2, 1, 3)), "references": np.zeros((2, 1, 3))}
-    banks.save(tmp_path, rows, {"parameters": "aaa", "images": "bbb", "preprocessing": "size=16"})
+    write(tmp_path, {"parameters": "aaa", "images": "bbb", "preprocessing": "size=16"})
     now = {"parameters": "aaa", "images": "ccc", "preprocessing": "size=32"}
     message = (
         r"was made of other images, preprocessing \(images: bbb there, ccc now; preprocessing: "
         r"size=16 there, size=32 now\); delete it, or set loss.bank_path to another folder"
     )
     with pytest.raises(UserError, match=message):
-        banks.load(tmp_path, now)
+        bank_files.load(tmp_path, now)
 
 
 @pytest.mark.parametrize("damage", ["bank.json", "targets.npy", "references.npy"])
 def test_damaged_bank_is_named(damage, tmp_path):
-    rows = {"targets": np.zeros((2, 1, 3)), "references": np.zeros((2, 1, 3))}
-    banks.save(tmp_path, rows, {"parameters": "aaa"})
+    made_of = {"parameters": "aaa", "references": "bbb"}
+    write(tmp_path, made_of)
     (tmp_path / damage).write_bytes((tmp_path / damage).read_bytes()[:9])
     with pytest.raises(UserError, match=r"is damaged \(.*\); delete it"):
-        banks.load(tmp_path, {"parameters": "aaa"})
+        bank_files.load(tmp_path, made_of)
 
 
-def test_interrupted_write_is_no_bank(tmp_path):
-    rows = {"targets": np.zeros((2, 1, 3)), "references": np.zeros((2, 1, 3))}
-    banks.save(tmp_path, rows, {"parameters": "aaa"})
-    with pytest.raises(AttributeError):
-        banks.save(tmp_path, rows | {"references": _Unwritable()}, {"parameters": "bbb"})
-    assert banks.load(tmp_path, {"parameters": "aaa"}) is None
-
-
-class _Unwritable:
-    def __array__(self, *args, **kwargs):
-        raise AttributeError("the disk is full")
+def test_a_build_that_was_not_finished_is_no_bank(tmp_path):
+    with bank_files.Writer(tmp_path, {"targets": ((2, 1, 3), np.dtype("float32"))}, {}) as writer:
+        writer.start(0, {"targets": 0})
+        writer.add("targets", np.zeros((1, 1, 3)))
+        with pytest.raises(ValueError, match=r"rows written and wanted differ: .*\(1, 2\)"):
+            writer.finish(2)
+    assert bank_files.load(tmp_path, {}) is None

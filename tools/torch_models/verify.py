@@ -21,9 +21,9 @@ from cir_jax.errors import UserError
 from cir_jax.models.contract import Functions, Params
 from cir_jax.runtime import weights
 from cir_jax.towers import clip_sizes
-from tools.torch_models import clip, clip4cir, combiner, ours, transformers_clip
+from tools.torch_models import blip, clip, clip4cir, combiner, ours, transformers_clip
 
-MODELS = ("clip_sum", "clip_combiner")
+MODELS = ("clip_sum", "clip_combiner", "blip")
 
 
 def compare(
@@ -48,10 +48,13 @@ def compare(
         raise UserError(f"verify has no PyTorch model of {name}; there are: {', '.join(MODELS)}")
     shared = set(functions.index_paths)
     params = {p: (found.index if p in shared else found.query)[p] for p in functions.abstract}
-    pixels, tokens = _inputs(functions, batch, seed)
     with jax.default_matmul_precision("highest"):  # a GPU would round the factors
-        got = ours.trace(functions, params, pixels, tokens)
-    want, whose = _published(places, functions, params, pixels, tokens)
+        if name == "blip":
+            want, got, whose = blip.both(places, functions, params, batch, seed)
+        else:
+            pixels, tokens = _inputs(functions, batch, seed)
+            got = ours.trace(functions, params, pixels, tokens)
+            want, whose = _published(places, functions, params, pixels, tokens)
     print(f"PyTorch: {whose}; {batch} random images of {functions.image_size} pixels and texts")
     far = ours.differences(want, got)
     for layer, difference in far.items():

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Indices of a global batch -> its fields: texts, ids, decoded images, references from disk.
+
+This module must not import jax: worker processes import it.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cir_jax.data import tokens as token_tables
+
+PIXELS = ("reference_pixels", "target_pixels")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How batches are drawn. `fields` beyond the ids: text, reference_pixels, target_pixels,
+    reference_row, reference, exclude_id. `process` is (index, count) along the batch."""
+
+    batch: int
+    seed: int
+    fields: tuple[str, ...]
+    mixing: str = "concatenate"
+    weights: tuple[float, ...] = ()
+    text_lengths: tuple[int, ...] = (16, 24, 32, 48, 77)
+    cut_padding: bool = True
+    exclude_reference: bool = False
+    exclude_positives: bool = False
+    cache_pixels: bool = False
+    threads: int = 16
+    process: tuple[int, int] = (0, 1)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What rows of a batch are read from, beside the triplets.
+
+    Attributes:
+      preprocess: path -> uint8 [S, S, 3]; needed for pixel fields only.
+      plan: `cir_jax.negatives.references.Plan`; needed for the fields of references.
+      store: `cir_jax.negatives.bank_files.Store`; needed for the field reference only.
+    """
+
+    preprocess: Any = None
+    plan: Any = None
+    store: Any = None
+
+
+class Loader:
+    """Turns the indices of a global batch into the fields of this process's rows."""
+
+    def __init__(self, data: Any, options: Options, sources: Sources):
+        self.data = data
+        self.options = options
+        self.sources = sources
+        self._excluded = _exclusions(data, options)
+        self._cache: dict[int, np.ndarray] = {}
+        reads = sources.preprocess or sources.store
+        self._pool = ThreadPoolExecutor(max(options.threads, 1)) if reads else None
+
+    def __call__(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
+        options, data = self.options, self.data
+        index, count = options.process
+        rows = options.batch // count
+        triplet, text_id = drawn[index * rows : (index + 1) * rows].T
+        batch = {
+            "reference_id": data.reference_id[triplet],
+            "target_id": data.target_id[triplet],
+            "text_id": text_id.astype(np.int32),
+            "source_id": data.source_of[triplet],
+        }
+        if "text" in options.fields:
+            batch["text"] = data.tokens.rows(text_id, self._length(drawn[:, 1]))
+        if "exclude_id" in options.fields:
+            batch["exclude_id"] = self._excluded[text_id]
+        if "reference_row" in options.fields:
+            batch["reference_row"] = self.sources.plan.rows(batch["reference_id"], text_id)
+        if "reference" in options.fields:
+            rows = self.sources.plan.rows(batch["reference_id"], text_id)
+            batch["reference"] = self.sources.store.read(rows, self._pool)
+        for name in PIXELS:
+            if name in options.fields:
+                ids = batch[name.replace("pixels", "id")]
+                batch[name] = np.stack(list(self._pool.map(self._open, ids.tolist())))
+        return batch
+
+    def _length(self, text_ids: np.ndarray) -> int:
+        """Length of the text field, from all rows of the global batch."""
+        context = self.data.tokens.context
+        if not self.options.cut_padding:
+            return context
+        start = self.data.tokens.start
+        longest = int((start[text_ids + 1] - start[text_ids]).max())
+        return token_tables.fit(longest, context, self.options.text_lengths)
+
+    def _open(self, row: int) -> np.ndarray:
+        if row in self._cache:
+            return self._cache[row]
+        pixels = self.sources.preprocess(self.data.images.paths[row])
+        if self.options.cache_pixels:
+            self._cache[row] = pixels
+        return pixels
+
+
+def _exclusions(data: Any, options: Options) -> np.ndarray:
+    """[M, E] rows of the image table that are no negatives of each text, -1 for none."""
+    if "exclude_id" not in options.fields:
+        return np.zeros((0, 0), np.int32)
+    owner = data.triplet_of_text()
+    columns = []
+    if options.exclude_reference:
+        columns.append(data.reference_id[owner][:, None])
+    if options.exclude_positives:
+        targets: dict[tuple[int, str], list[int]] = {}
+        texts = [text for t in data.triplets for text in t.texts]
+        keys = [(int(data.reference_id[i]), t) for i, t in zip(owner, texts, strict=True)]
+        for key, i in zip(keys, owner, strict=True):
+            found = targets.setdefault(key, [])
+            if data.target_id[i] not in found:
+                found.append(int(data.target_id[i]))
+        others = np.full((len(keys), max(map(len, targets.values()))), -1, np.int32)
+        for row, key in enumerate(keys):
+            others[row, : len(targets[key])] = targets[key]
+        columns.append(others)
+    return np.concatenate(columns, axis=1).astype(np.int32)

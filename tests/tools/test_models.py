@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of models is made of kept runs; every model goes through both stages."""
+
+import json
+
+from cir_jax import plugins
+from tools import models
+
+
+def test_every_model_of_the_package_is_in_the_table():
+    there = {n for n in plugins.available("cir_jax.models") if n != "contract"}
+    assert there == set(models.MODELS)
+
+
+def test_quick(tmp_path, capsys):
+    flags = ["--quick", "--out", str(tmp_path), "--models", "sprc"]
+    first = models.main(flags)
+    assert json.loads((tmp_path / "models.json").read_text()) == first
+    stages = first["sprc"]
+    assert all(stages[s]["steps"] == 20 and len(stages[s]["epochs"]) >= 1 for s in stages)
+    shown = capsys.readouterr()
+    assert f"| `sprc` | {stages['one']['epochs'][0]:.1f}" in shown.out
+    assert models.main(flags) == first and "sprc, stage" not in capsys.readouterr().err
