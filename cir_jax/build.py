@@ -240,10 +240,12 @@ def summary(run: Run, state: Any) -> str:
     extra = run.data.images.unlabelled
     images = f"{len(run.data.images):,} images" + (f", {extra:,} of them unlabelled" * bool(extra))
     platform = jax.devices()[0].platform
+    abstract = run.functions.abstract
+    trained = {p: x for p, x in state.trained.items() if p in abstract}
+    learned = f", and {', '.join(run.stage.extra)}" if run.stage.extra else ""
     return (
         f"{run.config.model.name} {run.config.model.tower}, stage {run.config.stage}: "
-        f"{optim.size(state.trained):,} of {optim.size(run.functions.abstract):,} parameters "
-        "train\n"
+        f"{optim.size(trained):,} of {optim.size(abstract):,} parameters train{learned}\n"
         f"  triplets: {sources}; {images}\n"
         f"  {run.steps:,} steps of {run.config.batch}, {run.steps_per_epoch:,} per epoch, on "
         f"{run.mesh.size} {platform} device(s), {jax.process_count()} process(es)\n"

@@ -77,10 +77,14 @@ RECIPES = {
     ("fashioniq", 2): STAGE_TWO,
     ("cirr", 2): STAGE_TWO,
 }
-# On OpenMoji nothing is pretrained, and the image encoder stays as it was drawn.
-EMOJI = {"model.tower": "tiny-blip2", "loss.learn_temperature": True}
+# On OpenMoji nothing is pretrained, so the image encoder trains as well.
+EMOJI = {"model.tower": "tiny-blip2", "model.train_image": True}
 EMOJI_STAGES = {
-    1: {"optim.learning_rate": 1e-3, "loss.auxiliary": ("rtc:0.4", "align:0.4")},
+    1: {
+        "optim.learning_rate": 5e-4,
+        "optim.warmup_steps": 50,
+        "loss.auxiliary": ("rtc:0.4", "align:0.4"),
+    },
     2: {"optim.learning_rate": 3e-4},
 }
 # The files of the released generator, relative to data.root.
@@ -110,6 +114,8 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
     config.model.name = "sprc"
     if dataset in ("emoji", "quicktest"):
         config.update_from_flattened_dict(EMOJI | EMOJI_STAGES[stage])
+        if dataset == "quicktest":
+            config.update_from_flattened_dict(models.QUICK)
         return config
     config.model.tower = "blip2-vit-g"
     config.eval.reference = "kept"

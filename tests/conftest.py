@@ -5,10 +5,9 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The programs of tests are tiny and run a few times: what costs is compiling them well.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + f" --xla_force_host_platform_device_count=8 {QUICK_TO_COMPILE}"
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ).strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import CLIPModel
 
+from cir_jax.convert.sprc import STAGE_ONE
 from cir_jax.main import main
 from cir_jax.positives import emoji
 from tests import runs, zero_shot_sets
-from tests.convert import published
+from tests.convert import blip_files, published, published_sprc
 from tests.positives.scaling.scripted import Scripted
 from tests.test_init_from import combiner
 from tools import convert_weights
@@ -97,6 +99,11 @@ def weights(data):
     for layout, name in (("spn", "best.pt"), ("clip4cir", "clip_finetuned.pt")):
         published.write(layout, data, tensors).rename(data / name)
     combiner(data / "combiner.pt")
+    published.torchscript(data / "ViT-B-16.pt", published.VIT)
+    blip = blip_files.torch_blip(context=32)
+    torch.save({"BLIP_Retrieval": blip_files.state(blip)}, data / "blip_cirr_stage1.pt")
+    sprc = published_sprc.network().state_dict()
+    torch.save({"epoch": 9, STAGE_ONE: sprc}, data / "sprc_fiq.pt")
 
 
 def shrunk(flags, server):
@@ -139,10 +146,12 @@ def test_cir_jax_commands_in_order(folder, monkeypatch, capsys):
     assert set(ran) == {"doctor", "train", "evaluate", "submit", "pack", "positives", "triplets"}
     assert set(converted) == {"inspect", "import", "export", "verify"}
     assert (folder / "runs/fiq2/report.html").is_file()
-    for name in ("spn-cirr", "zero-shot-cirr", "combiner-cirr"):
+    for name in ("spn-cirr", "zero-shot-cirr", "combiner-cirr", "tgcir1", "blip2", "sprc2",
+                 "cirr2-circo", "zero-shot-circo", "cirr2-genecis"):  # fmt: skip
         assert (folder / "runs" / name / "report.html").is_file()
     CLIPModel.from_pretrained(folder / "DATA/clip-large-hf")
     assert len(list((folder / "submission").iterdir())) == 2
+    assert len(list((folder / "submission-circo").iterdir())) == 1
     assert len(server.bodies) == len(runs.COLORS)
     for name in ("emoji-positives", "photos", "titles", "fiq-positives"):
         assert (folder / "runs" / name / "triplets.jsonl").read_text().count("\n") >= 3

@@ -6,9 +6,9 @@
     export PLACE OUT --format FORMAT     a run folder or any weights, to another layout
     verify PLACE                         PyTorch's model against ours on the same random inputs
 
-PLACE is a run folder, a .pt or .safetensors file (OpenAI CLIP, open_clip, released runs of CLIP4Cir
-and SPN, ours) or a folder of transformers or open_clip. Only `verify` needs torch
-(`pip install 'cir_jax[torch]'`).
+PLACE is a run folder, a .pt or .safetensors file (OpenAI CLIP, open_clip, LAVIS, released runs of
+CLIP4Cir, TG-CIR, BLIP4CIR, SPRC and SPN, ours) or a folder of transformers or open_clip. Only
+`verify` needs torch (`pip install 'cir_jax[torch]'`); it knows clip_sum, clip_combiner and blip.
 """
 
 import argparse
@@ -171,8 +171,9 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", help="file or folder to write")
     parser.add_argument(
         "--format", required=True,
-        help="safetensors (ours, both trees), and those of the model: for clip_sum huggingface, "
-        "open_clip, openai, clip4cir, spn",
+        help="safetensors (ours, both trees), and those of the model: clip_sum has huggingface, "
+        "open_clip, openai, clip4cir, spn; clip_combiner also combiner; tgcir has tgcir, "
+        "tgcir_spn; blip huggingface, blip4cir, spn; sprc huggingface, sprc, spn",
     )  # fmt: skip
     parser.add_argument(
         "--tree", default="retrieval",

@@ -19,6 +19,7 @@ import numpy as np
 
 from cir_jax.convert.containers.spans import empty
 from cir_jax.convert.containers.tensors import DTYPES, FLOATS, Tensor
+from cir_jax.convert.values import FLOAT32, copy, finite, float32
 from cir_jax.errors import UserError
 from cir_jax.runtime import rules as path_rules
 
@@ -28,9 +29,7 @@ LINEAR = (1, 0)  # [O, I] -> [I, O]
 CONVOLUTION = (2, 3, 1, 0)  # [O, I, H, W] -> [H, W, I, O]
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_FLOAT32 = DTYPES["float32"]
 _LISTED = 6  # names of one kind of trouble that a message shows
-_STRIP = 16  # float32 values that fill one line of a processor's cache
 
 
 @dataclass(frozen=True)
@@ -186,18 +185,18 @@ def fill(
     Raises:
       UserError: values that are infinite or no number, all names at once.
     """
-    leaves = {path: empty(leaf.shape, _FLOAT32) for path, leaf in abstract.items()}
+    leaves = {path: empty(leaf.shape, FLOAT32) for path, leaf in abstract.items()}
     broken = []
     for name, pieces in table.items():
-        values = _float32(tensors[name].read())
-        if not _finite(values):
+        values = float32(tensors[name].read())
+        if not finite(values):
             broken.append(name)
         for piece in pieces:
             if piece == Piece(piece.path, None, SAME, (0, 1)):
                 leaves[piece.path] = values  # the leaf itself: a large one is not held twice
                 continue
             place = (...,) if piece.layer is None else (piece.layer, ...)
-            _copy(leaves[piece.path][place], piece.ours(values))
+            copy(leaves[piece.path][place], piece.ours(values))
     _raise({"not finite": broken}, len(table), where)
     return leaves
 
@@ -232,8 +231,8 @@ def _lazy(
         whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
         with np.errstate(over="ignore"):
             written = np.empty(shape, DTYPES[dtype])
-            _copy(written, whole)
-        if dtype == "float16" and not _finite(written):
+            copy(written, whole)
+        if dtype == "float16" and not finite(written):
             raise UserError(
                 f"{name} has values up to {np.abs(whole).max():.3g}, over the 65504 of float16; "
                 "write bfloat16 or float32"
@@ -241,35 +240,6 @@ def _lazy(
         return written
 
     return Tensor(shape, dtype, read)
-
-
-def _copy(into: np.ndarray, values: np.ndarray) -> None:
-    """Assigns values, cast to the type of `into`, of which `values` may be a transposed view.
-
-    numpy writes a transposed array value by value, each to another line of the cache; strips along
-    the last axis fill whole lines, which is some 3 times as fast.
-    """
-    if values.ndim < 2 or values.strides[-1] == values.itemsize:
-        into[...] = values
-        return
-    for start in range(0, values.shape[-1], _STRIP):
-        strip = (..., slice(start, start + _STRIP))
-        into[strip] = values[strip]
-
-
-def _float32(values: np.ndarray) -> np.ndarray:
-    if values.dtype == _FLOAT32:
-        return values
-    wide = empty(values.shape, _FLOAT32)
-    with np.errstate(over="ignore"):  # what is over float32 is infinite, and named as such
-        wide[...] = values
-    return wide
-
-
-def _finite(values: np.ndarray) -> bool:
-    """Whether all are finite; unlike `np.isfinite(values)` it makes no second array."""
-    with np.errstate(invalid="ignore"):
-        return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
 
 
 def _regex(template: str) -> str:

@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 import uuid
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from pathlib import Path
@@ -222,7 +223,8 @@ class Store:
     def __init__(self, rows: np.memmap):
         self._path, self._offset, self.shape = rows.filename, rows.offset, rows.shape
         self._bytes = rows.dtype.itemsize * int(np.prod(self.shape[1:]))
-        self._file = open(self._path, "rb", buffering=0)
+        self._file = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def read(self, rows: Sequence[int] | np.ndarray, pool: Executor) -> np.ndarray:
         """bfloat16 [b, R, C].
@@ -234,7 +236,7 @@ class Store:
 
         def one(at: int) -> int:
             place = self._offset + int(rows[at]) * self._bytes
-            found = os.preadv(self._file.fileno(), [out[at].reshape(-1).view(np.uint8)], place)
+            found = os.preadv(self._file, [out[at].reshape(-1).view(np.uint8)], place)
             return found - self._bytes
 
         if any(pool.map(one, range(len(rows)))):

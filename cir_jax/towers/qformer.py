@@ -38,7 +38,7 @@ class Layer(nnx.Module):
 
     def __init__(self, size: QFormerSize, image_width: int, *, rngs: nnx.Rngs, stack: tuple = ()):
         width, inner = size.width, size.mlp or 4 * size.width
-        # BERT's deviation is right for its width: in a narrow Q-Former the slots, which are the same
+        # BERT's deviation is right for its width: in a narrow Q-Former slots, which are the same
         # tokens for all images, would at first hardly see any of them.
         std = bert.STD * (BERT_WIDTH / width) ** 0.5
         options = {"rate": DROPOUT, "std": std, "rngs": rngs, "stack": stack}

@@ -114,5 +114,5 @@ def test_fit():
 
 
 def test_unknown_tokenizer():
-    with pytest.raises(UserError, match=r"'clp'; there are: clip, bert_enc, bert_lavis. Did you mean 'clip'"):
+    with pytest.raises(UserError, match=r"are: clip, bert_enc, bert_lavis. Did you mean 'clip'"):
         tokens.load("clp")
