@@ -81,7 +81,7 @@ RECIPES = {
 EMOJI = {"model.tower": "tiny-blip2", "model.train_image": True}
 EMOJI_STAGES = {
     1: {
-        "optim.learning_rate": 5e-4,
+        "optim.learning_rate": 1e-3,
         "optim.warmup_steps": 50,
         "loss.auxiliary": ("rtc:0.4", "align:0.4"),
     },
