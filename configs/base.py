@@ -49,8 +49,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has
     c.data.optimized = ""  # optimized_images.json (pixel-identical images share a row); "" = none
     # Stage two, an ablation: more rows of the bank, of images that no triplet names: "split" (the
-    # data set's other training images; of a "folder" all below images/, those of val too), folders
-    # of images, JSON lists of image files.
+    # data set's other training images; of a "folder" all below images/), folders of images, JSON
+    # lists of image files. What val.jsonl, gallery.txt and the eval.split of a "folder" name stays
+    # out: it is what the model is evaluated with.
     c.data.unlabelled = ()
     c.data.unlabelled_count = 0  # the first so many of them; 0 = all
     c.data.mixing = "concatenate"  # or "weights": draw a source by `weights`

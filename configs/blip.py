@@ -35,6 +35,7 @@ recalls.
 from ml_collections import ConfigDict
 
 from cir_jax.config import parse_argument, sibling
+from cir_jax.errors import UserError
 
 # Of the code that stage one is published with: AdamW of PyTorch, dropout of BERT.
 STAGE_ONE = {
@@ -70,12 +71,20 @@ GENERATED = {
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
     """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", "stage=1|2" (1 if not given), and
-    "positives" for generated triplets as well. There is no stage zero: a caption alone makes no
-    query here."""
+    "positives" for generated triplets as well.
+
+    Raises:
+      UserError: stage 0, which this model does not have.
+    """
     base, models = sibling(__file__, "base"), sibling(__file__, "clip_sum")
     dataset, stage, flags = parse_argument(
         arg, datasets=tuple(models.GENERATED), default_stage=1, flags=("positives",)
     )
+    if not stage:
+        raise UserError(
+            "blip has no stage 0: a caption alone makes no query, and the pretraining of BLIP is "
+            "not done here; give stage=1, and --set init_from= the weights of BLIP"
+        )
     if dataset in ("emoji", "quicktest"):
         config = models.get_config(arg)
         config.update_from_flattened_dict(EMOJI)

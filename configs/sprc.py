@@ -17,9 +17,10 @@ data.root, or what the recipes `blip2-fashioniq` and `blip2-cirr` of configs/pos
 
 Stage one as released: the image encoder is frozen, the temperature is learned from 0.07 on, and two
 more losses are added, with weights of 0.4 on CIRR and of 1 on FashionIQ, where the released trainer
-does not apply its 0.4. Theirs is a one-cycle schedule: linear warm-up over 1.6 (CIRR) or 1.5
-(FashionIQ) epochs, then a cosine, on CIRR over 80 epochs of which 50 are run, and beta1 moves
-between 0.85 and 0.95. Ours is the same warm-up, from zero, and a cosine over the run; beta1 is 0.9.
+does not apply its 0.4. Theirs is a one-cycle schedule: a cosine up over 1.6 (CIRR) or 1.5
+(FashionIQ) epochs, then one down, on CIRR over 80 epochs of which 50 are run, and beta1 moves
+between 0.85 and 0.95. Ours is as long a warm-up, linear from zero, and a cosine over the run;
+beta1 is 0.9.
 
 Stage two makes the prompts of every triplet from its own text. They lie on disk, 48 KiB each in
 bfloat16. (The released code keeps one per image, made with the text of the last triplet the image

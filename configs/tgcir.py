@@ -26,6 +26,9 @@ Images are cropped as CLIP does, without padding, and the reference stays in the
 FashionIQ, as in the released stage two. (TG-CIR's own evaluation takes it out, and ranks the VAL
 protocol: `eval.reference=removed`, `eval.gallery=val`.)
 
+Hardware: 152 M parameters, 0.6 GB, and twice as much for AdamW of what trains. Stage two opens no
+image; a reference is 12 x 512 values, 24 KiB. The released stage two used one 32 GB GPU.
+
 Published, CLIP ViT-B/16: FashionIQ validation, mean R@10/R@50, 39.81/63.06 after stage one and
 41.43/64.50 with scaled positives and negatives; CIRR test R@1/R@5 45.23/78.34 and 47.28/79.13.
 Features, losses and steps of stage two are verified against PyTorch at small sizes, and the names

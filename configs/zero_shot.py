@@ -17,7 +17,9 @@ Commands, in domain and out of domain (IMAGES: files of images and captions):
 `data.generated` may be left out where the file that was made, in the released layout, lies below
 data.root as in GENERATED.
 
-This project has not reproduced the published figures yet.
+Hardware: 428 M parameters, 1.7 GB, and twice as much for AdamW of what trains; the released runs
+used one 32 GB GPU, and stage one rematerialises there (`model.remat=true`). This project has not
+reproduced the published figures yet.
 """
 
 from ml_collections import ConfigDict

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax import config, main
+from cir_jax import build, config, main
 from cir_jax.convert import importing
-from cir_jax.runtime import checkpoint, weights
+from cir_jax.runtime import checkpoint, start, weights
+from cir_jax.train import State
 from tests import runs
 from tests.convert import published
 from tests.convert.published import VIT
+from tests.models import tgcir_problem
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +202,8 @@ def test_a_new_combiner_on_a_clip(root, places, tmp_path, capsys):
     # What would be random is not evaluated.
     common = ["--config", "clip_combiner:fashioniq", "--set", f"data.root={root}",
               "--set", f"model.tower={VIT}"]  # fmt: skip
-    for start in (place, tmp_path / "sum"):
-        assert main.main(["evaluate", "--init-from", str(start), *common]) == 2
+    for origin in (place, tmp_path / "sum"):
+        assert main.main(["evaluate", "--init-from", str(origin), *common]) == 2
         assert "lacks combiner/" in capsys.readouterr().err
 
 
@@ -233,3 +235,22 @@ def test_tokenizer_files_are_taken_over(root, places, tmp_path):
     assert train(*flags(root, second, stage=2), "--init-from", run) == 0
     for folder in (run, second):
         assert {p.name for p in weights.carried(folder)} == names
+
+
+def test_stage_two_does_not_build_its_bank_by_random_parameters(places, root, tmp_path, capsys):
+    chosen = flags(root, tmp_path / "run", stage=2, config="tgcir")
+    assert train(*chosen, "--init-from", places("spn")) == 2
+    said = capsys.readouterr().err
+    assert "lacks image_projection/bias" in said and "Train stage one from these weights" in said
+
+
+def test_stage_one_from_two_trees_says_which_it_takes(root, tmp_path, capsys):
+    place = tgcir_problem.saved(tmp_path / "best.pt", tgcir_problem.theirs(2), epoch=3)
+    changes = ["loss.auxiliary=()", f"model.context={tgcir_problem.CONTEXT}", f"init_from={place}"]
+    chosen = flags(root, tmp_path / "run", *changes, tower=tgcir_problem.TOWER, config="tgcir")
+    run = build.run(config.load(chosen[1], chosen[3::2]))
+    state, _ = start.state(run, State)
+    said = capsys.readouterr().out
+    assert "warning" in said and "masks" in said and "those of the query" in said
+    query = tgcir_problem.weights(2).query
+    np.testing.assert_array_equal(state.trained["masks"], query["masks"])

@@ -4,7 +4,11 @@
 import json
 import textwrap
 
+import pytest
+
 from cir_jax import main
+from cir_jax.errors import UserError
+from cir_jax.models import contract
 from tests import runs
 
 MODEL = '''
@@ -87,3 +91,20 @@ def test_a_model_and_its_config_from_a_folder_of_the_users(tmp_path):
         assert ("small_text" in first) == (stage == 1)
         assert any(entry["score"] > 0 for entry in results["history"])
     assert main.main(["evaluate", "--workdir", str(tmp_path / "run2"), "--out", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("    def training", "has AUXILIARY, auxiliary, but AUXILIARY, training, auxiliary belong"),
+        ("AUXILIARY =", "has training, auxiliary, but AUXILIARY, training"),
+    ],
+)
+def test_half_of_a_models_own_losses_is_refused(lost, message, tmp_path):
+    source = textwrap.dedent(MODEL)
+    assert lost in source
+    file = tmp_path / "half.py"
+    file.write_text(source.replace(lost, lost.replace("AUXILIARY", "OTHER").replace("tr", "st")))
+    config = runs.tiny("unused", "unused", f"model.name={file}")
+    with pytest.raises(UserError, match=message):
+        contract.build(config.model)

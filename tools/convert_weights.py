@@ -8,7 +8,7 @@
 
 PLACE is a run folder, a .pt or .safetensors file (OpenAI CLIP, open_clip, LAVIS, released runs of
 CLIP4Cir, TG-CIR, BLIP4CIR, SPRC and SPN, ours) or a folder of transformers or open_clip. Only
-`verify` needs torch (`pip install 'cir_jax[torch]'`); it knows clip_sum, clip_combiner and blip.
+`verify` needs torch (`pip install 'cir_jax[torch]'`); it knows all models of cir_jax/models.
 """
 
 import argparse
@@ -123,14 +123,16 @@ def verify(args: argparse.Namespace) -> None:
             "pip install 'cir_jax[torch]'"
         ) from None
     args.overrides = [*args.overrides, "model.dtype=float32"]
-    _, functions, found = _load(args.places, args)
+    _, functions, found = _load(args.places, args, args.seed)
     worst = against_torch.compare(args.places, functions, found, batch=args.batch, seed=args.seed)
     if worst > args.limit:
         raise UserError(f"the largest difference {worst:.3g} is over the limit of {args.limit:g}")
 
 
-def _load(places: list[str], args: argparse.Namespace) -> tuple[Any, Any, weights.Weights]:
-    """(config, functions, parameters) of what `places` hold together."""
+def _load(
+    places: list[str], args: argparse.Namespace, seed: int = -1
+) -> tuple[Any, Any, weights.Weights]:
+    """(config, functions, parameters) of what `places` hold together; `seed` of what may be new."""
     joined = ",".join(places)
     named = [f"model.name={args.model}"] if args.model else []
     if len(places) == 1 and weights.is_run(joined):
@@ -144,7 +146,7 @@ def _load(places: list[str], args: argparse.Namespace) -> tuple[Any, Any, weight
                    "eval.benchmark=none", *args.overrides]  # fmt: skip
         config = weights.settled(configs.load("base", changes), joined, args.step)
     functions = contract.build(config.model)
-    return config, functions, weights.load(joined, functions, args.step)
+    return config, functions, weights.load(joined, functions, args.step, seed)
 
 
 def _place_arguments(parser: argparse.ArgumentParser, several: bool = True) -> None:
@@ -173,7 +175,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "--format", required=True,
         help="safetensors (ours, both trees), and those of the model: clip_sum has huggingface, "
         "open_clip, openai, clip4cir, spn; clip_combiner also combiner; tgcir has tgcir, "
-        "tgcir_spn; blip huggingface, blip4cir, spn; sprc huggingface, sprc, spn",
+        "tgcir_spn, and of its CLIP huggingface, open_clip, openai; blip huggingface, blip4cir, "
+        "spn; sprc huggingface, sprc, spn",
     )  # fmt: skip
     parser.add_argument(
         "--tree", default="retrieval",

@@ -39,6 +39,8 @@ def run(out: Path, data: Path, name: str, start: str, which: str, stage: int) ->
     if start:
         changes.append(f"init_from={start}")
     results = train.train(configs.load(f"{name}:{which},stage={stage}", changes))
+    if not results["finished"]:
+        raise SystemExit(130)  # stopped: the same command goes on
     scores = {
         "epochs": [entry[SCORE] for entry in results["history"]],
         "steps": results["step"],

@@ -101,5 +101,5 @@ def _scalars(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, int | f
     return {
         name: tensor.read().item()
         for name, tensor in tensors.items()
-        if tensor.shape == () and tables.ignored_reason(layout.ignored, name)
+        if tensor.shape in ((), (1,)) and tables.ignored_reason(layout.ignored, name)
     }

@@ -11,8 +11,9 @@ transformers in one folder. Neither has prompts for stage one: they start at ran
 
 Composed retrieval reads neither the head that predicts words nor the one that matches image and
 text, and the temperature belongs to a stage: our model has none of them. An export names them for
-those who load strictly. The temperature is as it came; the heads are new, not trained: the first
-hands states on to the word table, to which it is tied, and the second says nothing.
+those who load strictly. The temperature is what the run ended with, or as it came; the heads are
+new, not trained: the first hands states on to the word table, to which it is tied, and the second
+says nothing.
 """
 
 import json
@@ -31,6 +32,7 @@ from cir_jax.convert.copies import Copied
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import Ignored, Rule
 from cir_jax.errors import UserError
+from cir_jax.runtime import progress
 from cir_jax.runtime.files import whole
 from cir_jax.towers import blip2_sizes
 from cir_jax.towers.blip2_sizes import POSITIONS
@@ -182,8 +184,11 @@ def _zeros(*shape: int) -> Tensor:
 def write_state_dict(
     key: str, place: Path, tensors: dict[str, Tensor], written: Written
 ) -> list[Path]:
-    """{"epoch", key: tensors} as .pt."""
+    """{"epoch", key: tensors} as .pt; a temperature that the run ended with is put in."""
     clip_sum.check_name(place, key)
+    if written.temperature:
+        name = "temp" if key == STAGE_ONE else f"{PREFIX}temp"
+        tensors = tensors | {name: of(np.float32(written.temperature))}
     with whole(place) as file:
         torch_writer.write(file, {"epoch": written.epoch, key: tensors})
     return [place]
@@ -198,6 +203,7 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
             f"{place} holds {', '.join(there)} of an earlier export or another project, and would "
             "be read as a mixture of both; give another folder, or delete that"
         )
+    progress.say(f"{place}: transformers' BLIP-2 has no prompts of stage one; they are left out")
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, blip2_huggingface.together(tensors), {"format": "pt"})
     with whole(place / "config.json") as file:

@@ -10,15 +10,21 @@ as `image_backbone`.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cir_jax.convert import clip, clip_sum
-from cir_jax.convert.contract import Found, Layout
+from cir_jax.convert.containers.tensors import Tensor, of
+from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.copies import Copied
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import LINEAR, Ignored, Rule
 from cir_jax.errors import UserError
+from cir_jax.runtime import progress
 from cir_jax.towers import clip_sizes
 
 KEY = "state_dict"
@@ -37,8 +43,10 @@ LINEARS = {
     "t_replace_map.2": "teacher_replace/fc2",
 }
 VIT_TWICE = Copied(r"backbone\.clip\.visual\.(.*)", r"backbone.image_backbone.\1")
+LEARNED = "loss_T"
+START = 10.0  # of LEARNED in TG-CIR's own code
 INVERSE_TEMPERATURE = Ignored(
-    "loss_T", "the learned inverse temperature of stage one, which is none of the model"
+    LEARNED, "the learned inverse temperature of stage one, which is none of the model"
 )
 TEXT_COPIES = Ignored(
     r"backbone\.(tokenlearn|masks)_text\..*",
@@ -49,7 +57,8 @@ TEXT_COPIES = Ignored(
 def find(source: Source, stage: int) -> Found | None:
     """A run of that stage: what stage two left says its epoch and has the copies for texts."""
     group = source.groups.get(KEY, {})
-    finished = "epoch" in source.values and f"backbone.masks{TEXT}.weight" in group
+    copies = f"backbone.masks{TEXT}.weight" in group and LEARNED not in group
+    finished = "epoch" in source.values and copies
     if MARK not in group or finished != (stage == 2):
         return None
     where = f"{source.place} ({KEY})"
@@ -97,6 +106,30 @@ def _check_vit(size: clip_sizes.ClipSize, where: str) -> None:
         )
 
 
+def told(tensors: Mapping[str, Tensor], config: Any, where: str) -> Mapping[str, Tensor]:
+    """The same tensors; says so if a run of stage one has copies for texts that are others."""
+    copies = [name for name in tensors if re.fullmatch(TEXT_COPIES.regex, name)]
+    both = [(tensors[n], tensors.get(n.replace(TEXT, "", 1))) for n in copies]
+    if any(b is not None and not np.array_equal(a.read(), b.read()) for a, b in both):
+        progress.say(
+            f"{where}: token learner and masks for texts are not those for images; as in the "
+            "released code, a file of stage one gives those for images to both"
+        )
+    return tensors
+
+
+def temperature(tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The learned inverse temperature, as it came or as TG-CIR starts with it."""
+    return {LEARNED: of(np.float32([kept.get(LEARNED, START)]))}
+
+
+def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
+    """Stage one as .pt; a temperature that the run ended with is put in."""
+    if written.temperature:
+        tensors = tensors | {LEARNED: of(np.float32([1 / written.temperature]))}
+    return WRITE(place, tensors, written)
+
+
 WRITE = functools.partial(clip_sum.write_state_dict, KEY)
 LAYOUTS = (
     Layout(
@@ -105,8 +138,10 @@ LAYOUTS = (
         functools.partial(find, stage=1),
         rules,
         ignored=(INVERSE_TEMPERATURE, TEXT_COPIES),
+        fitted=told,
         copied=(VIT_TWICE,),
-        write=WRITE,
+        write=write,
+        extra=temperature,
     ),
     Layout(
         "tgcir_spn",
@@ -119,7 +154,11 @@ LAYOUTS = (
     ),
     *(
         dataclasses.replace(
-            layout, part=True, find=functools.partial(find_clip, of_clip=layout.find)
+            layout,
+            part=True,
+            # Under the names of whole models it would be taken for one.
+            write=None if layout.name in ("clip4cir", "spn") else layout.write,
+            find=functools.partial(find_clip, of_clip=layout.find),
         )
         for layout in clip_sum.LAYOUTS
     ),

@@ -142,7 +142,7 @@ def task(
 
 def encode(retriever: Retriever, one: Task) -> tuple[np.ndarray, np.ndarray]:
     """(queries [Q, D], gallery [G, K, D]) of a task."""
-    gallery = retriever.encode_gallery(one.paths, one.references)
+    gallery = retriever.encode_gallery(one.paths)
     query = retriever.encode_queries(
         one.references,
         [t.eval_text for t in one.triplets],

@@ -12,7 +12,7 @@ program: a sixth more than the bare product of 6,000 x 15,000 x 640 (measured on
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,35 @@ _BLOCK_SCORES = 2**25  # scores held at once, 128 MiB over all devices
 _BLOCK_QUERIES = 2048
 
 
+class Placed(NamedTuple):
+    """A gallery on the devices, for several rankings: `rows` of [G, K, D] are no padding."""
+
+    gallery: jax.Array
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+
+def place(gallery: np.ndarray, mesh: Mesh) -> Placed:
+    """[G, K, D] over all devices of the mesh, in float32; filled with zero rows to their number.
+
+    The host's array is not copied: each device takes its rows, and only the last ones are filled.
+    """
+    each = -(-len(gallery) // mesh.size)
+
+    def rows(index: tuple[slice, ...]) -> np.ndarray:
+        start = index[0].start or 0
+        return _shard(gallery, start, start + each)
+
+    shape = (each * mesh.size, *gallery.shape[1:])
+    whole = jax.make_array_from_callback(shape, meshes.row_sharding(mesh), rows)
+    return Placed(whole, len(gallery))
+
+
 def count_ranks(
     query: np.ndarray,
-    gallery: np.ndarray,
+    gallery: np.ndarray | Placed,
     target: np.ndarray,
     removed: np.ndarray | None = None,
     *,
@@ -38,7 +64,7 @@ def count_ranks(
 
     Args:
       query: [Q, D] float32.
-      gallery: [G, K, D] float32.
+      gallery: [G, K, D] float32, or what `place` made of it on this mesh.
       target: [Q] gallery row of the target.
       removed: [Q] gallery row that is no candidate, -1 for none; None for none at all.
       mesh: devices to use.
@@ -55,7 +81,7 @@ def count_ranks(
 
 def top_rows(
     query: np.ndarray,
-    gallery: np.ndarray,
+    gallery: np.ndarray | Placed,
     k: int,
     removed: np.ndarray | None = None,
     *,
@@ -129,20 +155,21 @@ def subset_ranks(
 def _blocks(
     program: Callable,
     query: np.ndarray,
-    gallery: np.ndarray,
+    gallery: np.ndarray | Placed,
     columns: tuple[np.ndarray, ...],
     mesh: Mesh,
 ) -> Any:
     """Runs `program(query [b, D], *columns [b], gallery)` over all queries, b at a time."""
-    candidates = _place_rows(gallery, mesh)
-    most = max(8, min(_BLOCK_QUERIES, _BLOCK_SCORES // (gallery.shape[0] * gallery.shape[1])))
+    placed = gallery if isinstance(gallery, Placed) else place(gallery, mesh)
+    candidates, each = placed.gallery, placed.rows * placed.gallery.shape[1]
+    most = max(8, min(_BLOCK_QUERIES, _BLOCK_SCORES // each))
     size = -(-len(query) // -(-len(query) // most))  # equal blocks: the last one pads little
     replicated = meshes.replicated(mesh)
     pieces = []
     for start in range(0, len(query), size):
         rows = np.minimum(np.arange(start, start + size), len(query) - 1)
-        placed = [_place(x[rows], replicated) for x in (query.astype(np.float32), *columns)]
-        pieces.append(program(*placed, candidates))
+        block = [_place(x[rows], replicated) for x in (query.astype(np.float32), *columns)]
+        pieces.append(program(*block, candidates))
         if len(pieces) > 2:  # bounds what is in flight on the device
             jax.block_until_ready(pieces[-3])
     joined = jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts]), *pieces)
@@ -154,7 +181,7 @@ def _programs(mesh: Mesh) -> tuple[Callable, Callable]:
     """(count, top), compiled for a mesh; the results are on every device of every process."""
 
     def count(query, target, removed, gallery, rows):
-        score = scores(query, gallery)
+        score = _best(query, gallery)
         row, target = jnp.arange(gallery.shape[0])[None], target[:, None]
         own = jnp.take_along_axis(score, target, axis=1)
         # Negated comparisons are true for NaN. Lower rows win ties, so `<=` is asked behind it.
@@ -163,7 +190,7 @@ def _programs(mesh: Mesh) -> tuple[Callable, Callable]:
         return jnp.sum(ahead & candidate, axis=1, dtype=jnp.int32)
 
     def top(query, removed, gallery, rows, k):
-        score = scores(query, gallery)
+        score = _best(query, gallery)
         row = jnp.arange(gallery.shape[0])[None]
         candidate = (row < rows) & (row != removed[:, None])
         # top_k gives equal scores in the order of their rows.
@@ -177,11 +204,21 @@ def _programs(mesh: Mesh) -> tuple[Callable, Callable]:
     )
 
 
-def _place_rows(gallery: np.ndarray, mesh: Mesh) -> jax.Array:
-    """[G, K, D] padded with zero rows to the number of devices, rows over all of them."""
-    short = -len(gallery) % mesh.size
-    padded = np.pad(np.asarray(gallery, np.float32), ((0, short), (0, 0), (0, 0)))
-    return _place(padded, meshes.row_sharding(mesh))
+def _best(query: jax.Array, gallery: jax.Array) -> jax.Array:
+    """[B, D] and [G, K, D] -> [B, G]: `scores` of the G K rows one by one, then the maximum.
+
+    A product with three axes would hold a transposed copy of the gallery on a CPU.
+    """
+    images, each, width = gallery.shape
+    products = scores(query, gallery.reshape(images * each, 1, width))
+    return products.reshape(-1, images, each).max(axis=-1) if each > 1 else products
+
+
+def _shard(gallery: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Rows `start` to `stop` in float32, not copied; zero rows stand for those past the end."""
+    part = np.asarray(gallery[start:stop], np.float32)
+    short = stop - start - len(part)
+    return np.pad(part, ((0, short), (0, 0), (0, 0))) if short else part
 
 
 def _place(host: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:

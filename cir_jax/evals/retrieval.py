@@ -2,11 +2,16 @@
 """The retriever: a model, its parameters and the mesh, as "encode" and "rank".
 
 It knows the contract of a model and nothing of a benchmark: index parameters encode gallery and
-references, query parameters compose. Every image is encoded once; what index parameters have
-encoded is kept until they change, so stage two, whose index is constant, encodes its gallery once
-in a run.
+references, query parameters compose. Every gallery image is encoded once; what index parameters
+have encoded is kept until they change (but large references, see `_LIGHT_BYTES`), so stage two,
+whose index is constant, encodes its gallery once in a run.
+
+Galleries are large (CIRCO with 32 rows an image: 4 GB): rows are kept in the arrays they were
+encoded into, `encode_gallery` shows these and copies nothing where it can, and the devices get a
+gallery once for all rankings of it.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -22,8 +27,13 @@ from cir_jax.models.contract import Functions, Params
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
 
-# References below this size are kept for every gallery image; larger ones (BLIP: 577 x 768 floats)
-# only for the images that queries start from.
+# References up to this size are made and kept with every image. Larger ones (BLIP: 577 x 768
+# floats, 1.8 MB; of FashionIQ's 6,016 queries 10.7 GB) last as long as their batch: their queries
+# are composed from pixels. Every evaluation then runs the same programs on the same batches, the
+# first one too, so that equal parameters give equal numbers; references rounded to bfloat16 would
+# not give those of training. It costs one reading and encoding of each query's reference in each
+# evaluation, on FashionIQ 6,016 images, 0.4 of what the gallery costs once; and the image tower is
+# compiled with each length of texts.
 _LIGHT_BYTES = 2**16
 
 
@@ -64,8 +74,9 @@ class Retriever:
         self.text_lengths = tuple(text_lengths)
         self.on_long = on_long
         self._options = {"batch": batch, "threads": threads, "mesh": mesh}
-        self._targets: dict[Any, np.ndarray] = {}
+        self._targets: dict[Any, _Row] = {}
         self._references: dict[Any, np.ndarray] = {}
+        self._ranked: tuple[weakref.ref, ranking.Placed] | None = None
         self._given: Params = {}
         self.set_index(index)
         self.set_query(query)
@@ -96,20 +107,17 @@ class Retriever:
         everywhere = dict.fromkeys(host, meshes.replicated(self.mesh))
         return {**params, **sharding.place(host, everywhere)}
 
-    def encode_gallery(self, paths: Sequence[Any], references: Sequence[Any] = ()) -> np.ndarray:
-        """[G, K, D] float32 target rows of the images, in the order of `paths`.
+    def encode_gallery(self, paths: Sequence[Any]) -> np.ndarray:
+        """[G, K, D] float32 target rows of the images, in the order of `paths`; read-only.
+
+        Reference rows of a few values are made in the same pass, so that `encode_queries` opens
+        none of these images again.
 
         Args:
           paths: G images, as `preprocess` takes them; one that comes twice is encoded once.
-          references: images that queries will start from. Their reference rows are made in the
-            same pass, so `encode_queries` opens no image again.
         """
-        wanted = set() if self.functions.per_triplet else set(references)
-        missing = [p for p in dict.fromkeys(paths) if p not in self._targets]
-        self._encode_images([p for p in missing if p in wanted], with_reference=True)
-        rest = [p for p in missing if p not in wanted]
-        self._encode_images(rest, with_reference=not self.functions.per_triplet and self._light)
-        return np.stack([self._targets[p] for p in paths])
+        self._encode_images([p for p in dict.fromkeys(paths) if p not in self._targets])
+        return _in_order([self._targets[p] for p in paths])
 
     def encode_queries(
         self,
@@ -128,9 +136,8 @@ class Retriever:
           UserError: a text is over the context, or an image cannot be read.
         """
         table = tokens.table(texts, self.tokenizer, self.on_long, where)
-        if not self.functions.per_triplet:
-            unseen = [p for p in dict.fromkeys(references) if p not in self._references]
-            self._encode_images(unseen, with_reference=True)
+        if self._kept:
+            self._encode_images([p for p in dict.fromkeys(references) if p not in self._references])
         rows = np.empty((len(texts), self.functions.target_shape[1]), np.float32)
         for members, length in self._by_length(table.lengths):
             rows[members] = self._compose(references, table.rows(slice(None), length), members)
@@ -144,40 +151,62 @@ class Retriever:
         removed: np.ndarray | None = None,
     ) -> np.ndarray:
         """[Q] candidates ahead of each target, see `ranking.count_ranks`."""
-        return ranking.count_ranks(query, gallery, target, removed, mesh=self.mesh)
+        return ranking.count_ranks(
+            query, self._on_devices(gallery), target, removed, mesh=self.mesh
+        )
 
     def top(
         self, query: np.ndarray, gallery: np.ndarray, k: int, removed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows and scores [Q, k], best first, see `ranking.top_rows`."""
-        return ranking.top_rows(query, gallery, k, removed, mesh=self.mesh)
+        return ranking.top_rows(query, self._on_devices(gallery), k, removed, mesh=self.mesh)
+
+    def _on_devices(self, gallery: np.ndarray) -> ranking.Placed:
+        """The gallery on the devices: placed once for all calls, until the caller drops it.
+
+        One that can still be written, or a second one, is placed anew: it may hold other values.
+        """
+        if self._ranked is not None and self._ranked[0]() is gallery:
+            return self._ranked[1]
+        self._ranked = None  # frees what is there before there is more
+        # A view: on a CPU, devices may hold on to what they are given, and so never free `gallery`.
+        placed = ranking.place(gallery[:], self.mesh)
+        if not gallery.flags.writeable:
+            self._ranked = weakref.ref(gallery, self._drop), placed
+        return placed
+
+    def _drop(self, dead: weakref.ref) -> None:
+        if self._ranked is not None and self._ranked[0] is dead:
+            self._ranked = None
 
     @property
-    def _light(self) -> bool:
+    def _kept(self) -> bool:
+        """Whether reference rows are kept, see `_LIGHT_BYTES`; those of a triplet never are."""
         rows, width = self.functions.reference_shape
-        return rows * width * 4 <= _LIGHT_BYTES
+        return not self.functions.per_triplet and rows * width * 4 <= _LIGHT_BYTES
 
-    def _encode_images(self, paths: Sequence[Any], with_reference: bool) -> None:
+    def _encode_images(self, paths: Sequence[Any]) -> None:
         if not paths:
             return
         programs = _programs(self.functions)
         out = encode.encode(
-            programs.image if with_reference else programs.target,
+            programs.image if self._kept else programs.target,
             self._index,
             paths,
             lambda path: {"pixels": self.preprocess(path)},
             title="encoding images",
             **self._options,
         )
-        self._targets |= dict(zip(paths, out["target"].astype(np.float32, copy=False), strict=True))
-        if with_reference:
+        rows = out["target"].astype(np.float32, copy=False)
+        self._targets |= {path: _Row(rows, i) for i, path in enumerate(paths)}
+        if self._kept:
             self._references |= dict(zip(paths, out["reference"], strict=True))
 
     def _compose(
         self, references: Sequence[Any], ids: np.ndarray, members: np.ndarray
     ) -> np.ndarray:
         programs = _programs(self.functions)
-        if self.functions.per_triplet:
+        if not self._kept:
             program, params = programs.compose_pixels, (self._index, self._query)
 
             def load(i: int) -> dict[str, np.ndarray]:
@@ -207,6 +236,24 @@ class Retriever:
             if len(waiting) >= self._options["batch"] or length == fitted.max():
                 yield waiting, int(length)
                 waiting = waiting[:0]
+
+
+class _Row(NamedTuple):
+    """Row `number` of the array that its images were encoded into."""
+
+    array: np.ndarray
+    number: int
+
+
+def _in_order(rows: Sequence[_Row]) -> np.ndarray:
+    """The rows as one read-only array: a view if they lie one after the other, else a copy."""
+    array, first = rows[0]
+    if all(row.array is array and row.number == first + i for i, row in enumerate(rows)):
+        found = array[first : first + len(rows)]
+    else:
+        found = np.stack([row.array[row.number] for row in rows])
+    found.flags.writeable = False
+    return found
 
 
 class _Programs(NamedTuple):

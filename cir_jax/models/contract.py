@@ -58,9 +58,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax import plugins
-from cir_jax.data import pixels as pixel_constants
 from cir_jax.errors import UserError
 from cir_jax.runtime import rules
+from cir_jax.towers.layers import normalize
 
 Params = dict[str, Any]  # parameter path -> array; flat, so that rules and checkpoints are simple
 ROLES = ("index", "query", "statistic", "pretrain")
@@ -204,6 +204,12 @@ class Functions:
         reference = jax.ShapeDtypeStruct((1, *self.reference_shape), jnp.float32)
         return self._read_by(self.compose, reference, text)
 
+    @cached_property
+    def training_paths(self) -> list[str]:
+        """Sorted paths of the parameters that `training` reads."""
+        pixels, text = self._example
+        return self._read_by(self.training, pixels, pixels, text, jax.random.key(0))
+
     def _read_by(self, function: Callable, *inputs: jax.ShapeDtypeStruct) -> list[str]:
         traced = jax.make_jaxpr(function)(self.abstract, *inputs).jaxpr
         read = {id(x) for equation in traced.eqns for x in equation.invars}
@@ -254,11 +260,13 @@ def build(config: Any) -> Functions:
             f"REFERENCE_ROWS = {module.REFERENCE_ROWS!r} in {module.__file__}; "
             "use 'per_image' or 'per_triplet'"
         )
-    if hasattr(module, "AUXILIARY") != hasattr(module.Model, "auxiliary"):
-        raise UserError(
-            f"model {config.name!r} ({module.__file__}) has one of AUXILIARY and Model.auxiliary; "
-            "a model with losses of its own needs both, and Model.training"
-        )
+    for together in (("AUXILIARY", "training", "auxiliary"), ("text_features", "fuse")):
+        has = [n for n in together if hasattr(module if n.isupper() else module.Model, n)]
+        if has and len(has) < len(together):
+            raise UserError(
+                f"model {config.name!r} ({module.__file__}) has {', '.join(has)}, but "
+                f"{', '.join(together)} belong together; define all of them or none"
+            )
     if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -267,20 +275,6 @@ def build(config: Any) -> Functions:
     graph, state = nnx.split(model)
     abstract, keys = _flatten(nnx.to_pure_dict(state))
     return Functions(module, config, graph, keys, abstract)
-
-
-def normalize(pixels: jax.Array) -> jax.Array:
-    """uint8 [..., 3] -> float32, CLIP's mean and deviation; float input passes unchanged.
-
-    Done on the device: a quarter of the bytes cross to it.
-    """
-    if pixels.dtype != jnp.uint8:
-        return pixels
-    mean = jnp.asarray(pixel_constants.IMAGE_MEAN, jnp.float32)
-    deviation = jnp.asarray(pixel_constants.IMAGE_STD, jnp.float32)
-    shape = (1,) * (pixels.ndim - 1) + (3,)
-    scaled = pixels.astype(jnp.float32) / 255.0
-    return (scaled - mean.reshape(shape)) / deviation.reshape(shape)
 
 
 def _flatten(tree: dict, prefix: tuple = ()) -> tuple[Params, dict[str, tuple]]:

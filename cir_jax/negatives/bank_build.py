@@ -6,8 +6,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 
 from cir_jax.errors import UserError
 from cir_jax.models.contract import Functions, Params
-from cir_jax.negatives import bank_files
+from cir_jax.negatives import bank_files, bank_folder
 from cir_jax.negatives.bank import Inputs
 from cir_jax.negatives.references import Plan, gigabytes
 from cir_jax.runtime import encode, progress
@@ -77,22 +78,52 @@ def ready(
     rows = _loaded(folder, made_of)
     # Where hosts do not share the folder some have it and some not: then all take part.
     if not _everywhere(rows is not None):
-        build(folder, inputs, made_of, mesh, rows is None, batch, threads)
-        rows = _loaded(folder, made_of)
+        rows = _built(folder, inputs, made_of, mesh, batch, threads)
+    return rows
+
+
+def _built(
+    folder: str | Path,
+    inputs: Inputs,
+    made_of: dict[str, str],
+    mesh: Mesh,
+    batch: int,
+    threads: int,
+) -> dict[str, np.ndarray]:
+    _together(
+        partial(bank_folder.make, folder), f"another process cannot make its {folder}; it says why"
+    )
+    writes = bank_folder.writes(folder)
+    lock = _together(
+        lambda: bank_folder.lock(folder) if writes else None,
+        f"another process cannot build the bank in {folder}; it says why",
+    )
+    try:
+        rows = _loaded(folder, made_of)  # another run may have built it since
+        if not _everywhere(rows is not None):
+            build(folder, inputs, made_of, mesh, writes and rows is None, batch, threads)
+            rows = _loaded(folder, made_of)
+    finally:
+        if lock:
+            lock.release()
     return rows
 
 
 def _loaded(folder: str | Path, made_of: dict[str, str]) -> dict[str, np.ndarray] | None:
-    """`bank_files.load`; if one process cannot, all stop, or the others would wait for it."""
-    rows, error = None, None
+    elsewhere = f"another process cannot use the bank in its {folder}; it says why"
+    return _together(partial(bank_files.load, folder, made_of), elsewhere)
+
+
+def _together(here: Callable[[], Any], elsewhere: str) -> Any:
+    """What `here` returns; if it fails in one process all stop, or the others would wait for it."""
+    found, error = None, None
     try:
-        rows = bank_files.load(folder, made_of)
-    except UserError as found:
-        error = found
+        found = here()
+    except UserError as raised:
+        error = raised
     if not _everywhere(error is None):
-        elsewhere = f"another process cannot use the bank in its {folder}; it says why"
         raise error or UserError(elsewhere)
-    return rows
+    return found
 
 
 def build(
@@ -100,7 +131,7 @@ def build(
     inputs: Inputs,
     made_of: dict[str, str],
     mesh: Mesh,
-    wanted: bool,
+    mine: bool,
     batch: int,
     threads: int,
 ) -> None:
@@ -110,11 +141,10 @@ def build(
     several at a time, by `vmap` over the texts: what depends on the image alone is computed once.
 
     Args:
-      wanted: this process has no bank yet; the others of the arguments are those of `ready`.
+      mine: this process writes `folder`; the others of the arguments are those of `ready`.
     """
     todo = visits(len(inputs.data.images), inputs.plan, inputs.place)
     writer = bank_files.Writer(folder, inputs.arrays(), made_of)
-    mine = bank_files.writes(folder) and wanted
     _check_room(writer, mine, folder)
     done = _least(writer.done if mine else len(todo))
     progress.say(

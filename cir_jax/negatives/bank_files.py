@@ -13,19 +13,18 @@ import json
 import os
 import shutil
 import time
-import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
-from jax.experimental import multihost_utils
 
 from cir_jax.errors import UserError
+from cir_jax.negatives import bank_folder
 from cir_jax.negatives.references import gigabytes
 from cir_jax.runtime import files
 
@@ -65,33 +64,11 @@ def load(folder: str | Path, made_of: dict[str, str]) -> dict[str, np.ndarray] |
     return rows
 
 
-def writes(folder: str | Path) -> bool:
-    """Whether this process writes `folder`: the first of those that see the same one.
-
-    Hosts may share the folder or have one each by the same path, so each process leaves a file of
-    its own there and looks whose it finds.
-    """
-    if jax.process_count() == 1:
-        return True
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    mine = jax.process_index()
-    code = np.frombuffer(uuid.uuid4().bytes[:4], np.int32)
-    code = int(multihost_utils.broadcast_one_to_all(code)[0]) & 0xFFFFFFFF
-    marks = [folder / f".{code:08x}-{i}" for i in range(jax.process_count())]
-    marks[mine].touch()
-    multihost_utils.sync_global_devices(f"bank marks {code}")
-    first = next(i for i, mark in enumerate(marks) if mark.exists())
-    multihost_utils.sync_global_devices(f"bank marks seen {code}")
-    marks[mine].unlink()
-    return first == mine
-
-
 class Writer:
     """Arrays whose rows come one batch after the other. Use it in a `with`; then `finish`.
 
     Args:
-      folder: of the bank; made if need be.
+      folder: of the bank, made if need be; nobody else writes it, see `bank_folder`.
       arrays: name -> (shape, dtype) of the whole array.
       made_of: as in `load`.
 
@@ -125,8 +102,8 @@ class Writer:
 
     def lacks_room(self) -> str:
         """What to say if the disk is too small for what is missing; "" if it is not."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = self.missing(), shutil.disk_usage(self.folder).free
+        bank_folder.make(self.folder)
+        needed, free = self.missing(), shutil.disk_usage(self.folder).free + self._cut_off()
         if needed <= free:
             return ""
         return (
@@ -136,25 +113,38 @@ class Writer:
         )
 
     def start(self, done: int, rows: dict[str, int]) -> None:
-        """Opens the files behind the rows of the first `done` items; what follows is cut off."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if done < self.done:
-            (self.folder / PARTIAL).unlink()
+        """Opens the files behind the rows of the first `done` items; what follows is cut off.
+
+        Raises:
+          UserError: they cannot be written.
+        """
+        bank_folder.make(self.folder)
+        if done < self.done or not done:
+            # Whoever made the record: it would vouch for rows that are about to be others.
+            (self.folder / PARTIAL).unlink(missing_ok=True)
         self.done, self._rows = done, dict(rows)
         for name, (shape, kind) in self._arrays.items():
-            path = self._partial(name)
-            file = self._files[name] = path.open("r+b" if done else "wb")
-            described = {"descr": _stored(kind), "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, described)
-            file.seek(file.tell() + self._rows[name] * _row_bytes(shape, kind))
-            file.truncate()
+            path, final = self._partial(name), self._final(name)
+            with _writing(path):
+                if not done:
+                    final.unlink(missing_ok=True)
+                elif not path.exists():
+                    final.replace(path)  # `finish` was cut off
+                file = self._files[name] = path.open("r+b" if done else "wb")
+                described = {"descr": _stored(kind), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, described)
+                file.seek(file.tell() + self._rows[name] * _row_bytes(shape, kind))
+                file.truncate()
 
     def __enter__(self) -> "Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
         for file in self._files.values():
-            file.close()
+            # Rows count once `commit` has them on disk. On a full one closing fails as well, and
+            # that must not hide what was said about it.
+            with suppress(OSError):
+                file.close()
 
     def add(self, name: str, rows: np.ndarray) -> None:
         """Appends rows to an array.
@@ -163,10 +153,8 @@ class Writer:
           UserError: the disk is full or fails.
         """
         rows = np.ascontiguousarray(rows, self._arrays[name][1])
-        try:
+        with _writing(self._partial(name)):
             self._files[name].write(rows.view(np.uint8).data)
-        except OSError as error:
-            raise files.full(self._partial(name), error) from None
         self._rows[name] += len(rows)
 
     def commit(self, done: int, every: float | None = None) -> None:
@@ -174,11 +162,9 @@ class Writer:
         if time.monotonic() - self._committed < (COMMIT if every is None else every):
             return
         for name, file in self._files.items():
-            try:
+            with _writing(self._partial(name)):
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError as error:
-                raise files.full(self._partial(name), error) from None
         record = {"made_of": self._made_of, "done": done, "rows": self._rows}
         with files.whole(self.folder / PARTIAL) as file:
             file.write(json.dumps(record).encode())
@@ -192,11 +178,21 @@ class Writer:
             raise ValueError(f"rows written and wanted differ: {short}")
         self.commit(done, every=0.0)
         for name, file in self._files.items():
-            file.close()
-            self._partial(name).replace(self.folder / f"{name}.npy")
+            with _writing(self._final(name)):
+                file.close()
+                self._partial(name).replace(self._final(name))
         with files.whole(self.folder / RECORD) as file:
             file.write(json.dumps(self._made_of, indent=2).encode())
         (self.folder / PARTIAL).unlink()
+
+    def _cut_off(self) -> int:
+        """Bytes there now that `start` gives back to the disk."""
+        most = {n: self._rows[n] * _row_bytes(*a) for n, a in self._arrays.items() if self.done}
+        places = [(n, p) for n in self._arrays for p in (self._partial(n), self._final(n))]
+        return sum(max(p.stat().st_size - most.get(n, 0), 0) for n, p in places if p.is_file())
+
+    def _final(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
 
     def _partial(self, name: str) -> Path:
         return self.folder / f"{name}.npy.part"
@@ -205,10 +201,10 @@ class Writer:
         if set(then.get("rows", ())) != set(self._arrays):
             return False
         for name, (shape, kind) in self._arrays.items():
-            path = self._partial(name)
-            if not path.is_file() or path.stat().st_size < then["rows"][name] * _row_bytes(
-                shape, kind
-            ):
+            path, rows = self._partial(name), then["rows"][name]
+            if rows == shape[0] and not path.is_file():
+                path = self._final(name)  # `finish` was cut off
+            if not path.is_file() or path.stat().st_size < rows * _row_bytes(shape, kind):
                 return False
         return True
 
@@ -242,6 +238,14 @@ class Store:
         if any(pool.map(one, range(len(rows)))):
             raise UserError(f"{self._path} is damaged (it ends too early); delete its folder")
         return out.view(ml_dtypes.bfloat16)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise files.full(path, error) from None
 
 
 def _record(path: Path) -> dict[str, Any]:

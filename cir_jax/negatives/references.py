@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The references of stage two: which ones are needed, how many bytes, and where they are kept.
 
-A reference is what the query side reads of an image: 2.5 KB of CLIP RN50x4, 887 KB of BLIP
+A reference is what the query side reads of an image: 2.5 KB of CLIP RN50x4, 886 KB of BLIP
 (577 x 768 in bfloat16), 49 KB of BLIP-2 for every text it is shown with. So there are three places:
 
     device      float32 rows, sharded over all devices

@@ -54,7 +54,7 @@ def read(
 
 
 def images(root: str | Path, split: str = "train") -> dict[str, Any]:
-    """Name -> file of every image below images/, whatever the split."""
+    """Name -> file of every image below images/, whatever the split; see `held_out`."""
     return NamedFiles.below(Path(root) / "images").files
 
 
@@ -79,6 +79,23 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     if not names:
         raise UserError(f"{listed} names no image; add one per line, or remove the file")
     return names, {n: known.files.get(n, _expected(root, n)) for n in names}
+
+
+def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Any]:
+    """Name -> file of the images that gallery.txt and the files of `splits` but "train" name.
+
+    Those of them that are there; none needs to be.
+
+    Raises:
+      UserError: a malformed line, or a name that fits two files.
+    """
+    known, listed = NamedFiles.below(Path(root) / "images"), Path(root) / "gallery.txt"
+    names = gallery(root)[0] if listed.is_file() else []
+    for split in {*splits} - {"train"}:
+        if (Path(root) / f"{split}.jsonl").is_file():
+            triplets = [t for one in read(root, split) for t in one.triplets]
+            names += [n for t in triplets for n in (t.reference, t.target, *t.members)]
+    return {n: known.files[n] for n in names if n in known.files}
 
 
 def triplet(record: dict[str, Any], where: str) -> Triplet:

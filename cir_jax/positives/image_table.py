@@ -5,7 +5,10 @@ Labels, bank rows and galleries all use its rows, so two numberings of one image
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ import numpy as np
 from cir_jax.errors import UserError, nearest
 from cir_jax.positives.annotations import read_json
 from cir_jax.positives.triplets import TripletSet
+
+_SAMPLE = 4096  # bytes, a page
+_THREADS = 16  # that read samples
 
 
 class ImageTable:
@@ -126,13 +132,45 @@ class ImageTable:
         return np.asarray(rows, np.int32)
 
     def fingerprint(self) -> str:
-        """sha256 over the order of the names and the row of every name."""
+        """sha256 over the order of the names, the row of every name, and unlabelled pictures.
+
+        A data set's names tell its images apart. Those of unlabelled ones come from any folder, and
+        two folders may hold other pictures by the same names.
+
+        Raises:
+          UserError: an unlabelled image cannot be read.
+        """
         digest = hashlib.sha256()
         for name in self.names:
             digest.update(name.encode() + b"\n")
         for name, row in sorted(self.row_of.items()):
             digest.update(f"{name}\t{row}\n".encode())
+        if self.unlabelled:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                for content in pool.map(_content, self.paths[-self.unlabelled :]):
+                    digest.update(content)
         return digest.hexdigest()
+
+
+def _content(path: Any) -> bytes:
+    """What tells a picture from others: its size, and a few bytes of its start, middle and end.
+
+    Neither its place nor its date, which differ between machines that hold the same data.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") if isinstance(path, str) else BytesIO(path.read_bytes()) as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{size}\n".encode())
+            for start in (0, size // 2, max(size - _SAMPLE, 0)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); bring it, or set "
+            "data.on_missing=drop to leave it out"
+        ) from None
+    return digest.digest()
 
 
 def _merged(sets: Sequence[TripletSet]) -> dict[str, Any]:

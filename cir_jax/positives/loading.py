@@ -8,6 +8,8 @@ A reader is one module of `cir_jax.positives` (or a file of yours) that defines
     gallery(root, ...)              as its benchmark wants it
     captions(root)                  optional: image-caption pairs for stage zero
     caption_file(root)              optional: the file of them
+    held_out(root, splits)          optional: name -> file, those of images(root, "train") that are
+                                    for evaluation alone
     home(root)                      optional: folder that files are relative to, if not the root
 """
 

@@ -3,7 +3,8 @@
 
 An ablation of section 4 of arXiv 2404.11317: more negatives without more annotations. The released
 code lets in images that are pixel-identical to a labelled one, a negative that is the target
-itself; here an image comes in once, and only if it is none of the labelled ones.
+itself; here an image comes in once, and only if it is none of the labelled ones. Images that a
+"folder" data set evaluates with stay out.
 """
 
 import os
@@ -41,16 +42,30 @@ def read(config: Any) -> dict[str, Any]:
         )
     module = loading.reader(data.name)
     home = module.home(data.root) if hasattr(module, "home") else data.root
+    held_out = _held_out(module, config)
     found: dict[str, Any] = {}
     for entry in data.unlabelled:
         more = _split(module, data) if entry == SPLIT else _images(entry, home)
         for name, path in more.items():
+            if _place(path) in held_out:
+                continue
             if _place(found.setdefault(name, path)) != _place(path):
                 raise UserError(
                     f"data.unlabelled: image {name!r} is {found[name]} and {path}; one name "
                     "cannot be two images: rename a folder"
                 )
     return found
+
+
+def _held_out(module: Any, config: Any) -> set[str]:
+    """Files that the data set evaluates with, where its folder does not tell them from others.
+
+    As negatives of training they would be seen before they are ranked.
+    """
+    if not config.data.unlabelled or not hasattr(module, "held_out"):
+        return set()
+    files = module.held_out(config.data.root, ("val", config.eval.split))
+    return {_place(path) for path in files.values()}
 
 
 def _split(module: Any, data: Any) -> dict[str, Any]:
@@ -134,7 +149,8 @@ def extend(
         )
     if not new:
         raise UserError(
-            "data.unlabelled: every image there is one of the labelled ones; set it to ()"
+            "data.unlabelled: every image there is one of the labelled ones; set it to () (images "
+            "that a folder's val.jsonl or gallery.txt names are for evaluation alone)"
         )
     left_out = f"; {len(bad)} missing ones left out" if bad else ""
     progress.say(f"unlabelled images: {count or len(new):,} of {len(new):,}{left_out}")

@@ -8,7 +8,7 @@ once" is a property of one loop.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -52,10 +52,18 @@ def encode(
     pieces = stream(apply, params, items, load, batch=batch, mesh=mesh, threads=threads)
     if title:
         pieces = progress.bar(pieces, -(-len(items) // _rows(batch, items, mesh)), title)
-    parts = [rows for _, rows in pieces]
-    if not parts:
+    whole = None
+    for start, rows in pieces:
+        if whole is None:  # one array for all: joining parts at the end would hold them twice
+            whole = jax.tree.map(lambda x: np.empty((len(items), *x.shape[1:]), x.dtype), rows)
+        jax.tree.map(partial(_fill, start), whole, rows)
+    if whole is None:
         raise ValueError("nothing to encode: the list of items is empty")
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
+    return whole
+
+
+def _fill(start: int, whole: np.ndarray, rows: np.ndarray) -> None:
+    whole[start : start + len(rows)] = rows
 
 
 def stream(

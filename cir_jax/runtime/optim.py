@@ -30,7 +30,7 @@ def schedule(config: Any, steps: int) -> optax.Schedule:
     after = _schedule(config, steps)
     if not config.drops:
         return after
-    if not all(0 < share < 1 for share in config.drops):
+    if not all(isinstance(share, int | float) and 0 < share < 1 for share in config.drops):
         raise UserError(
             f"optim.drops={tuple(config.drops)} are shares of the run; use numbers between 0 and 1"
         )

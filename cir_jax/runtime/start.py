@@ -61,8 +61,16 @@ def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
 def _fresh(run: Any) -> tuple[Params, Params, dict[str, Any] | None]:
     """(index, query, where they came from)."""
     if run.config.init_from:
-        found = weights.load(run.config.init_from, run.functions, seed=run.config.seed)
+        one_tree = run.stage.index_is_query
+        found = weights.load(
+            run.config.init_from,
+            run.functions,
+            seed=run.config.seed,
+            kept=() if one_tree else run.functions.index_paths,
+        )
         weights.carry(found.files, run.config.workdir)
+        if one_tree:
+            _say_what_is_left(run, found)
         return found.index, found.query, found.record
     if not run.stage.index_is_query:
         progress.say(
@@ -71,6 +79,22 @@ def _fresh(run: Any) -> tuple[Params, Params, dict[str, Any] | None]:
         )
     params = {p: np.asarray(x) for p, x in run.functions.init(run.config.seed).items()}
     return params, params, None
+
+
+def _say_what_is_left(run: Any, found: weights.Weights) -> None:
+    """Of weights with two trees, as stage two leaves them, a stage with one takes the query's."""
+    index, query = found.index, found.query
+    apart = [
+        p
+        for p in run.functions.index_paths
+        if index[p] is not query[p] and not np.array_equal(index[p], query[p])
+    ]
+    if apart:
+        progress.say(
+            f"warning: {run.config.init_from} holds {', '.join(apart[:3])} ({len(apart)} leaves in "
+            "all) twice, as stage two leaves them; this stage goes on from those of the query, and "
+            "those that made the bank are dropped"
+        )
 
 
 def _abstract(run: Any) -> tuple[dict[str, Any], optax.GradientTransformation]:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,13 @@ def settled(config: ConfigDict, init_from: str | None = None, which: str = "best
     return identify.settled(config, places(init_from))
 
 
-def load(init_from: str, functions: Functions, which: str = "best", seed: int = -1) -> Weights:
+def load(
+    init_from: str,
+    functions: Functions,
+    which: str = "best",
+    seed: int = -1,
+    kept: Iterable[str] = (),
+) -> Weights:
     """The parameters that `init_from` names, on the host.
 
     Args:
@@ -91,6 +97,7 @@ def load(init_from: str, functions: Functions, which: str = "best", seed: int = 
       functions: the model.
       which: of a run: "best", "last" or a step.
       seed: for leaves that may be new, see NEW in `cir_jax.models.contract`; below 0 none may be.
+      kept: paths of leaves that will not train and may not be new either.
 
     Raises:
       UserError: no such place; or together they do not hold exactly this model.
@@ -111,6 +118,12 @@ def load(init_from: str, functions: Functions, which: str = "best", seed: int = 
         query |= part.query
     missing = [path for path in functions.abstract if path not in query]
     if missing:
+        if lacking := sorted(set(missing).intersection(kept)):
+            raise UserError(
+                f"init_from={init_from} lacks {', '.join(lacking[:4])} ({len(lacking)} leaves in "
+                "all), which stage two does not train: bank and references would be those of "
+                "random parameters. Train stage one from these weights first"
+            )
         fresh = _new(init_from, functions, missing, seed)
         index |= fresh
         query |= fresh

@@ -22,10 +22,12 @@ from typing import Any
 import jax
 
 from cir_jax import plugins
+from cir_jax.errors import UserError
 from cir_jax.models.contract import Functions, Params
 
 PACKAGE = "cir_jax.stages"
 TEMPERATURE = "loss/temperature"
+LOGIT_SCALE = "logit_scale"  # of stage zero
 
 
 def load(name: str) -> ModuleType:
@@ -38,9 +40,27 @@ def load(name: str) -> ModuleType:
 
 
 def trainable(stage: Any, functions: Functions) -> list[str]:
-    """Paths of the parameters that train, extra leaves last."""
-    paths = [path for path, role in functions.roles.items() if role in stage.roles]
+    """Paths of the parameters that train, extra leaves last.
+
+    Of the parameters with the stage's roles, those that its loss reads: an optimizer would let the
+    others decay.
+    """
+    read = {*functions.index_paths, *functions.query_paths, LOGIT_SCALE}
+    if getattr(stage, "auxiliary", ()):
+        read |= set(functions.training_paths)
+    paths = [p for p, role in functions.roles.items() if role in stage.roles and p in read]
     return [*paths, *stage.extra]
+
+
+def check_keys_of_stage_one(config: Any) -> None:
+    """Raises UserError where another stage is given what only stage one reads."""
+    loss = config.loss
+    for key, none in (("auxiliary", ()), ("negative_types", ("target",))):
+        if tuple(loss[key]) != none:
+            raise UserError(
+                f"loss.{key}={tuple(loss[key])} is of stage one, and stage {config.stage} does not "
+                "read it; leave it out"
+            )
 
 
 def temperature(stage: Any, query: Params) -> jax.Array | float:

@@ -46,6 +46,7 @@ class Stage:
         settles it before.
         """
         loss = config.loss
+        contract.check_keys_of_stage_one(config)
         if loss.bank_negatives < 0:
             raise UserError(
                 f"loss.bank_negatives={loss.bank_negatives} is negative; use 0 for the whole bank"

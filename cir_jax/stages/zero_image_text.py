@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from cir_jax.errors import UserError
 from cir_jax.models.contract import Functions, Params
 from cir_jax.negatives import in_batch
-
-LOGIT_SCALE = "logit_scale"
+from cir_jax.stages import contract
+from cir_jax.stages.contract import LOGIT_SCALE
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Stage:
     @classmethod
     def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
         """Raises UserError for a model that cannot be pretrained on captions."""
+        contract.check_keys_of_stage_one(config)
         if LOGIT_SCALE not in functions.abstract:
             raise UserError(
                 f"model {config.model.name!r} has no {LOGIT_SCALE!r} parameter, so stage zero "

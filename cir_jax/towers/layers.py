@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cir_jax.data import pixels as pixel_constants
+
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
     """A float32 parameter drawn from N(0, std^2)."""
@@ -33,6 +35,20 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # compute types
+
+
+def normalize(pixels: jax.Array) -> jax.Array:
+    """uint8 [..., 3] -> float32, CLIP's mean and deviation; float input passes unchanged.
+
+    Done on the device: a quarter of the bytes cross to it.
+    """
+    if pixels.dtype != jnp.uint8:
+        return pixels
+    mean = jnp.asarray(pixel_constants.IMAGE_MEAN, jnp.float32)
+    deviation = jnp.asarray(pixel_constants.IMAGE_STD, jnp.float32)
+    shape = (1,) * (pixels.ndim - 1) + (3,)
+    scaled = pixels.astype(jnp.float32) / 255.0
+    return (scaled - mean.reshape(shape)) / deviation.reshape(shape)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -262,3 +262,13 @@ def test_another_size_is_named(tmp_path):
         UserError, match=r"is of model.tower=eva-16-8-w32-m48-l2-h1_qformer-w24-m40"
     ):
         importing.read(path, published.functions("tiny-blip2"))
+
+
+def test_the_temperature_that_a_run_ended_with_is_written(tmp_path):
+    functions, (index, query) = published.functions(), published.ours(published.network())
+    learned = query | {"loss/temperature": np.float32(0.0333)}
+    for layout, name in (("spn", "blip_model.temp"), ("sprc", "temp")):
+        place = tmp_path / f"{layout}.pt"
+        exporting.write(place, functions, index, learned, layout=layout)
+        (held,) = (x for x in torch.load(place).values() if isinstance(x, dict))
+        assert float(held[name]) == pytest.approx(0.0333)

@@ -52,7 +52,6 @@ def test_in_and_out_again_the_bytes_are_the_same(stage, half, tmp_path):
     )  # fmt: skip
     saved = torch.load(place)
     assert saved["epoch"] == 3
-    want.pop("loss_T", None)  # which is none of the model
     assert saved["state_dict"].keys() == want.keys()
     for name, x in want.items():
         got = saved["state_dict"][name]
@@ -253,3 +252,24 @@ def test_every_tensor_of_the_published_files_has_its_place(stage, count):
     assert len(copied) == 152 and set(copied) < set(tensors)
     left = set(tensors) - table.keys() - set(copied)
     assert left == ({"loss_T"} if stage == 1 else set())
+
+
+def test_a_part_of_the_model_is_written_only_as_the_clip_it_is():
+    assert list(exporting.formats("tgcir")) == [
+        "safetensors", "tgcir", "tgcir_spn", "huggingface", "open_clip", "openai",
+    ]  # fmt: skip
+
+
+def test_the_temperature_that_a_run_ended_with_is_written(tmp_path):
+    weights, place = problem.weights(), tmp_path / "out.pt"
+    learned = weights.query | {"loss/temperature": np.float32(0.05)}
+    exporting.write(place, problem.functions(), weights.index, learned, layout="tgcir")
+    assert torch.load(place)["state_dict"]["loss_T"].tolist() == pytest.approx([20.0])
+
+
+def test_a_file_of_stage_one_with_other_copies_for_texts_says_what_is_taken(tmp_path, capsys):
+    tensors = state(2)
+    del tensors["backbone.masks_text.weight"]
+    torch.save({"state_dict": tensors}, tmp_path / "x.pt")
+    assert importing.read(tmp_path / "x.pt", problem.functions()).record["layout"] == "tgcir"
+    assert "for texts are not those for images" in capsys.readouterr().out

@@ -77,6 +77,26 @@ def test_a_diverged_model_ranks_last():
     assert ranking.count_ranks(query, gallery, np.asarray([0]), mesh=mesh()) == [1]
 
 
+def test_rows_go_to_devices_without_a_copy_but_of_those_that_are_filled_up():
+    _, gallery, _, _ = draw(images=10, k=2)
+    parts = [ranking._shard(gallery, start, start + 4) for start in (0, 4, 8)]
+    assert [np.shares_memory(part, gallery) for part in parts] == [True, True, False]
+    np.testing.assert_array_equal(np.concatenate(parts)[:10], gallery)
+    assert parts[2].shape == (4, 2, 6) and not parts[2][2:].any()
+    assert np.shares_memory(ranking._shard(gallery, 0, 10), gallery)
+    assert ranking._shard(gallery, 12, 14).shape == (2, 2, 6)  # a device without any image
+
+
+@pytest.mark.parametrize("images", [3, 16, 53])
+def test_a_gallery_placed_before_gives_the_same(images):
+    query, gallery, target, removed = draw(images=images)
+    placed = ranking.place(gallery, mesh())
+    assert len(placed) == images and len(placed.gallery) % 8 == 0
+    for rank, more in ((ranking.count_ranks, (target, removed)), (ranking.top_rows, (2, removed))):
+        found, want = (rank(query, g, *more, mesh=mesh()) for g in (placed, gallery))
+        np.testing.assert_array_equal(found, want)
+
+
 def test_targets_must_be_candidates():
     query, gallery, target, _ = draw(queries=3)
     for bad in (target * 0 - 1, target * 0 + 53):

@@ -10,7 +10,7 @@ import pytest
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
-from cir_jax.evals import retrieval
+from cir_jax.evals import ranking, retrieval
 
 TEXTS = ["is red", "has two long sleeves and a wide collar " * 2, "blue", "with a dog"]
 
@@ -38,7 +38,7 @@ def test_index_encodes_images_and_query_composes(tiny, paths, k, per_triplet):
     index, query = functions.init(0), functions.init(1)
     one = tiny.retriever(functions, index, query)
     references = [paths[i] for i in (3, 3, 10, 0)]
-    gallery = one.encode_gallery(paths, references)
+    gallery = one.encode_gallery(paths)
     queries = one.encode_queries(references, TEXTS)
     expected = by_hand(tiny.SIZE, functions, index, query, paths, references, TEXTS)
     assert gallery.shape == (11, k, 6)
@@ -46,18 +46,62 @@ def test_index_encodes_images_and_query_composes(tiny, paths, k, per_triplet):
     np.testing.assert_allclose(queries, expected[1], atol=1e-5)
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_every_image_is_opened_once(tiny, paths, heavy, monkeypatch):
-    if heavy:
-        monkeypatch.setattr(retrieval, "_LIGHT_BYTES", 0)
+def test_every_image_is_opened_once(tiny, paths):
     one = tiny.retriever(tiny.Products())
-    references = [paths[2], paths[2], paths[9], paths[2]]
-    one.encode_gallery([*paths[:8], paths[0]], references[:2])
+    one.encode_gallery([*paths[:8], paths[0]])
     one.encode_gallery(paths[4:9])  # overlaps, as FashionIQ's categories do
-    one.encode_queries(references, TEXTS)  # paths[9] is in no gallery
+    one.encode_queries([paths[2], paths[2], paths[9], paths[2]], TEXTS)  # [9] is in no gallery
     assert one.preprocess.counts == Counter(paths[:10])
-    kept = {paths[2], paths[9]} if heavy else set(paths[:10])
-    assert set(one._references) == kept
+    assert set(one._references) == set(paths[:10])
+
+
+def test_large_references_are_not_kept_and_change_nothing(tiny, paths, monkeypatch):
+    functions, references = tiny.Products(), [paths[i] for i in (2, 2, 9, 0)]
+    index, query = functions.init(0), functions.init(1)
+    kept = tiny.retriever(functions, index, query).encode_queries(references, TEXTS)
+    monkeypatch.setattr(retrieval, "_LIGHT_BYTES", 0)
+    one = tiny.retriever(functions, index, query)
+    found = []
+    for _ in range(2):  # evaluations of a stage two: the index stands
+        one.encode_gallery(paths[:5])
+        found.append(one.encode_queries(references, TEXTS))
+        assert not one._references
+    np.testing.assert_array_equal(*found)
+    np.testing.assert_allclose(found[0], kept, atol=1e-6)
+    assert one.preprocess.counts == Counter(paths[:5] + references * 2)
+
+
+def test_a_gallery_shows_the_rows_that_were_encoded(tiny, paths):
+    one = tiny.retriever(tiny.Products(4))
+    whole = one.encode_gallery(paths)
+    assert np.shares_memory(whole, one.encode_gallery(paths))
+    assert np.shares_memory(whole, one.encode_gallery(paths[3:7]))
+    mixed = one.encode_gallery([paths[5], paths[1], paths[5]])
+    np.testing.assert_array_equal(mixed, whole[[5, 1, 5]])
+    with pytest.raises(ValueError, match="read-only"):
+        whole[0] = 0
+
+
+def test_a_gallery_is_placed_once_and_freed_with_it(tiny, paths, monkeypatch):
+    calls, place = [], ranking.place
+    monkeypatch.setattr(ranking, "place", lambda *x: calls.append(x) or place(*x))
+    one = tiny.retriever(tiny.Products())
+    gallery = one.encode_gallery(paths)
+    query = one.encode_queries(paths[:4], TEXTS)
+    rows, _ = one.top(query, gallery, 3)
+    one.ranks(query, gallery, rows[:, 0])
+    one.top(query, gallery, 1)
+    assert len(calls) == 1
+    other = gallery.copy()  # may be written between two calls
+    one.top(query, other, 1)
+    other[:] = other[::-1].copy()
+    np.testing.assert_array_equal(one.top(query, other, 3)[0], len(paths) - 1 - rows)
+    assert len(calls) == 3
+    one.top(query, gallery, 1)
+    assert len(calls) == 4 and one._ranked is not None
+    calls.clear()
+    del gallery
+    assert one._ranked is None
 
 
 def test_a_constant_index_is_encoded_once_in_a_run(tiny, paths):
@@ -115,7 +159,7 @@ def test_long_text_names_its_query(tiny, paths):
 
 def test_ranks_and_top_agree(tiny, paths):
     one = tiny.retriever(tiny.Products(4))
-    gallery = one.encode_gallery(paths, paths)
+    gallery = one.encode_gallery(paths)
     query = one.encode_queries(paths[:4], TEXTS)
     removed = np.arange(4)
     rows, scores = one.top(query, gallery, 10, removed)

@@ -14,7 +14,7 @@ from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
 from cir_jax.models import contract
 from cir_jax.negatives import bank as banks
-from cir_jax.negatives import bank_build, bank_files, references
+from cir_jax.negatives import bank_build, bank_files, bank_folder, references
 from cir_jax.positives.triplets import Triplet, TripletSet
 from cir_jax.runtime import mesh as meshes
 from tests import runs
@@ -83,6 +83,34 @@ def test_every_image_is_opened_once(name, data, tmp_path):
     again = bank_build.ready(tmp_path, inputs, devices(1))
     np.testing.assert_array_equal(again["references"], rows["references"])
     assert sum(preprocess.opened.values()) == 14  # the bank that is there is read
+
+
+def test_runs_that_share_a_folder(data, tmp_path, monkeypatch):
+    """One builds at a time, and one that comes to the lock late takes what the other has built."""
+    inputs = inputs_of(MODELS[0], data)
+
+    def ready(folder):
+        return bank_build.ready(folder, inputs, devices(2), batch=3, threads=2)
+
+    held = bank_folder.lock(tmp_path)
+    with pytest.raises(UserError, match="another run is building the bank in"):
+        ready(tmp_path)
+    held.release()
+    assert not inputs.preprocess.opened and not (tmp_path / bank_files.PARTIAL).exists()
+    real = bank_folder.lock
+
+    def late(folder):
+        monkeypatch.setattr(bank_folder, "lock", real)
+        ready(folder)
+        return real(folder)
+
+    monkeypatch.setattr(bank_folder, "lock", late)
+    rows = ready(tmp_path)
+    assert bank_folder.lock is real and len(rows["targets"]) == 7
+    assert inputs.preprocess.opened == dict.fromkeys(data.images.paths, 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"the bank cannot be in .*file/disk \(Not a directory\)"):
+        ready(tmp_path / "file" / "disk")
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)])

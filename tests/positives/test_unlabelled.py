@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of the bank for images that no triplet names: after the labelled ones, each image once."""
 
+import hashlib
+import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from cir_jax import build
 from cir_jax.errors import UserError
 from cir_jax.negatives import sampled
+from cir_jax.positives.image_table import ImageTable
 from tests import runs
 
 
@@ -121,3 +125,61 @@ def test_one_name_of_two_pictures(fiq, tmp_path):
     runs.write_image(tmp_path / "extra" / "copy.png", (1, 2, 3))
     with pytest.raises(UserError, match=r"image 'extra/copy.png' is .* and .*; one name cannot be"):
         prepared(fiq, f"data.unlabelled=extra,{tmp_path / 'extra'}")
+
+
+def test_the_bank_of_other_pictures_by_the_same_names_is_refused(fiq, tmp_path):
+    def table(place):
+        return prepared(fiq, f"data.unlabelled={tmp_path / place / 'more'}").data.images
+
+    for seed, place in enumerate("ab"):
+        for i in range(2):  # without compression all files have one size and one beginning
+            picture = np.full((64, 64, 3), 255, np.uint8)
+            picture[32 + seed, 5] = i
+            (tmp_path / place / "more").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(tmp_path / place / "more" / f"{i}.png", compress_level=0)
+    one, other = table("a"), table("b")
+    assert one.names == other.names and one.fingerprint() != other.fingerprint()
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert table("copy").fingerprint() == one.fingerprint()
+    shutil.rmtree(tmp_path / "a")
+    with pytest.raises(UserError, match=r"0.png cannot be read \(No such file or directory\); br"):
+        one.fingerprint()
+
+
+def test_labelled_images_are_told_apart_by_name(fiq):
+    """Banks of earlier versions stay good."""
+    table = ImageTable(["a", "b"], ["gone/a.png", "gone/b.png"], {"a": 0, "b": 1, "c": 1})
+    want = hashlib.sha256(b"a\nb\na\t0\nb\t1\nc\t1\n").hexdigest()
+    assert table.fingerprint() == want
+
+
+def write_folder(root):
+    """Twelve images: 0 and 1 of train, 2 and 3 of val, 4 of a subset there, 5 and 6 of test."""
+    for i in range(12):
+        runs.write_image(root / "images" / f"{i}.png", (20 * i, 9, 99), i)
+    for split, a, b in (("train", 0, 1), ("val", 2, 3), ("test", 5, 6)):
+        line = {"reference": f"{a}", "target": f"{b}.png", "text": "is red"}
+        line |= {"group": ["2", "4"]} if split == "val" else {}
+        (root / f"{split}.jsonl").write_text("\n".join([json.dumps(line)] * 8))
+    return root
+
+
+def test_images_of_the_evaluation_of_a_folder_stay_out(tmp_path):
+    root = write_folder(tmp_path / "mine")
+
+    def names(*changes):
+        return set(
+            prepared(root, "data.unlabelled=split", *changes, data="folder").data.images.names
+        )
+
+    assert names() == {f"{i}.png" for i in (0, 1, 5, 6, 7, 8, 9, 10, 11)}
+    assert names("eval.split=test") == {f"{i}.png" for i in (0, 1, 7, 8, 9, 10, 11)}
+    (root / "gallery.txt").write_text("7\n8.png\n0\n")
+    assert names() == {f"{i}.png" for i in (0, 1, 5, 6, 9, 10, 11)}
+    by_folder = prepared(root, "data.unlabelled=images", data="folder").data.images.names
+    assert set(by_folder) == {"0.png", "1.png", *(f"images/{i}.png" for i in (5, 6, 9, 10, 11))}
+    (root / "gallery.txt").write_text("\n".join(map(str, range(12))))
+    with pytest.raises(
+        UserError, match=r"set it to \(\) \(images that a folder's val.jsonl or gal"
+    ):
+        names()

@@ -49,7 +49,7 @@ def launch(*arguments, env=()):
         ("tgcir", 1),
         ("blip", 2),
         ("sprc", 2),
-    ],  # fmt: skip
+    ],
 )
 def test_two_processes_equal_one(model, stage, tmp_path):
     root = runs.write_fashioniq(tmp_path / "data")

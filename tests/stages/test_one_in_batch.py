@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cir_jax.errors import UserError
+from cir_jax.stages import contract as stages
 from tests.stages.test_laws import placed, prepared, without_dropout
 
 TAU = 0.1
@@ -94,3 +95,19 @@ def test_crossed_types_do_not_go_with_gradient_caching():
     changes = ("loss.negative_types=text", "loss.chunk=4")
     with pytest.raises(UserError, match=r"every reference with every text.*loss.chunk=4; leave"):
         prepared("clip_sum", "one_in_batch", (1, 1), *changes)
+
+
+@pytest.mark.parametrize("stage", ["two_bank", "zero_image_text"])
+def test_other_stages_refuse_the_keys_of_this_one(stage):
+    for change in ("loss.auxiliary=align:1", "loss.negative_types=query"):
+        with pytest.raises(UserError, match=f"is of stage one, and stage {stage} does not read it"):
+            prepared("clip_sum", stage, (1, 1), change, f"stage={stage}")
+
+
+def test_what_no_loss_reads_does_not_train():
+    functions, plain, *_ = prepared("tgcir", "one_in_batch")
+    change = "loss.auxiliary=teacher_ranking:1"
+    taught = prepared("tgcir", "one_in_batch", (1, 1), change)[1]
+    teacher = {p for p in functions.abstract if p.startswith(("teacher_", "token_weights"))}
+    assert teacher and not teacher & set(stages.trainable(plain, functions))
+    assert teacher < set(stages.trainable(taught, functions))

@@ -3,6 +3,8 @@
 
 import json
 
+import pytest
+
 from cir_jax import plugins
 from tools import models
 
@@ -20,4 +22,12 @@ def test_quick(tmp_path, capsys):
     assert all(stages[s]["steps"] == 20 and len(stages[s]["epochs"]) >= 1 for s in stages)
     shown = capsys.readouterr()
     assert f"| `sprc` | {stages['one']['epochs'][0]:.1f}" in shown.out
-    assert models.main(flags) == first and "sprc, stage" not in capsys.readouterr().err
+    assert "sprc, stage 1: " in shown.out
+    assert models.main(flags) == first and "sprc, stage" not in capsys.readouterr().out
+
+
+def test_a_stage_that_was_stopped_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(models.train, "train", lambda config: {"finished": False})
+    with pytest.raises(SystemExit):
+        models.run(tmp_path, tmp_path, "sprc", "", "quicktest", 1)
+    assert not list(tmp_path.rglob("scores.json"))

@@ -118,7 +118,9 @@ def _ours(
     fixed = params | {p: x + 0 for p, x in trained.items() if p not in start}
     optimizer = optim.build(config.optim, paths, 1000)
     kept = {"trained": trained, "state": jax.jit(optimizer.init)(trained)}
-    update = step.make(stage, functions, optimizer, sources=1)
+    # What goes in a second time must lie as it came out, or the step is compiled again.
+    where = jax.tree.map(lambda x: x.sharding, (kept["trained"], kept["state"]))
+    update = step.make(stage, functions, optimizer, 1, where)
     bank = banks.place({"targets": problem.targets, "references": problem.references}, mesh)
     count = len(problem.ids)
     each = np.arange(count, dtype=np.int32)

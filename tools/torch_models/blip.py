@@ -8,14 +8,11 @@ the rules of our converter.
 
 import re
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BlipConfig, BlipForImageTextRetrieval
@@ -26,6 +23,8 @@ from cir_jax.models import blip
 from cir_jax.models.contract import Functions, Params
 from cir_jax.runtime import weights
 from cir_jax.towers.blip_sizes import CONTEXT, BlipSize
+from tools.torch_models import random_values
+from tools.torch_models.ours import layers, run_layer
 
 # Part of a name of Salesforce's -> transformers'.
 NAMES = (
@@ -39,6 +38,7 @@ NAMES = (
     (r"\.norm(\d)\.", r".layer_norm\1."),
 )
 PREFIX = "blip."  # of every name in `best.pt`
+TEXT = (wordpiece.ENC, range(1000, wordpiece.WORDS), wordpiece.END)
 
 
 def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -113,13 +113,13 @@ def ours(
     reference = jax.jit(functions.reference)(params, pixels, tokens)
     x = model.visual.embed(jnp.asarray(pixels))
     found = {f"visual/{_name(0)}": x}
-    for i, layer in enumerate(_layers(model.visual.blocks)):
-        x = _apply(*layer, x)
+    for i, layer in enumerate(layers(model.visual.blocks)):
+        x = run_layer(*layer, x)
         found[f"visual/{_name(i + 1)}"] = x
     x = model.text.embeddings.finish(model.text.embeddings.lookup(tokens), 0.0, None)
     found[f"text/{_name(0)}"] = x * seen
-    for i, layer in enumerate(_layers(model.text.layers)):
-        x = _apply(*layer, x, reference, tokens != 0)
+    for i, layer in enumerate(layers(model.text.layers)):
+        x = run_layer(*layer, x, reference, tokens != 0)
         found[f"text/{_name(i + 1)}"] = x * seen
     found |= {
         "reference": reference,
@@ -142,7 +142,8 @@ def both(
       seed: of those.
     """
     context = functions.abstract["text/embeddings/positions"].shape[0]
-    pixels, tokens = _inputs(functions.image_size, min(context, 32), batch, seed)
+    longest = min(context, 32)
+    pixels, tokens = random_values.inputs(functions.image_size, longest, batch, seed, TEXT)
     (place,) = places
     state, whose = None, "the tensors that an export writes"
     if not weights.is_run(place):
@@ -161,32 +162,9 @@ def both(
     return trace(model, pixels, tokens), got, f"transformers' BLIP with {whose}"
 
 
-def _inputs(side: int, longest: int, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised pixels [B, S, S, 3] and tokens [B, T] of texts of different lengths."""
-    rng = np.random.default_rng(seed)
-    tokens = np.zeros((batch, longest), np.int32)
-    for row in tokens:
-        words = rng.integers(1000, wordpiece.WORDS, int(rng.integers(1, longest - 1)))
-        row[: len(words) + 2] = [wordpiece.ENC, *words, wordpiece.END]
-    return rng.normal(size=(batch, side, side, 3)).astype(np.float32), tokens
-
-
 def _float(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(values, np.float32))
 
 
 def _name(number: int) -> str:
     return f"block {number - 1}" if number else "embedding"
-
-
-def _layers(stack: nnx.Module) -> list[tuple[Any, Any]]:
-    """(graph, state) of each layer."""
-    graph, stacked = nnx.split(stack)
-    count = len(jax.tree.leaves(stacked)[0])
-    return [(graph, jax.tree.map(lambda x, n=n: x[n], stacked)) for n in range(count)]
-
-
-@partial(jax.jit, static_argnums=0)
-def _apply(graph: Any, state: Any, *inputs: jax.Array) -> jax.Array:
-    """Parameters are arguments: one program serves all layers."""
-    return nnx.merge(graph, state)(*inputs)

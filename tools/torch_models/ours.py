@@ -32,13 +32,41 @@ def trace(
       pixels: [B, S, S, 3] normalised, float32.
       tokens: [B, T] ids.
     """
-    pixels, tokens = jnp.asarray(pixels, jnp.float32), jnp.asarray(tokens, jnp.int32)
     model = functions.merged(params)
-    found = {f"visual/{name}": x for name, x in _image_layers(model.visual, pixels)}
-    found |= {f"text/{name}": x for name, x in _text_layers(model.text, tokens)}
-    reference, target, query = _embed(functions, params, pixels, tokens)
-    found |= {"reference": reference[:, 0], "target": target[:, 0], "query": query}
+    found = encoders(model.visual, model.text, pixels, tokens)
+    reference, target, query = embed(functions, params, params, pixels, tokens)
+    return found | {"reference": reference[:, 0], "target": target[:, 0], "query": query}
+
+
+def encoders(
+    visual: nnx.Module, text: nnx.Module, pixels: np.ndarray, tokens: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Layer name -> output of the layer, float32, of CLIP's two encoders."""
+    pixels, tokens = jnp.asarray(pixels, jnp.float32), jnp.asarray(tokens, jnp.int32)
+    found = {f"visual/{name}": x for name, x in _image_layers(visual, pixels)}
+    found |= {f"text/{name}": x for name, x in _text_layers(text, tokens)}
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
+
+
+def embed(
+    functions: Functions, index: Params, query: Params, pixels: np.ndarray, tokens: np.ndarray
+) -> list[np.ndarray]:
+    """Reference [B, R, C] and target [B, K, D] of the index, query [B, D] of the query tree."""
+    inputs = jnp.asarray(pixels, jnp.float32), jnp.asarray(tokens, jnp.int32)
+    return [np.asarray(x, np.float32) for x in _embed(functions, index, query, *inputs)]
+
+
+def layers(stack: nnx.Module) -> list[tuple[Any, Any]]:
+    """(graph, state) of each layer of stacked ones."""
+    graph, stacked = nnx.split(stack)
+    count = len(jax.tree.leaves(stacked)[0])
+    return [(graph, jax.tree.map(lambda x, n=n: x[n], stacked)) for n in range(count)]
+
+
+@partial(jax.jit, static_argnums=0)
+def run_layer(graph: Any, state: Any, *inputs: jax.Array) -> jax.Array:
+    """Parameters are arguments: one program serves all layers."""
+    return nnx.merge(graph, state)(*inputs)
 
 
 def differences(
@@ -61,9 +89,11 @@ def differences(
 
 
 @partial(jax.jit, static_argnums=0)
-def _embed(functions: Functions, params: Params, pixels: jax.Array, tokens: jax.Array) -> Any:
-    reference = functions.reference(params, pixels, tokens)
-    return reference, functions.target(params, pixels), functions.compose(params, reference, tokens)
+def _embed(
+    functions: Functions, index: Params, query: Params, pixels: jax.Array, tokens: jax.Array
+) -> tuple[jax.Array, ...]:
+    reference = functions.reference(index, pixels, tokens)
+    return reference, functions.target(index, pixels), functions.compose(query, reference, tokens)
 
 
 def _image_layers(tower: nnx.Module, pixels: jax.Array) -> Layers:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random values for a PyTorch network, everywhere: norms, biases and statistics too.
+"""Random values for a PyTorch network, everywhere: norms, biases and statistics too; and random
+images and texts to run it on.
 
 With values as they are after initialisation, ones and zeros, a conversion could swap or drop half
 of the tensors unseen. Embeddings and some variances are small, as trained ones are: there the
@@ -8,8 +9,12 @@ epsilon of a norm is seen.
 
 import re
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+# (first id, the ids between, last id) of a text.
+CLIP_TEXT = (49406, range(1, 49405), 49407)
 
 
 def state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
@@ -34,6 +39,28 @@ def state(model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
         else:
             found[name] = noise * old[0].numel() ** -0.5
     return found
+
+
+def inputs(
+    side: int, longest: int, batch: int, seed: int, text: tuple[int, range, int] = CLIP_TEXT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised pixels [B, S, S, 3] and tokens [B, T] of texts of different lengths.
+
+    Args:
+      side: S.
+      longest: T; behind a shorter text is padding, which is 0.
+      batch: B.
+      seed: of all of them.
+      text: which ids there are.
+    """
+    rng, (first, between, last) = np.random.default_rng(seed), text
+    pixels = rng.normal(size=(batch, side, side, 3)).astype(np.float32)
+    tokens = np.zeros((batch, longest), np.int32)
+    for row in tokens:
+        length = int(rng.integers(3, longest + 1))
+        words = rng.integers(between.start, between.stop, length - 2)
+        row[:length] = [first, *words, last]
+    return pixels, tokens
 
 
 def _scales(model: nn.Module) -> dict[str, float]:

@@ -3,15 +3,14 @@
 
 PyTorch is given the tensors of the file, by PyTorch's own readers where they can (an archive of
 TorchScript would have to be run). A run of ours has no such file: it gets what an export writes.
+Models whose stage two holds a part of the network twice are compared as two trees.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
@@ -21,9 +20,21 @@ from cir_jax.errors import UserError
 from cir_jax.models.contract import Functions, Params
 from cir_jax.runtime import weights
 from cir_jax.towers import clip_sizes
-from tools.torch_models import blip, clip, clip4cir, combiner, ours, transformers_clip
+from tools.torch_models import (
+    blip,
+    clip,
+    clip4cir,
+    combiner,
+    ours,
+    random_values,
+    state_dicts,
+    transformers_clip,
+    verify_sprc,
+    verify_tgcir,
+)
 
-MODELS = ("clip_sum", "clip_combiner", "blip")
+MODELS = ("clip_sum", "clip_combiner", "blip", "tgcir", "sprc")
+TWO_TREES = {"tgcir": verify_tgcir.both, "sprc": verify_sprc.both}
 
 
 def compare(
@@ -46,15 +57,13 @@ def compare(
     name = functions.config.name
     if name not in MODELS:
         raise UserError(f"verify has no PyTorch model of {name}; there are: {', '.join(MODELS)}")
-    shared = set(functions.index_paths)
-    params = {p: (found.index if p in shared else found.query)[p] for p in functions.abstract}
     with jax.default_matmul_precision("highest"):  # a GPU would round the factors
-        if name == "blip":
-            want, got, whose = blip.both(places, functions, params, batch, seed)
+        if name in TWO_TREES:
+            trees = found.index, found.query
+            want, got, whose = TWO_TREES[name](places, functions, *trees, batch, seed)
         else:
-            pixels, tokens = _inputs(functions, batch, seed)
-            got = ours.trace(functions, params, pixels, tokens)
-            want, whose = _published(places, functions, params, pixels, tokens)
+            one = clip_models if name != "blip" else blip.both
+            want, got, whose = one(places, functions, _retrieval(functions, found), batch, seed)
     print(f"PyTorch: {whose}; {batch} random images of {functions.image_size} pixels and texts")
     far = ours.differences(want, got)
     for layer, difference in far.items():
@@ -64,16 +73,24 @@ def compare(
     return worst
 
 
-def _inputs(functions: Functions, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised pixels [B, S, S, 3] and tokens [B, T] of texts of different lengths."""
-    rng = np.random.default_rng(seed)
-    side, context = functions.image_size, functions.abstract["text/position"].shape[0]
-    pixels = rng.normal(size=(batch, side, side, 3)).astype(np.float32)
-    tokens = np.zeros((batch, context), np.int32)
-    for row in tokens:
-        length = int(rng.integers(3, context + 1))
-        row[:length] = [49406, *rng.integers(1, 49405, length - 2), 49407]
-    return pixels, tokens
+def _retrieval(functions: Functions, found: weights.Weights) -> Params:
+    """The one tree that retrieves: what `reference` and `target` read is the index's."""
+    shared = set(functions.index_paths)
+    return {p: (found.index if p in shared else found.query)[p] for p in functions.abstract}
+
+
+def clip_models(
+    places: list[str], functions: Functions, params: Params, batch: int, seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], str]:
+    """(PyTorch's trace, ours, where PyTorch's tensors come from) of CLIP, with or without Combiner.
+
+    Arguments are those of `blip.both`.
+    """
+    context = functions.abstract["text/position"].shape[0]
+    pixels, tokens = random_values.inputs(functions.image_size, context, batch, seed)
+    got = ours.trace(functions, params, pixels, tokens)
+    want, whose = _published(places, functions, params, pixels, tokens)
+    return want, got, whose
 
 
 def _published(
@@ -91,23 +108,23 @@ def _published(
             model = CLIPModel.from_pretrained(place, dtype=torch.float32).eval()
             layers = transformers_clip.trace(model, pixels, tokens)
         elif layout.name == "combiner":
-            combiner_state = _tensors(source, held.group)
+            combiner_state = state_dicts.of_file(source, held.group)
             whose.append(f"the Combiner of {place}")
         elif layout.name != "safetensors":
             prefix = "clip." if layout.name == "spn" else ""
-            state = _tensors(source, held.group)
+            state = state_dicts.of_file(source, held.group)
             state = {n.removeprefix(prefix): x for n, x in state.items()}
             ignored = [n for n in state if tables.ignored_reason(layout.ignored, n)]
             clip_state = {n: x for n, x in state.items() if n not in ignored}
             whose.append(f"the tensors of {place}")
     if not any("CLIPModel" in text for text in whose):
         if clip_state is None:
-            clip_state = _exported(clip_rules.openai(size), params)
+            clip_state = state_dicts.of_rules(clip_rules.openai(size), params)
             whose.append("CLIP by the tensors that an export writes")
         layers = clip4cir.trace(_filled(size, context, clip_state), pixels, tokens)
     if functions.config.name == "clip_combiner":
         if combiner_state is None:
-            combiner_state = _exported(clip_combiner.rules(), params)
+            combiner_state = state_dicts.of_rules(clip_combiner.rules(), params)
             whose.append("the Combiner by those that an export writes")
         raw = (torch.from_numpy(layers[n]) for n in ("reference", "text/feature"))
         layers["query"] = combiner.query(combiner_state, *raw).numpy()
@@ -120,30 +137,3 @@ def _filled(size: Any, context: int, state: dict[str, Tensor]) -> clip4cir.Clip4
         names = clip.build(size, context).state_dict()
     counters = {n: torch.tensor(0) for n in names if n.endswith("num_batches_tracked")}
     return clip4cir.Clip4Cir(clip.filled(size, context, counters | state))
-
-
-def _tensors(source: sources.Source, group: str) -> dict[str, Tensor]:
-    """The tensors of a file, float32, by PyTorch's own reader where it reads them."""
-    if source.container == "torchscript":
-        tensors = {n: torch.from_numpy(_wide(t.read())) for n, t in source.groups[group].items()}
-    elif source.container == "torch":
-        (file,) = (f for f in source.files if f.suffix != ".json")
-        saved = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = saved[group] if group else saved
-    else:
-        files = [f for f in source.files if f.suffix != ".json"]
-        tensors = {n: x for file in files for n, x in load_file(Path(file)).items()}
-    tensors = {n: x for n, x in tensors.items() if isinstance(x, Tensor)}
-    return {n.removeprefix("module."): x.float() if x.is_floating_point() else x
-            for n, x in tensors.items()}  # fmt: skip
-
-
-def _wide(values: np.ndarray) -> np.ndarray:
-    """PyTorch takes no bfloat16 from numpy."""
-    return values if np.issubdtype(values.dtype, np.integer) else values.astype(np.float32)
-
-
-def _exported(rules: list[tables.Rule], params: Params) -> dict[str, Tensor]:
-    part = tables.leaves(rules, params)
-    tensors = tables.tensors_of(tables.expand(rules, part), part, {})
-    return {n: torch.from_numpy(t.read()) for n, t in tensors.items()}

@@ -79,7 +79,7 @@ def _ranked(
     """Rows of `names` and similarities [Q, top] of every query, the reference left out."""
     _, retriever = build.restore(run)
     references = [pool.paths[reference] for reference, _, _ in queries]
-    gallery = retriever.encode_gallery([pool.paths[n] for n in names], references=references)
+    gallery = retriever.encode_gallery([pool.paths[n] for n in names])
     composed = retriever.encode_queries(
         references,
         [t.eval_text for _, _, t in queries],
