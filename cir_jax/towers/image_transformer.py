@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cir_jax.errors import UserError
 from cir_jax.towers.clip_sizes import VisionTransformerSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks
+from cir_jax.towers.vit import patches
 
 EPSILON = 1e-6
 STD = 0.02  # of class token and positions at the start
@@ -67,19 +67,7 @@ class ImageTransformer(nnx.Module):
         Raises:
           UserError: the image is not of the tower's size.
         """
-        batch, height, width, _ = pixels.shape
-        side = self.size.image
-        if (height, width) != (side, side):
-            raise UserError(
-                f"image of {height}x{width} pixels, but the tower takes {side}x{side}; "
-                "set model.image_size to that of the images"
-            )
-        # One product per patch, as in `cir_jax.towers.vit`.
-        patch, across = self.size.patch, side // self.size.patch
-        x = pixels[:, : across * patch, : across * patch].astype(self.dtype)
-        x = x.reshape(batch, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        kernel = self.patch_kernel[...].astype(x.dtype).reshape(-1, self.size.width)
-        x = x.reshape(batch, across * across, -1) @ kernel
+        x = patches(pixels, self.size.image, self.patch_kernel, self.dtype)
         x = x + self.patch_bias[...].astype(x.dtype)[None, None]
         first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), x[:, :1].shape)
         return jnp.concatenate([first, x], axis=1) + self.position[...].astype(x.dtype)

@@ -52,20 +52,7 @@ class VisionTransformer(nnx.Module):
         Raises:
           UserError: the image is not of the tower's size.
         """
-        batch, height, width, _ = pixels.shape
-        side = self.size.image
-        if (height, width) != (side, side):
-            raise UserError(
-                f"image of {height}x{width} pixels, but the tower takes {side}x{side}; "
-                "set model.image_size=0"
-            )
-        # A convolution whose stride is its size is one product per patch; written so, its gradient
-        # is a product as well, where a CPU would otherwise run a 16 x 16 convolution.
-        patch, across = self.size.patch, side // self.size.patch
-        x = pixels[:, : across * patch, : across * patch].astype(self.dtype)
-        x = x.reshape(batch, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-        kernel = self.patch_kernel[...].astype(self.dtype)
-        x = x.reshape(batch, across * across, -1) @ kernel.reshape(-1, self.size.width)
+        x = patches(pixels, self.size.image, self.patch_kernel, self.dtype)
         first = jnp.broadcast_to(self.class_token[...].astype(x.dtype)[None, None], x[:, :1].shape)
         x = jnp.concatenate([first, x], axis=1) + self.position[...].astype(x.dtype)[None]
         return run_blocks(self.blocks, self.norm_in(x), remat=self.remat)
@@ -78,3 +65,34 @@ class VisionTransformer(nnx.Module):
         """What `tokens` gives, [B, T, C] -> [B, D] float32, not unit length."""
         # One token per image costs nothing: no rounding to the compute type in the feature itself.
         return self.norm_out(tokens[:, 0].astype(jnp.float32)) @ self.proj[...]
+
+
+def patches(pixels: jax.Array, side: int, kernel: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+    """Every whole patch of an image times `kernel`.
+
+    Args:
+      pixels: [B, S, S, 3] normalised.
+      side: S, of the tower.
+      kernel: [patch, patch, 3, C].
+      dtype: compute type.
+
+    Returns:
+      [B, (S / patch)^2, C], row by row.
+
+    Raises:
+      UserError: the image is not of the tower's size.
+    """
+    batch, height, width, _ = pixels.shape
+    if (height, width) != (side, side):
+        raise UserError(
+            f"image of {height}x{width} pixels, but the tower takes {side}x{side}; "
+            "set model.image_size to that of the images, or to 0 for the tower's own"
+        )
+    # A convolution whose stride is its size is one product per patch; written so, its gradient is a
+    # product as well, where a CPU would otherwise run a 16 x 16 convolution.
+    patch = kernel.shape[0]
+    across = side // patch
+    x = pixels[:, : across * patch, : across * patch].astype(dtype)
+    x = x.reshape(batch, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    flat = kernel[...].astype(dtype).reshape(-1, kernel.shape[-1])
+    return x.reshape(batch, across * across, -1) @ flat
