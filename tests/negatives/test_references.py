@@ -286,3 +286,13 @@ def test_training_from_disk_resumes_exactly(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "bank" / "disk").iterdir()) == [
         ".lock", "bank.json", "references.npy", "targets.npy"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("limits", "want"), [((None,), 4e9), ((8e9, 6e9), 1.5e9), ((80e9, 80e9), 4e9), ((0,), 4e9)]
+)
+def test_auto_allows_4_gb_or_a_quarter_of_the_smallest_device(limits, want, monkeypatch):
+    stats = [None if x is None else {"bytes_limit": x} for x in limits]
+    found = [SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
+    monkeypatch.setattr(references.jax, "local_devices", lambda: found)
+    assert references.budget() == want
