@@ -69,7 +69,12 @@ def triplets():
         for row, length in zip(text, rng.integers(4, 17, BATCH), strict=True):
             row[:length] = [49406, *rng.integers(1, 49405, length - 2), 49407]
         reference, target = rng.permutation(IMAGES)[: 2 * BATCH].astype(np.int32).reshape(2, -1)
-        yield {"text": text, "reference_id": reference, "target_id": target}
+        yield {
+            "text": text,
+            "reference_id": reference,
+            "reference_row": reference,
+            "target_id": target,
+        }
 
 
 def calibrate(tower, pixels):
@@ -112,7 +117,7 @@ class Theirs:
         """(loss, norm of the whole gradient)."""
         text, reference, target = (
             torch.from_numpy(batch[name].astype(np.int64))
-            for name in ("text", "reference_id", "target_id")
+            for name in ("text", "reference_row", "target_id")
         )
         self.optimizer.zero_grad()
         if self.bank is None:

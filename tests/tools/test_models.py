@@ -14,14 +14,17 @@ def test_every_model_of_the_package_is_in_the_table():
     assert there == set(models.MODELS)
 
 
-def test_quick(tmp_path, capsys):
-    flags = ["--quick", "--out", str(tmp_path), "--models", "sprc"]
+def test_the_quicktest_of_every_model_through_both_stages(tmp_path, capsys):
+    flags = ["--quick", "--out", str(tmp_path)]
     first = models.main(flags)
+    assert list(first) == list(models.MODELS)
     assert json.loads((tmp_path / "models.json").read_text()) == first
-    stages = first["sprc"]
-    assert all(stages[s]["steps"] == 20 and len(stages[s]["epochs"]) >= 1 for s in stages)
+    for name, stages in first.items():
+        assert all(stages[s]["steps"] == 20 and len(stages[s]["epochs"]) >= 1 for s in stages)
+        scores = [x for s in stages.values() for x in s["epochs"]]
+        assert all(0 < x <= 100 for x in scores), name
     shown = capsys.readouterr()
-    assert f"| `sprc` | {stages['one']['epochs'][0]:.1f}" in shown.out
+    assert f"| `sprc` | {first['sprc']['one']['epochs'][0]:.1f}" in shown.out
     assert "sprc, stage 1: " in shown.out
     assert models.main(flags) == first and "sprc, stage" not in capsys.readouterr().out
 
