@@ -7,7 +7,7 @@ no bias; transformers writes one of zeros, see `cir_jax.convert.blip2_huggingfac
 is in every second layer of a Q-Former. Source: the published state dicts.
 """
 
-from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Rule
+from cir_jax.convert.tables import CONVOLUTION, LINEAR, Rule, dense, norm
 
 EVEN, ODD = (0, 2), (1, 2)  # numbers of the layers with cross-attention, and of those without
 
@@ -22,10 +22,10 @@ def lavis(prefix: str = "", query: str = "Qformer", projection: str = "text_proj
     """
     return [
         *eva(f"{prefix}visual_encoder."),
-        *_norm(f"{prefix}ln_vision", "norm_image"),
+        *norm(f"{prefix}ln_vision", "norm_image"),
         Rule(f"{prefix}query_tokens", "query_tokens"),
         Rule(f"{prefix}prompt_tokens", "prompt_tokens"),
-        *_dense(f"{prefix}vision_proj", "image_projection"),
+        *dense(f"{prefix}vision_proj", "image_projection"),
         *_slot_side(f"{prefix}Qformer.bert.encoder"),
         *lavis_query(prefix, query, projection),
     ]
@@ -37,7 +37,7 @@ def lavis_query(prefix: str, query: str = "Qformer", projection: str = "text_pro
     return [
         *_embeddings(f"{bert}.embeddings", f"{bert}.embeddings.LayerNorm"),
         *_text_side(f"{bert}.encoder"),
-        *_dense(f"{prefix}{projection}", "text_projection"),
+        *dense(f"{prefix}{projection}", "text_projection"),
     ]
 
 
@@ -70,10 +70,10 @@ def huggingface() -> list[Rule]:
         *_patches(f"{vision}.embeddings.patch_embedding"),
         *_block(layer, "self_attn", "projection", ("layer_norm1", "layer_norm2")),
         *bias,
-        *_norm(f"{vision}.post_layernorm", "norm_image"),
+        *norm(f"{vision}.post_layernorm", "norm_image"),
         Rule("query_tokens", "query_tokens"),
-        *_dense("vision_projection", "image_projection"),
-        *_dense("text_projection", "text_projection"),
+        *dense("vision_projection", "image_projection"),
+        *dense("text_projection", "text_projection"),
         *_embeddings("embeddings", "qformer.layernorm"),
         *_text_side("qformer.encoder", attention="attention"),
         *_slot_side("qformer.encoder", attention="attention"),
@@ -91,26 +91,26 @@ def _block(block: str, attention: str, out: str, norms: tuple[str, str]) -> list
     """A block of the image encoder but for the biases of queries and values."""
     ours = "visual/blocks"
     return [
-        *_norm(f"{block}.{norms[0]}", f"{ours}/norm1"),
-        *_norm(f"{block}.{norms[1]}", f"{ours}/norm2"),
+        *norm(f"{block}.{norms[0]}", f"{ours}/norm1"),
+        *norm(f"{block}.{norms[1]}", f"{ours}/norm2"),
         *(
             Rule(
                 f"{block}.{attention}.qkv.weight", f"{ours}/attention/{name}/kernel", LINEAR, (n, 3)
             )
             for n, name in enumerate(("query", "key", "value"))
         ),
-        *_dense(f"{block}.{attention}.{out}", f"{ours}/attention/out"),
-        *_dense(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
-        *_dense(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
+        *dense(f"{block}.{attention}.{out}", f"{ours}/attention/out"),
+        *dense(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
+        *dense(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
     ]
 
 
-def _embeddings(source: str, norm: str) -> list[Rule]:
+def _embeddings(source: str, theirs: str) -> list[Rule]:
     ours = "former/embeddings"
     return [
         Rule(f"{source}.word_embeddings.weight", f"{ours}/words"),
         Rule(f"{source}.position_embeddings.weight", f"{ours}/positions"),
-        *_norm(norm, f"{ours}/norm"),
+        *norm(theirs, f"{ours}/norm"),
     ]
 
 
@@ -135,31 +135,17 @@ def _slot_side(encoder: str, attention: str = "self") -> list[Rule]:
 
 def _attention(source: str, inner: str, path: str, numbers: tuple[int, int]) -> list[Rule]:
     rules = [
-        *_dense(f"{source}.output.dense", f"{path}/out", numbers),
-        *_norm(f"{source}.output.LayerNorm", f"{path}/norm", numbers),
+        *dense(f"{source}.output.dense", f"{path}/out", numbers),
+        *norm(f"{source}.output.LayerNorm", f"{path}/norm", numbers),
     ]
     for name in ("query", "key", "value"):
-        rules += _dense(f"{source}.{inner}.{name}", f"{path}/{name}", numbers)
+        rules += dense(f"{source}.{inner}.{name}", f"{path}/{name}", numbers)
     return rules
 
 
 def _mlp(layer: str, end: str, path: str, numbers: tuple[int, int]) -> list[Rule]:
     return [
-        *_dense(f"{layer}.intermediate{end}.dense", f"{path}/fc1", numbers),
-        *_dense(f"{layer}.output{end}.dense", f"{path}/fc2", numbers),
-        *_norm(f"{layer}.output{end}.LayerNorm", f"{path}/norm", numbers),
-    ]
-
-
-def _dense(source: str, path: str, numbers: tuple[int, int] = (0, 1)) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{path}/kernel", LINEAR, numbers=numbers),
-        Rule(f"{source}.bias", f"{path}/bias", SAME, numbers=numbers),
-    ]
-
-
-def _norm(source: str, path: str, numbers: tuple[int, int] = (0, 1)) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{path}/scale", numbers=numbers),
-        Rule(f"{source}.bias", f"{path}/bias", numbers=numbers),
+        *dense(f"{layer}.intermediate{end}.dense", f"{path}/fc1", numbers),
+        *dense(f"{layer}.output{end}.dense", f"{path}/fc2", numbers),
+        *norm(f"{layer}.output{end}.LayerNorm", f"{path}/norm", numbers),
     ]

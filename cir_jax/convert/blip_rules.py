@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from cir_jax.convert import positions
 from cir_jax.convert.containers.tensors import Tensor
-from cir_jax.convert.tables import CONVOLUTION, LINEAR, Ignored, Rule
+from cir_jax.convert.tables import CONVOLUTION, LINEAR, Ignored, Rule, dense, norm
 from cir_jax.errors import UserError
 from cir_jax.towers.blip_sizes import HEAD, VOCABULARY, BlipSize, check, normal_form
 from cir_jax.towers.clip_sizes import TextSize, VisionTransformerSize
@@ -39,13 +39,13 @@ def salesforce(prefix: str = "") -> list[Rule]:
         Rule(f"{prefix}{IMAGE}.cls_token", "visual/class_token"),
         Rule(f"{prefix}{IMAGE}.pos_embed", "visual/position"),
         *_patches(f"{prefix}{IMAGE}.patch_embed.proj"),
-        *_norm(f"{block}.norm1", "visual/blocks/norm1"),
+        *norm(f"{block}.norm1", "visual/blocks/norm1"),
         *_fused(f"{block}.attn.qkv", "visual/blocks/attention"),
-        *_dense(f"{block}.attn.proj", "visual/blocks/attention/out"),
-        *_norm(f"{block}.norm2", "visual/blocks/norm2"),
-        *_dense(f"{block}.mlp.fc1", "visual/blocks/mlp/fc1"),
-        *_dense(f"{block}.mlp.fc2", "visual/blocks/mlp/fc2"),
-        *_norm(f"{prefix}{IMAGE}.norm", "visual/norm_out"),
+        *dense(f"{block}.attn.proj", "visual/blocks/attention/out"),
+        *norm(f"{block}.norm2", "visual/blocks/norm2"),
+        *dense(f"{block}.mlp.fc1", "visual/blocks/mlp/fc1"),
+        *dense(f"{block}.mlp.fc2", "visual/blocks/mlp/fc2"),
+        *norm(f"{prefix}{IMAGE}.norm", "visual/norm_out"),
         *_text(prefix),
     ]
 
@@ -57,13 +57,13 @@ def huggingface() -> list[Rule]:
         Rule("vision_model.embeddings.class_embedding", "visual/class_token"),
         Rule("vision_model.embeddings.position_embedding", "visual/position"),
         *_patches("vision_model.embeddings.patch_embedding"),
-        *_norm(f"{block}.layer_norm1", "visual/blocks/norm1"),
+        *norm(f"{block}.layer_norm1", "visual/blocks/norm1"),
         *_fused(f"{block}.self_attn.qkv", "visual/blocks/attention"),
-        *_dense(f"{block}.self_attn.projection", "visual/blocks/attention/out"),
-        *_norm(f"{block}.layer_norm2", "visual/blocks/norm2"),
-        *_dense(f"{block}.mlp.fc1", "visual/blocks/mlp/fc1"),
-        *_dense(f"{block}.mlp.fc2", "visual/blocks/mlp/fc2"),
-        *_norm("vision_model.post_layernorm", "visual/norm_out"),
+        *dense(f"{block}.self_attn.projection", "visual/blocks/attention/out"),
+        *norm(f"{block}.layer_norm2", "visual/blocks/norm2"),
+        *dense(f"{block}.mlp.fc1", "visual/blocks/mlp/fc1"),
+        *dense(f"{block}.mlp.fc2", "visual/blocks/mlp/fc2"),
+        *norm("vision_model.post_layernorm", "visual/norm_out"),
         *_text(""),
     ]
 
@@ -139,18 +139,18 @@ def _text(prefix: str) -> list[Rule]:
     rules = [
         Rule(f"{root}.embeddings.word_embeddings.weight", "text/embeddings/words"),
         Rule(f"{root}.embeddings.position_embeddings.weight", "text/embeddings/positions"),
-        *_norm(f"{root}.embeddings.LayerNorm", "text/embeddings/norm"),
-        *_dense(f"{layer}.intermediate.dense", "text/layers/mlp/fc1"),
-        *_dense(f"{layer}.output.dense", "text/layers/mlp/fc2"),
-        *_norm(f"{layer}.output.LayerNorm", "text/layers/mlp/norm"),
-        *_dense(f"{prefix}vision_proj", "vision_proj"),
-        *_dense(f"{prefix}text_proj", "text_proj"),
+        *norm(f"{root}.embeddings.LayerNorm", "text/embeddings/norm"),
+        *dense(f"{layer}.intermediate.dense", "text/layers/mlp/fc1"),
+        *dense(f"{layer}.output.dense", "text/layers/mlp/fc2"),
+        *norm(f"{layer}.output.LayerNorm", "text/layers/mlp/norm"),
+        *dense(f"{prefix}vision_proj", "vision_proj"),
+        *dense(f"{prefix}text_proj", "text_proj"),
     ]
     for theirs, ours in (("attention", "attention"), ("crossattention", "cross")):
         for name in ("query", "key", "value"):
-            rules += _dense(f"{layer}.{theirs}.self.{name}", f"text/layers/{ours}/{name}")
-        rules += _dense(f"{layer}.{theirs}.output.dense", f"text/layers/{ours}/out")
-        rules += _norm(f"{layer}.{theirs}.output.LayerNorm", f"text/layers/{ours}/norm")
+            rules += dense(f"{layer}.{theirs}.self.{name}", f"text/layers/{ours}/{name}")
+        rules += dense(f"{layer}.{theirs}.output.dense", f"text/layers/{ours}/out")
+        rules += norm(f"{layer}.{theirs}.output.LayerNorm", f"text/layers/{ours}/norm")
     return rules
 
 
@@ -170,14 +170,3 @@ def _fused(source: str, path: str) -> list[Rule]:
             Rule(f"{source}.bias", f"{path}/{name}/bias", part=(n, 3)),
         ]
     return rules
-
-
-def _dense(source: str, path: str) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{path}/kernel", LINEAR),
-        Rule(f"{source}.bias", f"{path}/bias"),
-    ]
-
-
-def _norm(source: str, path: str) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{path}/scale"), Rule(f"{source}.bias", f"{path}/bias")]

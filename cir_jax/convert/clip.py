@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cir_jax.convert.containers.tensors import Tensor, of
-from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Ignored, Rule
+from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Ignored, Rule, dense, norm
 from cir_jax.errors import UserError
 from cir_jax.towers.clip_sizes import (
     CONTEXT,
@@ -46,7 +46,7 @@ def openai(size: ClipSize, prefix: str = "") -> list[Rule]:
         *vision(),
         Rule("token_embedding.weight", "text/token_embedding"),
         Rule("positional_embedding", "text/position"),
-        *_norm("ln_final", "text/norm_out"),
+        *norm("ln_final", "text/norm_out"),
         Rule("text_projection", "text/proj"),
         Rule("logit_scale", "logit_scale"),
         *_openai_blocks("transformer", "text/blocks"),
@@ -61,8 +61,8 @@ def huggingface() -> list[Rule]:
         Rule(f"{image}.embeddings.patch_embedding.weight", "visual/patch_kernel", CONVOLUTION),
         Rule(f"{image}.embeddings.class_embedding", "visual/class_token"),
         Rule(f"{image}.embeddings.position_embedding.weight", "visual/position"),
-        *_norm(f"{image}.pre_layrnorm", "visual/norm_in"),
-        *_norm(f"{image}.post_layernorm", "visual/norm_out"),
+        *norm(f"{image}.pre_layrnorm", "visual/norm_in"),
+        *norm(f"{image}.post_layernorm", "visual/norm_out"),
         Rule("visual_projection.weight", "visual/proj", LINEAR),
         *_huggingface_blocks(image, "visual/blocks"),
         *huggingface_text(text),
@@ -75,7 +75,7 @@ def huggingface_text(text: str = "text_model") -> list[Rule]:
     return [
         Rule(f"{text}.embeddings.token_embedding.weight", "text/token_embedding"),
         Rule(f"{text}.embeddings.position_embedding.weight", "text/position"),
-        *_norm(f"{text}.final_layer_norm", "text/norm_out"),
+        *norm(f"{text}.final_layer_norm", "text/norm_out"),
         Rule("text_projection.weight", "text/proj", LINEAR),
         *_huggingface_blocks(text, "text/blocks"),
     ]
@@ -168,8 +168,8 @@ def _openai_vit() -> list[Rule]:
         Rule("visual.conv1.weight", "visual/patch_kernel", CONVOLUTION),
         Rule("visual.class_embedding", "visual/class_token"),
         Rule("visual.positional_embedding", "visual/position"),
-        *_norm("visual.ln_pre", "visual/norm_in"),
-        *_norm("visual.ln_post", "visual/norm_out"),
+        *norm("visual.ln_pre", "visual/norm_in"),
+        *norm("visual.ln_post", "visual/norm_out"),
         Rule("visual.proj", "visual/proj"),
         *_openai_blocks("visual.transformer", "visual/blocks"),
     ]
@@ -197,18 +197,18 @@ def _openai_resnet() -> list[Rule]:
         Rule("visual.attnpool.positional_embedding", "visual/pool/position"),
     ]
     for theirs, name in (("q", "query"), ("k", "key"), ("v", "value"), ("c", "out")):
-        rules += _dense(f"visual.attnpool.{theirs}_proj", f"visual/pool/{name}")
+        rules += dense(f"visual.attnpool.{theirs}_proj", f"visual/pool/{name}")
     return rules
 
 
 def _openai_blocks(root: str, ours: str) -> list[Rule]:
     block = f"{root}.resblocks.{{layer}}"
     rules = [
-        *_norm(f"{block}.ln_1", f"{ours}/norm1"),
-        *_norm(f"{block}.ln_2", f"{ours}/norm2"),
-        *_dense(f"{block}.attn.out_proj", f"{ours}/attention/out"),
-        *_dense(f"{block}.mlp.c_fc", f"{ours}/mlp/fc1"),
-        *_dense(f"{block}.mlp.c_proj", f"{ours}/mlp/fc2"),
+        *norm(f"{block}.ln_1", f"{ours}/norm1"),
+        *norm(f"{block}.ln_2", f"{ours}/norm2"),
+        *dense(f"{block}.attn.out_proj", f"{ours}/attention/out"),
+        *dense(f"{block}.mlp.c_fc", f"{ours}/mlp/fc1"),
+        *dense(f"{block}.mlp.c_proj", f"{ours}/mlp/fc2"),
     ]
     for n, name in enumerate(("query", "key", "value")):
         leaf = f"{ours}/attention/{name}"
@@ -222,30 +222,19 @@ def _openai_blocks(root: str, ours: str) -> list[Rule]:
 def _huggingface_blocks(root: str, ours: str) -> list[Rule]:
     block = f"{root}.encoder.layers.{{layer}}"
     rules = [
-        *_norm(f"{block}.layer_norm1", f"{ours}/norm1"),
-        *_norm(f"{block}.layer_norm2", f"{ours}/norm2"),
-        *_dense(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
-        *_dense(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
+        *norm(f"{block}.layer_norm1", f"{ours}/norm1"),
+        *norm(f"{block}.layer_norm2", f"{ours}/norm2"),
+        *dense(f"{block}.mlp.fc1", f"{ours}/mlp/fc1"),
+        *dense(f"{block}.mlp.fc2", f"{ours}/mlp/fc2"),
     ]
     for theirs, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
-        rules += _dense(f"{block}.self_attn.{theirs}_proj", f"{ours}/attention/{name}")
+        rules += dense(f"{block}.self_attn.{theirs}_proj", f"{ours}/attention/{name}")
     return rules
-
-
-def _dense(source: str, path: str) -> list[Rule]:
-    return [
-        Rule(f"{source}.weight", f"{path}/kernel", LINEAR),
-        Rule(f"{source}.bias", f"{path}/bias"),
-    ]
-
-
-def _norm(source: str, path: str) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{path}/scale"), Rule(f"{source}.bias", f"{path}/bias")]
 
 
 def _batch_norm(source: str, path: str) -> list[Rule]:
     return [
-        *_norm(source, path),
+        *norm(source, path),
         Rule(f"{source}.running_mean", f"{path}/mean"),
         Rule(f"{source}.running_var", f"{path}/var"),
     ]

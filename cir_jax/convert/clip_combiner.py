@@ -13,7 +13,7 @@ from cir_jax.convert.containers import torch_writer
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.sources import Source
-from cir_jax.convert.tables import LINEAR, Rule
+from cir_jax.convert.tables import Rule, dense
 from cir_jax.runtime.files import whole
 
 KEY = "Combiner"
@@ -38,10 +38,7 @@ def rules() -> list[Rule]:
     """The rules of the Combiner."""
     found = []
     for theirs, ours in LAYERS.items():
-        found += [
-            Rule(f"{theirs}.weight", f"combiner/{ours}/kernel", LINEAR),
-            Rule(f"{theirs}.bias", f"combiner/{ours}/bias"),
-        ]
+        found += dense(theirs, f"combiner/{ours}")
     return found
 
 

@@ -54,6 +54,22 @@ class Rule:
     numbers: tuple[int, int] = (0, 1)
 
 
+def dense(source: str, path: str, numbers: tuple[int, int] = (0, 1)) -> list[Rule]:
+    """The rules of PyTorch's linear layer and ours; `numbers` as of `Rule`."""
+    return [
+        Rule(f"{source}.weight", f"{path}/kernel", LINEAR, numbers=numbers),
+        Rule(f"{source}.bias", f"{path}/bias", numbers=numbers),
+    ]
+
+
+def norm(source: str, path: str, numbers: tuple[int, int] = (0, 1)) -> list[Rule]:
+    """The same of a norm with scale and bias."""
+    return [
+        Rule(f"{source}.weight", f"{path}/scale", numbers=numbers),
+        Rule(f"{source}.bias", f"{path}/bias", numbers=numbers),
+    ]
+
+
 @dataclass(frozen=True)
 class Ignored:
     """Tensors that a file may hold and a model does not need: a regex of the name, and why."""

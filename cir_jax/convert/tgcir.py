@@ -22,7 +22,7 @@ from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.convert.contract import Found, Layout, Written
 from cir_jax.convert.copies import Copied
 from cir_jax.convert.sources import Source
-from cir_jax.convert.tables import LINEAR, Ignored, Rule
+from cir_jax.convert.tables import Ignored, Rule, dense
 from cir_jax.errors import UserError
 from cir_jax.runtime import progress
 from cir_jax.towers import clip_sizes
@@ -81,10 +81,7 @@ def rules(config: Any, copy: str = "") -> list[Rule]:
     """The rules of a whole run; `copy` is TEXT where the texts have copies of their own."""
     found = clip.openai(clip_sizes.find(config.tower), CLIP)
     for theirs, ours in LINEARS.items():
-        found += [
-            Rule(f"{theirs}.weight", f"{ours}/kernel", LINEAR),
-            Rule(f"{theirs}.bias", f"{ours}/bias"),
-        ]
+        found += dense(theirs, ours)
     return [*found, Rule("local_weight", "token_weights"), *shared(copy)]
 
 

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cir_jax.errors import UserError
 from cir_jax.towers import blip_sizes
 from cir_jax.towers.blip_sizes import BlipSize
 from cir_jax.towers.image_transformer import ImageTransformer
@@ -39,8 +38,6 @@ class Model(nnx.Module):
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         size = size_of(config)
-        if config.dtype not in DTYPES:
-            raise UserError(f"model.dtype={config.dtype!r}; use auto, {' or '.join(DTYPES)}")
         options = {"dtype": DTYPES[config.dtype], "remat": config.remat, "rngs": rngs}
         width, text_width = size.vision.width, size.text.width
         self.visual = ImageTransformer(size.vision, **options)

@@ -36,8 +36,6 @@ class Model(nnx.Module):
                 f"model.image_size={side}, but tower {config.tower!r} takes "
                 f"{size.vision.image}; set model.image_size=0"
             )
-        if config.dtype not in DTYPES:
-            raise UserError(f"model.dtype={config.dtype!r}; use auto, {' or '.join(DTYPES)}")
         options = {"dtype": DTYPES[config.dtype], "remat": config.remat, "rngs": rngs}
         smooth = {"activation": size.activation}
         if _is_vit(config):

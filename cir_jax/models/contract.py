@@ -60,7 +60,7 @@ from flax import nnx
 from cir_jax import plugins
 from cir_jax.errors import UserError
 from cir_jax.runtime import rules
-from cir_jax.towers.layers import normalize
+from cir_jax.towers.layers import DTYPES, normalize
 
 Params = dict[str, Any]  # parameter path -> array; flat, so that rules and checkpoints are simple
 ROLES = ("index", "query", "statistic", "pretrain")
@@ -271,6 +271,8 @@ def build(config: Any) -> Functions:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if config.dtype not in DTYPES:
+        raise UserError(f"model.dtype={config.dtype!r}; use auto, {' or '.join(DTYPES)}")
     model = nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     abstract, keys = _flatten(nnx.to_pure_dict(state))
