@@ -2,7 +2,8 @@
 """A name in a config is a module in a folder: no registry, no decorator, no table.
 
 `load("cir_jax.models", "clip_sum")` imports `cir_jax.models.clip_sum`. A name that ends in `.py` is
-a file anywhere on disk, so a new model needs no change to the package.
+a file anywhere on disk, so a new model needs no change to the package. A folder of plug-ins holds
+nothing else, so that what there is can be listed without importing any of it.
 """
 
 import importlib
@@ -16,8 +17,9 @@ from cir_jax.errors import UserError, nearest
 
 
 def available(package: str) -> list[str]:
-    """Names of the modules in `package`, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(importlib.import_module(package).__path__))
+    """Names of the plug-ins in `package`, sorted; none is imported."""
+    spec = importlib.util.find_spec(package)
+    return sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
 
 
 def load(package: str, name: str, marker: str) -> ModuleType:
@@ -37,19 +39,14 @@ def load(package: str, name: str, marker: str) -> ModuleType:
     else:
         names = available(package)
         if name not in names:
-            plugins = [n for n in names if _has(package, n, marker)]
             raise UserError(
-                f"no {name!r} in {kind}; there are: {', '.join(plugins)}."
-                f"{nearest(name, plugins)} A file of your own is named by its path, my_file.py."
+                f"no {name!r} in {kind}; there are: {', '.join(names)}."
+                f"{nearest(name, names)} A file of your own is named by its path, my_file.py."
             )
         module = importlib.import_module(f"{package}.{name}")
     if not hasattr(module, marker):
         raise UserError(f"{module.__file__} is no plug-in of {kind}: it defines no {marker!r}")
     return module
-
-
-def _has(package: str, name: str, marker: str) -> bool:
-    return hasattr(importlib.import_module(f"{package}.{name}"), marker)
 
 
 def _load_file(path: Path, kind: str) -> ModuleType:

@@ -16,7 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/base.py takes no argument, got {arg!r}")
     c = ConfigDict()
     c.workdir = ""  # folder of the run; "" = runs/<config>-<argument>
-    c.stage = "one_in_batch"  # module of cir_jax.stages (or a .py file)
+    c.stage = "one_in_batch"  # module of cir_jax.training.stages (or a .py file)
     # Run folder whose best parameters to start from, or a file or folder of weights, see README;
     # "" = random parameters. Several with commas between, if each holds a part of the model.
     c.init_from = ""
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.train_image = False  # blip, sprc: stage one trains the image side too
 
     c.data = ConfigDict()
-    c.data.name = "fashioniq"  # module of cir_jax.positives (or a .py file)
+    c.data.name = "fashioniq"  # module of cir_jax.datasets (or a .py file)
     c.data.root = ""  # folder of the data set
     c.data.categories = ()  # FashionIQ categories; () = the data set's own
     c.data.annotated = -1  # annotated triplets: -1 = all, 0 = none (zero-shot), n = n at random

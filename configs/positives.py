@@ -46,7 +46,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.seed = 42  # of pairs, and of texts that are sampled
 
     c.data = ConfigDict()
-    c.data.name = "folder"  # reader of cir_jax.positives; "folder" = all images below data.root;
+    c.data.name = "folder"  # reader of cir_jax.datasets; "folder" = all images below data.root;
     # "list" = files of image names and captions
     c.data.root = ""  # folder of the data set, or of the images
     c.data.images = "all"  # or, with a data set, "split" (its training images) or "triplets" (those
@@ -107,7 +107,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
 def _writer(prompt: str, words: int) -> ConfigDict:
     """What every captioner reads; each uses some of it."""
     c = ConfigDict()
-    c.captioner = "local"  # module of cir_jax.positives.scaling.captioners, or a .py file
+    c.captioner = "local"  # module of cir_jax.generation.captioners, or a .py file
     c.model = LLAVA  # folder or hub name ("local"), name at the server ("server")
     c.prompt = prompt
     c.words = words  # asked for in the prompt

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cir_jax import config
-from cir_jax.positives import loading
+from cir_jax.datasets import loading
 
 # The models of the package, each at the size that its tests train.
 TOWERS = {

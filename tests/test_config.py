@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from cir_jax import build, config, plugins
+from cir_jax import config, contract, plugins
 from cir_jax.errors import UserError
 from cir_jax.main import main
-from cir_jax.models import contract
+from cir_jax.training import setup
 from tests import runs
 
 ARGUMENTS = ("fashioniq", "cirr", "emoji", "quicktest")
@@ -162,9 +162,12 @@ def test_names_that_do_not_exist_list_what_does(tmp_path):
         ("model.name=clip_some", r"no 'clip_some' in models; there are: .*Did you mean 'clip_sum'"),
         (
             "data.name=fashion",
-            r"no 'fashion' in positives; there are: .*cirr, emoji, fashioniq, fold",
+            r"no 'fashion' in readers; there are: .*cirr, emoji, fashioniq, fold",
         ),
-        ("eval.benchmark=cir", r"no 'cir' in evals; there are: .*cirr, emoji, fashioniq, folder"),
+        (
+            "eval.benchmark=cir",
+            r"no 'cir' in benchmarks; there are: .*cirr, emoji, fashioniq, folder",
+        ),
         ("stage=three", r"no 'three' in stages; there are: one_in_batch, two_bank, zero_image"),
         ("model.tower=ViT", r"no tower 'ViT'; there are: RN50"),
         ("model.dtype=float16", r"model.dtype='float16'; use auto, float32 or bfloat16"),
@@ -174,7 +177,7 @@ def test_names_that_do_not_exist_list_what_does(tmp_path):
     ):
         model = "clip_sum" if change.startswith("model.") else "cross_attention"
         with pytest.raises(UserError, match=message):
-            build.run(runs.tiny(tmp_path / "run", root, change, model=model))
+            setup.run(runs.tiny(tmp_path / "run", root, change, model=model))
 
 
 def test_a_plugin_file_without_the_contract(tmp_path):

@@ -70,17 +70,17 @@ def imported(folders):
     return found
 
 
-SCALING = HERE / "cir_jax/positives/scaling"  # makes files of triplets, with models; no worker does
+SCALING = HERE / "cir_jax/generation"  # makes files of triplets, with models; no worker does
 
 
 def test_data_modules_do_not_import_jax():
     """Worker processes import them; a second jax in a worker takes the accelerator away."""
     heavy = {"jax", "flax", "optax", "orbax", "torch", "tensorflow"}
     checked = 0
-    for path, names in imported(["cir_jax/data", "cir_jax/positives"]).items():
+    for path, names in imported(["cir_jax/data", "cir_jax/datasets"]).items():
         if SCALING not in path.parents:
             assert not {n.partition(".")[0] for n in names} & heavy, path
-            assert not any(n.startswith("cir_jax.positives.scaling") for n in names), path
+            assert not any(n.startswith("cir_jax.generation") for n in names), path
             checked += 1
     assert checked > 20
 

@@ -6,9 +6,8 @@ import textwrap
 
 import pytest
 
-from cir_jax import main
+from cir_jax import contract, main
 from cir_jax.errors import UserError
-from cir_jax.models import contract
 from tests import runs
 
 MODEL = '''
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.models import clip_sum
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
 from cir_jax.towers.layers import Dense, unit
 
 TOKENIZER, CUT_PADDING, REFERENCE_ROWS = "clip", True, "per_image"
@@ -30,7 +29,7 @@ image_size = clip_sum.image_size
 class Model(clip_sum.Model):
     def __init__(self, config, *, rngs):
         super().__init__(config, rngs=rngs)
-        width = clip_sizes.find(config.tower).embedding
+        width = sizes.find(config.tower).embedding
         self.gate = Dense(2 * width, 1, 0.1, rngs=rngs)
 
     def fuse(self, reference, features, key=None):

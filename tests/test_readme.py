@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from cir_jax.convert.sprc import STAGE_ONE
+from cir_jax.datasets.readers import emoji
 from cir_jax.main import main
-from cir_jax.positives import emoji
+from cir_jax.models.sprc.layouts import STAGE_ONE
 from tests import runs, zero_shot_sets
 from tests.convert import blip_files, published, published_sprc
-from tests.positives.scaling.scripted import Scripted
-from tests.test_init_from import combiner
+from tests.generation.scripted import Scripted
+from tests.training.test_init_from import combiner
 from tools import convert_weights
 
 HERE = Path(__file__).parents[1]

@@ -20,10 +20,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own folder only
 
 from cir_jax import config as configs
+from cir_jax import contract, weights
 from cir_jax.convert import exporting, identify, sources, tables
 from cir_jax.errors import UserError
-from cir_jax.models import contract
-from cir_jax.runtime import weights
 
 MODEL = "a model of cir_jax/models, or a file; found by itself if not given"
 

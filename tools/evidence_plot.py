@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from cir_jax.evals.sections import Spread
+from cir_jax.evals.reports.sections import Spread
 
 PLOTTED = "cirr_recall_at1"
 COLOURS = {"stage one": "#6b7280", "stage two": "#2563c9", "stage two + positives": "#d2601a"}

@@ -19,9 +19,9 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own folder only
 
 from cir_jax import config as configs
-from cir_jax import train
-from cir_jax.positives import emoji
-from cir_jax.runtime import progress
+from cir_jax import progress
+from cir_jax.datasets.readers import emoji
+from cir_jax.training import train
 
 # Model -> whether it starts from the pretrained encoders of `clip_sum`.
 MODELS = {"clip_sum": True, "clip_combiner": True, "tgcir": True, "blip": False, "sprc": False}

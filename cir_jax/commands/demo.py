@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     """Trains all runs of all seeds and writes the report."""
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds} is below 1; give the number of repetitions")
-    from cir_jax.evals.sections import compare, text_table
-    from cir_jax.positives import emoji
-    from cir_jax.runtime import progress
+    from cir_jax import progress
+    from cir_jax.datasets.readers import emoji
+    from cir_jax.evals.reports.sections import compare, text_table
 
     began = time.monotonic()
     out = Path(args.out)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _seed(out: Path, data: Path, seed: int, quick: bool) -> dict[str, dict[str, Any]]:
     """name of a run -> its results with the scores of both benchmarks."""
-    from cir_jax.positives.emoji_layouts import GENERATED
+    from cir_jax.datasets.emoji_layouts import GENERATED
 
     found = {"zero": _train(out / "zero", data, 0, seed, quick)}
     found["one"] = _train(out / "one", data, 1, seed, quick, f"init_from={out / 'zero'}")
@@ -102,7 +102,8 @@ def _train(
     workdir: Path, data: Path, stage: int, seed: int, quick: bool, *changes: str
 ) -> dict[str, Any]:
     """Trains one stage, or takes it up where it was stopped; the scores are of both layouts."""
-    from cir_jax import build, train
+    from cir_jax.retrieval import load
+    from cir_jax.training import setup, train
 
     which = "quicktest" if quick else "emoji"
     common = [f"workdir={workdir}", f"data.root={data}", f"seed={seed}"]
@@ -111,8 +112,8 @@ def _train(
     if not results["finished"]:
         raise UserError(f"stopped; the same command goes on from {workdir}")
     cirr = ["eval.benchmark=cirr", f"data.root={data / 'cirr'}", "eval.examples=0"]
-    other, retriever = build.restore(workdir, "last", cirr)
-    scores = build.benchmark(other).run(retriever).scores
+    other, retriever = load.from_run(workdir, "last", cirr)
+    scores = setup.benchmark(other).run(retriever).scores
     last = results["history"][-1]
     both = {k: last[k] for k in COLUMNS if k in last}
     return results | {"scores": both | {f"cirr_{k}": v for k, v in scores.items()}}
@@ -125,10 +126,10 @@ def _line(scores: Mapping[str, float]) -> str:
 def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any) -> Path:
     import json
 
-    from cir_jax.evals import run_report
     from cir_jax.evals.benchmark import Example
-    from cir_jax.evals.report import write_report
-    from cir_jax.evals.sections import Curves, Facts, Prose, Queries
+    from cir_jax.evals.reports import run_report
+    from cir_jax.evals.reports.report import write_report
+    from cir_jax.evals.reports.sections import Curves, Facts, Prose, Queries
     from cir_jax.runtime import metrics
 
     first = {name: runs[0] for name, runs in results.items()}

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was found; 1 if results would change."""
-    from cir_jax.positives import doctor
+    from cir_jax.datasets import doctor
 
     if args.threads < 1:
         raise UserError(f"--threads {args.threads} is below 1; the default is 16")

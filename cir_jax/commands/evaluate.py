@@ -45,7 +45,7 @@ def retriever(args: argparse.Namespace) -> tuple[Any, Any, str]:
     Raises:
       UserError: neither or both of a run and weights are named, or they cannot be used.
     """
-    from cir_jax import build
+    from cir_jax.retrieval import load
 
     if bool(args.workdir) == bool(args.init_from):
         raise UserError(
@@ -58,7 +58,7 @@ def retriever(args: argparse.Namespace) -> tuple[Any, Any, str]:
                 f"--config={args.config} belongs to --init-from: a run has its own config; change "
                 "it with --set key=value"
             )
-        loaded, found = build.restore(args.workdir, args.step, args.overrides)
+        loaded, found = load.from_run(args.workdir, args.step, args.overrides)
         return loaded, found, f"{args.workdir}, checkpoint {args.step}"
     if not args.config:
         raise UserError(
@@ -66,7 +66,7 @@ def retriever(args: argparse.Namespace) -> tuple[Any, Any, str]:
             "data.root=DATA"
         )
     loaded = config.with_init_from(config.from_args(args), args.init_from)
-    loaded, found = build.load(loaded, loaded.init_from, args.step)
+    loaded, found = load.from_weights(loaded, loaded.init_from, args.step)
     return loaded, found, loaded.init_from
 
 
@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     distributed.initialize()  # before jax starts a backend
     import jax
 
-    from cir_jax import build
-    from cir_jax.evals import run_report
-    from cir_jax.evals.sections import text_table
-    from cir_jax.runtime import progress, weights
+    from cir_jax import progress, weights
+    from cir_jax.evals.reports import run_report
+    from cir_jax.evals.reports.sections import text_table
+    from cir_jax.training import setup
 
     loaded, found, what = retriever(args)
     if args.init_from and not args.out and weights.is_run(loaded.workdir):
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             f"{loaded.workdir} holds a run, and the report in it would be of {what}; give --out "
             "FOLDER"
         )
-    benchmark = build.benchmark(loaded)
+    benchmark = setup.benchmark(loaded)
     if benchmark is None:
         raise UserError(f"{what} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq")
     result = benchmark.run(found)

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Packs, and says where."""
-    from cir_jax.positives import tfds_builders
+    from cir_jax.datasets import tfds_builders
 
     print(f"packed; use data.root={tfds_builders.pack(args.dataset, args.root, args.out)}")
     return 0

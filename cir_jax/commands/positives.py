@@ -6,6 +6,7 @@ Every step leaves a file in the work folder; the same command goes on where it w
 """
 
 import argparse
+from typing import Any
 
 from cir_jax import config as configs
 
@@ -27,11 +28,17 @@ def run(args: argparse.Namespace) -> int:
     """Runs the steps and says what came of it and how to train on it."""
     config = configs.from_args(args)
 
-    from cir_jax.positives.scaling import steps
+    from cir_jax.generation import steps
 
-    results = steps.run(config)
+    results = steps.run(config, _open_run)
     print(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
         f"{results['seconds']:.0f} s\nto train on them: --set data.generated={results['files'][0]}"
     )
     return 0
+
+
+def _open_run(run: str) -> Any:
+    from cir_jax.retrieval import load  # most recipes ask no trained model, and need no jax
+
+    return load.from_run(run)[1]

@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     distributed.initialize()  # before jax starts a backend
     import jax
 
+    from cir_jax import progress
     from cir_jax.evals import benchmark
-    from cir_jax.runtime import progress
 
     loaded, found, what = retriever(args)
     # A run on any other benchmark may answer CIRR's queries: --root says where they lie.
@@ -87,7 +87,8 @@ class _Answers:
 
 
 def _cirr(root: str, split: str, settings: Any, found: Any) -> _Answers:
-    from cir_jax.evals import cirr, submission
+    from cir_jax.evals import submission
+    from cir_jax.evals.benchmarks import cirr
 
     made = cirr.Benchmark(root, split or "test1", on_missing="error").predict(found)
     wanted = submission.COUNTS["recall"]
@@ -97,7 +98,8 @@ def _cirr(root: str, split: str, settings: Any, found: Any) -> _Answers:
 
 
 def _circo(root: str, split: str, settings: Any, found: Any) -> _Answers:
-    from cir_jax.evals import circo, circo_submission
+    from cir_jax.evals import circo_submission
+    from cir_jax.evals.benchmarks import circo
 
     texts = settings.shared_concept, settings.concept_template
     made = circo.Benchmark(root, split or "test", *texts, on_missing="error").predict(found)

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.runtime import distributed
 
     distributed.initialize()  # before jax starts a backend
-    from cir_jax import train
+    from cir_jax.training import train
 
     train.train(loaded)
     return 0

@@ -14,9 +14,9 @@ HELP = "import triplets of other projects"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
-    from cir_jax.positives.importers import contract
+    from cir_jax.datasets import importer
 
-    importers = {name: contract.load(name) for name in contract.names()}
+    importers = {name: importer.load(name) for name in importer.names()}
     formats = [f"  {name:<18}{module.HELP}" for name, module in importers.items()]
     options = [
         f"  {name:<18}{option}: {text}"
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Imports, and says what was refused."""
-    from cir_jax.positives.importers import importing
+    from cir_jax.datasets.importing import run
 
     options = {}
     for item in args.set:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         if not equals:
             raise UserError(f"--set {item} is no option of a format; write OPTION=VALUE")
         options[name] = value
-    summary = importing.run(
+    summary = run.run(
         args.format,
         args.sources,
         args.out,

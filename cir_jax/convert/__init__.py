@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of PyTorch projects <-> ours: strict tables, both directions; torch is not needed."""
+"""Weights of PyTorch projects, in and out: the engine. Towers and models hold the rules."""

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.convert import copies, identify, tables
+from cir_jax.convert import identify, tables, tied
 from cir_jax.convert.containers.tensors import FLOATS
-from cir_jax.convert.contract import Layout, Written
+from cir_jax.convert.layout import Layout, Written
 from cir_jax.errors import UserError, nearest
-from cir_jax.models.contract import Functions, Params
-from cir_jax.stages.contract import TEMPERATURE
+from cir_jax.params import TEMPERATURE, ModelParams, Params
 
 TREES = ("retrieval", "index", "query")
 SOURCE = "source"  # --dtype: every tensor in the type it came in
@@ -30,7 +29,7 @@ def formats(model: str) -> dict[str, Layout]:
 
 def write(
     place: str | Path,
-    functions: Functions,
+    functions: ModelParams,
     index: Params,
     query: Params,
     *,
@@ -73,7 +72,7 @@ def write(
                 f"{nearest(value, choices)}"
             )
     chosen, record = known[layout], record or {}
-    rules, apart = (of(functions.config) for of in (chosen.rules, chosen.index_rules))
+    rules, apart = chosen.rules_of(functions), chosen.index_rules(functions.config)
     if tree == "retrieval" and chosen.two_trees:
         params = query
     else:
@@ -95,7 +94,7 @@ def write(
         dtypes = dict.fromkeys([*table, *index_table], dtype)
     tensors = tables.tensors_of(table, params, dtypes)
     tensors |= tables.tensors_of(index_table, beside, dtypes)
-    copied = copies.names(chosen.copied, tensors)
+    copied = tied.names(chosen.copied, tensors)
     tensors |= {copy: tensors[name] for copy, name in copied.items()}
     tensors |= chosen.extra(tensors, record.get("kept", {}))
     temperature = float(query.get(TEMPERATURE, temperature))
@@ -106,7 +105,7 @@ def write(
 
 
 def _tree(
-    functions: Functions, index: Params, query: Params, tree: str, single: Set[str]
+    functions: ModelParams, index: Params, query: Params, tree: str, single: Set[str]
 ) -> Params:
     """The parameters of the one model that is written; `single` are the leaves it has once."""
     if tree != "retrieval":

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax import plugins
-from cir_jax.convert import own
-from cir_jax.convert.contract import Found, Layout
+from cir_jax.convert import native
+from cir_jax.convert.layout import Found, Layout
 from cir_jax.convert.sources import Source, open_source
 from cir_jax.errors import UserError
 
-PACKAGE = "cir_jax.convert"
+MODELS = "cir_jax.models"
 AUTO = "auto"  # `model.tower`: whatever the file holds
 
 
@@ -21,25 +21,20 @@ def layouts(model: str) -> tuple[Layout, ...]:
     Raises:
       UserError: no such model.
     """
-    module = plugins.load("cir_jax.models", model, marker="Model")
-    if not hasattr(module, "LAYOUTS"):
-        if model not in plugins.available(PACKAGE):
-            return (own.LAYOUT,)
-        module = plugins.load(PACKAGE, model, marker="LAYOUTS")
-    return (own.LAYOUT, *module.LAYOUTS)
+    module = plugins.load(MODELS, model, marker="Model")
+    return (native.LAYOUT, *getattr(module, "LAYOUTS", ()))
 
 
 def everything(source: Source) -> list[tuple[str, Layout, Found]]:
     """(model, layout, what it says) of every model one of whose layouts is that of `source`."""
-    if says := own.find(source):
-        return [(says.config["name"], own.LAYOUT, says)]
+    if says := native.find(source):
+        return [(says.config["name"], native.LAYOUT, says)]
     found = []
-    for model in plugins.available("cir_jax.models"):
-        if hasattr(plugins.load("cir_jax.models", model, marker="__doc__"), "Model"):
-            for layout in layouts(model):
-                if says := layout.find(source):
-                    found.append((model, layout, says))
-                    break
+    for model in plugins.available(MODELS):
+        for layout in layouts(model):
+            if says := layout.find(source):
+                found.append((model, layout, says))
+                break
     return found
 
 
@@ -130,7 +125,7 @@ def only(opened: Sequence[Source]) -> str:
         for source in opened
     ]
     models = sorted(set.intersection(*candidates))
-    if len(models) == 1 and models[0] not in plugins.available("cir_jax.models"):
+    if len(models) == 1 and models[0] not in plugins.available(MODELS):
         # It is a path, and opening it runs what is there.
         raise UserError(
             f"{opened[0].place} is of the model {models[0]!r}, which is not one of this project's; "

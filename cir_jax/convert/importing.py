@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import copies, identify, tables
+from cir_jax import progress
+from cir_jax.convert import identify, tables, tied
 from cir_jax.convert.containers.tensors import Tensor
-from cir_jax.convert.contract import Layout
+from cir_jax.convert.layout import Layout
 from cir_jax.convert.sources import fingerprint, open_source
-from cir_jax.models.contract import Functions, Params
-from cir_jax.runtime import progress
+from cir_jax.params import ModelParams, Params
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Weights:
     files: tuple[Path, ...] = ()
 
 
-def read(place: str | Path, functions: Functions) -> Weights:
+def read(place: str | Path, functions: ModelParams) -> Weights:
     """Reads the weights at `place` for a model, tensor by tensor.
 
     Raises:
@@ -48,7 +48,7 @@ def read(place: str | Path, functions: Functions) -> Weights:
     if unread := [f"{n} ({len(g)} tensors)" for n, g in source.groups.items() if g is not held]:
         progress.say(f"{source.place} also holds {', '.join(unread)}: not read")
     tensors = layout.fitted(tensors, functions.config, where)
-    rules, apart = layout.rules(functions.config), layout.index_rules(functions.config)
+    rules, apart = layout.rules_of(functions), layout.index_rules(functions.config)
     (query, different), table = _filled(where, layout, (rules, apart), functions, tensors)
     index, files = query | different if different else query, fingerprint(source)
     if beside := layout.index(source):
@@ -74,17 +74,17 @@ def _filled(
     where: str,
     layout: Layout,
     trees: Sequence[list[tables.Rule]],
-    functions: Functions,
+    functions: ModelParams,
     tensors: Mapping[str, Tensor],
 ) -> tuple[list[Params], tables.Table]:
     """The leaves that the rules of each tree are about, and the table of all of them."""
     parts = [tables.leaves(rules, functions.abstract) for rules in trees]
     expanded = [tables.expand(*both) for both in zip(trees, parts, strict=True)]
     table = {name: pieces for one in expanded for name, pieces in one.items()}
-    copied = copies.names(layout.copied, table)
+    copied = tied.names(layout.copied, table)
     own = {name: tensor for name, tensor in tensors.items() if name not in copied}
     tables.check(table, functions.abstract, own, layout.ignored, where)
-    copies.check(copied, tensors, where)
+    tied.check(copied, tensors, where)
     types = collections.Counter(tensors[n].dtype for n in table)
     narrow = ", ".join(f"{count} of {name}" for name, count in types.items() if name != "float32")
     megabytes = sum(tensors[n].nbytes for n in table) / 1e6

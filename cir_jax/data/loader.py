@@ -40,8 +40,8 @@ class Sources:
 
     Attributes:
       preprocess: path -> uint8 [S, S, 3]; needed for pixel fields only.
-      plan: `cir_jax.negatives.references.Plan`; needed for the fields of references.
-      store: `cir_jax.negatives.bank_files.Store`; needed for the field reference only.
+      plan: `cir_jax.bank.references.Plan`; needed for the fields of references.
+      store: `cir_jax.bank.files.Store`; needed for the field reference only.
     """
 
     preprocess: Any = None

@@ -15,14 +15,14 @@ from typing import Any
 import grain
 import numpy as np
 
+from cir_jax import progress
 from cir_jax.data import tokens as token_tables
+from cir_jax.data.image_table import ImageTable
+from cir_jax.data.inspection import drop_missing
 from cir_jax.data.loader import Loader, Options, Sources
 from cir_jax.data.tokens import Tokenizer, TokenTable
+from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
-from cir_jax.positives.image_table import ImageTable
-from cir_jax.positives.inspection import drop_missing
-from cir_jax.positives.triplets import Triplet, TripletSet
-from cir_jax.runtime import progress
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def prepare(
 ) -> TrainingData:
     """Numbers the images and tokenises every text of every triplet.
 
-    `unlabelled` adds rows for more images to the table, see `cir_jax.positives.unlabelled`.
+    `unlabelled` adds rows for more images to the table, see `cir_jax.datasets.unlabelled`.
 
     Raises:
       UserError: a missing image, an over-long text, no triplet at all, or what `ImageTable` finds.

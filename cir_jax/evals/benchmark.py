@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax import progress
 from cir_jax.data.pixels import Crop
+from cir_jax.data.triplets import Triplet
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals.example import SHOWN, Example, Hit
-from cir_jax.evals.retrieval import Retriever
-from cir_jax.positives.triplets import Triplet
-from cir_jax.runtime import progress
+from cir_jax.retrieval.retriever import Retriever
 
 
 @dataclass(frozen=True)

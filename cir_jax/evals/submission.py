@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError
-from cir_jax.positives.annotations import read_json
 
 VERSION = "rc2"
 COUNTS = {"recall": 50, "recall_subset": 3}  # names per query

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Composed image retrieval models, one file each, found by file name."""
+"""Models, plug-ins found by name; `cir_jax.contract` says what one must define."""

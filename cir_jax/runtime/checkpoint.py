@@ -15,8 +15,8 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from cir_jax import progress
 from cir_jax.errors import UserError
-from cir_jax.runtime import progress
 
 LAST = "checkpoints/last"
 BEST = "checkpoints/best"

@@ -10,8 +10,8 @@ import os
 
 import jax
 
+from cir_jax import progress
 from cir_jax.errors import UserError
-from cir_jax.runtime import progress
 
 _VARIABLES = ("CIR_JAX_COORDINATOR", "CIR_JAX_PROCESSES", "CIR_JAX_PROCESS")
 

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cir_jax import progress
 from cir_jax.runtime import mesh as meshes
-from cir_jax.runtime import progress
 
 
 def encode(

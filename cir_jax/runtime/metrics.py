@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from cir_jax.runtime import files
+from cir_jax import files
 
 FILE = "metrics.jsonl"
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cir_jax import rules
 from cir_jax.errors import UserError, nearest
-from cir_jax.runtime import rules
 
 SCHEDULES = ("constant", "cosine", "linear")
 DROP = 0.1  # factor of every drop

@@ -8,24 +8,22 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cir_jax import rules
 from cir_jax.errors import UserError
-from cir_jax.models.contract import Functions
+from cir_jax.params import ModelParams
 from cir_jax.runtime import mesh as meshes
-from cir_jax.runtime import rules
 
 
-def parameter_shardings(functions: Functions, mesh: Mesh) -> dict[str, NamedSharding]:
+def parameter_shardings(model: ModelParams, mesh: Mesh) -> dict[str, NamedSharding]:
     """Parameter path -> sharding, from the rules of the model.
 
     Raises:
       UserError: a parameter without a rule, an idle rule, a rule with more entries than the
         parameter has dimensions, or a dimension that does not divide over the mesh axis.
     """
-    specs = rules.match(
-        functions.module.sharding(functions.config), functions.abstract, "sharding rules"
-    )
+    specs = rules.match(model.sharding_rules, model.abstract, "sharding rules")
     return {
-        path: NamedSharding(mesh, _spec(path, functions.abstract[path].shape, entries, mesh))
+        path: NamedSharding(mesh, _spec(path, model.abstract[path].shape, entries, mesh))
         for path, entries in specs.items()
     }
 
@@ -75,8 +73,3 @@ def optimizer_shardings(
         {path: shardings.get(path, default) for path in trained},
         transform_non_params=lambda _: default,
     )
-
-
-def describe(shardings: dict[str, NamedSharding]) -> dict[str, str]:
-    """Path -> partition spec as text, for the golden files of the tests."""
-    return {path: str(tuple(s.spec)) for path, s in sorted(shardings.items())}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders that models are made of. None of them knows what composed image retrieval is."""
+"""Encoders by family: networks, sizes, and which tensor of PyTorch is which of their leaves."""

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cir_jax.towers.clip_sizes import VisionTransformerSize
+from cir_jax.towers.clip.sizes import VisionTransformerSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks
 from cir_jax.towers.vit import patches
 
@@ -25,7 +25,7 @@ class ImageTransformer(nnx.Module):
     Class token and positions have a leading axis of one, as in the published weights.
 
     Args:
-      size: see `cir_jax.towers.clip_sizes`; `mlp` is the inner width of the MLPs.
+      size: see `cir_jax.towers.clip.sizes`; `mlp` is the inner width of the MLPs.
       key_bias: False leaves the bias of the attention keys out.
       final_norm: a norm of every token after the last block.
       dtype: compute type.

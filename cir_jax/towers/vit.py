@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.towers.clip_sizes import VisionTransformerSize
+from cir_jax.towers.clip.sizes import VisionTransformerSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks
 
 
@@ -14,7 +14,7 @@ class VisionTransformer(nnx.Module):
     """Patches and a class token through pre-norm blocks; the class token is projected.
 
     Args:
-      size: see `cir_jax.towers.clip_sizes`.
+      size: see `cir_jax.towers.clip.sizes`.
       embedding: D.
       activation: one of `cir_jax.towers.layers.ACTIVATIONS`.
       dtype: compute type.

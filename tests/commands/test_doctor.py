@@ -6,8 +6,8 @@ import json
 import pytest
 
 from cir_jax.commands.doctor import DATASETS
+from cir_jax.datasets import doctor
 from cir_jax.main import main
-from cir_jax.positives import doctor
 from tests import runs
 
 

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from cir_jax import train
-from cir_jax.evals import cirr, submission
+from cir_jax.evals import submission
+from cir_jax.evals.benchmarks import cirr
 from cir_jax.main import main
+from cir_jax.training import train
 from tests import runs, zero_shot_sets
 
 

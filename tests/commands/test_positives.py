@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from cir_jax.data.image_table import ImageTable
+from cir_jax.datasets import generated
+from cir_jax.datasets.readers import emoji
 from cir_jax.main import main
-from cir_jax.positives import emoji, generated
-from cir_jax.positives.image_table import ImageTable
 from tests import runs
-from tests.positives.importer_samples import shard
-from tests.positives.scaling import pictures
-from tests.positives.scaling.pictures import make
+from tests.datasets.importer_samples import shard
+from tests.generation import pictures
+from tests.generation.pictures import make
 
 RESULT = ("config.json", "results.json", "triplets.jsonl", "pairs.jsonl", "captions.jsonl",
           "hashes.jsonl", "same_image_list.json", "optimized_images.json")  # fmt: skip

@@ -6,9 +6,8 @@ import functools
 import torch
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
-from cir_jax import config
-from cir_jax.models import contract
-from cir_jax.towers import blip_sizes
+from cir_jax import config, contract
+from cir_jax.towers.blip import sizes as blip_sizes
 
 TOWER = "vit-24-8-w64-l2-h1_med-w64-m96-l2-h1_d16"
 SIZE = blip_sizes.find(TOWER)

@@ -8,10 +8,8 @@ import json
 import safetensors.torch
 import torch
 
-from cir_jax import config
-from cir_jax.convert import huggingface, open_clip
-from cir_jax.models import contract
-from cir_jax.towers import clip_sizes
+from cir_jax import config, contract
+from cir_jax.towers.clip import huggingface, open_clip, sizes
 from tools.torch_models import clip, random_values
 
 VIT = "vit-32-16-w64-l2-h1_text-w64-l3-h1_d32"
@@ -30,7 +28,7 @@ BLOCK = {
 @functools.cache
 def model(tower=VIT, seed=0):
     """A PyTorch CLIP with random values everywhere."""
-    network = clip.build(clip_sizes.find(tower), CONTEXT)
+    network = clip.build(sizes.find(tower), CONTEXT)
     network.load_state_dict(random_values.state(network, seed))
     return network.eval()
 
@@ -57,10 +55,10 @@ def functions(tower=VIT, name="clip_sum", context=0):
 
 def torchscript(path, tower=VIT):
     """An archive of torch.jit, half precision, with the integers that OpenAI's archives hold."""
-    network = clip.build(clip_sizes.find(tower), CONTEXT)
+    network = clip.build(sizes.find(tower), CONTEXT)
     network.load_state_dict(random_values.state(network))
     network.eval()
-    side = clip_sizes.find(tower).vision.image
+    side = sizes.find(tower).vision.image
     for name, value in (("input_resolution", side), ("context_length", 77), ("vocab_size", 49408)):
         network.register_buffer(name, torch.tensor(value))
     inputs = {
@@ -74,7 +72,7 @@ def torchscript(path, tower=VIT):
 def write(layout, folder, tensors, tower=VIT):
     """Writes a state dict in OpenAI's names as that layout; returns what to give cir_jax."""
     folder.mkdir(parents=True, exist_ok=True)
-    size = clip_sizes.find(tower)
+    size = sizes.find(tower)
     file = folder / f"{layout}.pt"
     match layout:
         case "openai":

@@ -6,16 +6,15 @@ import functools
 import numpy as np
 import torch
 
-from cir_jax import config
-from cir_jax.convert import sprc as layouts
+from cir_jax import config, contract
 from cir_jax.convert import tables
 from cir_jax.convert.containers import tensors
-from cir_jax.models import contract
-from cir_jax.towers import blip2_sizes
+from cir_jax.models.sprc import layouts
+from cir_jax.towers.blip2 import sizes
 from tools.torch_models import random_values, sprc
 
 TOWER = "eva-16-8-w32-m48-l2-h2_qformer-w24-m40-l4-h2-q3_d8"
-SIZE = blip2_sizes.find(TOWER)
+SIZE = sizes.find(TOWER)
 FORMATS = {layout.name: layout for layout in layouts.LAYOUTS}
 
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BlipForImageTextRetrieval
 
-from cir_jax.convert import blip_rules, exporting, identify, importing, positions, sources, tables
-from cir_jax.convert.blip import LAYOUTS
+from cir_jax.convert import exporting, identify, importing, sources, tables
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.data import tokens
 from cir_jax.errors import UserError
-from cir_jax.stages.contract import TEMPERATURE
+from cir_jax.models.blip.layouts import LAYOUTS
+from cir_jax.towers import pos_embed
+from cir_jax.towers.blip import weight_rules as blip_rules
+from cir_jax.training.stage import TEMPERATURE
 from tests.convert import blip_files
 from tools import convert_weights
 
@@ -164,10 +166,10 @@ def test_positions_of_another_size_of_image(stage_one):
     small = torch.from_numpy(rows[:, 1:]).reshape(1, 24, 24, 8).permute(0, 3, 1, 2)
     small = torch.nn.functional.interpolate(small, (14, 14), mode="bicubic")
     small = small.permute(0, 2, 3, 1).reshape(196, 8).numpy()
-    np.testing.assert_allclose(positions.interpolated(rows, 14)[0, 1:], small, atol=1e-5)
+    np.testing.assert_allclose(pos_embed.interpolated(rows, 14)[0, 1:], small, atol=1e-5)
     tensor = Tensor((1, 11, 8), "float32", lambda: None)
     with pytest.raises(UserError, match=r"a.pt has 11 positions, which are not a square of patc"):
-        positions.fitted(tensor, 50, "a.pt")
+        pos_embed.fitted(tensor, 50, "a.pt")
 
 
 def test_verify_compares_layer_by_layer(folder, params, tmp_path, capsys):

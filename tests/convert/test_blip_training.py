@@ -13,14 +13,14 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from cir_jax import config as configs
-from cir_jax import step
+from cir_jax import contract
+from cir_jax.bank import bank as banks
 from cir_jax.convert import importing
 from cir_jax.data import wordpiece
-from cir_jax.models import contract
-from cir_jax.negatives import bank as banks
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import optim, sharding
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
+from cir_jax.training import step
 from tests.convert import blip_files
 from tests.convert.test_training_parity import is_key_bias
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from cir_jax.convert import clip, huggingface, identify, sources, tables
-from cir_jax.convert.clip_sum import LAYOUTS
+from cir_jax.convert import identify, sources, tables
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.errors import UserError
-from cir_jax.towers import clip_sizes
+from cir_jax.models.clip_sum.layouts import LAYOUTS
+from cir_jax.towers.clip import huggingface, sizes, weight_rules
 from tests.convert import published
 from tools.torch_models import clip as torch_clip
 
@@ -76,7 +76,7 @@ def resnet(width, blocks, image, embedding):
 
 def described(tower):
     """Tensor name -> shape of a published CLIP, written from its description."""
-    size = clip_sizes.SIZES[tower]
+    size = sizes.SIZES[tower]
     vision, text, embedding = size.vision, size.text.width, size.embedding
     if tower.startswith("RN"):
         found = resnet(vision.width, vision.blocks, vision.image, embedding)
@@ -115,7 +115,7 @@ def test_every_tensor_of_a_published_clip_has_its_place(tower):
     assert sum(v for n, v in trained.items() if n.startswith("visual.")) == image_side
     # PyTorch's own modules give the same list.
     with torch.device("meta"):
-        network = torch_clip.build(clip_sizes.find(tower))
+        network = torch_clip.build(sizes.find(tower))
     assert {n: tuple(t.shape) for n, t in network.state_dict().items()} == need
 
     # Import, by shapes alone: the size is found, all is used, and every leaf is filled.
@@ -159,10 +159,10 @@ def test_every_layout_covers_full_sizes(layout, tower):
 
 
 def test_names_of_a_full_size_huggingface_model():
-    size = clip_sizes.find("ViT-L/14")
+    size = sizes.find("ViT-L/14")
     with torch.device("meta"):
         network = CLIPModel(CLIPConfig(**huggingface.config_of(size, 77)))
     functions = published.functions("ViT-L/14")
-    table = tables.expand(clip.huggingface(), functions.abstract)
+    table = tables.expand(weight_rules.huggingface(), functions.abstract)
     want = {n: tuple(p.shape) for n, p in network.named_parameters()}
     assert tables.shapes(table, functions.abstract) == want

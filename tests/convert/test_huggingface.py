@@ -7,10 +7,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
-from cir_jax.convert import huggingface
 from cir_jax.errors import UserError
-from cir_jax.towers import clip_sizes
-from cir_jax.towers.clip_sizes import ClipSize, TextSize, VisionTransformerSize
+from cir_jax.towers.clip import huggingface, sizes
+from cir_jax.towers.clip.sizes import ClipSize, TextSize, VisionTransformerSize
 from tests.towers import weights
 
 TINY = ClipSize(weights.VISION, weights.TEXT, weights.EMBEDDING)
@@ -40,9 +39,9 @@ def test_a_saved_model_says_its_size(tmp_path):
     [
         (TINY, 77),
         (OTHER, 248),
-        (clip_sizes.SIZES["ViT-B/32"], 77),
-        (clip_sizes.SIZES["ViT-L/14@336px"], 77),
-        (clip_sizes.find("ViT-B/16+gelu"), 77),
+        (sizes.SIZES["ViT-B/32"], 77),
+        (sizes.SIZES["ViT-L/14@336px"], 77),
+        (sizes.find("ViT-B/16+gelu"), 77),
     ],
 )
 def test_a_written_config_builds_the_model_and_is_read_again(tmp_path, size, context):
@@ -95,7 +94,7 @@ def test_a_text_config_builds_the_text_side(tmp_path):
 
 def test_a_written_config_leaves_no_default_out():
     # What is left out would be whatever the version of transformers that reads it has.
-    size = clip_sizes.SIZES["ViT-B/32"]
+    size = sizes.SIZES["ViT-B/32"]
     whole, text = huggingface.config_of(size, 77), huggingface.text_config_of(size, 77)
     for config in (whole["text_config"], whole["vision_config"], text):
         assert {
@@ -108,7 +107,7 @@ def test_a_written_config_leaves_no_default_out():
 
 def test_what_a_config_leaves_out_is_the_default_of_transformers(tmp_path):
     assert huggingface.size_of({"model_type": "clip"}, tmp_path) == (
-        clip_sizes.SIZES["ViT-B/32"],
+        sizes.SIZES["ViT-B/32"],
         77,
     )
 
@@ -138,10 +137,10 @@ def test_an_old_config_says_it_in_the_dicts_and_ends_texts_with_2(tmp_path):
         "vision_config_dict": vision,
     }  # fmt: skip
     before = json.dumps(config)
-    assert huggingface.size_of(config, tmp_path) == (clip_sizes.SIZES["ViT-L/14"], 77)
+    assert huggingface.size_of(config, tmp_path) == (sizes.SIZES["ViT-L/14"], 77)
     assert json.dumps(config) == before
     del config["text_config"], config["vision_config"]
-    assert huggingface.size_of(config, tmp_path) == (clip_sizes.SIZES["ViT-L/14"], 77)
+    assert huggingface.size_of(config, tmp_path) == (sizes.SIZES["ViT-L/14"], 77)
 
 
 def test_the_outer_projection_counts_as_in_clip_model(tmp_path):
@@ -155,7 +154,7 @@ def test_the_outer_projection_counts_as_in_clip_model(tmp_path):
 
 def test_a_pair_of_equal_sides_is_a_square(tmp_path):
     config = {"model_type": "clip", "vision_config": {"image_size": [224, 224]}}
-    assert huggingface.size_of(config, tmp_path)[0] == clip_sizes.SIZES["ViT-B/32"]
+    assert huggingface.size_of(config, tmp_path)[0] == sizes.SIZES["ViT-B/32"]
 
 
 REFUSED = {
@@ -219,11 +218,11 @@ def test_all_that_is_wrong_is_named_at_once(tmp_path):
 
 def test_a_resnet_has_no_config_of_transformers():
     with pytest.raises(UserError, match=r"no CLIP with a ResNet.*openai, clip4cir, spn, open_clip"):
-        huggingface.config_of(clip_sizes.SIZES["RN50x4"], 77)
+        huggingface.config_of(sizes.SIZES["RN50x4"], 77)
 
 
 def test_the_text_side_of_a_resnet_has_one():
-    config = huggingface.text_config_of(clip_sizes.SIZES["RN50x4"], 77)
+    config = huggingface.text_config_of(sizes.SIZES["RN50x4"], 77)
     text = from_config(config, CLIPTextModelWithProjection)
     assert text.text_projection.weight.shape == (640, 640)
 

@@ -161,7 +161,7 @@ def test_the_released_layouts_load_strictly(key, tmp_path):
     exporting.write(tmp_path / "a.pt", functions, params, params, layout=layout, epoch=5)
     saved = torch.load(tmp_path / "a.pt")
     assert list(saved) == ["epoch", key] and saved["epoch"] == 5
-    network = published.clip.build(published.clip_sizes.find(RESNET), 77)
+    network = published.clip.build(published.sizes.find(RESNET), 77)
     names = {
         n.removeprefix("clip.") if key == "state_dict" else n: t for n, t in saved[key].items()
     }

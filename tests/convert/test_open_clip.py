@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cir_jax.convert import open_clip
 from cir_jax.errors import UserError
-from cir_jax.towers import clip_sizes
-from cir_jax.towers.clip_sizes import ClipSize, ResNetSize, TextSize, VisionTransformerSize
+from cir_jax.towers.clip import open_clip, sizes
+from cir_jax.towers.clip.sizes import ClipSize, ResNetSize, TextSize, VisionTransformerSize
 
 WHERE = Path("model")
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -114,7 +113,7 @@ PUBLISHED = {
 @pytest.mark.parametrize(("found", "name"), PUBLISHED.values(), ids=PUBLISHED)
 def test_a_published_config_is_the_size_it_is_known_to_have(found, name):
     size, context = open_clip.size_of(found, WHERE)
-    assert clip_sizes.name_of(size) == name
+    assert sizes.name_of(size) == name
     assert context == 77
     around = {"model_cfg": found, "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD}}
     assert open_clip.size_of(around, WHERE) == (size, context)
@@ -122,7 +121,7 @@ def test_a_published_config_is_the_size_it_is_known_to_have(found, name):
 
 @pytest.mark.parametrize(("found", "name"), PUBLISHED.values(), ids=PUBLISHED)
 def test_what_is_written_is_read_again(found, name):
-    size = clip_sizes.find(name)
+    size = sizes.find(name)
     written = json.loads(json.dumps(open_clip.config_of(size, 248)))
     assert open_clip.size_of(written, WHERE) == (size, 248)
     assert written["preprocess_cfg"] == {"mean": CLIP_MEAN, "std": CLIP_STD}
@@ -146,7 +145,7 @@ def test_every_inner_width_survives_the_ratio():
 
 def test_what_a_config_leaves_out_is_the_default_of_open_clip():
     size, context = open_clip.size_of({"embed_dim": 512, "vision_cfg": {}, "text_cfg": {}}, WHERE)
-    assert (clip_sizes.name_of(size), context) == ("ViT-B/16+gelu", 77)
+    assert (sizes.name_of(size), context) == ("ViT-B/16+gelu", 77)
     resnet = {"layers": [1, 1, 1, 1], "width": 16, "head_width": 32}
     size, _ = open_clip.size_of({"embed_dim": 9, "vision_cfg": resnet, "text_cfg": {}}, WHERE)
     assert size.vision == ResNetSize(224, (1, 1, 1, 1), 16, 16)

@@ -14,10 +14,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from cir_jax import config
+from cir_jax import config, contract
 from cir_jax.convert import importing
-from cir_jax.models import contract
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
 from tools.torch_models import clip, clip4cir, ours, random_values, transformers_clip
 
 CONTEXT = 20
@@ -45,19 +44,19 @@ def functions(kind):
 
 @functools.cache
 def state(kind):
-    return random_values.state(clip.build(clip_sizes.find(SIZES[kind]), CONTEXT))
+    return random_values.state(clip.build(sizes.find(SIZES[kind]), CONTEXT))
 
 
 @functools.cache
 def published(kind):
-    return clip4cir.Clip4Cir(clip.filled(clip_sizes.find(SIZES[kind]), CONTEXT, state(kind)))
+    return clip4cir.Clip4Cir(clip.filled(sizes.find(SIZES[kind]), CONTEXT, state(kind)))
 
 
 @functools.cache
 def problem(kind):
     """(pixels, tokens) of three random images and texts, one of them as long as the context."""
     rng = np.random.default_rng(0)
-    side = clip_sizes.find(SIZES[kind]).vision.image
+    side = sizes.find(SIZES[kind]).vision.image
     pixels = rng.normal(size=(3, side, side, 3)).astype(np.float32)
     tokens = np.zeros((3, CONTEXT), np.int32)
     for row, length in zip(tokens, (5, 9, CONTEXT), strict=True):
@@ -208,11 +207,11 @@ def test_another_network_is_seen_at_its_layer(kind, mistake, layer):
 
 def huggingface(kind):
     """A CLIPModel of the size, every value random."""
-    size = clip_sizes.find(SIZES[kind])
+    size = sizes.find(SIZES[kind])
     sides = {
         "vision_config": {"image_size": size.vision.image, "patch_size": size.vision.patch},
         "text_config": {
-            "max_position_embeddings": CONTEXT, "vocab_size": clip_sizes.VOCABULARY,
+            "max_position_embeddings": CONTEXT, "vocab_size": sizes.VOCABULARY,
             "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0,
         },
     }  # fmt: skip

@@ -10,12 +10,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizer
 
-from cir_jax.convert.processor_files import tokenizer_files, write_processor
 from cir_jax.data import pixels, tokens
 from cir_jax.errors import UserError
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
+from cir_jax.towers.clip.processor_files import tokenizer_files, write_processor
 
-SIZE = clip_sizes.SIZES["ViT-L/14@336px"]
+SIZE = sizes.SIZES["ViT-L/14@336px"]
 TEXTS = ["is darker and has, no", "A dog's 3 toys!", "  Ünïcödé 🐶  café…", "a" * 40]
 MADE = [
     "merges.txt", "preprocessor_config.json", "special_tokens_map.json", "tokenizer.json",
@@ -88,7 +88,7 @@ def test_no_files_are_fine(tmp_path):
 
 
 def test_files_for_another_side_are_not_copied(written, tmp_path):
-    small = clip_sizes.SIZES["ViT-L/14"]
+    small = sizes.SIZES["ViT-L/14"]
     write_processor(tmp_path, small, 77, tokenizer_files(written))
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["crop_size"] == {
         "height": 224,

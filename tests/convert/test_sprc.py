@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-from cir_jax import config
-from cir_jax.convert import blip2_huggingface, exporting, identify, importing, sources
-from cir_jax.convert import sprc as layouts
+from cir_jax import config, weights
+from cir_jax.convert import exporting, identify, importing, sources
 from cir_jax.errors import UserError
-from cir_jax.runtime import weights
+from cir_jax.models.sprc import layouts
+from cir_jax.towers.blip2 import huggingface
 from tests.convert import published_sprc as published
 
 HEADS = (".cls.predictions.", "itm_head.")
@@ -133,7 +133,7 @@ def test_blip2_of_lavis_in_two_files_with_new_prompts(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """(transformers' model, its folder)."""
-    model = Blip2ForImageTextRetrieval(Blip2Config(**blip2_huggingface.config_of(published.SIZE)))
+    model = Blip2ForImageTextRetrieval(Blip2Config(**huggingface.config_of(published.SIZE)))
     torch.manual_seed(0)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -207,11 +207,11 @@ def test_a_key_bias_that_is_not_zero_is_refused(folder, tmp_path):
     ],
 )
 def test_configs_of_transformers_that_are_refused(part, key, value, message, tmp_path):
-    content = blip2_huggingface.config_of(published.SIZE)
-    assert blip2_huggingface.size_of(content, tmp_path) == published.SIZE
+    content = huggingface.config_of(published.SIZE)
+    assert huggingface.size_of(content, tmp_path) == published.SIZE
     (content[part] if part else content)[key] = value
     with pytest.raises(UserError, match=message):
-        blip2_huggingface.size_of(json.loads(json.dumps(content)), tmp_path)
+        huggingface.size_of(json.loads(json.dumps(content)), tmp_path)
 
 
 def test_files_that_are_refused(tmp_path):

@@ -3,10 +3,10 @@
 
 import torch
 
-from cir_jax.convert import copies, identify, sources, tables
-from cir_jax.convert import sprc as layouts
+from cir_jax.convert import identify, sources, tables, tied
 from cir_jax.convert.containers.tensors import Tensor
-from cir_jax.towers import blip2_sizes
+from cir_jax.models.sprc import layouts
+from cir_jax.towers.blip2 import sizes
 from tests.convert import published_sprc as published
 from tools.torch_models import sprc
 
@@ -14,7 +14,7 @@ from tools.torch_models import sprc
 def test_every_tensor_of_the_released_files_has_its_place():
     functions = published.functions("blip2-vit-g")
     with torch.device("meta"):
-        model = sprc.Sprc(blip2_sizes.find("blip2-vit-g"))
+        model = sprc.Sprc(sizes.find("blip2-vit-g"))
         one = {n: tuple(x.shape) for n, x in model.state_dict().items()}
         model.begin_stage_two(0.05)
         two = {f"blip_model.{n}": tuple(x.shape) for n, x in model.state_dict().items()}
@@ -33,7 +33,7 @@ def test_every_tensor_of_the_released_files_has_its_place():
         found = tables.shapes(table, functions.abstract)
         assert all(shapes[name] == shape for name, shape in found.items())
         tensors = {name: Tensor(shape, "float32", None) for name, shape in found.items()}
-        copied = copies.names(layout.copied, tensors)
+        copied = tied.names(layout.copied, tensors)
         tensors |= {copy: tensors[name] for copy, name in copied.items()}
         tensors |= layout.extra(tensors, {})
         assert {name: x.shape for name, x in tensors.items()} == shapes

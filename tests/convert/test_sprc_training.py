@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from cir_jax import config as configs
-from cir_jax import step
-from cir_jax.models import contract
-from cir_jax.negatives import bank as banks
+from cir_jax import contract
+from cir_jax.bank import bank as banks
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import optim, sharding
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
+from cir_jax.training import step
 from tests.convert import published_sprc as published
 from tests.convert.test_training_parity import is_key_bias
-from tests.stages.test_laws import without_dropout
+from tests.training.test_laws import without_dropout
 from tools.torch_models import sprc
 
 STEPS, BATCH, ROWS = 5, 8, 24

@@ -7,8 +7,9 @@ import pytest
 
 from cir_jax.convert import tables
 from cir_jax.convert.containers.tensors import Tensor, of
-from cir_jax.convert.tables import CONVOLUTION, LINEAR, SAME, Ignored, Piece, Rule
+from cir_jax.convert.tables import Piece
 from cir_jax.errors import UserError
+from cir_jax.weight_rules import CONVOLUTION, LINEAR, SAME, Ignored, Rule
 
 RULES = [
     Rule("net.{layer}.fused", "blocks/query", LINEAR, (0, 2)),

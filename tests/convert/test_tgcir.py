@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax.convert import copies, exporting, identify, importing, sources, tables
+from cir_jax import weights
+from cir_jax.convert import exporting, identify, importing, sources, tables, tied
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.errors import UserError
-from cir_jax.models import tgcir
-from cir_jax.runtime import weights
-from cir_jax.towers import clip_sizes
+from cir_jax.models.tgcir import model as tgcir
+from cir_jax.towers.clip import sizes
 from tests.convert import published
 from tests.models import tgcir_problem as problem
 from tools.torch_models import tgcir as torch_tgcir
@@ -223,7 +223,7 @@ def unread(shape):
 @pytest.mark.parametrize("stage, count", [(1, 489), (2, 505)])
 def test_every_tensor_of_the_published_files_has_its_place(stage, count):
     with torch.device("meta"):
-        network = torch_tgcir.TgCir(clip_sizes.find("ViT-B/16"), stage=stage)
+        network = torch_tgcir.TgCir(sizes.find("ViT-B/16"), stage=stage)
     need = {name: tuple(x.shape) for name, x in network.state_dict().items()}
     assert len(need) == count
     parameters = sum(x.numel() for x in network.parameters())
@@ -246,7 +246,7 @@ def test_every_tensor_of_the_published_files_has_its_place(stage, count):
     table = {}
     for rules, part in zip(trees, parts, strict=True):
         table |= tables.expand(rules, part)
-    copied = copies.names(layout.copied, table)
+    copied = tied.names(layout.copied, table)
     own = {name: x for name, x in tensors.items() if name not in copied}
     tables.check(table, functions.abstract, own, layout.ignored, "ViT-B/16")
     assert len(copied) == 152 and set(copied) < set(tensors)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from cir_jax import config as configs
-from cir_jax import step
+from cir_jax import contract
+from cir_jax.bank import bank as banks
 from cir_jax.convert import importing
-from cir_jax.models import contract
-from cir_jax.negatives import bank as banks
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import optim
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
+from cir_jax.training import step
 from tests.models import tgcir_problem as problem
 from tools.torch_models import tgcir
 

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from cir_jax import config as configs
-from cir_jax import step
-from cir_jax.convert import clip as rules
+from cir_jax import contract
+from cir_jax.bank import bank as banks
 from cir_jax.convert import tables
 from cir_jax.convert.containers import tensors
 from cir_jax.data import pixels as pixel_constants
-from cir_jax.models import contract
-from cir_jax.negatives import bank as banks
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import optim, sharding
-from cir_jax.stages import contract as stages
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
+from cir_jax.towers.clip import weight_rules as rules
+from cir_jax.training import stage as stages
+from cir_jax.training import step
 from tools.torch_models import clip, clip4cir, random_values
 
 SIZES = {
@@ -56,7 +56,7 @@ def released(number, kind="vit"):
 def images(kind):
     """[N, S, S, 3] uint8: coloured fields with noise; noise alone looks the same in every image."""
     rng = np.random.default_rng(1)
-    side = clip_sizes.find(SIZES[kind]).vision.image
+    side = sizes.find(SIZES[kind]).vision.image
     fields = rng.integers(0, 200, (IMAGES, side // 8, side // 8, 3)).repeat(8, axis=1).repeat(8, 2)
     return (fields + rng.integers(0, 56, fields.shape)).astype(np.uint8)
 
@@ -96,7 +96,7 @@ class Theirs:
     """The released run."""
 
     def __init__(self, kind, number):
-        size = clip_sizes.find(SIZES[kind])
+        size = sizes.find(SIZES[kind])
         values = random_values.state(clip.build(size, CONTEXT))
         self.model = clip4cir.Clip4Cir(clip.filled(size, CONTEXT, values), freeze_image=number == 2)
         self.optimizer = clip4cir.optimizer(self.model)

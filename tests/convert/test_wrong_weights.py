@@ -8,10 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from cir_jax import config
+from cir_jax import config, weights
 from cir_jax.convert import identify, importing, sources
 from cir_jax.errors import UserError
-from cir_jax.runtime import weights
 from tests.convert import published
 from tests.convert.published import RESNET, VIT
 
@@ -204,7 +203,7 @@ def test_auto_does_not_guess(tensors, tmp_path):
     for tower in (VIT, VIT + "+gelu", VIT.replace("l2-h1", "l2-h4")):
         assert importing.read(place, published.functions(tower)).query
     (tmp_path / "open_clip_config.json").write_text(
-        json.dumps(published.open_clip.config_of(published.clip_sizes.find(VIT + "+gelu"), 77))
+        json.dumps(published.open_clip.config_of(published.sizes.find(VIT + "+gelu"), 77))
     )
     assert settle(place).tower == VIT + "+gelu"
     refused(place, rf"is of model.tower={VIT}\+gelu, but the config says model.tower={VIT}; give")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cir_jax.data import loader, pipeline, tokens
+from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
-from cir_jax.positives.triplets import Triplet, TripletSet
 
 
 @pytest.fixture(scope="module")

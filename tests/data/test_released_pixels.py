@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cir_jax.contract import normalize as normalize_on_device
 from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD, Preprocess, normalize
 from cir_jax.errors import UserError
-from cir_jax.models.contract import normalize as normalize_on_device
 
 PADS = ("target", "square", "none")
 MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Preprocess
-from cir_jax.evals.retrieval import Retriever
+from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import mesh as meshes
 from cir_jax.towers.layers import unit
 

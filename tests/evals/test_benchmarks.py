@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cir_jax import build, config
+from cir_jax import config
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
-from cir_jax.evals import cirr, fashioniq, folder
-from cir_jax.evals import emoji as emoji_benchmark
+from cir_jax.evals.benchmarks import cirr, fashioniq, folder
+from cir_jax.evals.benchmarks import emoji as emoji_benchmark
+from cir_jax.training import setup
 
 
 def slow_ranks(tiny, functions, files, queries, removed):
@@ -268,21 +269,23 @@ def settings(name, root, **values):
 
 def test_build_from_a_config(tiny, fashion, cirr_root, own):
     """All three layouts lie in one folder here: their files do not meet."""
-    made = build.benchmark(
+    made = setup.benchmark(
         settings("fashioniq", fashion, **{"data.categories": "('shirt',)", "eval.gallery": "val"})
     )
     assert list(made.tasks) == ["shirt"] and len(made.tasks["shirt"].names) == 9
-    assert len(build.benchmark(settings("cirr", cirr_root)).task.triplets) == 9
-    assert len(build.benchmark(settings("folder", own)).task.triplets) == 5
+    assert len(setup.benchmark(settings("cirr", cirr_root)).task.triplets) == 9
+    assert len(setup.benchmark(settings("folder", own)).task.triplets) == 5
     for name, place in (("fashioniq", fashion), ("cirr", cirr_root), ("folder", own)):
-        assert build.benchmark(settings(name, "elsewhere", **{"eval.root": place}))
-    assert build.benchmark(settings("none", "")) is None
-    with pytest.raises(UserError, match=r"no 'cir' in evals; there are: circo, cirr, emoji, fashi"):
-        build.benchmark(settings("cir", ""))
+        assert setup.benchmark(settings(name, "elsewhere", **{"eval.root": place}))
+    assert setup.benchmark(settings("none", "")) is None
+    with pytest.raises(
+        UserError, match=r"no 'cir' in benchmarks; there are: circo, cirr, emoji, fashi"
+    ):
+        setup.benchmark(settings("cir", ""))
 
 
 def test_openmoji(tiny, tmp_path, monkeypatch):
-    from cir_jax.positives import emoji
+    from cir_jax.datasets.readers import emoji
 
     root = emoji.prepare(tmp_path / "emoji", size=16, limit=120)
     monkeypatch.setattr(emoji, "prepare", lambda _: root)

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cir_jax import build, config
+from cir_jax import config
 from cir_jax.errors import UserError
-from cir_jax.evals import circo, circo_submission, metrics, run_report
+from cir_jax.evals import circo_submission, metrics
+from cir_jax.evals.benchmarks import circo
 from cir_jax.evals.example import Example
-from cir_jax.evals.report import write_report
-from cir_jax.evals.sections import Queries, text_table
+from cir_jax.evals.reports import run_report
+from cir_jax.evals.reports.report import write_report
+from cir_jax.evals.reports.sections import Queries, text_table
+from cir_jax.training import setup
 from tests import runs, zero_shot_sets
 
 
@@ -280,14 +283,14 @@ def test_a_wrong_file_is_not_written(predictions, tmp_path):
 
 def test_build_takes_eval_root(root):
     changes = ("eval.benchmark=circo", f"eval.root={root}", "eval.shared_concept=with")
-    made = build.benchmark(config.load("clip_sum:fashioniq", [*changes, "data.root=elsewhere"]))
+    made = setup.benchmark(config.load("clip_sum:fashioniq", [*changes, "data.root=elsewhere"]))
     assert made.task.triplets[1].eval_text == "Find a picture that also a house, but has 1 dogs."
     template = "eval.concept_template={concept}: {caption}"
-    made = build.benchmark(
+    made = setup.benchmark(
         config.load("clip_sum:fashioniq", ["eval.benchmark=circo", f"data.root={root}", template])
     )
     assert made.task.triplets[1].eval_text == "has 1 dogs"
     with pytest.raises(UserError, match="no CIRCO annotations nowhere"):
-        build.benchmark(
+        setup.benchmark(
             config.load("clip_sum:fashioniq", ["eval.benchmark=circo", "eval.root=nowhere"])
         )

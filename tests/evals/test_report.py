@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from cir_jax import config
-from cir_jax.evals import figures, pictures, run_report
 from cir_jax.evals.benchmark import Example, Hit, Result
-from cir_jax.evals.figures import Chart, Series
-from cir_jax.evals.report import write_report
-from cir_jax.evals.sections import (
+from cir_jax.evals.reports import figures, pictures, run_report
+from cir_jax.evals.reports.figures import Chart, Series
+from cir_jax.evals.reports.report import write_report
+from cir_jax.evals.reports.sections import (
     Curves,
     Facts,
     Prose,

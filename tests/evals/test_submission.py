@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.evals import cirr, submission
+from cir_jax.evals import submission
+from cir_jax.evals.benchmarks import cirr
 
 
 @pytest.fixture

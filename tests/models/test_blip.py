@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax import config
+from cir_jax import config, contract
 from cir_jax.convert import importing
 from cir_jax.data import tokens
 from cir_jax.errors import UserError
-from cir_jax.models import contract
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import sharding
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
 from tests.convert import blip_files
 from tools.torch_models import blip as torch_blip
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 from flax import nnx
 
-from cir_jax import config
-from cir_jax.models import clip_combiner, clip_sum, contract
+from cir_jax import config, contract
+from cir_jax.models import clip_combiner, clip_sum
+from cir_jax.models.clip_combiner.model import Combiner
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import sharding
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
 from tests.towers.weights import random_values
 
 BATCH = 4
@@ -134,7 +135,7 @@ def test_parameter_count_of_the_published_one():
 
 
 def test_kernels_start_with_the_variance_of_torch():
-    combiner = clip_combiner.Combiner(32, dtype=np.float32, rngs=nnx.Rngs(0))
+    combiner = Combiner(32, dtype=np.float32, rngs=nnx.Rngs(0))
     for layer in (getattr(combiner, name) for name in LAYERS):
         kernel = np.asarray(layer.kernel[...])
         assert kernel.std() == pytest.approx((3 * len(kernel)) ** -0.5, rel=0.1)

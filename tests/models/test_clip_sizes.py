@@ -6,11 +6,10 @@ import math
 import jax
 import pytest
 
-from cir_jax import config
+from cir_jax import config, contract
 from cir_jax.errors import UserError
-from cir_jax.models import contract
 from cir_jax.runtime import mesh, sharding
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes as clip_sizes
 
 # (total, vision); total = vision + text + logit_scale.
 COUNTS = {

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cir_jax import config
+from cir_jax import config, contract
 from cir_jax.errors import UserError
-from cir_jax.models import clip_sum, contract
+from cir_jax.models import clip_sum
 from cir_jax.runtime import mesh, sharding
-from cir_jax.towers import clip_sizes, layers
+from cir_jax.towers import layers
+from cir_jax.towers.clip import sizes
 from tests.towers.weights import random_values
 
 TINY = ("tiny-vit", "tiny-resnet")
@@ -50,7 +51,7 @@ def test_the_query_is_the_unit_sum_of_raw_features(tower):
     params, pixels, text = problem(tower)
     run = jax.jit(functools.partial(embed, functions))
     reference, target, query = run(params, pixels, text)
-    wide = clip_sizes.find(tower).embedding
+    wide = sizes.find(tower).embedding
     assert reference.shape == target.shape == (2, 1, wide) and query.shape == (2, wide)
     assert {x.dtype for x in (reference, target, query)} == {jnp.dtype("float32")}
     # The reference is raw, the target the same feature made unit.
@@ -84,7 +85,7 @@ def tree(functions, params):
 @pytest.mark.parametrize("change, sign", [("remat=true", "remat"), ("dtype=bfloat16", "bf16")])
 def test_both_towers_read_remat_and_dtype_from_the_config(tower, change, sign):
     params, pixels, text = problem(tower)
-    reference = jnp.zeros((2, 1, clip_sizes.find(tower).embedding))
+    reference = jnp.zeros((2, 1, sizes.find(tower).embedding))
 
     def programs(functions):
         return (
@@ -96,7 +97,7 @@ def test_both_towers_read_remat_and_dtype_from_the_config(tower, change, sign):
     assert all(sign in program for program in programs(build(tower, f"model.{change}")))
 
 
-@pytest.mark.parametrize("tower", clip_sizes.SIZES)
+@pytest.mark.parametrize("tower", sizes.SIZES)
 def test_every_parameter_has_the_role_of_its_side(tower):
     functions = build(tower)
     roles = functions.roles  # also checks that no rule is idle

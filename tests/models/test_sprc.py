@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax import config
+from cir_jax import config, contract
 from cir_jax.errors import UserError
-from cir_jax.models import contract, sprc
+from cir_jax.losses import in_batch
+from cir_jax.models import sprc
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import sharding
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
 from tests.convert import published_sprc as published
 
 WEIGHT = 0.4  # of both auxiliary losses
@@ -81,7 +82,7 @@ def test_stage_one_losses_and_gradients_are_the_published_ones(compiled):
     def loss(params):
         query, targets, extras = functions.training(params, first, second, text, None)
         added = functions.auxiliary(params, query, targets, extras, 0.07)
-        main = functions.module.in_batch.in_batch_loss(query, targets, 0.07)
+        main = in_batch.in_batch_loss(query, targets, 0.07)
         parts = {"itc": main, **added}
         parts = {name: values.mean() for name, values in parts.items()}
         return parts["itc"] + WEIGHT * (parts["rtc"] + parts["align"]), (parts, query, targets)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from cir_jax.models import contract
+from cir_jax import contract
 from cir_jax.runtime import mesh, sharding
 from tests import runs
 from tests.towers.weights import random_values

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax import config
+from cir_jax import config, contract
 from cir_jax.convert import identify, tables
 from cir_jax.convert.containers import tensors
 from cir_jax.errors import UserError
-from cir_jax.models import contract, tgcir
+from cir_jax.models.tgcir import model as tgcir
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import optim, sharding
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
 from tests.models import tgcir_problem as problem
 
 BOUND = 1e-5  # largest difference, divided by the largest value where that is over 1
@@ -126,7 +126,7 @@ def test_masks_start_on_their_own_quarter():
     masks = np.asarray(tgcir._masks(32))
     want = np.kron(np.eye(4), np.ones(8)) * 0.9 + 0.1
     np.testing.assert_allclose(masks, want, atol=1e-7)
-    assert tgcir._masks(30).shape == (4, 30) and tgcir._masks(30)[3, 28:] == pytest.approx(0.1)
+    assert tgcir._masks(30).shape == (4, 30) and model._masks(30)[3, 28:] == pytest.approx(0.1)
 
 
 def test_gates_compute_in_the_type_of_the_config():

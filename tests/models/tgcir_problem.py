@@ -8,14 +8,13 @@ import jax
 import numpy as np
 import torch
 
-from cir_jax import config
+from cir_jax import config, contract
 from cir_jax.convert import importing
-from cir_jax.models import contract
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
 from tools.torch_models import clip, tgcir
 
 TOWER = "vit-32-8-w64-l2-h1_text-w64-l2-h1_d32"
-SIZE = clip_sizes.find(TOWER)
+SIZE = sizes.find(TOWER)
 CONTEXT, BATCH = 20, 4
 TEMPERATURE = 1 / 8  # the one that PyTorch's model has here
 

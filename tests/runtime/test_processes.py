@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cir_jax import config as configs
-from cir_jax import train
 from cir_jax.errors import UserError
 from cir_jax.runtime import distributed, metrics
+from cir_jax.training import train
 from tests import runs
 from tests.convert import published
 

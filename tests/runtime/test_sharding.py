@@ -11,12 +11,12 @@ import optax
 import pytest
 
 from cir_jax import config as configs
-from cir_jax import step
+from cir_jax import contract, rules
 from cir_jax.errors import UserError
-from cir_jax.models import contract
 from cir_jax.runtime import mesh as meshes
-from cir_jax.runtime import optim, rules, sharding
-from cir_jax.stages import contract as stages
+from cir_jax.runtime import optim, sharding
+from cir_jax.training import stage as stages
+from cir_jax.training import step
 from tests import runs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -25,7 +25,8 @@ TOWERS = {"clip_sum:fashioniq": "RN50x4", "clip_sum:emoji": "tiny-vit"}
 
 def described(spec):
     functions = contract.build(configs.load(spec).model)
-    return sharding.describe(sharding.parameter_shardings(functions, meshes.make(model=4)))
+    places = sharding.parameter_shardings(functions, meshes.make(model=4))
+    return {path: str(tuple(place.spec)) for path, place in sorted(places.items())}
 
 
 def golden_file(spec):

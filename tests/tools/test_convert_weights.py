@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import CLIPModel, CLIPTokenizer
 
-from cir_jax.runtime import weights
+from cir_jax import weights
 from tests.convert import published
 from tests.convert.published import RESNET, VIT
-from tests.test_init_from import combiner
+from tests.training.test_init_from import combiner
 from tools import convert_weights
 
 
@@ -119,7 +119,7 @@ def test_two_files_of_one_model(tmp_path, capsys):
 
 def test_any_weights_can_be_exported_without_an_import(best, tmp_path):
     place = published.write("huggingface", tmp_path / "h", published.state())
-    published.huggingface.write_processor(place, published.clip_sizes.find(VIT), 77, [])
+    published.huggingface.write_processor(place, published.sizes.find(VIT), 77, [])
     assert call("export", place, tmp_path / "a.pt", "--format", "clip4cir") == 0
     assert call("export", tmp_path / "a.pt", tmp_path / "o", "--format", "open_clip") == 0
     assert call("export", tmp_path / "o", tmp_path / "b", "--format", "huggingface") == 0

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
 from tools.torch_models import clip, clip4cir, random_values
 
-SMALL = clip_sizes.find("vit-16-8-w16-l1-h2_text-w16-l1-h2_d8")
+SMALL = sizes.find("vit-16-8-w16-l1-h2_text-w16-l1-h2_d8")
 # Tensors of the published files, parameters, values that are no parameters, image side.
 PUBLISHED = {
     "RN50": (489, 102_007_137, 53_303, 38_316_896),
@@ -27,7 +27,7 @@ def count(tensors):
 def test_sizes_of_the_published_networks(name):
     tensors, parameters, others, image = PUBLISHED[name]
     with torch.device("meta"):
-        model = clip.build(clip_sizes.find(name))
+        model = clip.build(sizes.find(name))
     assert count(model.parameters()) == parameters
     assert count(model.visual.parameters()) == image
     assert tensors in (None, len(model.state_dict()))
@@ -36,9 +36,7 @@ def test_sizes_of_the_published_networks(name):
 
 def test_names_of_the_published_tensors():
     with torch.device("meta"):
-        vit, resnet = (
-            set(clip.build(clip_sizes.find(n)).state_dict()) for n in ("ViT-B/32", "RN50")
-        )
+        vit, resnet = (set(clip.build(sizes.find(n)).state_dict()) for n in ("ViT-B/32", "RN50"))
     shared = {
         "token_embedding.weight", "positional_embedding", "ln_final.bias", "text_projection",
         "logit_scale", "transformer.resblocks.11.attn.in_proj_weight",
@@ -78,7 +76,7 @@ def test_a_shorter_text_has_the_same_feature():
 
 def test_who_trains():
     with torch.device("meta"):
-        model = clip4cir.Clip4Cir(clip.build(clip_sizes.find("RN50x4")), freeze_image=True)
+        model = clip4cir.Clip4Cir(clip.build(sizes.find("RN50x4")), freeze_image=True)
         trained = clip4cir.optimizer(model).param_groups[0]["params"]
     assert (
         count(trained) == 91_163_520 + 1

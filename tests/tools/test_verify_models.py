@@ -5,9 +5,9 @@ import re
 
 import pytest
 
+from cir_jax import weights
 from cir_jax.convert import exporting, importing
 from cir_jax.errors import UserError
-from cir_jax.runtime import weights
 from tests.convert import published, published_sprc
 from tests.convert.test_sprc import saved
 from tests.models import tgcir_problem

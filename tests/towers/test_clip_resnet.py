@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.towers import clip_sizes
-from cir_jax.towers.clip_resnet import (
+from cir_jax.towers.clip import sizes
+from cir_jax.towers.clip.resnet import (
     AttentionPool,
     Bottleneck,
     FixedBatchNorm,
@@ -20,7 +20,7 @@ from cir_jax.towers.clip_resnet import (
 )
 from tests.towers import weights
 
-SIZE = clip_sizes.ResNetSize(image=64, blocks=(2, 1, 1, 1), width=8, heads=4)
+SIZE = sizes.ResNetSize(image=64, blocks=(2, 1, 1, 1), width=8, heads=4)
 RANDOM = np.random.default_rng(0)
 PIXELS = RANDOM.normal(size=(2, 64, 64, 3)).astype(np.float32)
 
@@ -149,7 +149,7 @@ def test_attention_pool_golden_values():
 
 
 def test_remat_changes_no_value():
-    size = clip_sizes.ResNetSize(image=32, blocks=(1, 1, 1, 1), width=8, heads=4)
+    size = sizes.ResNetSize(image=32, blocks=(1, 1, 1, 1), width=8, heads=4)
     pixels = jnp.asarray(PIXELS[:, :32, :32])
 
     def run(remat):
@@ -187,7 +187,7 @@ def test_statistics_are_no_parameters():
 @pytest.mark.parametrize("name, buffers", [("RN50", 53_303), ("RN50x4", 109_845)])
 def test_number_of_statistics(name, buffers):
     # The released buffers hold a mean, a variance and one step counter for every norm.
-    size = clip_sizes.find(name)
+    size = sizes.find(name)
     module = nnx.eval_shape(lambda: ModifiedResNet(size.vision, size.embedding, rngs=nnx.Rngs(0)))
     found = [
         leaf.shape[0]

@@ -9,8 +9,8 @@ import torch
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.towers.clip_sizes import TextSize
-from cir_jax.towers.clip_text import TextTransformer
+from cir_jax.towers.clip.sizes import TextSize
+from cir_jax.towers.clip.text import TextTransformer
 from tests.towers import weights
 
 SOT, EOT = 49406, 49407

@@ -12,7 +12,7 @@ from flax import nnx
 from transformers import BlipVisionConfig, BlipVisionModel
 
 from cir_jax.errors import UserError
-from cir_jax.towers.clip_sizes import VisionTransformerSize
+from cir_jax.towers.clip.sizes import VisionTransformerSize
 from cir_jax.towers.image_transformer import ImageTransformer
 from tests.towers import weights
 

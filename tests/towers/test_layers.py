@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from cir_jax.towers.clip_sizes import TextSize
+from cir_jax.towers.clip.sizes import TextSize
 from cir_jax.towers.layers import Block, LayerNorm, run_blocks
 from tests.towers import weights
 

@@ -13,8 +13,8 @@ from transformers.models.blip.configuration_blip import BlipTextConfig
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from cir_jax.errors import UserError
-from cir_jax.towers import blip_sizes, med
-from cir_jax.towers.clip_sizes import TextSize
+from cir_jax.towers.blip import med, sizes
+from cir_jax.towers.clip.sizes import TextSize
 from tests.towers import weights
 
 SIZE = TextSize(width=32, layers=3, heads=4, mlp=72)
@@ -131,7 +131,7 @@ def test_bfloat16_and_remat(values):
 
 
 def test_parameter_count_of_the_published_one():
-    size = blip_sizes.find("blip-base")
+    size = sizes.find("blip-base")
 
     def make():
         return med.TextEncoder(size.text, size.vision.width, rngs=nnx.Rngs(0))

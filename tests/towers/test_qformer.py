@@ -9,12 +9,12 @@ import torch
 from flax import nnx
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-from cir_jax.convert import blip2_huggingface, blip2_rules, tables
+from cir_jax.convert import tables
 from cir_jax.convert.containers import tensors
 from cir_jax.errors import UserError
-from cir_jax.towers import blip2_sizes
-from cir_jax.towers.blip2_sizes import QFormerSize
-from cir_jax.towers.qformer import QFormer
+from cir_jax.towers.blip2 import huggingface, sizes, weight_rules
+from cir_jax.towers.blip2.qformer import QFormer
+from cir_jax.towers.blip2.sizes import QFormerSize
 from tests.convert import published_sprc as published
 
 WIDTH = published.SIZE.vision.width
@@ -46,7 +46,7 @@ def former():
 @pytest.fixture(scope="module")
 def transformers_model():
     """(transformers' model, ours with its values)."""
-    model = Blip2ForImageTextRetrieval(Blip2Config(**blip2_huggingface.config_of(published.SIZE)))
+    model = Blip2ForImageTextRetrieval(Blip2Config(**huggingface.config_of(published.SIZE)))
     torch.manual_seed(1)
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -55,9 +55,9 @@ def transformers_model():
             if name.endswith("qkv.bias"):
                 value.view(3, -1)[1] = 0
     held = {n: tensors.of(x.numpy()) for n, x in model.state_dict().items()}
-    abstract, rules = published.functions().abstract, blip2_rules.huggingface()
+    abstract, rules = published.functions().abstract, weight_rules.huggingface()
     part = tables.leaves(rules, abstract)
-    split = blip2_huggingface.apart(held, "the model")
+    split = huggingface.apart(held, "the model")
     params = tables.fill(tables.expand(rules, part), part, split, "the model")
     missing = {p: np.zeros(x.shape, np.float32) for p, x in abstract.items() if p not in params}
     return model.eval(), published.functions().merged(jax.device_put(params | missing))
@@ -182,11 +182,11 @@ def test_a_text_over_the_positions_is_an_error(former):
         former[1].prompted(slots, np.ones((2, 510), np.int32))
 
 
-@pytest.mark.parametrize("name", [*blip2_sizes.SIZES, published.TOWER])
+@pytest.mark.parametrize("name", [*sizes.SIZES, published.TOWER])
 def test_sizes_have_one_name(name):
-    size = blip2_sizes.find(name)
-    assert blip2_sizes.name_of(size) == name
-    assert blip2_sizes.normal_form(blip2_sizes.normal_form(size)) == blip2_sizes.normal_form(size)
+    size = sizes.find(name)
+    assert sizes.name_of(size) == name
+    assert sizes.normal_form(sizes.normal_form(size)) == sizes.normal_form(size)
 
 
 @pytest.mark.parametrize(
@@ -202,4 +202,4 @@ def test_sizes_have_one_name(name):
 )
 def test_sizes_that_are_refused(name, message):
     with pytest.raises(UserError, match=message):
-        blip2_sizes.find(name)
+        sizes.find(name)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cir_jax.towers.token_learner import TokenLearner
+from cir_jax.models.tgcir.token_learner import TokenLearner
 
 
 def learner(kernel, bias):

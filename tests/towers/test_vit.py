@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
 from cir_jax.towers.vit import VisionTransformer
 from tests.towers import weights
 
@@ -62,7 +62,7 @@ def test_bfloat16_is_close_and_returns_float32(theirs):
 def test_larger_input_only_adds_positions():
     # Released as 427,616,513 parameters at 224 pixels: 24^2 - 16^2 = 320 more positions at 336.
     def count(name):
-        size = clip_sizes.find(name)
+        size = sizes.find(name)
         tower = nnx.eval_shape(
             lambda: VisionTransformer(size.vision, size.embedding, rngs=nnx.Rngs(0))
         )
@@ -73,7 +73,7 @@ def test_larger_input_only_adds_positions():
 
 
 def test_initial_deviations_are_those_of_clip():
-    size = clip_sizes.VisionTransformerSize(image=64, patch=8, width=64, layers=6, heads=2)
+    size = sizes.VisionTransformerSize(image=64, patch=8, width=64, layers=6, heads=2)
 
     def draw():
         tower = VisionTransformer(size, 48, rngs=nnx.Rngs(0))

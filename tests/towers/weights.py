@@ -9,7 +9,7 @@ import torch
 from flax import nnx
 from transformers import CLIPConfig, CLIPModel
 
-from cir_jax.towers.clip_sizes import VOCABULARY, TextSize, VisionTransformerSize
+from cir_jax.towers.clip.sizes import VOCABULARY, TextSize, VisionTransformerSize
 
 VISION = VisionTransformerSize(image=24, patch=8, width=32, layers=3, heads=4)
 TEXT = TextSize(width=24, layers=3, heads=2)

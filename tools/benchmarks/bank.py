@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from cir_jax.negatives import in_bank
+from cir_jax.losses import in_bank
 from cir_jax.runtime import mesh as meshes
 from tools.benchmarks import timing
 

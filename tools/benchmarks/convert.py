@@ -23,12 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax import build
 from cir_jax import config as configs
-from cir_jax.convert import clip_sum, exporting, importing, sources, tables
+from cir_jax import contract, weights
+from cir_jax.convert import exporting, importing, sources, tables
 from cir_jax.convert.containers import tensors
-from cir_jax.models import contract
-from cir_jax.runtime import weights
+from cir_jax.models.clip_sum import layouts as clip_sum
+from cir_jax.retrieval import load
 from tools.benchmarks import timing
 from tools.benchmarks.positives import peak
 
@@ -220,7 +220,7 @@ _TASKS: dict[str, Callable[..., Callable[[], Any]]] = {
     "export": _export,
     "import": lambda functions, _, place: lambda: importing.read(place, functions),
     "convert": _convert,
-    "load": lambda _, tower, place: lambda: build.load(_config(tower), str(place)),
+    "load": lambda _, tower, place: lambda: load.from_weights(_config(tower), str(place)),
     "save": _save,
     "naive": _naive,
     "hash": lambda _, tower, place: lambda: sources.fingerprint(sources.open_source(place)),

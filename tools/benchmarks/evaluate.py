@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cir_jax.evals.ranking import count_ranks
+from cir_jax.retrieval.ranking import count_ranks
 from cir_jax.runtime import mesh as meshes
 from tools.benchmarks import timing
 

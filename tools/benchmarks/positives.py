@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from cir_jax.data.pixels import open_image
-from cir_jax.positives.scaling import dedupe, windows
+from cir_jax.generation import dedupe, windows
 from cir_jax.runtime import mesh as meshes
 from tools.benchmarks import timing
 
@@ -152,7 +152,7 @@ def _peak(folder: str, count: int, args: argparse.Namespace) -> float:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from cir_jax.positives.scaling import dedupe\n"
+        "from cir_jax.generation import dedupe\n"
         "folder, count, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
         "files = sorted(Path(folder).glob('*.jpg'))\n"
         "paths = {f'image-{i}': str(files[i % len(files)]) for i in range(count)}\n"

@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from cir_jax import config as configs
-from cir_jax import step
+from cir_jax import contract
+from cir_jax.bank import bank as banks
 from cir_jax.data import tokens
-from cir_jax.models import contract
-from cir_jax.negatives import bank as banks
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import optim, sharding
-from cir_jax.stages import contract as stages
+from cir_jax.training import stage as stages
+from cir_jax.training import step
 from tools.benchmarks import timing
 from tools.benchmarks.stage2_models.contract import Problem
 

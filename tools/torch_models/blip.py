@@ -17,12 +17,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
-from cir_jax.convert import blip_huggingface, blip_rules, identify, sources, tables
+from cir_jax import weights
+from cir_jax.contract import Functions
+from cir_jax.convert import identify, sources, tables
 from cir_jax.data import wordpiece
-from cir_jax.models import blip
-from cir_jax.models.contract import Functions, Params
-from cir_jax.runtime import weights
-from cir_jax.towers.blip_sizes import CONTEXT, BlipSize
+from cir_jax.models.blip import model as blip
+from cir_jax.params import Params
+from cir_jax.towers.blip import huggingface
+from cir_jax.towers.blip import weight_rules as blip_rules
+from cir_jax.towers.blip.sizes import CONTEXT, BlipSize
 from tools.torch_models import random_values
 from tools.torch_models.ours import layers, run_layer
 
@@ -60,7 +63,7 @@ def build(
     Raises:
       KeyError: a tensor of the encoders or projections is missing.
     """
-    config = BlipConfig.from_dict(blip_huggingface.config_of(size, context))
+    config = BlipConfig.from_dict(huggingface.config_of(size, context))
     config._attn_implementation = "eager"
     model = BlipForImageTextRetrieval(config).eval()
     own = model.state_dict()

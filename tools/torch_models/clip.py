@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cir_jax.towers import clip_sizes
-from cir_jax.towers.clip_sizes import ClipSize, ResNetSize, TextSize, VisionTransformerSize
+from cir_jax.towers.clip import sizes
+from cir_jax.towers.clip.sizes import ClipSize, ResNetSize, TextSize, VisionTransformerSize
 
 Layers = Iterator[tuple[str, Tensor]]
 EXPANSION = 4  # output channels of a bottleneck per inner channel
@@ -195,7 +195,7 @@ class Clip(nn.Module):
     """Both encoders; the tensors of the text side have no prefix.
 
     Args:
-      size: see `cir_jax.towers.clip_sizes`.
+      size: see `cir_jax.towers.clip.sizes`.
       context: text positions.
     """
 
@@ -206,7 +206,7 @@ class Clip(nn.Module):
         else:
             self.visual = VisionTransformer(size.vision, size.embedding, size.activation)
         self.transformer = _blocks(size.text, size.activation, causal=True)
-        self.token_embedding = nn.Embedding(clip_sizes.VOCABULARY, size.text.width)
+        self.token_embedding = nn.Embedding(sizes.VOCABULARY, size.text.width)
         self.positional_embedding = _parameter(context, size.text.width)
         self.ln_final = nn.LayerNorm(size.text.width)
         self.text_projection = _parameter(size.text.width, size.embedding)
@@ -233,7 +233,7 @@ class Clip(nn.Module):
         yield "feature", x[torch.arange(len(x)), end] @ self.text_projection
 
 
-def build(size: ClipSize, context: int = clip_sizes.CONTEXT) -> Clip:
+def build(size: ClipSize, context: int = sizes.CONTEXT) -> Clip:
     """A network without useful values: `load_state_dict(state, strict=True)` brings them."""
     return Clip(size, context)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cir_jax.towers.clip_sizes import VisionTransformerSize
+from cir_jax.towers.clip.sizes import VisionTransformerSize
 
 EPSILON = 1e-6
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cir_jax.models.contract import Functions, Params
-from cir_jax.towers.clip_resnet import ModifiedResNet
+from cir_jax.contract import Functions
+from cir_jax.params import Params
+from cir_jax.towers.clip.resnet import ModifiedResNet
 
 Layers = Iterator[tuple[str, jax.Array]]
 

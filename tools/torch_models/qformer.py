@@ -2,7 +2,7 @@
 """The Q-Former as SPRC runs it, in PyTorch, from its formula, with the published tensor names.
 
 What each position goes through depends on whether there is an image, see
-`cir_jax.towers.qformer`. No layer drops anything: dropout is compared nowhere.
+`cir_jax.towers.blip2.qformer`. No layer drops anything: dropout is compared nowhere.
 Sources: Li et al., BLIP-2, ICML 2023; Bai et al., ICLR 2024; names of the released state dicts.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cir_jax.towers.blip2_sizes import POSITIONS, VOCABULARY, QFormerSize
+from cir_jax.towers.blip2.sizes import POSITIONS, VOCABULARY, QFormerSize
 
 EPSILON = 1e-12
 MASKED = -1e4  # what is added to the logit of a key that is padding

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cir_jax.towers.blip2_sizes import Blip2Size
+from cir_jax.towers.blip2.sizes import Blip2Size
 from tools.torch_models import eva, qformer
 
 TEMPERATURE = 0.07  # of stage one, where it is trained

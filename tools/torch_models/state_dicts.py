@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from cir_jax.contract import Functions
 from cir_jax.convert import exporting, sources, tables
-from cir_jax.models.contract import Functions, Params
+from cir_jax.params import Params
 
 
 def of_file(source: sources.Source, group: str) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cir_jax.models.tgcir import GLOBAL, LOCAL
-from cir_jax.towers import clip_sizes
-from cir_jax.towers.clip_sizes import ClipSize
+from cir_jax.models.tgcir.model import GLOBAL, LOCAL
+from cir_jax.towers.clip import sizes
+from cir_jax.towers.clip.sizes import ClipSize
 from tools.torch_models import clip, random_values
 
 
@@ -73,7 +73,7 @@ class TgCir(nn.Module):
     def __init__(
         self,
         size: ClipSize,
-        context: int = clip_sizes.CONTEXT,
+        context: int = sizes.CONTEXT,
         *,
         stage: int = 1,
         temperature: float = 0.02,

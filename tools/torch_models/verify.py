@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from transformers import CLIPModel
 
-from cir_jax.convert import clip as clip_rules
-from cir_jax.convert import clip_combiner, identify, sources, tables
+from cir_jax import weights
+from cir_jax.contract import Functions
+from cir_jax.convert import identify, sources, tables
 from cir_jax.errors import UserError
-from cir_jax.models.contract import Functions, Params
-from cir_jax.runtime import weights
-from cir_jax.towers import clip_sizes
+from cir_jax.models.clip_combiner import layouts as clip_combiner
+from cir_jax.params import Params
+from cir_jax.towers.clip import sizes
+from cir_jax.towers.clip import weight_rules as clip_rules
 from tools.torch_models import (
     blip,
     clip,
@@ -97,7 +99,7 @@ def _published(
     places: list[str], functions: Functions, params: Params, pixels: np.ndarray, tokens: np.ndarray
 ) -> tuple[dict[str, np.ndarray], str]:
     """(PyTorch's trace, where its tensors come from)."""
-    size = clip_sizes.find(functions.config.tower)
+    size = sizes.find(functions.config.tower)
     context = functions.abstract["text/position"].shape[0]
     clip_state, combiner_state, whose = None, None, []
     for place in [p for p in places if not weights.is_run(p)]:

@@ -18,12 +18,13 @@ from flax import nnx
 from torch import Tensor, nn
 from transformers import Blip2ForImageTextRetrieval
 
+from cir_jax import weights
+from cir_jax.contract import Functions
 from cir_jax.convert import identify, sources
-from cir_jax.convert import sprc as layouts
 from cir_jax.data import wordpiece
-from cir_jax.models.contract import Functions, Params
-from cir_jax.runtime import weights
-from cir_jax.towers import blip2_sizes
+from cir_jax.models.sprc import layouts
+from cir_jax.params import Params
+from cir_jax.towers.blip2 import sizes
 from cir_jax.towers.layers import unit
 from tools.torch_models import clip, ours, random_values, sprc, state_dicts
 
@@ -69,7 +70,7 @@ def both(
         state = {n.removeprefix(layouts.PREFIX): x for n, x in state.items()}
         whose = "SPRC with the tensors that an export writes"
     with torch.device("meta"):
-        model = sprc.Sprc(blip2_sizes.find(functions.config.tower))
+        model = sprc.Sprc(sizes.find(functions.config.tower))
         if any(name.startswith(layouts.COPY) for name in state):
             model.begin_stage_two(layouts.TEMPERATURE)
     state_dicts.filled(model, state, UNREAD)

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cir_jax import weights
+from cir_jax.contract import Functions
 from cir_jax.convert import identify, sources
-from cir_jax.convert import tgcir as layouts
 from cir_jax.errors import UserError
-from cir_jax.models.contract import Functions, Params
-from cir_jax.runtime import weights
-from cir_jax.towers import clip_sizes
+from cir_jax.models.tgcir import layouts
+from cir_jax.params import Params
+from cir_jax.towers.clip import sizes
 from tools.torch_models import clip, ours, random_values, state_dicts, tgcir
 
 STAGES = {"tgcir": 1, "tgcir_spn": 2}  # layout -> stage
@@ -38,7 +39,7 @@ def both(
     pixels, tokens = random_values.inputs(functions.image_size, context, batch, seed)
     state, stage, whose = _state(places, functions, index, query)
     with torch.device("meta"):
-        model = tgcir.TgCir(clip_sizes.find(functions.config.tower), context, stage=stage)
+        model = tgcir.TgCir(sizes.find(functions.config.tower), context, stage=stage)
     state_dicts.filled(model, state, UNREAD)
     want = trace(model, pixels, tokens)
     return want, _ours(functions, index, query, pixels, tokens), f"TG-CIR with {whose}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cir_jax.convert.containers import mistaken, spans
+from cir_jax.convert.containers import file_kinds, spans
 from cir_jax.convert.containers.spans import Span
 from cir_jax.convert.containers.tensors import DTYPES, Tensor
 from cir_jax.errors import UserError
@@ -44,7 +44,7 @@ _METADATA = "__metadata__"
 
 def looks_like(path: str | os.PathLike) -> bool:
     """Whether the content starts with a length and a JSON object, as this format does."""
-    start = mistaken.head(path)
+    start = file_kinds.head(path)
     if len(start) < _LENGTH.size + 1 or start[_LENGTH.size :][:1] != b"{":
         return False
     return _LENGTH.unpack_from(start)[0] <= _MOST_HEADER
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         `tensors.DTYPES` (it is named).
     """
     if not looks_like(path):
-        raise mistaken.explain(path, "a safetensors file")
+        raise file_kinds.explain(path, "a safetensors file")
 
     def work(file: BinaryIO) -> tuple[bytes, int]:
         length = _LENGTH.unpack(file.read(_LENGTH.size))[0]
@@ -67,7 +67,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
             raise UserError(f"{path} is cut within its header; fetch the file again")
         return file.read(length), size
 
-    header, size = mistaken.guarded(path, work)
+    header, size = file_kinds.guarded(path, work)
     entries = _json(path, header)
     metadata = entries.pop(_METADATA, {})
     if type(metadata) is not dict or not all(type(v) is str for v in metadata.values()):
@@ -91,7 +91,7 @@ def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str,
       UserError: the index is no such table or names a file outside its folder, a file is missing
         or lacks a tensor, or what `read` finds.
     """
-    found = _json(index, mistaken.guarded(index, lambda file: file.read(_MOST_HEADER)))
+    found = _json(index, file_kinds.guarded(index, lambda file: file.read(_MOST_HEADER)))
     listed = found.get("weight_map")
     if type(listed) is not dict or not listed:
         raise UserError(f'{index} has no "weight_map" of tensor -> file; fetch it again')

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cir_jax.convert.containers import mistaken
+from cir_jax.convert.containers import file_kinds
 from cir_jax.convert.containers.tensors import DTYPES, Tensor
 from cir_jax.errors import UserError
 
@@ -38,7 +38,7 @@ class Span:
           UserError: the file is gone, or shorter than it was when its header was read.
         """
         found = empty((self.count,), DTYPES[self.dtype])
-        mistaken.guarded(self.path, lambda file: self._fill(file, found.view(np.uint8)))
+        file_kinds.guarded(self.path, lambda file: self._fill(file, found.view(np.uint8)))
         return found
 
     def view(self, shape: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:

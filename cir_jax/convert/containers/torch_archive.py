@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.convert.containers import mistaken, torch_pickle, torch_zip
+from cir_jax.convert.containers import file_kinds, torch_pickle, torch_zip
 from cir_jax.convert.containers.spans import Span
 from cir_jax.convert.containers.tensors import DTYPES, Tensor
 from cir_jax.convert.containers.torch_pickle import SCRIPTED, Call, Global, Storage
@@ -35,7 +35,7 @@ _TENSORS = (
 
 def looks_like(path: str | os.PathLike) -> bool:
     """Whether the content is a zip archive, as torch >= 1.6 writes them."""
-    return mistaken.head(path).startswith(torch_zip.MAGIC)
+    return file_kinds.head(path).startswith(torch_zip.MAGIC)
 
 
 def read(path: str | os.PathLike) -> tuple[str, Any]:
@@ -55,13 +55,13 @@ def read(path: str | os.PathLike) -> tuple[str, Any]:
         are no plain arrays of the types in `tensors.DTYPES` (the tensor is named).
     """
     if not looks_like(path):
-        raise mistaken.explain(path, "a file of torch.save")
+        raise file_kinds.explain(path, "a file of torch.save")
 
     def work(file):
         archive = torch_zip.entries(path, file)
         return archive, archive.content(file, "data.pkl", _MOST_PICKLE)
 
-    archive, data = mistaken.guarded(path, work)
+    archive, data = file_kinds.guarded(path, work)
     scripted = "constants.pkl" in archive.entries
     root, count = torch_pickle.load(data, path, scripted)
     # A value is pushed by an instruction; one that is met far more often contains itself.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cir_jax.towers.clip_sizes import VOCABULARY
+from cir_jax.towers.clip.sizes import VOCABULARY
 from cir_jax.towers.layers import Dense, normal, unit
 
 TOKENIZER = "clip"

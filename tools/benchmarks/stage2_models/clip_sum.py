@@ -4,14 +4,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from cir_jax.towers import clip_sizes
+from cir_jax.towers.clip import sizes
 from tools.benchmarks.stage2_models.contract import Problem
 
 CONFIG = "clip_sum:fashioniq,stage=2"
 TOWER = "ViT-B/32"
 ROWS = 46_000  # images of the FashionIQ training split
 TEMPERATURE = 0.02
-PADDED = clip_sizes.CONTEXT  # the released step pads every text to this
+PADDED = sizes.CONTEXT  # the released step pads every text to this
 FIRST, LAST, WORDS = 49406, 49407, 49405  # ids of start and end, and one above those of words
 REFERENCE_SCALE = 3.0  # raw features are longer than 1
 
@@ -20,7 +20,7 @@ def released(tower: str, problem: Problem) -> Callable[[], Any]:
     """The released step: texts of 77 tokens, the bank copied at every step, the released AdamW."""
     import torch
 
-    size = clip_sizes.find(tower)
+    size = sizes.find(tower)
     text = size.text
     network = _text_tower(torch, text.width, text.heads, text.layers, size.embedding)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-5, eps=1e-7, weight_decay=0.01)
@@ -67,12 +67,12 @@ def _text_tower(torch: Any, width: int, heads: int, layers: int, embedding: int)
     class Tower(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.words = nn.Embedding(clip_sizes.VOCABULARY, width)
-            self.position = nn.Parameter(torch.randn(clip_sizes.CONTEXT, width) * 0.01)
+            self.words = nn.Embedding(sizes.VOCABULARY, width)
+            self.position = nn.Parameter(torch.randn(sizes.CONTEXT, width) * 0.01)
             self.blocks = nn.ModuleList(Block() for _ in range(layers))
             self.norm = nn.LayerNorm(width)
             self.projection = nn.Parameter(torch.randn(width, embedding) * width**-0.5)
-            mask = torch.full((clip_sizes.CONTEXT,) * 2, float("-inf")).triu(1)
+            mask = torch.full((sizes.CONTEXT,) * 2, float("-inf")).triu(1)
             self.register_buffer("mask", mask)
 
         def forward(self, ids: Any) -> Any:

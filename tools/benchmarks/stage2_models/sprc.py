@@ -8,7 +8,7 @@ numbers differ and would be a part of what is timed.
 from collections.abc import Callable
 from typing import Any
 
-from cir_jax.towers import blip2_sizes
+from cir_jax.towers.blip2 import sizes
 from tools.benchmarks.stage2_models.contract import Problem
 
 CONFIG = "sprc:fashioniq,stage=2"
@@ -16,7 +16,7 @@ CONFIG = "sprc:fashioniq,stage=2"
 TOWER = "eva-28-14-w64-l1-h1_qformer-w192-l12-h3-q32_d256"
 ROWS = 25_136  # images of FashionIQ's training triplets
 TEMPERATURE = 0.05
-PADDED = blip2_sizes.CONTEXT
+PADDED = sizes.CONTEXT
 FIRST, LAST, WORDS = 101, 102, 30522
 REFERENCE_SCALE = 10.0
 
@@ -28,7 +28,7 @@ def released(tower: str, problem: Problem) -> Callable[[], Any]:
     from tools.torch_models import sprc
 
     torch.manual_seed(0)
-    model = sprc.Sprc(blip2_sizes.find(tower))
+    model = sprc.Sprc(sizes.find(tower))
     model.begin_stage_two(TEMPERATURE)
     optimizer = sprc.optimizer(model)
     text = torch.from_numpy(problem.ids).long()

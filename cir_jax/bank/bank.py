@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The static bank of stage two: every candidate's target embedding, and the references.
+
+Each distinct image is opened and encoded exactly once (the released code does so four times per
+triplet). Rows are numbered by the image table and sharded over all devices; references may lie
+elsewhere, see `cir_jax.bank.references`. A bank knows the parameters, images and
+preprocessing it was made of, and is refused by anything else.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from cir_jax.bank.references import Plan
+from cir_jax.contract import Functions
+from cir_jax.data.pipeline import TrainingData
+from cir_jax.errors import UserError
+from cir_jax.params import Params
+from cir_jax.runtime import mesh as meshes
+
+DTYPES = ("float32", "bfloat16")
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=["targets", "references"], meta_fields=["rows"]
+)
+@dataclass(frozen=True)
+class Bank:
+    """Rows on the devices.
+
+    Attributes:
+      targets: [N', K, D] unit rows, row i is image i of the table; N' fills up to the devices.
+      references: [M', R, C], row i is reference i of the plan; None where they are not on devices.
+      rows: N, valid rows of `targets`; static.
+    """
+
+    targets: jax.Array
+    references: jax.Array | None
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """All that a bank is made of.
+
+    Attributes:
+      functions: the model.
+      index: its index parameters.
+      data: triplets and images.
+      plan: the references.
+      preprocess: file -> uint8 [S, S, 3].
+      place: where references lie, "device", "disk" or "recompute".
+    """
+
+    functions: Functions
+    index: Params
+    data: TrainingData
+    plan: Plan
+    preprocess: Any
+    place: str
+
+    def fingerprint(self) -> dict[str, str]:
+        """What the bank depends on, by part, and not on devices, processes or sharding.
+
+        The parameters are those that `target` and `reference` read, whatever their role: training
+        the text side anew leaves the bank of an image tower as good as it was.
+        """
+        digest = hashlib.sha256()
+        for path in self.functions.index_paths:
+            x = _whole(self.index[path])
+            digest.update(f"{path} {x.dtype} {x.shape}\n".encode())
+            digest.update(np.ascontiguousarray(x).tobytes())
+        parts = {
+            "model": Path(self.functions.module.__file__).stem,
+            "parameters": digest.hexdigest(),
+            "images": self.data.images.fingerprint(),
+            "preprocessing": self.preprocess.fingerprint(),
+        }
+        if self.place == "recompute":
+            return parts
+        plan, kind = self.plan, "by text" if self.plan.by_text else "by image"
+        rows = hashlib.sha256(plan.image.tobytes() + plan.text.tobytes()).hexdigest()
+        parts["references"] = f"{self.arrays()['references'][1]} {len(plan)} {kind} {rows}"
+        if plan.reads_text:
+            tokens = self.data.tokens
+            texts = hashlib.sha256(tokens.flat.tobytes() + tokens.start.tobytes())
+            parts["texts"] = texts.hexdigest()
+        return parts
+
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Name -> (shape, dtype) of what lies on disk."""
+        shapes = {
+            "targets": ((len(self.data.images), *self.functions.target_shape), np.dtype("float32"))
+        }
+        if self.place != "recompute":
+            kind = jnp.dtype("bfloat16" if self.place == "disk" else "float32")
+            shapes["references"] = ((len(self.plan), *self.functions.reference_shape), kind)
+        return shapes
+
+
+def place(rows: dict[str, np.ndarray], mesh: Mesh, dtype: str = "float32") -> Bank:
+    """Puts a bank on the devices, filled up with zero rows to a multiple of their number.
+
+    Args:
+      rows: {"targets"} and, if they are to be there, {"references"}.
+      mesh: the device mesh.
+      dtype: of the targets.
+
+    Raises:
+      UserError: an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"loss.bank_dtype={dtype!r} is unknown; use {' or '.join(DTYPES)}")
+    sharding = meshes.row_sharding(mesh)
+
+    def put(x: np.ndarray, kind: Any) -> jax.Array:
+        fill = -len(x) % mesh.size
+        shape = (len(x) + fill, *x.shape[1:])
+
+        def part(span: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = span[0].indices(shape[0])
+            mine = x[start : min(stop, len(x))].astype(kind)
+            short = stop - start - len(mine)
+            return np.pad(mine, ((0, short), (0, 0), (0, 0))) if short else mine
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    # References enter the query side raw, so they keep float32.
+    references = put(rows["references"], np.float32) if "references" in rows else None
+    return Bank(put(rows["targets"], jnp.dtype(dtype)), references, len(rows["targets"]))
+
+
+def _whole(x: Any) -> np.ndarray:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)

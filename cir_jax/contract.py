@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract of a model: three functions, two parameter trees, and nothing else.
+
+Axis letters, everywhere in this project:
+B batch, N images, R reference rows, K target rows, T text tokens, C width, D embedding, S pixels.
+
+    reference(pixels, text)  -> [B, R, C]   on INDEX parameters; what stage two caches
+    target(pixels)           -> [B, K, D]   on INDEX parameters; unit rows; bank and gallery rows
+    compose(reference, text) -> [B, D]      on QUERY parameters; unit query
+    score                     = max over K of <query, target row>
+
+A model is one module of `cir_jax.models` (or a file of yours) that defines
+
+    TOKENIZER       name of a tokenizer of `cir_jax.data.tokens`
+    CUT_PADDING     True if a text may be cut to the longest caption of its batch
+    REFERENCE_ROWS  "per_image", or "per_triplet" where the reference depends on the text
+    Model           an `nnx.Module`: Model(config, rngs=...), with the three methods above
+    image_size(config)  side S of the square input, in pixels
+    roles(config)       path rules -> "index", "query", "statistic" or "pretrain"
+    sharding(config)    path rules -> one mesh axis name or None per dimension
+
+and where it needs them
+
+    NEW             regexes of paths that start at random, with a message, beside weights that lack
+                    them
+    AUXILIARY       {name: what it is}: losses of its own for stage one, see `loss.auxiliary` of
+                    configs/base.py; the model then has two more methods,
+        training(reference_pixels, target_pixels, text, key) -> ([B, D], [B, K, D], extras)
+                    query and targets as by the three methods, and whatever per example the losses
+                    need, {name: [B, ...]}; runs on a part of the batch under gradient caching
+        auxiliary(query, targets, extras, temperature) -> {name: [B] losses}
+                    over the whole batch, for every name of AUXILIARY
+    text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
+                    text_features(text, key), key), where a query is cheap once the text is encoded
+
+A method may take the dropout key of a training step, `key=None`; a bank, a gallery and an
+evaluation never give one.
+
+`config` is the `model` section of the run's config. Roles say when a parameter trains: stage one
+trains "index" and "query"; stage two trains "query" only; "pretrain" (CLIP's `logit_scale`, or both
+towers of a model that keeps its CLIP frozen) trains in stage zero alone; a "statistic" (of a
+BatchNorm that stays in evaluation mode) never does. A model never sees a mesh, a bank, a stage or a
+data set; trainer, bank and evaluator call the three functions and nothing else.
+
+Stage one uses one tree as both index and query. Stage two keeps that tree as the index and trains a
+copy of the query part. Source: section 3.3 of arXiv 2404.11317, where the image side is frozen.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cir_jax import plugins, rules
+from cir_jax.errors import UserError
+from cir_jax.params import Params
+from cir_jax.towers.layers import DTYPES, normalize
+
+ROLES = ("index", "query", "statistic", "pretrain")
+PACKAGE = "cir_jax.models"
+
+
+@dataclass(frozen=True, eq=False)
+class Functions:
+    """A model as pure functions of a flat parameter dict. Hashable by identity, for jit caches.
+
+    Attributes:
+      module: the plug-in module.
+      config: the `model` section of the config.
+      graph: the static part of the nnx module.
+      keys: parameter path -> its key tuple in the nnx state.
+      abstract: parameter path -> jax.ShapeDtypeStruct.
+    """
+
+    module: ModuleType
+    config: Any
+    graph: Any
+    keys: dict[str, tuple]
+    abstract: Params
+
+    def reference(
+        self, params: Params, pixels: jax.Array, text: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, S, S, 3] and [B, T] -> [B, R, C], on index parameters."""
+        return self._call(params, "reference", normalize(pixels), text, key=key)
+
+    def target(self, params: Params, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[B, S, S, 3] -> [B, K, D] unit rows, on index parameters."""
+        return self._call(params, "target", normalize(pixels), key=key)
+
+    def compose(
+        self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, R, C] and [B, T] -> [B, D] unit queries, on query parameters.
+
+        `key` is the dropout key of a training step; None switches dropout off.
+        """
+        return self._call(params, "compose", reference, text, key=key)
+
+    def training(
+        self,
+        params: Params,
+        reference_pixels: jax.Array,
+        target_pixels: jax.Array,
+        text: jax.Array,
+        key: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
+        pixels = normalize(reference_pixels), normalize(target_pixels)
+        return self.merged(params).training(*pixels, text, key)
+
+    def auxiliary(
+        self,
+        params: Params,
+        query: jax.Array,
+        targets: jax.Array,
+        extras: dict[str, jax.Array],
+        temperature: jax.Array | float,
+    ) -> dict[str, jax.Array]:
+        """The auxiliary losses over a whole batch, name -> [B] float32."""
+        return self.merged(params).auxiliary(query, targets, extras, temperature)
+
+    def text_features(self, params: Params, text: jax.Array, key: jax.Array | None) -> jax.Array:
+        """[B, T] -> [B, ...] what `fuse` takes, on query parameters; only if `fuses`."""
+        return self._call(params, "text_features", text, key=key)
+
+    def fuse(
+        self, params: Params, reference: jax.Array, features: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        """[B, R, C] and [B, ...] -> [B, D] unit queries, on query parameters; only if `fuses`."""
+        return self._call(params, "fuse", reference, features, key=key)
+
+    @property
+    def fuses(self) -> bool:
+        """True if the model composes in two steps, `text_features` and `fuse`."""
+        return hasattr(self.module.Model, "fuse")
+
+    def _call(self, params: Params, name: str, *inputs: jax.Array, key: jax.Array | None) -> Any:
+        method = getattr(self.merged(params), name)
+        takes_key = "key" in inspect.signature(method).parameters
+        return method(*inputs, key=key) if takes_key else method(*inputs)
+
+    def init(self, seed: int) -> Params:
+        """Random parameters, drawn by the model's own initialisers."""
+        return self._init(jax.random.key(seed))
+
+    @cached_property
+    def _init(self) -> Callable[[jax.Array], Params]:
+        def draw(key: jax.Array) -> Params:
+            model = self.module.Model(self.config, rngs=nnx.Rngs(key))
+            return _flatten(nnx.to_pure_dict(nnx.split(model)[1]))[0]
+
+        return jax.jit(draw)
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square input, in pixels."""
+        return self.module.image_size(self.config)
+
+    @property
+    def sharding_rules(self) -> list[tuple[str, tuple]]:
+        """(regex of a path, mesh axis or None per dimension) of the model."""
+        return self.module.sharding(self.config)
+
+    @property
+    def per_triplet(self) -> bool:
+        """True if the reference depends on the text."""
+        return self.module.REFERENCE_ROWS == "per_triplet"
+
+    @cached_property
+    def reference_shape(self) -> tuple[int, int]:
+        """(R, C)."""
+        return self._shapes[0].shape[1:]
+
+    @cached_property
+    def target_shape(self) -> tuple[int, int]:
+        """(K, D)."""
+        return self._shapes[1].shape[1:]
+
+    @cached_property
+    def roles(self) -> dict[str, str]:
+        """Parameter path -> role, for every parameter."""
+        found = rules.match(self.module.roles(self.config), self.abstract, "model roles")
+        unknown = sorted(set(found.values()) - set(ROLES))
+        if unknown:
+            raise UserError(f"model roles {unknown} are unknown; use {', '.join(ROLES)}")
+        return found
+
+    @cached_property
+    def index_paths(self) -> list[str]:
+        """Sorted paths of the parameters that `target` or `reference` read, whatever their role."""
+
+        def rows(params: Params, pixels: jax.Array, text: jax.Array) -> tuple:
+            return self.target(params, pixels), self.reference(params, pixels, text)
+
+        return self._read_by(rows, *self._example)
+
+    @cached_property
+    def query_paths(self) -> list[str]:
+        """Sorted paths of the parameters that `compose` reads."""
+        _, text = self._example
+        reference = jax.ShapeDtypeStruct((1, *self.reference_shape), jnp.float32)
+        return self._read_by(self.compose, reference, text)
+
+    @cached_property
+    def training_paths(self) -> list[str]:
+        """Sorted paths of the parameters that `training` reads."""
+        pixels, text = self._example
+        return self._read_by(self.training, pixels, pixels, text, jax.random.key(0))
+
+    def _read_by(self, function: Callable, *inputs: jax.ShapeDtypeStruct) -> list[str]:
+        traced = jax.make_jaxpr(function)(self.abstract, *inputs).jaxpr
+        read = {id(x) for equation in traced.eqns for x in equation.invars}
+        paths = sorted(self.abstract)  # the order in which a dict is flattened
+        leaves = traced.invars[: len(paths)]
+        return [path for path, x in zip(paths, leaves, strict=True) if id(x) in read]
+
+    @property
+    def _example(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        pixels = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, 3), jnp.uint8)
+        return pixels, jax.ShapeDtypeStruct((1, 8), jnp.int32)
+
+    @cached_property
+    def _shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        pixels, text = self._example
+        return (
+            jax.eval_shape(self.reference, self.abstract, pixels, text),
+            jax.eval_shape(self.target, self.abstract, pixels),
+        )
+
+    def merged(self, params: Params) -> nnx.Module:
+        """The nnx module with these parameters."""
+        tree: dict = {}
+        for path, keys in self.keys.items():
+            node = tree
+            for key in keys[:-1]:
+                node = node.setdefault(key, {})
+            node[keys[-1]] = params[path]
+        return nnx.merge(self.graph, tree)
+
+
+def build(config: Any) -> Functions:
+    """The functions of the model `config.name`, built abstractly: no memory is allocated.
+
+    Raises:
+      UserError: no such model (what exists is listed), or the plug-in lacks a part of the contract.
+    """
+    module = plugins.load(PACKAGE, config.name, marker="Model")
+    needed = ("TOKENIZER", "CUT_PADDING", "REFERENCE_ROWS", "image_size", "roles", "sharding")
+    missing = [n for n in needed if not hasattr(module, n)]
+    if missing:
+        raise UserError(
+            f"model {config.name!r} ({module.__file__}) lacks {', '.join(missing)}; "
+            "the module docstring of cir_jax/contract.py says what each must be"
+        )
+    if module.REFERENCE_ROWS not in ("per_image", "per_triplet"):
+        raise UserError(
+            f"REFERENCE_ROWS = {module.REFERENCE_ROWS!r} in {module.__file__}; "
+            "use 'per_image' or 'per_triplet'"
+        )
+    for together in (("AUXILIARY", "training", "auxiliary"), ("text_features", "fuse")):
+        has = [n for n in together if hasattr(module if n.isupper() else module.Model, n)]
+        if has and len(has) < len(together):
+            raise UserError(
+                f"model {config.name!r} ({module.__file__}) has {', '.join(has)}, but "
+                f"{', '.join(together)} belong together; define all of them or none"
+            )
+    if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if config.dtype not in DTYPES:
+        raise UserError(f"model.dtype={config.dtype!r}; use auto, {' or '.join(DTYPES)}")
+    model = nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    abstract, keys = _flatten(nnx.to_pure_dict(state))
+    return Functions(module, config, graph, keys, abstract)
+
+
+def _flatten(tree: dict, prefix: tuple = ()) -> tuple[Params, dict[str, tuple]]:
+    flat: Params = {}
+    keys: dict[str, tuple] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            inner, inner_keys = _flatten(value, (*prefix, key))
+            flat |= inner
+            keys |= inner_keys
+        else:
+            path = "/".join(map(str, (*prefix, key)))
+            flat[path] = value
+            keys[path] = (*prefix, key)
+    return flat, keys

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image table: the only place where an image gets a number.
+
+Labels, bank rows and galleries all use its rows, so two numberings of one image cannot drift apart.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax.data.annotations import read_json
+from cir_jax.data.triplets import TripletSet
+from cir_jax.errors import UserError, nearest
+
+_SAMPLE = 4096  # bytes, a page
+_THREADS = 16  # that read samples
+
+
+class ImageTable:
+    """Distinct images in a fixed order.
+
+    Attributes:
+      names: row -> name of its image (of the first one, where several files are pixel-identical).
+      paths: row -> its file, as `cir_jax.data.pixels.Preprocess` takes it.
+      row_of: name -> row, for every name, duplicates included.
+      unlabelled: how many rows, the last ones, are of images that no triplet names.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        paths: Sequence[Any],
+        row_of: Mapping[str, int],
+        unlabelled: int = 0,
+    ):
+        self.unlabelled = unlabelled
+        self.names = tuple(names)
+        self.paths = tuple(paths)
+        self.row_of = dict(row_of)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_names(cls, names: Iterable[str], paths: Mapping[str, Any]) -> "ImageTable":
+        """A table of `names` in their order; a name that comes twice keeps its first row.
+
+        Raises:
+          UserError: a name has no path.
+        """
+        row_of: dict[str, int] = {}
+        for name in names:
+            row_of.setdefault(name, len(row_of))
+        lost = [n for n in row_of if n not in paths]
+        if lost:
+            raise UserError(
+                f"{len(lost)} images have no file, {lost[0]!r} the first;{nearest(lost[0], paths)} "
+                "run `cir-jax doctor` on the data set"
+            )
+        return cls(tuple(row_of), [paths[n] for n in row_of], row_of)
+
+    @classmethod
+    def from_sets(cls, sets: Sequence[TripletSet], optimized: str = "") -> "ImageTable":
+        """The images of all triplets, in first-seen order, the reference before the target.
+
+        Args:
+          sets: annotated and generated triplets.
+          optimized: path of an `optimized_images.json`, which lets pixel-identical images share a
+            row. Rows that no triplet reaches are left out: the released code keeps them as
+            all-zero bank rows, a constant negative.
+
+        Raises:
+          UserError: a triplet names an image that has no path, or is not in `optimized`; or two
+            sets call two files by one name.
+        """
+        paths = _merged(sets)
+        group = groups(optimized) if optimized else None
+        names: list[str] = []
+        row_of: dict[str, int] = {}
+        row_of_group: dict[int, int] = {}
+        for one in sets:
+            for triplet in one.triplets:
+                for name in filter(None, (triplet.reference, triplet.target)):
+                    if name in row_of:
+                        continue
+                    where = f"{one.name} triplet {triplet.query_id}"
+                    if name not in paths:
+                        raise UserError(
+                            f"{where} names image {name!r}, which is not in the image table; "
+                            "correct the annotation file or add the image; the folder of generated "
+                            "triplets' own images is data.generated_images"
+                        )
+                    if group is None:
+                        row_of[name] = len(names)
+                    elif name in group:
+                        row_of[name] = row_of_group.setdefault(group[name], len(names))
+                    else:
+                        raise UserError(
+                            f"{where} names image {name!r}, which is not in {optimized}; "
+                            "make that file anew, or set data.optimized to nothing"
+                        )
+                    if row_of[name] == len(names):
+                        names.append(name)
+        return cls(names, [paths[n] for n in names], row_of)
+
+    def extended(self, names: Sequence[str], paths: Sequence[Any]) -> "ImageTable":
+        """The table with more rows behind its own, for images that no triplet names."""
+        row_of = self.row_of | {name: len(self) + i for i, name in enumerate(names)}
+        unlabelled = self.unlabelled + len(names)
+        return ImageTable([*self.names, *names], [*self.paths, *paths], row_of, unlabelled)
+
+    def rows(self, names: Iterable[str]) -> np.ndarray:
+        """Rows of `names`, int32; "" gives -1.
+
+        Raises:
+          UserError: a name is not in the table.
+        """
+        rows = []
+        for name in names:
+            if name and name not in self.row_of:
+                raise UserError(
+                    f"image {name!r} is not in the image table of {len(self)} images;"
+                    f"{nearest(name, self.row_of)}"
+                )
+            rows.append(self.row_of[name] if name else -1)
+        return np.asarray(rows, np.int32)
+
+    def fingerprint(self) -> str:
+        """sha256 over the order of the names, the row of every name, and unlabelled pictures.
+
+        A data set's names tell its images apart. Those of unlabelled ones come from any folder, and
+        two folders may hold other pictures by the same names.
+
+        Raises:
+          UserError: an unlabelled image cannot be read.
+        """
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(name.encode() + b"\n")
+        for name, row in sorted(self.row_of.items()):
+            digest.update(f"{name}\t{row}\n".encode())
+        if self.unlabelled:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                for content in pool.map(_content, self.paths[-self.unlabelled :]):
+                    digest.update(content)
+        return digest.hexdigest()
+
+
+def _content(path: Any) -> bytes:
+    """What tells a picture from others: its size, and a few bytes of its start, middle and end.
+
+    Neither its place nor its date, which differ between machines that hold the same data.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") if isinstance(path, str) else BytesIO(path.read_bytes()) as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{size}\n".encode())
+            for start in (0, size // 2, max(size - _SAMPLE, 0)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); bring it, or set "
+            "data.on_missing=drop to leave it out"
+        ) from None
+    return digest.digest()
+
+
+def _merged(sets: Sequence[TripletSet]) -> dict[str, Any]:
+    """The paths of all sets."""
+    paths: dict[str, Any] = {}
+    for one in sets:
+        for name, path in one.paths.items():
+            if paths.setdefault(name, path) != path:
+                raise UserError(
+                    f"image {name!r} is {paths[name]} and, in {one.name}, {path}; one name cannot "
+                    "be two images: rename one of them"
+                )
+    return paths
+
+
+def groups(path: str) -> dict[str, int]:
+    """Name -> group of identical images, from the released file [names, paths, {name: group}]."""
+    content = read_json(Path(path))
+    if len(content) != 3 or not isinstance(content[2], dict):
+        raise UserError(f"{path} is no optimized_images.json: expected [names, paths, name -> id]")
+    if not content[2]:
+        raise UserError(
+            f"{path} is empty; the released command line writes such a file when --dataset is "
+            "given twice. Make it anew, or set data.optimized to nothing"
+        )
+    return content[2]

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of files larger than memory: JSON arrays, JSON lines, CSV, TSV, parquet, tar shards.
+
+What a file holds is seen from its first bytes, never from its suffix, and each kind may be
+gzip-compressed. One record (parquet: one batch) is in memory at a time. A record that cannot be
+parsed comes out as the text of what is wrong with it and reading goes on; a file that ends too
+early raises, because a cut file must not pass for a smaller data set.
+"""
+
+import csv
+import glob
+import gzip
+import io
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from cir_jax.datasets.importing import json_text, shards
+from cir_jax.datasets.importing.json_text import Found
+from cir_jax.errors import UserError
+
+
+def files(sources: Sequence[str | Path], patterns: Sequence[str]) -> list[Path]:
+    """The files that `sources` name, in order, each once.
+
+    Args:
+      sources: files, glob patterns (`shards/**/*.jsonl`), or folders.
+      patterns: file names that are looked for in a folder itself, not in folders below it.
+
+    Raises:
+      UserError: a source names no file.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            below = sorted({f for p in patterns for f in path.glob(p) if f.is_file()})
+            if not below:
+                raise UserError(
+                    f"folder {path} holds no {' or '.join(patterns)}; name the files themselves"
+                )
+        else:
+            hits = [path] if path.is_file() else sorted(glob.glob(str(source), recursive=True))
+            below = [Path(f) for f in hits if Path(f).is_file()]
+            if not below:
+                raise UserError(f"no file {source}; give a file, a folder or a glob pattern")
+        found.update(dict.fromkeys(below))
+    return list(found)
+
+
+def records(path: str | Path) -> Iterator[Found]:
+    """("file:number", record) of every record; instead of a record, what is wrong with it.
+
+    The number counts from 1: lines in JSON lines and CSV, records or rows otherwise.
+
+    Raises:
+      UserError: the file is empty, of no known kind, cut or damaged; the last good record is named.
+    """
+    last = "its beginning"
+    try:
+        for last, record in _kind(Path(path)):
+            yield last, record
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError) as error:
+        raise UserError(
+            f"{path} is cut or damaged after {last} ({error}); fetch it again"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path} after {last}: {error}") from None
+
+
+def _kind(path: Path) -> Iterator[Found]:
+    with _binary(path) as stream:
+        head = stream.read(4096)
+    start = head.decode("utf-8-sig", "replace").lstrip()
+    if head.startswith(b"PAR1"):
+        return shards.parquet(path)
+    if head[257:262] == b"ustar":
+        return shards.tar(_binary(path), path)
+    if start.startswith("["):
+        return json_text.array(_text(path, "\n"), path)
+    if start.startswith("{"):
+        return json_text.lines(_text(path, "\n"), path)
+    if not start:
+        raise UserError(f"{path} is empty; fetch it again")
+    header = start.split("\n", 1)[0]
+    delimiter = max("\t,;", key=header.count)  # spreadsheets of many countries write ;
+    if delimiter in header:
+        return _csv(path, delimiter)
+    raise UserError(
+        f"{path} is no JSON, JSON lines, CSV, parquet or tar file; it begins with {start[:40]!r}"
+    )
+
+
+def _binary(path: Path) -> BinaryIO:
+    with path.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def _text(path: Path, newline: str) -> io.TextIOWrapper:
+    # Bytes that are not UTF-8 become lone surrogates, so one bad record does not end the file: it
+    # is refused when it is written.
+    return io.TextIOWrapper(_binary(path), "utf-8-sig", "surrogateescape", newline)
+
+
+def _csv(path: Path, delimiter: str) -> Iterator[Found]:
+    line = ""
+
+    def noted(text: str) -> str:
+        nonlocal line
+        line = text
+        return text
+
+    with _text(path, "") as stream:
+        rows = csv.reader(map(noted, stream), delimiter=delimiter, strict=True)
+        columns = next(rows)
+        while True:
+            where = f"{path}:{rows.line_num + 1}"
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                row, problem = [], f"no CSV ({error})"
+            else:
+                problem = f"{len(row or ())} columns, expected {len(columns)}"
+            if row is None:
+                return
+            if len(row) == len(columns):
+                yield where, dict(zip(columns, row, strict=True))
+            elif not line.endswith("\n") or "unexpected end" in problem:
+                raise UserError(f"{where} ends too early: the file is cut; fetch it again")
+            elif line.strip():
+                yield where, problem

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FashionIQ in its official layout.
+
+    captions/cap.{category}.{split}.json       [{"candidate", "target", "captions": [2 texts]}]
+    image_splits/split.{category}.{split}.json [name]
+    images/{name}.png or .jpg, flat or in a folder per category
+
+The two texts of a triplet are joined in four ways for training and in one way for evaluation
+(section 4.1 of arXiv 2404.11317 follows CLIP4CIR here).
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cir_jax.data.annotations import field, image_files, image_name, not_empty, read_json
+from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets import records
+from cir_jax.errors import UserError, nearest
+
+CATEGORIES = ("dress", "shirt", "toptee")
+SOURCE = "fashioniq"
+
+
+def read(
+    root: str | Path,
+    split: str = "train",
+    categories: Sequence[str] = (),
+) -> list[TripletSet]:
+    """The annotated triplets of all categories.
+
+    Raises:
+      UserError: a file or a field is missing, a category does not exist, or the split is empty.
+    """
+    paths = locate(root)
+    triplets: list[Triplet] = []
+    for category in find_categories(root, split, categories):
+        triplets += read_category(root, category, split)
+    if not triplets:
+        raise UserError(f"FashionIQ split {split!r} in {root} is empty; choose another split")
+    return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
+
+
+def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+    """Name -> file of all images that the split's files list; of all there are without such files.
+
+    A listed image whose file is lost is known all the same: `on_missing` decides about it.
+    """
+    there, listed = locate(root), _listed(root, split)
+    return {n: there.get(n, _expected(root, n)) for n in listed} if listed else there
+
+
+def read_category(root: str | Path, category: str, split: str) -> list[Triplet]:
+    """The annotated triplets of one category; no image is looked for.
+
+    Raises:
+      UserError: the file or a field is missing.
+    """
+    file = caption_file(root, category, split)
+    return [
+        _triplet(record, category, number, f"{file} record {number}", split)
+        for number, record in enumerate(read_json(file))
+    ]
+
+
+def split_names(root: str | Path, category: str, split: str) -> list[str]:
+    """The entries of a category's split file, as they are listed.
+
+    Raises:
+      UserError: the file is missing or malformed.
+    """
+    file = split_file(root, category, split)
+    names = read_json(file)
+    for number, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{file} record {number} is {name!r}, expected the name of an image")
+    return names
+
+
+def caption_file(root: str | Path, category: str, split: str) -> Path:
+    """Where the annotated triplets of a category lie."""
+    return Path(root) / "captions" / f"cap.{category}.{split}.json"
+
+
+def split_file(root: str | Path, category: str, split: str) -> Path:
+    """Where the image names of a category lie."""
+    return Path(root) / "image_splits" / f"split.{category}.{split}.json"
+
+
+def gallery(
+    root: str | Path, category: str, split: str = "val", kind: str = "full"
+) -> tuple[list[str], dict[str, Any]]:
+    """Names of the gallery of a category, in order, and the file of each.
+
+    Args:
+      root: the data set.
+      category: e.g. "dress".
+      split: e.g. "val".
+      kind: "full" (all images of the split) or "val" (references and targets of its triplets, the
+        VAL protocol).
+
+    Raises:
+      UserError: an unknown kind, or a missing or empty file.
+    """
+    if kind not in ("full", "val"):
+        raise UserError(f"eval.gallery={kind!r} is unknown; use full or val")
+    if kind == "full":
+        names = list(dict.fromkeys(split_names(root, category, split)))
+    else:
+        find_categories(root, split, (category,))
+        triplets = read_category(root, category, split)
+        names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target) if n))
+    if not names:
+        raise UserError(f"the gallery of {category!r}, split {split!r} in {root} is empty")
+    paths = locate(root)
+    return names, {n: paths.get(n, _expected(root, n)) for n in names}
+
+
+def find_categories(root: str | Path, split: str, wanted: Sequence[str] = ()) -> list[str]:
+    """`wanted`, or the categories that the data set has: the official ones first, in their order.
+
+    Raises:
+      UserError: no caption file at all, or a wanted category without one.
+    """
+    folder = Path(root) / "captions"
+    names = [re.fullmatch(rf"cap\.([^.]+)\.{split}\.json", p.name) for p in folder.glob("cap.*")]
+    found = sorted(m[1] for m in names if m and not re.match(r"(extend_|cc$)", m[1]))
+    if not found:
+        raise UserError(
+            f"no FashionIQ annotations for split {split!r} in {root}; expected "
+            f"{folder}/cap.dress.{split}.json and so on. Set data.root to the folder that holds "
+            "captions/, image_splits/ and images/"
+        )
+    for category in wanted:
+        if category not in found:
+            raise UserError(
+                f"no category {category!r} in {folder}; there are: {', '.join(found)}."
+                f"{nearest(category, found)}"
+            )
+    official = [c for c in CATEGORIES if c in found]
+    return list(dict.fromkeys(wanted)) or official or found
+
+
+def locate(root: str | Path) -> dict[str, Any]:
+    """Name -> file of every image that is there, or its record in a packed data set."""
+    return records.images(root) or image_files(Path(root) / "images")
+
+
+def clean(text: str) -> str:
+    """Strips the characters ". ? ," from both ends, and nothing else."""
+    return text.strip(".?, ")
+
+
+def join(captions: Sequence[str]) -> tuple[str, ...]:
+    """The four training texts of a triplet, each equally likely; the first is the evaluation text.
+
+    A blank caption is left out, so that no text is half a sentence.
+    """
+    first, second = (clean(c) for c in captions)
+    if not first or not second:
+        return (first or second,)
+    return f"{first} and {second}", f"{second} and {first}", first, second
+
+
+def _triplet(record: Any, category: str, number: int, where: str, split: str) -> Triplet:
+    captions = field(record, "captions", where)
+    if not isinstance(captions, list) or len(captions) != 2:
+        raise UserError(f"{where} has captions {captions!r}; FashionIQ has two per triplet")
+    not_empty(captions, where)
+    texts = not_empty(join(captions), where)
+    target = "" if split == "test" else image_name(record, "target", where)
+    return Triplet(
+        image_name(record, "candidate", where),
+        target,
+        texts,
+        texts[0],
+        SOURCE,
+        f"{category}/{number}",
+        category,
+    )
+
+
+def _known(triplets: list[Triplet], paths: dict[str, str], root: str | Path) -> dict[str, str]:
+    """A path for every name; where no file is found, the one that was expected."""
+    names = {n for t in triplets for n in (t.reference, t.target) if n}
+    return {n: paths.get(n, _expected(root, n)) for n in names}
+
+
+def _listed(root: str | Path, split: str) -> list[str]:
+    """Names in the split files that are there, of all categories."""
+    files = sorted((Path(root) / "image_splits").glob(f"split.*.{split}.json"))
+    return [name for file in files for name in split_names(root, file.name.split(".")[1], split)]
+
+
+def _expected(root: str | Path, name: str) -> str:
+    return str(Path(root) / "images" / f"{name}.png")

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Your own triplets: one neutral JSON-lines file per split beside a folder of images.
+
+    {root}/train.jsonl  {"reference": "a.jpg", "target": "b.jpg", "text": "in red"}
+    {root}/val.jsonl    the same; the targets and references of val are its gallery, or
+    {root}/gallery.txt  one image per line, if the gallery is larger
+    {root}/images/      files; a name is a path below it, with or without its suffix
+
+Fields: reference, target, text or texts (several phrasings, one drawn at a time), and optionally
+id, source, group (names of a subset), meta (anything, not read), and, in files of generated
+triplets about images of no data set, reference_path and target_path. A triplet's names come out
+with their suffix, however they were written.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cir_jax.data.annotations import image_name, image_names, not_empty, read_lines
+from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets.named_files import NamedFiles
+from cir_jax.errors import UserError, nearest
+
+SOURCE = "folder"
+FIELDS = (
+    "reference", "target", "text", "texts", "id", "source", "group", "meta",
+    "reference_path", "target_path",
+)  # fmt: skip
+
+
+def read(
+    root: str | Path, split: str = "train", categories: Sequence[str] = ()
+) -> list[TripletSet]:
+    """The triplets of {root}/{split}.jsonl, one set per `source`.
+
+    Raises:
+      UserError: a missing file, a malformed line, an unknown field, a name that fits two files, or
+        no triplet.
+    """
+    if categories:
+        raise UserError(f"a folder has no categories, got {tuple(categories)}; leave them empty")
+    known = NamedFiles.below(Path(root) / "images")
+    by_source: dict[str, list[Triplet]] = {}
+    for where, record in read_lines(Path(root) / f"{split}.jsonl"):
+        one = renamed(triplet(record, where), known, where)
+        by_source.setdefault(one.source, []).append(one)
+    if not by_source:
+        raise UserError(f"{Path(root) / f'{split}.jsonl'} holds no triplet; add lines to it")
+    return [
+        TripletSet(source, tuple(triplets), _paths(root, known, triplets))
+        for source, triplets in by_source.items()
+    ]
+
+
+def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+    """Name -> file of every image below images/, whatever the split; see `held_out`."""
+    return NamedFiles.below(Path(root) / "images").files
+
+
+def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, Any]]:
+    """Names of the gallery, in order, and the file of each: gallery.txt, or the split's images.
+
+    Raises:
+      UserError: it is empty, or a name fits two files.
+    """
+    known, listed = NamedFiles.below(Path(root) / "images"), Path(root) / "gallery.txt"
+    if listed.is_file():
+        lines = listed.read_text("utf-8-sig").split("\n")
+        names = [
+            known.name(line.strip(), f"{listed}:{number}")
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
+    else:
+        triplets = [t for one in read(root, split) for t in one.triplets]
+        names = [n for t in triplets for n in (t.reference, t.target)]
+    names = list(dict.fromkeys(names))
+    if not names:
+        raise UserError(f"{listed} names no image; add one per line, or remove the file")
+    return names, {n: known.files.get(n, _expected(root, n)) for n in names}
+
+
+def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Any]:
+    """Name -> file of the images that gallery.txt and the files of `splits` but "train" name.
+
+    Those of them that are there; none needs to be.
+
+    Raises:
+      UserError: a malformed line, or a name that fits two files.
+    """
+    known, listed = NamedFiles.below(Path(root) / "images"), Path(root) / "gallery.txt"
+    names = gallery(root)[0] if listed.is_file() else []
+    for split in {*splits} - {"train"}:
+        if (Path(root) / f"{split}.jsonl").is_file():
+            triplets = [t for one in read(root, split) for t in one.triplets]
+            names += [n for t in triplets for n in (t.reference, t.target, *t.members)]
+    return {n: known.files[n] for n in names if n in known.files}
+
+
+def triplet(record: dict[str, Any], where: str) -> Triplet:
+    """A triplet from one record; `where` names the record in messages.
+
+    Raises:
+      UserError: an unknown field, or one that is missing or of another type.
+    """
+    for key in record:
+        if key not in FIELDS:
+            raise UserError(
+                f"{where} has an unknown field {key!r}.{nearest(key, FIELDS)} Fields: "
+                f"{', '.join(FIELDS)}; put anything else under meta"
+            )
+    if ("text" in record) == ("texts" in record):
+        raise UserError(f"{where} needs either text or texts")
+    texts = not_empty(record["texts" if "texts" in record else "text"], where)
+    return Triplet(
+        image_name(record, "reference", where),
+        image_name(record, "target", where),
+        texts,
+        texts[0],
+        str(record.get("source", SOURCE)),
+        str(record.get("id", where)),
+        members=image_names(record, "group", where) if "group" in record else (),
+    )
+
+
+def renamed(one: Triplet, known: NamedFiles, where: str) -> Triplet:
+    """The triplet with its names in the form that `known` uses.
+
+    Raises:
+      UserError: a name fits two files.
+    """
+    return replace(
+        one,
+        reference=known.name(one.reference, where),
+        target=known.name(one.target, where),
+        members=tuple(known.name(n, where) for n in one.members),
+    )
+
+
+def _paths(root: str | Path, known: NamedFiles, triplets: Sequence[Triplet]) -> dict[str, Any]:
+    """The file of every image that the triplets name, or the one that is expected."""
+    names = {n: None for t in triplets for n in (t.reference, t.target)}
+    return {n: known.files.get(n, _expected(root, n)) for n in names}
+
+
+def _expected(root: str | Path, name: str) -> str:
+    return str(Path(root) / "images" / name)

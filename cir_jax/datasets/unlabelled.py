@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that no triplet names, for more rows of the bank.
+
+An ablation of section 4 of arXiv 2404.11317: more negatives without more annotations. The released
+code lets in images that are pixel-identical to a labelled one, a negative that is the target
+itself; here an image comes in once, and only if it is none of the labelled ones. Images that a
+"folder" data set evaluates with stay out.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cir_jax import progress
+from cir_jax.data.annotations import read_json
+from cir_jax.data.image_table import ImageTable, groups
+from cir_jax.data.inspection import inspect_images
+from cir_jax.datasets import loading
+from cir_jax.datasets.named_files import NamedFiles
+from cir_jax.errors import UserError
+
+SPLIT = "split"
+
+
+def read(config: Any) -> dict[str, Any]:
+    """Name -> file of all images that `data.unlabelled` names, in their order.
+
+    Raises:
+      UserError: a folder or list that does not exist or holds no image, or a name that is two
+        images.
+    """
+    data = config.data
+    if data.unlabelled_count < 0:
+        raise UserError(
+            f"data.unlabelled_count={data.unlabelled_count} is negative; use 0 for all of them"
+        )
+    if data.unlabelled_count and not data.unlabelled:
+        raise UserError(
+            f"data.unlabelled_count={data.unlabelled_count}, but data.unlabelled names no images; "
+            "set it to split, folders, or JSON lists of files"
+        )
+    module = loading.reader(data.name)
+    home = module.home(data.root) if hasattr(module, "home") else data.root
+    held_out = _held_out(module, config)
+    found: dict[str, Any] = {}
+    for entry in data.unlabelled:
+        more = _split(module, data) if entry == SPLIT else _images(entry, home)
+        for name, path in more.items():
+            if _place(path) in held_out:
+                continue
+            if _place(found.setdefault(name, path)) != _place(path):
+                raise UserError(
+                    f"data.unlabelled: image {name!r} is {found[name]} and {path}; one name "
+                    "cannot be two images: rename a folder"
+                )
+    return found
+
+
+def _held_out(module: Any, config: Any) -> set[str]:
+    """Files that the data set evaluates with, where its folder does not tell them from others.
+
+    As negatives of training they would be seen before they are ranked.
+    """
+    if not config.data.unlabelled or not hasattr(module, "held_out"):
+        return set()
+    files = module.held_out(config.data.root, ("val", config.eval.split))
+    return {_place(path) for path in files.values()}
+
+
+def _split(module: Any, data: Any) -> dict[str, Any]:
+    if not hasattr(module, "images"):
+        raise UserError(
+            f"data.unlabelled=split, but {data.name} defines no images(root, split); name a folder"
+        )
+    return module.images(data.root, "train")
+
+
+def _images(entry: str, home: str | Path) -> dict[str, Any]:
+    """The images of a folder, or of a JSON list of files, whose paths start where the list lies.
+
+    Relative to `home` if there is no such place as given, as files of generated triplets are.
+    """
+    place = Path(entry) if Path(entry).exists() else Path(home) / entry
+    if place.is_dir():
+        files = NamedFiles.below(place).files
+        found = {f"{place.resolve().name}/{name}": path for name, path in files.items()}
+    elif place.is_file():
+        found = {}
+        for number, name in enumerate(read_json(place)):
+            if not isinstance(name, str) or not name:
+                raise UserError(f"{place} record {number} is {name!r}, expected the path of a file")
+            beside = place.parent / name
+            found[name] = str(beside if beside.exists() else Path(home) / name)
+    else:
+        raise UserError(
+            f"data.unlabelled: no folder and no file {entry}, nor {place}; use split, a folder of "
+            "images, or a JSON list of image files"
+        )
+    if not found:
+        raise UserError(f"data.unlabelled: no image in {place}; give another folder or list")
+    return found
+
+
+def extend(
+    table: ImageTable,
+    found: Mapping[str, Any],
+    *,
+    count: int = 0,
+    optimized: str = "",
+    on_missing: str = "error",
+    threads: int = 16,
+) -> ImageTable:
+    """The table with rows for the images of `found` that it does not hold.
+
+    Args:
+      table: the labelled images.
+      found: see `read`.
+      count: the first so many; 0 = all.
+      optimized: `optimized_images.json` of the run. With it, pixel-identical images are one:
+        those that the file knows by the file, others by comparing their pixels.
+      on_missing: "error" or "drop".
+      threads: images opened at a time.
+
+    Raises:
+      UserError: images are missing, fewer than `count` are left, or a name of the table is another
+        image there.
+    """
+    known = {_place(path) for path in table.paths}
+    new = {}
+    for name, path in found.items():
+        if name not in table.row_of and _place(path) not in known:
+            known.add(_place(path))
+            new[name] = path
+    bad = set(inspect_images(new, decode=False).unusable())
+    if bad and on_missing == "error":
+        first = str(new[min(bad)])
+        raise UserError(
+            f"{len(bad)} of {len(new)} images of data.unlabelled are missing or empty, {first} for "
+            "one; bring them, or set data.on_missing=drop to leave them out"
+        )
+    new = {n: path for n, path in new.items() if n not in bad}
+    if optimized:
+        new = _different(table, new, groups(optimized), threads)
+    if count > len(new):
+        raise UserError(
+            f"data.unlabelled_count={count}, but there are {len(new)} images that no triplet "
+            "names; use 0 for all of them"
+        )
+    if not new:
+        raise UserError(
+            "data.unlabelled: every image there is one of the labelled ones; set it to () (images "
+            "that a folder's val.jsonl or gallery.txt names are for evaluation alone)"
+        )
+    left_out = f"; {len(bad)} missing ones left out" if bad else ""
+    progress.say(f"unlabelled images: {count or len(new):,} of {len(new):,}{left_out}")
+    names = list(new)[: count or None]
+    return table.extended(names, [new[n] for n in names])
+
+
+def _place(path: Any) -> str:
+    return os.path.abspath(path) if isinstance(path, str) else str(path)
+
+
+def _different(
+    table: ImageTable, new: Mapping[str, Any], group: Mapping[str, int], threads: int
+) -> dict[str, Any]:
+    """Those of `new` whose picture is neither in the table nor an earlier one of `new`."""
+    seen = {group[n] for n in table.row_of if n in group}
+    kept, unknown = {}, {}
+    for name, path in new.items():
+        if name not in group:
+            unknown[name] = kept[name] = path
+        elif group[name] not in seen:
+            seen.add(group[name])
+            kept[name] = path
+    if not unknown:
+        return kept
+    progress.say(
+        f"comparing the pixels of {len(unknown):,} unlabelled images that are not in "
+        f"data.optimized with those of {len(table) + len(kept) - len(unknown):,} others"
+    )
+    # Others first: of equal ones it is the unknown image that stays out.
+    others = [*table.paths, *(path for n, path in kept.items() if n not in unknown)]
+    everything = {str(i): path for i, path in enumerate([*others, *unknown.values()])}
+    names = list(unknown)
+    for same in inspect_images(everything, threads=threads).duplicates:
+        for i in sorted(map(int, same))[1:]:
+            if i >= len(others):
+                kept.pop(names[i - len(others)])
+    return kept

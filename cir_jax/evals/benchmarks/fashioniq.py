@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FashionIQ: recall per category under an explicit protocol.
+
+Published numbers follow three protocols that must not be compared with one another: gallery "full"
+with the reference "removed" (CLIP rows of arXiv 2404.11317), "full" with the reference "kept" (its
+BLIP-2 rows, and SPRC), and "val", which ranks references and targets of the queries only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax import progress
+from cir_jax.datasets.readers import fashioniq
+from cir_jax.errors import UserError, nearest
+from cir_jax.evals import benchmark, metrics
+from cir_jax.retrieval.retriever import Retriever
+
+REFERENCES = ("removed", "kept")
+
+
+class Benchmark:
+    """FashionIQ, or any data set in its layout.
+
+    Args:
+      root: the data set.
+      categories: () for those the data set has.
+      split: with targets, e.g. "val".
+      gallery: "full" (all images of the category's split) or "val" (references and targets).
+      reference: "removed" from the ranking, or "kept" as a candidate.
+      on_missing: see `benchmark.task`.
+      examples: queries for the report, over all categories.
+
+    Raises:
+      UserError: an unknown value, or what the reader and `benchmark.task` find wrong.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        categories: Sequence[str] = (),
+        split: str = "val",
+        gallery: str = "full",
+        reference: str = "removed",
+        on_missing: str = "error",
+        examples: int = 24,
+    ):
+        if reference not in REFERENCES:
+            raise UserError(
+                f"eval.reference={reference!r} is unknown; use {' or '.join(REFERENCES)}."
+                f"{nearest(reference, REFERENCES)}"
+            )
+        self._removed = reference == "removed"
+        self._protocol = {
+            "benchmark": "FashionIQ",
+            "split": split,
+            "gallery": gallery,
+            "reference": reference,
+        }
+        self._examples = examples
+        self.tasks = self._tasks(root, categories, split, gallery, on_missing)
+
+    def run(self, retriever: Retriever) -> benchmark.Result:
+        """Ranks every category's queries against its gallery."""
+        ranks: dict[str, np.ndarray] = {}
+        shown: list[benchmark.Example] = []
+        for number, (category, one) in enumerate(self.tasks.items()):
+            removed = one.reference if self._removed else None
+            query, gallery = benchmark.encode(retriever, one)
+            ranks[category] = retriever.ranks(query, gallery, one.target, removed)
+            count = (self._examples - len(shown)) // (len(self.tasks) - number)
+            shown += benchmark.examples(
+                retriever, one, query, gallery, ranks[category], removed, count
+            )
+        galleries = {category: one.protocol() for category, one in self.tasks.items()}
+        return benchmark.Result(
+            scores=metrics.fashioniq(ranks),
+            selection="average_recall",
+            protocol={**self._protocol, "galleries": galleries},
+            examples=shown,
+        )
+
+    def _tasks(
+        self, root: str | Path, wanted: Sequence[str], split: str, gallery: str, on_missing: str
+    ) -> dict[str, benchmark.Task]:
+        names = fashioniq.find_categories(root, split, wanted)
+        queries = fashioniq.read(root, split, names)[0]
+        if not all(t.target for t in queries.triplets):
+            raise UserError(
+                f"FashionIQ split {split!r} has no targets, so there is no recall; set "
+                "eval.split=val"
+            )
+        tasks = {}
+        for category in names:
+            triplets = [t for t in queries.triplets if t.category == category]
+            if not triplets:
+                progress.say(f"warning: category {category!r} has no {split} query, left out")
+                continue
+            tasks[category] = benchmark.task(
+                f"FashionIQ {category}",
+                triplets,
+                queries.paths,
+                fashioniq.gallery(root, category, split, gallery),
+                on_missing=on_missing,
+                removed=self._removed,
+            )
+        return tasks
+
+
+def build(config: Any) -> Benchmark:
+    """From the sections `data` and `eval` of a config."""
+    return in_layout(config, benchmark.root(config), config.data.categories)
+
+
+def in_layout(config: Any, root: str | Path, categories: Sequence[str]) -> Benchmark:
+    """The config's protocol over a data set that lies in FashionIQ's layout at `root`."""
+    e = config.eval
+    return Benchmark(root, categories, e.split, e.gallery, e.reference, e.on_missing, e.examples)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: sections in, one self-contained report.html out. Knows no run and no benchmark.
+
+    write_report(folder, "Two stages", [Tiles(...), Table(...), Curves(...), Queries(...)])
+
+Every text is escaped; pictures are embedded, so the file can be mailed.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from cir_jax import files
+from cir_jax.evals.example import Example
+from cir_jax.evals.reports import figures, pictures
+from cir_jax.evals.reports.page import page
+from cir_jax.evals.reports.sections import (
+    Cell,
+    Curves,
+    Facts,
+    Prose,
+    Queries,
+    Section,
+    Spread,
+    Table,
+    Tiles,
+    cell_text,
+    number_of,
+)
+
+FILE = "report.html"
+
+
+def write_report(
+    folder: str | Path, title: str, sections: Sequence[Section], subtitle: str = ""
+) -> Path:
+    """Writes `folder`/report.html and returns its path."""
+    path = Path(folder) / FILE
+    body = "\n".join(_RENDER[type(section)](section) for section in sections)
+    with files.whole(path) as file:
+        file.write(page(title, subtitle, body).encode())
+    return path
+
+
+def _tiles(section: Tiles) -> str:
+    items = "".join(
+        f'<div class="card tile"><span>{escape(label)}</span><b>{_html(cell)}</b>'
+        f"{f'<small>{escape(note)}</small>' if note else ''}</div>"
+        for label, cell, note in section.items
+    )
+    return f'<div class="tiles">{items}</div>'
+
+
+def _table(section: Table) -> str:
+    head = "".join(f"<th>{escape(c)}</th>" for c in section.columns)
+    columns = list(zip(*section.rows, strict=True))
+    values = [[number_of(cell) for cell in column] for column in columns]
+    best = [max(v) if section.best and len(v) > 1 and None not in v else None for v in values]
+    rows = []
+    for row in section.rows:
+        cells = []
+        for cell, top in zip(row, best, strict=True):
+            mark = ' class="best"' if top is not None and number_of(cell) == top else ""
+            cells.append(f"<td{mark}>{_html(cell)}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f'{_heading(section.title)}<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{_note(section.note)}"
+    )
+
+
+def _html(cell: Cell) -> str:
+    if isinstance(cell, Spread) and cell.count > 1:
+        return f"{cell.mean:.2f} <small>± {cell.deviation:.2f}</small>"
+    return escape(cell_text(cell))
+
+
+def _curves(section: Curves) -> str:
+    names = [list(dict.fromkeys(s.name for s in chart.series)) for chart in section.charts]
+    colour_of = {name: i for i, name in enumerate(dict.fromkeys(n for ns in names for n in ns))}
+    shared = all(ns == names[0] for ns in names)  # one legend for all charts
+    cards = []
+    for chart, own in zip(section.charts, names, strict=True):
+        picture = figures.svg(chart, colour_of)
+        legend = "" if shared else _legend({n: colour_of[n] for n in own})
+        if picture:
+            title = f"<h3>{escape(chart.title)}</h3>"
+            cards.append(f'<div class="card chart">{title}{legend}{picture}</div>')
+    if not cards:
+        return ""
+    return (
+        f"{_heading(section.title)}{_legend(colour_of) if shared else ''}"
+        f'<div class="charts">{"".join(cards)}</div>{_note(section.note)}'
+    )
+
+
+def _legend(colour_of: Mapping[str, int]) -> str:
+    if len(colour_of) < 2:  # the title says it
+        return ""
+    entries = "".join(
+        f'<span><i style="--c:var(--series-{i % figures.COLOURS})"></i>{escape(name)}</span>'
+        for name, i in colour_of.items()
+    )
+    return f'<div class="legend">{entries}</div>'
+
+
+def _queries(section: Queries) -> str:
+    if not section.examples:
+        return ""
+    cards = "".join(_query(example) for example in section.examples)
+    return f"{_heading(section.title)}{_note(section.note)}{cards}"
+
+
+def _query(example: Example) -> str:
+    hit = " hit" if example.rank <= len(example.results) else ""
+    asked = (
+        f'<div class="ask">{_figure(example.reference, "", "reference")}'
+        f"<div><p>{escape(example.text)}</p>"
+        f'<span class="rank{hit}">rank {example.rank:,}</span></div></div>'
+    )
+    found = []
+    for place, result in enumerate(example.results, start=1):
+        right = result.name in (example.target_name, *example.also)
+        kind = "target" if right else ""
+        caption = f"{place}. {result.name} ({result.score:.3f})"
+        found.append(_figure(result.path, kind, caption))
+    if example.rank > len(example.results):
+        caption = f"target, rank {example.rank:,}: {example.target_name}"
+        found.append(_figure(example.target, "target later", caption))
+    return f'<div class="card query">{asked}<div class="found">{"".join(found)}</div></div>'
+
+
+def _figure(source: Any, kind: str, caption: str) -> str:
+    uri = pictures.data_uri(source)
+    label = escape(caption, quote=True)
+    if uri:
+        inner = f'<img src="{uri}" alt="{label}" title="{label}">'
+    else:
+        inner = f"<span>{escape(Path(str(source)).name)}</span>"
+    named = f' class="{kind}"' if kind else ""
+    return (
+        f'<figure{named}><div class="frame">{inner}</div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _facts(section: Facts) -> str:
+    items = "".join(
+        f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>"
+        for key, value in _flat(section.values).items()
+    )
+    shown = " open" if section.open else ""
+    return (
+        f'<details class="card"{shown}><summary>{escape(section.title)}</summary>'
+        f"<dl>{items}</dl></details>"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _prose(section: Prose) -> str:
+    paragraphs = "".join(f"<p>{escape(p.strip())}</p>" for p in section.text.split("\n\n"))
+    return f"{_heading(section.title)}{paragraphs}"
+
+
+def _heading(title: str) -> str:
+    return f"<h2>{escape(title)}</h2>" if title else ""
+
+
+def _note(note: str) -> str:
+    return f'<p class="soft">{escape(note)}</p>' if note else ""
+
+
+_RENDER = {
+    Tiles: _tiles,
+    Table: _table,
+    Curves: _curves,
+    Queries: _queries,
+    Facts: _facts,
+    Prose: _prose,
+}

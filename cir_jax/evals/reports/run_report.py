@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves for people and programs: results.json and report.html in its folder."""
+
+import json
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cir_jax import files
+from cir_jax.evals.benchmark import Result
+from cir_jax.evals.example import Example
+from cir_jax.evals.reports.figures import Chart, Series
+from cir_jax.evals.reports.report import write_report
+from cir_jax.evals.reports.sections import Curves, Facts, Queries, Section, Table, Tiles
+from cir_jax.runtime import checkpoint
+from cir_jax.runtime import metrics as logged
+
+RESULTS = "results.json"
+_EXAMPLES = "examples.json"
+_SIZES = {
+    "queries": "queries",
+    "gallery": "gallery",
+    "hash": "hash",
+    "missing_images": "images missing",
+    "dropped_queries": "queries dropped",
+}  # of a protocol -> table columns
+_RECALL = re.compile(r"(?:(?P<group>.+)_)?(?P<kind>recall(?:_subset)?|map)_at(?P<k>\d+)")
+_COLUMNS = {"recall": "R", "recall_subset": "Rsub", "map": "mAP"}
+
+
+def keep(run: Any, result: Result) -> None:
+    """Notes the best evaluation so far, so that a resumed run can report it."""
+    if jax.process_index() == 0:
+        _write(Path(run.config.workdir) / _EXAMPLES, _plain(result))
+
+
+def write(run: Any, state: Any, bank_seconds: float, finished: bool) -> dict[str, Any]:
+    """Writes the report of a run as it stands, and returns the content of results.json."""
+    folder = Path(run.config.workdir)
+    best = _read(folder / _EXAMPLES)
+    results = {
+        "workdir": str(folder),
+        "stage": run.config.stage,
+        "model": f"{run.config.model.name} {run.config.model.tower}",
+        "step": state.step,
+        "finished": finished,
+        "seconds": state.seconds,
+        "bank_seconds": bank_seconds,
+        "triplets": {
+            name: int((run.data.source_of == i).sum()) for i, name in enumerate(run.data.sources)
+        },
+        "dropped": run.data.dropped,
+        "best": state.best,
+        "scores": best.get("scores", {}),
+        "protocol": best.get("protocol", {}),
+        "history": state.history,
+        "config": run.config.to_dict(),
+        "environment": environment(),
+    }
+    if jax.process_index() == 0:
+        _write(folder / RESULTS, results)
+        shown = [Example.from_json(e) for e in best.get("examples", ())]
+        write_report(
+            folder,
+            f"{results['model']}, {results['stage']}",
+            run_sections(results, logged.read(folder / logged.FILE), shown),
+            subtitle=str(folder),
+        )
+    return results
+
+
+def write_evaluation(
+    folder: str | Path, title: str, config: Any, result: Result, subtitle: str = ""
+) -> Path:
+    """Writes results.json and report.html of one evaluation to `folder`; process 0 only."""
+    results = {
+        **_plain(result),
+        "selection": result.selection,
+        "config": config.to_dict(),
+        "environment": environment(),
+    }
+    del results["examples"]
+    _write(Path(folder) / RESULTS, results)
+    sections = [
+        *scores_sections(result.scores, result.protocol),
+        Queries("Queries", result.examples, _QUERIES_NOTE),
+        Facts("Config", results["config"]),
+        Facts("Environment", results["environment"]),
+    ]
+    return write_report(folder, title, sections, subtitle)
+
+
+def run_sections(
+    results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], examples: Sequence[Example]
+) -> list[Section]:
+    """The report of a training run.
+
+    Args:
+      results: content of results.json.
+      lines: of metrics.jsonl.
+      examples: of the best evaluation.
+    """
+    parts: list[Section] = list(scores_sections(results["scores"], results["protocol"]))
+    training = {
+        "steps": results["step"],
+        "seconds in training steps": round(results["seconds"], 1),
+        "seconds for the bank": round(results["bank_seconds"], 1),
+        "triplets": results["triplets"],
+    }
+    if results["dropped"]:
+        training["triplets left out, images missing"] = results["dropped"]
+    if not results["finished"]:
+        training["state"] = "stopped; the same command resumes it"
+    return [
+        *parts,
+        Curves("Training", [loss_chart(lines), recall_chart(results["history"])]),
+        Queries("Queries", examples, _QUERIES_NOTE),
+        Facts("Training", training, open=True),
+        Facts("Config", results["config"]),
+        Facts("Environment", results["environment"]),
+    ]
+
+
+_QUERIES_NOTE = "Evenly spread over the benchmark. What is right is framed in green."
+
+
+def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[Section]:
+    """Summary numbers, the table of recalls, and the protocol they were measured under."""
+    if not scores:
+        return []
+    summary = [name for name in scores if not _RECALL.fullmatch(name)]
+    tiles = [Tiles([(f"{_words(name)}, %", scores[name], "") for name in summary])]
+    # In FashionIQ's protocol "gallery" is its kind; the sizes are below "galleries".
+    in_table = ("galleries",) if "galleries" in protocol else tuple(_SIZES)
+    rules = {k: v for k, v in protocol.items() if k not in (*in_table, "aspects")}
+    return [
+        *(tiles if summary else []),
+        recall_table(scores, protocol),
+        Facts("Protocol", rules, open=True),
+    ]
+
+
+def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Table:
+    """One row per category (and their average), or a single row and one per aspect; one column per
+    recall or mean average precision.
+
+    The gallery's size and hash are in it: numbers compare only where both are the same.
+    """
+    found = {name: match for name in scores if (match := _RECALL.fullmatch(name))}
+    recalls = list(dict.fromkeys(_column(m) for m in found.values()))
+    rows: dict[str, dict[str, float]] = {}
+    for name, match in found.items():
+        rows.setdefault(match["group"] or "all", {})[_column(match)] = scores[name]
+    galleries = protocol.get("galleries") or {"all": protocol, **protocol.get("aspects", {})}
+    sizes = [key for key in _SIZES if any(key in gallery for gallery in galleries.values())]
+    cells = [
+        [
+            group,
+            *(galleries.get(group, {}).get(key, "") for key in sizes),
+            *(values.get(column, "") for column in recalls),
+        ]
+        for group, values in rows.items()
+    ]
+    columns = ["", *(_SIZES[key] for key in sizes), *recalls]
+    note = "Recall in % of the queries. The hash is over the names of the gallery."
+    if not _has_map(found.values()):
+        return Table("Recall", columns, cells, note)
+    note = f"mAP: over all right answers, in %. R: of the target alone. {note}"
+    return Table("mAP and recall", columns, cells, note)
+
+
+def loss_chart(lines: Sequence[Mapping[str, Any]], name: str = "") -> Chart:
+    """The loss over steps; one curve per source of triplets where there are several."""
+    keys = ["loss", *sorted({k for line in lines for k in line if k.startswith("loss/")})]
+    if len(keys) == 2:  # a single source: its loss is the loss
+        keys = keys[:1]
+    curves = []
+    for key in keys:
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        title = name or key.removeprefix("loss/")
+        curves.append(Series(title, *(zip(*points, strict=True) if points else ((), ()))))
+    return Chart("Loss", curves)
+
+
+def recall_chart(history: Sequence[Mapping[str, Any]], metric: str = "", name: str = "") -> Chart:
+    """Recalls over steps, or mean average precisions where there are any.
+
+    Args:
+      history: one mapping per evaluation, with "step" and its scores.
+      metric: a single metric; "" for the averages, or for every recall if there is none.
+      name: legend entry of that single metric.
+    """
+    found = {key: m for key in (history[0] if history else ()) if (m := _RECALL.fullmatch(key))}
+    precise = _has_map(found.values())
+    names = [k for k, m in found.items() if not (precise and (m["kind"] != "map" or m["group"]))]
+    averages = [key for key in names if key.startswith("average_")]
+    chosen = [metric] if metric else averages or names
+    steps = [entry["step"] for entry in history]
+    curves = [
+        Series(name or _words(key), steps, [entry[key] for entry in history]) for key in chosen
+    ]
+    title = _words(metric) if metric else f"{'mAP' if precise else 'Recall'} on validation, %"
+    return Chart(title, curves, unit=" %")
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices that numbers depend on."""
+    packages = ("cir_jax", "jax", "flax", "optax", "numpy", "pillow")
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {
+        "python": platform.python_version(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+        "git": checkpoint.git_hash(),
+    }
+
+
+def _column(match: re.Match) -> str:
+    return f"{_COLUMNS[match['kind']]}@{match['k']}"
+
+
+def _has_map(matches: Iterable[re.Match]) -> bool:
+    return any(match["kind"] == "map" for match in matches)
+
+
+def _words(name: str) -> str:
+    """ "average_recall_at10" -> "average R@10", "recall_mean" -> "recall mean"."""
+    match = _RECALL.fullmatch(name)
+    if not match:
+        return name.replace("_", " ")
+    return f"{match['group'] or ''} {_column(match)}".strip()
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {
+        "scores": result.scores,
+        "score": result.score,
+        "protocol": result.protocol,
+        "examples": [example.to_json() for example in result.examples],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with files.whole(path) as file:
+        file.write(json.dumps(content, indent=2, default=str).encode())

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step two: a short caption of every image, by a plug-in; duplicates share one.
+
+Section 3.2 of arXiv 2404.11317. The prompts and numbers of words of its released captioner are in
+configs/positives.py.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from cir_jax import progress
+from cir_jax.errors import UserError
+from cir_jax.generation import captioner as contract
+from cir_jax.generation import generate_text
+from cir_jax.generation.dedupe import Groups
+from cir_jax.generation.images import Pool
+
+FILE, REFUSED = "captions.jsonl", "captions_refused.jsonl"
+_FIELDS = ("category",)
+
+
+def check(config: Any) -> None:
+    """Raises UserError for settings that fit no set of images."""
+    generate_text.check(config.caption, "caption", _FIELDS)
+
+
+def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str]:
+    """Captions of the images that stand for their groups, as far as there are good ones.
+
+    Args:
+      config: see configs/positives.py.
+      pool: the images.
+      groups: which are the same.
+      workdir: `captions.jsonl` grows here as replies come, with prompt, number of words, model,
+        seed and date beside every caption; `captions_refused.jsonl` lists the images without.
+
+    Returns:
+      Image name -> caption, in the order of the groups.
+
+    Raises:
+      UserError: see `writing.write`; or there are fewer than two captions.
+    """
+    check(config)
+    section = config.caption
+    captioner = captioner_of(section, config.seed, pool, groups)
+    asked = {group[0]: _asked(captioner, group) for group in groups.members}
+    written = generate_text.write(
+        *(workdir / FILE, captioner, _requests(captioner, section, pool, asked), section),
+        key="image",
+        seed=config.seed,
+        title="captioning",
+        shown=generate_text.Shown(
+            {n: asked[group[0]] for group in groups.members for n in group}, groups.pixels
+        ),
+    )
+    generate_text.list_refused(workdir / REFUSED, written.refused, "image")
+    if written.refused:
+        progress.say(
+            f"warning: {len(written.refused)} of {len(asked)} images have no caption "
+            f"({generate_text.reasons(written.refused)}); they are listed in "
+            f"{workdir / REFUSED} and left out. The same command asks for them again"
+        )
+    if len(written.texts) < 2:
+        raise UserError(
+            f"{len(written.texts)} of {len(asked)} images have a caption, and pairs need two "
+            f"({generate_text.reasons(written.refused)}); see {workdir / REFUSED}"
+        )
+    return {name: written.texts[n] for name, n in asked.items() if n in written.texts}
+
+
+def _asked(captioner: Any, group: tuple[str, ...]) -> str:
+    """Which of some duplicates is captioned: the first, or one that has a caption already."""
+    has = getattr(captioner, "has", None)
+    return next(filter(has, group), group[0]) if has else group[0]
+
+
+def _requests(
+    captioner: Any, section: Any, pool: Pool, asked: dict[str, str]
+) -> dict[str, contract.Request]:
+    """A request for every image that stands for its group, under the name that is asked for."""
+    prompted = getattr(captioner, "prompted", True)
+    if prompted and generate_text.names_field(section.prompt, "category"):
+        lost = next((n for n in asked if n not in pool.categories), None)
+        if lost is not None:
+            raise UserError(
+                f"caption.prompt names {{category}}, but image {lost!r} has none; use a prompt "
+                "without"
+            )
+    prompts: dict[str, str] = {}  # one text for all requests that are the same
+    requests = {}
+    for name, n in asked.items():
+        category = pool.categories.get(name, "")
+        if category not in prompts:
+            filled = section.prompt.format(words=section.words, category=category)
+            prompts[category] = filled if prompted else ""
+        requests[n] = contract.Request(n, prompts[category], pool.paths[n])
+    return requests
+
+
+def captioner_of(section: Any, seed: int, pool: Pool, groups: Groups) -> Any:
+    """The captioner of a config; some sets of images bring their own captions."""
+    if section.captioner == "texts" and pool.texts and not section.file:
+        section = section.copy_and_resolve_references()
+        with section.unlocked():
+            section.file = pool.texts
+            section.unknown = "ignore"  # duplicates are not asked for
+    names = [name for group in groups.members for name in group] + list(pool.left_out)
+    return contract.build(section, "caption", seed, names)

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts from any OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve`.
+
+This is how captioning runs on a cluster: the model has the accelerators to itself, and many
+requests are in flight at once. A server that is away is waited for; see `patience`.
+"""
+
+import asyncio
+import errno
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from ml_collections import ConfigDict
+
+from cir_jax.errors import UserError, nearest
+from cir_jax.generation import caption_inputs
+from cir_jax.generation.captioner import Reply, Request, sampling
+from cir_jax.generation.in_flight import in_flight
+from cir_jax.generation.patience import Failure, Pace, Patience, retry_after
+
+ENDPOINT = "/chat/completions"
+CONNECT = 10.0  # seconds; a host that does not even accept is away
+OWN_FAILURES = 5  # of one request, before a plain request is sent to see whose fault it is
+LATER = {408, 409, 425, 429}  # statuses that may pass; those from 500 too
+UNFIT = {400, 413, 415, 422}  # statuses that speak of this request alone
+DENIED = {401, 403}
+AWAY = {502, 503, 504}  # never the fault of one request
+LONGEST_MESSAGE = 300  # characters of a server's own words
+
+
+def check(section: ConfigDict) -> None:
+    """Raises UserError for settings that no server could serve."""
+    Captioner(section, 0)
+
+
+class Captioner:
+    """Asks a server; see `contract`.
+
+    Args:
+      section: `config.caption` or `config.rewrite`.
+      seed: of the run.
+
+    Raises:
+      UserError: a config value that cannot work; it is named.
+    """
+
+    def __init__(self, section: ConfigDict, seed: int):
+        caption_inputs.check(section)
+        self._section, self._seed = section, seed
+        self._base = _base(section.url)
+        self._limit = caption_inputs.token_limit(section)
+        self._concurrency = int(caption_inputs.at_least(section, "concurrency", 1))
+        if section.timeout <= 0:
+            raise UserError(f"timeout={section.timeout} is no time; give the seconds of a reply")
+        self._who = f"server {self._base}"
+        self._patience = Patience(self._who, caption_inputs.at_least(section, "wait", 0))
+        self._pace = Pace(caption_inputs.at_least(section, "per_minute", 0))
+        self._refusals = caption_inputs.Refusals(
+            self._who,
+            f"correct model={section.model!r}, max_side or max_tokens, or look at the server's log",
+        )
+        self._key = _key(section.key_variable)
+        self.identity = {
+            "captioner": "server",
+            "model": section.model,
+            "temperature": section.temperature,
+            "top_p": section.top_p,
+            "max_side": section.max_side,
+        }
+
+    @classmethod
+    def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
+        """See `contract`; nothing is asked of the server yet."""
+        return cls(section, seed)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """One reply per request, in the order in which they come.
+
+        Closing the iterator takes back what is in flight; no thread is left behind.
+
+        Raises:
+          UserError: the server stays away for longer than `wait`, denies access, does not know the
+            model, or refuses the first requests.
+        """
+        # An outage before this call is none of its business.
+        self._patience = Patience(self._who, self._section.wait)
+        client = httpx2.AsyncClient(
+            # The time of a try is bounded by asyncio.timeout, their number by in_flight.
+            timeout=httpx2.Timeout(None, connect=CONNECT),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+        return in_flight(
+            requests, lambda request: self._answer(client, request), self._concurrency, client
+        )
+
+    async def _answer(self, client: httpx2.AsyncClient, request: Request) -> Reply:
+        try:
+            body = await asyncio.to_thread(self._body, request)
+        except UserError as error:
+            return caption_inputs.unreadable(request.key, error)
+        own = 0
+        for tries in itertools.count(1):
+            await self._pace.turn()
+            try:
+                text, problem = await self._post(client, body)
+            except _UnfitError as error:
+                why = self._refusals.refused(f"refused by the server: {error}")
+                return Reply(request.key, "", why, final=True)
+            except Failure as failure:
+                own += failure.own
+                suspect = failure.own and (own >= OWN_FAILURES or self._patience.exhausted)
+                if suspect and await self._serves(client, request):
+                    why = f"failed {tries} times while others succeed: {failure.reason}"
+                    return Reply(request.key, "", self._refusals.refused(why), final=True)
+                await asyncio.sleep(self._patience.failure(failure, tries))
+            else:
+                self._refusals.success()
+                return Reply(request.key, text, problem)
+        raise AssertionError("itertools.count ends never")
+
+    async def _serves(self, client: httpx2.AsyncClient, request: Request) -> bool:
+        """Whether a harmless request of the same kind is answered: then this one is at fault."""
+        harmless = replace(
+            request, prompt="Say yes.", image=request.image and caption_inputs.Grey()
+        )
+        try:
+            await self._post(client, self._body(harmless))
+        except (Failure, _UnfitError):
+            return False
+        return True
+
+    def _body(self, request: Request) -> bytes:
+        """The JSON of a request.
+
+        Raises:
+          UserError: its image cannot be read.
+        """
+        seed, temperature = sampling(request, self._seed, self._section.temperature)
+        content: Any = request.prompt
+        if request.image is not None:
+            url = caption_inputs.data_url(request.image, self._section.max_side)
+            content = [
+                {"type": "image_url", "image_url": {"url": url}},
+                {"type": "text", "text": request.prompt},
+            ]
+        body = {
+            "model": self._section.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._limit,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        if temperature:
+            body["top_p"] = self._section.top_p
+        return json.dumps(body).encode()
+
+    async def _post(self, client: httpx2.AsyncClient, body: bytes) -> tuple[str, str]:
+        """(text, problem) of one try.
+
+        Raises:
+          Failure: it may succeed later.
+          _UnfitError: this request will never.
+          UserError: none will.
+        """
+        headers = {"Content-Type": "application/json"} | self._authorization()
+        try:
+            async with asyncio.timeout(self._section.timeout):
+                response = await client.post(self._base + ENDPOINT, content=body, headers=headers)
+        except TimeoutError:
+            raise Failure(f"no answer within {self._section.timeout:g} s", own=True) from None
+        except httpx2.ConnectTimeout:
+            raise Failure(f"no connection within {CONNECT:g} s") from None
+        except httpx2.ConnectError as error:
+            raise Failure(_cause(error)) from None
+        except httpx2.TransportError as error:
+            raise Failure(_cause(error), own=True) from None
+        if response.status_code != 200:
+            await self._raise(client, response)
+        try:
+            choice = response.json()["choices"][0]
+            text, reason = choice["message"].get("content") or "", choice.get("finish_reason")
+            text = text.strip()
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise Failure(f"a reply without choices: {self._words(response)}", own=True) from None
+        self._patience.success()
+        if reason == "length":
+            return text, f"cut at {self._limit} tokens"
+        if reason == "content_filter":
+            return "", "withheld by the server's content filter"
+        return text, ""
+
+    async def _raise(self, client: httpx2.AsyncClient, response: httpx2.Response) -> None:
+        status, words = response.status_code, self._words(response)
+        said = f"{status} {response.reason_phrase}" + (f" ({words})" if words else "")
+        if status in LATER or status >= 500:
+            after = retry_after(response.headers.get("Retry-After"))
+            raise Failure(said, own=status >= 500 and status not in AWAY, after=after)
+        if status in UNFIT:
+            raise _UnfitError(said)
+        variable = self._section.key_variable
+        if status in DENIED:
+            held = "is not accepted" if self._key else "is not set"
+            remedy = (
+                f"the environment variable {variable} (key_variable) {held}; put the server's key "
+                "there"
+                if variable
+                else "name the environment variable that holds the server's key in key_variable"
+            )
+        elif status == 404:
+            remedy = await self._models(client)
+        else:
+            remedy = "correct url, which is the address before /chat/completions"
+        raise UserError(f"{self._who} answered {said}; {remedy}")
+
+    async def _models(self, client: httpx2.AsyncClient) -> str:
+        """What to do about "not found": names what the server has, if it tells."""
+        model = self._section.model
+        try:
+            async with asyncio.timeout(CONNECT):
+                response = await client.get(self._base + "/models", headers=self._authorization())
+            names = [entry["id"] for entry in response.json()["data"]]
+        except (TimeoutError, httpx2.HTTPError, ValueError, LookupError, TypeError):
+            names = []
+        if not names:
+            return f"correct url, which usually ends in /v1, or model={model!r}"
+        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+        return f"model={model!r} is not among what it offers: {shown}.{nearest(model, names)}"
+
+    def _authorization(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
+
+    def _words(self, response: httpx2.Response) -> str:
+        """The server's own message, on one line, cut, without the key."""
+        try:
+            said = response.json()
+            said = next((said[k] for k in ("error", "detail", "message") if k in said), said)
+            said = said.get("message", said) if isinstance(said, dict) else said
+        except (ValueError, TypeError):
+            said = response.text
+        words = " ".join(str(said).split())
+        return (words.replace(self._key, "***") if self._key else words)[:LONGEST_MESSAGE]
+
+
+class _UnfitError(Exception):
+    """The server refuses this request, and would refuse it again."""
+
+
+def _base(url: str) -> str:
+    """The address that paths are appended to: as given, or its /v1 if it is a bare host."""
+    url = url.strip().rstrip("/")
+    example = "give one like http://localhost:8000/v1"
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, an open bracket
+        usable = False
+    if not usable:
+        raise UserError(f"url={url!r} is no address of a server; {example}")
+    if parts.path.endswith(ENDPOINT):
+        raise UserError(f"url={url!r} must end before {ENDPOINT}; {example}")
+    if parts.password or parts.username:
+        raise UserError(
+            f"url on {parts.hostname} holds a user name or password, which would be written into "
+            "messages; put the key into an environment variable and name that in key_variable"
+        )
+    return url if parts.path else f"{url}/v1"
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip() if variable else ""
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            f"the environment variable {variable} (key_variable) holds characters that no key has; "
+            "set it again"
+        )
+    return key
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason: the outer ones say only that all attempts failed."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    if isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    number = getattr(error, "errno", None)
+    said = os.strerror(number) if number in errno.errorcode else str(error)
+    return (said or type(error).__name__)[:LONGEST_MESSAGE].lower()

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Step one: which images are the same image.
+
+Two images are duplicates if they decode to the same size and the same RGB pixels, as in the
+released code, which compares every pair with all images in memory; a hash of the pixels finds the
+same groups in one pass, and of an image only its hash is kept. As an option, near duplicates:
+perceptual hashes that differ in a few bits, whatever the size and the file format.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax import progress
+from cir_jax.data.annotations import read_json
+from cir_jax.errors import UserError
+from cir_jax.generation import journal
+from cir_jax.generation.image_hashes import BITS, look
+from cir_jax.generation.images import Pool
+
+HASHES, GROUPS, TABLE = "hashes.jsonl", "same_image_list.json", "optimized_images.json"
+UNREADABLE = "unreadable.jsonl"
+_TILE = 2048  # perceptual hashes that are compared with as many others at a time
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which images are the same.
+
+    Attributes:
+      members: groups of names, singletons included; the first member stands for its group. Groups
+        are in the order of their first members, or of the file they come from.
+      of: name -> number of its group.
+      pixels: name -> hash of what it shows, as far as images were looked at.
+    """
+
+    members: tuple[tuple[str, ...], ...]
+    of: dict[str, int]
+    pixels: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, members: Sequence[Sequence[str]]) -> "Groups":
+        """From groups of names."""
+        of = {name: number for number, group in enumerate(members) for name in group}
+        return cls(tuple(map(tuple, members)), of)
+
+    def first(self, name: str) -> str:
+        """The image that stands for `name`; itself if it is in no group."""
+        return self.members[self.of[name]][0] if name in self.of else name
+
+
+def check(config: Any) -> None:
+    """Raises UserError for settings that fit no set of images."""
+    near = config.dedupe.near
+    if not -1 <= near < BITS // 2:
+        raise UserError(f"dedupe.near={near}; use -1 for off, or 0 to {BITS // 2 - 1} bits")
+    if config.dedupe.optimized and near >= 0:
+        raise UserError(
+            f"dedupe.near={near} compares images, and dedupe.optimized={config.dedupe.optimized} "
+            "says that none are; set one of them"
+        )
+    if config.data.on_missing not in ("error", "drop"):
+        raise UserError(f"data.on_missing={config.data.on_missing!r} is unknown; use error or drop")
+
+
+def run(config: Any, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
+    """Finds duplicates; writes `same_image_list.json` and `optimized_images.json`.
+
+    Args:
+      config: see configs/positives.py.
+      pool: the images.
+      workdir: where `hashes.jsonl` notes what has been looked at: a run that was stopped goes on
+        behind it, and only files that changed are looked at again.
+
+    Returns:
+      The readable images, and their groups.
+
+    Raises:
+      UserError: images cannot be read (unless they may be dropped), or the file of groups lacks
+        some.
+    """
+    check(config)
+    near = config.dedupe.near
+    if config.dedupe.optimized:
+        made = read_table(config.dedupe.optimized, pool.paths)
+    else:
+        looks = look(pool.paths, workdir / HASHES, near >= 0, config.data.threads)
+        pool = _readable(pool, looks.problems, config.data.on_missing, workdir)
+        groups = [[name] for name in pool.paths]
+        if config.dedupe.exact:
+            groups = _equal(pool.paths, looks.pixels)
+        if near >= 0:
+            groups = join_near(groups, looks.near, near)
+        made = replace(Groups.make(groups), pixels=looks.pixels)
+    write(workdir, pool.paths, made)
+    return pool, made
+
+
+def join_near(
+    groups: Sequence[Sequence[str]], looks: Mapping[str, bytes], distance: int
+) -> list[list[str]]:
+    """Joins groups whose first members' perceptual hashes differ in `distance` bits at most.
+
+    Likeness is passed on: if a is near b and b near c, all three are one group. Pictures without
+    any edge have an empty hash, which says nothing, and are joined with none.
+    """
+    joined = b"".join(looks[group[0]] for group in groups)
+    hashes = np.frombuffer(joined, np.uint64).reshape(len(groups), 2)
+    parent = list(range(len(groups)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j in _near(hashes, distance):
+        a, b = root(i), root(j)
+        parent[max(a, b)] = min(a, b)
+    found: dict[int, list[str]] = {}
+    for i, group in enumerate(groups):
+        found.setdefault(root(i), []).extend(group)
+    return list(found.values())
+
+
+def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
+    """Pairs of rows i < j of [N, 2] that differ in so few bits, tile by tile."""
+    some = hashes.any(axis=1)
+    for top in progress.bar(range(0, len(hashes), _TILE), title="near duplicates"):
+        rows = hashes[top : top + _TILE]
+        for left in range(top, len(hashes), _TILE):
+            columns = hashes[left : left + _TILE]
+            bits = np.bitwise_count(rows[:, None, 0] ^ columns[None, :, 0])
+            bits += np.bitwise_count(rows[:, None, 1] ^ columns[None, :, 1])
+            near = (bits <= distance) & some[top : top + _TILE, None]
+            near &= some[None, left : left + _TILE]
+            for i, j in np.argwhere(np.triu(near, 1) if left == top else near).tolist():
+                yield top + i, left + j
+
+
+def write(workdir: Path, paths: Mapping[str, Any], groups: Groups) -> None:
+    """Writes both files of the released project."""
+    number = {name: i for i, name in enumerate(paths)}
+    ids = (sorted(number[name] for name in group) for group in groups.members)
+    journal.write_json(workdir / GROUPS, sorted(ids, key=itemgetter(0)))
+    firsts = [group[0] for group in groups.members]
+    table = [firsts, [str(paths[n]) for n in firsts], groups.of]
+    journal.write_json(workdir / TABLE, table)
+
+
+def read_table(file: str | Path, paths: Mapping[str, Any]) -> Groups:
+    """Groups of the images of `paths` from an `optimized_images.json` or a `same_image_list.json`.
+
+    The second holds numbers in the order of `paths`, so it must be about the very same images.
+
+    Raises:
+      UserError: another kind of file, or an image is not in it.
+    """
+    content = read_json(file)
+    if content and all(isinstance(group, list) for group in content):
+        return _numbered(content, list(paths), file)
+    lists = len(content) == 3 and isinstance(content[0], list) and isinstance(content[2], dict)
+    if not lists or not content[2]:
+        raise UserError(
+            f"{file} is no optimized_images.json: expected [names, paths, name -> id], not empty"
+        )
+    wrong = next((n for n, number in content[2].items() if type(number) is not int), None)
+    if wrong is not None:
+        raise UserError(f"{file}: the id of image {wrong!r} is {content[2][wrong]!r}, no number")
+    lost = [n for n in paths if n not in content[2]]
+    if lost:
+        raise UserError(
+            f"{file} lacks {len(lost)} of {len(paths)} images, {lost[0]!r} the first; set "
+            "dedupe.optimized to nothing, so that the images are compared"
+        )
+    members: dict[int, list[str]] = {}
+    for name in paths:
+        members.setdefault(content[2][name], []).append(name)
+    # The file's numbers are the order of its images, and its names stand for their groups.
+    firsts = set(content[0])
+    return Groups.make([sorted(members[n], key=lambda n: n not in firsts) for n in sorted(members)])
+
+
+def _numbered(content: list[list[Any]], names: list[str], file: str | Path) -> Groups:
+    """Groups of image numbers."""
+    numbers = [number for group in content for number in group]
+    if not all(type(n) is int for n in numbers) or sorted(numbers) != list(range(len(names))):
+        raise UserError(
+            f"{file} groups {len(numbers)} numbers, and there are {len(names)} images, each of "
+            "which must be in one group; set dedupe.optimized to nothing, so that the images are "
+            "compared"
+        )
+    return Groups.make([[names[n] for n in group] for group in content if group])
+
+
+def _equal(names: Iterable[str], pixels: Mapping[str, str]) -> list[list[str]]:
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(pixels[name], []).append(name)
+    return list(groups.values())
+
+
+def _readable(pool: Pool, bad: Mapping[str, str], on_missing: str, workdir: Path) -> Pool:
+    listed = workdir / UNREADABLE
+    if not bad:
+        listed.unlink(missing_ok=True)
+        return pool
+    journal.write_lines(listed, ({"image": n, "problem": why} for n, why in bad.items()))
+    first = next(iter(bad.values()))
+    if on_missing == "error":
+        raise UserError(
+            f"{len(bad)} of {len(pool.paths)} images cannot be read, listed in {listed}. Correct "
+            f"them or their paths (data.root), or set data.on_missing=drop. The first: {first}"
+        )
+    if len(pool.paths) - len(bad) < 2:
+        raise UserError(
+            f"{len(bad)} of {len(pool.paths)} images cannot be read, listed in {listed}; pairs "
+            "need two that can"
+        )
+    progress.say(f"warning: {len(bad)} unreadable images left out, listed in {listed}")
+    return pool.without(bad)

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks a captioner for texts until each is good, and keeps every good one at once.
+
+Captions and rewritten texts are both made here: what is in the journal is never asked for again,
+what was bad is asked for again and then listed, with the reply and the reason.
+"""
+
+import datetime
+import json
+import math
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cir_jax import progress
+from cir_jax.errors import UserError
+from cir_jax.generation import captioner as contract
+from cir_jax.generation import journal, replies
+from cir_jax.generation.captioner import Reply, Request
+
+
+@dataclass
+class Written:
+    """What there is after a run.
+
+    Attributes:
+      texts: key -> text.
+      refused: key -> {"problem", "reply", "attempts"}.
+      new: how many texts this run asked for and kept.
+    """
+
+    texts: dict[str, str]
+    refused: dict[str, dict[str, Any]]
+    new: int = 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What requests are about, where it can change or be shared: images.
+
+    Attributes:
+      stands_for: name -> key of the request that a text of it answers, of duplicates the same.
+      pixels: name -> hash of what the image shows, as far as it is known. It is noted beside each
+        text, which goes with the picture: not with the name of one that was replaced, and with the
+        new name of one that was renamed.
+    """
+
+    stands_for: Mapping[str, str]
+    pixels: Mapping[str, str]
+
+    def of(self, name: str) -> dict[str, str]:
+        """What a record of `name` says of it."""
+        return {"pixels": self.pixels[name]} if name in self.pixels else {}
+
+    def keys(self) -> dict[str, str]:
+        """Hash -> key of the request for a picture that shows this."""
+        return {hashed: self.stands_for.get(name, name) for name, hashed in self.pixels.items()}
+
+
+def check(section: Any, name: str, fields: Iterable[str]) -> None:
+    """Checks `config.caption` or `config.rewrite`, called `name` in messages.
+
+    Raises:
+      UserError: no such captioner, a prompt that cannot be filled in, or a number without sense.
+    """
+    contract.load(section.captioner)
+    for key, reader in (("url", "server"), ("file", "texts")):
+        if section.get(key) and section.captioner in {"local", "server", "texts"} - {reader}:
+            raise UserError(
+                f"{name}.{key} is set, but {name}.captioner={section.captioner} would not look at "
+                f"it; set {name}.captioner={reader}"
+            )
+    sample = {f: "x" for f in fields}
+    try:
+        section.prompt.format(**sample, words=section.words)
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{name}.prompt={section.prompt!r} cannot be filled in ({error!r}); it may name "
+            f"{', '.join('{' + f + '}' for f in (*sample, 'words'))}"
+        ) from None
+    if not section.prompt.strip():
+        raise UserError(f"{name}.prompt is empty; say what to write")
+    for key in ("words", "attempts"):
+        if section[key] < 1:
+            raise UserError(f"{name}.{key}={section[key]} is below 1")
+    if section.max_words < 0:
+        raise UserError(f"{name}.max_words={section.max_words} is negative; 0 is 4 x words")
+    contract.check(section, name)
+
+
+def names_field(prompt: str, field: str) -> bool:
+    """Whether a prompt that can be filled in names {field}."""
+    return any(name == field for _, name, _, _ in string.Formatter().parse(prompt))
+
+
+def write(
+    file: Path,
+    captioner: Any,
+    wanted: Mapping[str, Request],
+    section: Any,
+    *,
+    key: str,
+    seed: int,
+    title: str,
+    shown: Shown | None = None,
+) -> Written:
+    """A text for every request, as far as there are good ones.
+
+    Args:
+      file: the journal; its records are {key: ..., "text": ..., "prompt": ..., "words": ...,
+        "seed": ..., "date": ...} and the captioner's identity, and "pixels" of an image.
+      captioner: see `captioners.contract`.
+      wanted: key -> request.
+      section: `config.caption` or `config.rewrite`.
+      key: what a record calls its request, "image" or "pair".
+      seed: recorded.
+      title: of the progress bar.
+      shown: what the requests are about.
+
+    Raises:
+      UserError: the journal was written with other settings, the captioner gives up, or the disk
+        is full. What was written is kept in every case.
+    """
+    shown = shown or Shown({}, {})
+    free = getattr(captioner, "free", False)
+    identity = _identity(captioner, section, seed)
+    refused: dict[str, dict[str, Any]] = {}
+    new = 0
+    with journal.Journal(file) as kept:
+        texts = _earlier(kept, wanted, identity, key, shown, captioner, section)
+        todo = {k: r for k, r in wanted.items() if free or k not in texts}
+        with progress.counter(len(wanted), title, len(wanted) - len(todo)) as bar:
+            for attempt in range(section.attempts if todo else 0):
+                again: dict[str, Request] = {}
+                with closing(_answers(captioner, todo, attempt)) as answers:
+                    for request, reply in answers:
+                        name = request.key
+                        text, problem = _judged(reply, captioner, section)
+                        if problem:
+                            texts.pop(name, None)
+                            refused[name] = {
+                                "problem": problem, "reply": reply.text, "attempts": attempt + 1,
+                            }  # fmt: skip
+                            if not reply.final:
+                                again[name] = wanted[name]
+                            continue
+                        if texts.get(name) != text:
+                            said = {key: name, "text": text, "prompt": request.prompt}
+                            kept.add({**said, **identity, **shown.of(name), "date": _now()})
+                            texts[name] = text
+                            new += 1
+                        refused.pop(name, None)
+                        bar.update(1)
+                todo = again
+                if not todo:
+                    break
+    return Written(texts, refused, new)
+
+
+def _identity(captioner: Any, section: Any, seed: int) -> dict[str, Any]:
+    """What is recorded beside every text, as JSON gives it back."""
+    prompted = getattr(captioner, "prompted", True)
+    identity = {**captioner.identity, "words": section.words if prompted else None, "seed": seed}
+    return json.loads(json.dumps(identity, default=str))
+
+
+def _answers(
+    captioner: Any, todo: Mapping[str, Request], attempt: int
+) -> Iterator[tuple[Request, Reply]]:
+    """Every request once, with its reply."""
+    waiting = dict(todo)
+    answers = captioner.generate(replace(r, attempt=attempt) for r in todo.values())
+    try:
+        for reply in answers:
+            request = waiting.pop(reply.key, None)
+            if request is None:
+                raise UserError(
+                    f"captioner {captioner.identity.get('captioner')!r} answered {reply.key!r}, "
+                    "which it was not asked, or twice; it must give one reply to each request"
+                )
+            yield request, reply
+    finally:
+        if hasattr(answers, "close"):  # not every iterator of a plug-in is a generator
+            answers.close()
+    for request in waiting.values():
+        yield request, Reply(request.key, "", "no reply")
+
+
+def _judged(reply: Reply, captioner: Any, section: Any) -> tuple[str, str]:
+    # Texts that were not asked for in so many words are as long as their writers wanted, and what
+    # looks like an excuse is the text itself.
+    if getattr(captioner, "prompted", True):
+        text, limit = replies.tidy(reply.text), replies.most_words(section)
+        return text, reply.problem or replies.fault(text, limit)
+    text, limit = replies.one_line(reply.text), section.max_words or math.inf
+    over = f"over {limit} words" if len(text.split()) > limit else ""
+    return text, reply.problem or replies.broken(text) or over
+
+
+def _earlier(
+    kept: journal.Journal,
+    wanted: Mapping[str, Request],
+    identity: dict[str, Any],
+    key: str,
+    shown: Shown,
+    captioner: Any,
+    section: Any,
+) -> dict[str, str]:
+    """Texts of an earlier run, if they are what this one would ask for and accept."""
+    free = getattr(captioner, "free", False)
+    texts: dict[str, str] = {}
+    shared: dict[str, str] = {}
+    keys = shown.keys()
+    for where, record in kept.records():
+        name, text = record.get(key), record.get("text")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise UserError(f"{where} has no {key} or no text; remove that line")
+        then = record.get("pixels")
+        if then and keys and shown.pixels.get(name) != then:
+            request = wanted.get(keys.get(then))
+        else:
+            request = wanted.get(shown.stands_for.get(name, name))
+        if request is None:
+            continue
+        asked = {"captioner": "", **identity, "prompt": request.prompt}
+        if identity.get("temperature") == 0:
+            del asked["seed"]  # other pairs may be drawn from the same captions
+        other = next((what for what, value in asked.items() if record.get(what) != value), "")
+        if not other:
+            if _judged(Reply(name, text), captioner, section)[1]:
+                continue  # max_words was lowered
+            (texts if name == request.key else shared)[request.key] = text
+        elif name == request.key and (other == "captioner" or not free):
+            raise UserError(
+                f"{where} was written with {other}={record.get(other)!r}, and this run asks for "
+                f"{asked[other]!r}; set it back, use another workdir, or remove the file"
+            )
+    return shared | texts
+
+
+def list_refused(file: Path, refused: Mapping[str, dict[str, Any]], key: str) -> None:
+    """Writes the refused ones, or removes an old list if there are none."""
+    if not refused:
+        file.unlink(missing_ok=True)
+        return
+    journal.write_lines(file, ({key: k, **v} for k, v in refused.items()))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def reasons(refused: Mapping[str, dict[str, Any]]) -> str:
+    """The commonest reasons, for a message."""
+    counts: dict[str, int] = {}
+    for entry in refused.values():
+        kind = entry["problem"].split(":")[0].split(",")[0][:60]
+        counts[kind] = counts.get(kind, 0) + 1
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    return "; ".join(f"{count} x {kind}" for kind, count in ranked[:4])

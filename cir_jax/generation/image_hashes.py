@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What images look like: hashes of their pixels, and of their shapes for near duplicates.
+
+Images are decoded as a stream, once: a journal keeps what was found.
+"""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cir_jax import progress
+from cir_jax.data.inspection import pixel_hash
+from cir_jax.data.pixels import open_image
+from cir_jax.errors import UserError
+from cir_jax.generation import journal
+
+BITS = 128  # of a perceptual hash
+_TASK = 16  # images a thread is given at a time
+
+
+@dataclass
+class Looks:
+    """What images look like.
+
+    Attributes:
+      pixels: name -> hash of the pixels.
+      near: name -> perceptual hash.
+      problems: name -> why it cannot be read.
+    """
+
+    pixels: dict[str, str] = field(default_factory=dict)
+    near: dict[str, bytes] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def add(self, record: Mapping[str, str]) -> None:
+        """Takes in a record of the journal."""
+        name = record["image"]
+        if "problem" in record:
+            self.problems[name] = record["problem"]
+            return
+        self.pixels[name] = record["pixels"]
+        if "look" in record:
+            self.near[name] = bytes.fromhex(record["look"])
+
+
+def look(
+    paths: Mapping[str, Any], file: str | Path, perceptual: bool = False, threads: int = 16
+) -> Looks:
+    """Looks at every image, or finds in the journal that it did.
+
+    Images are decoded as a stream: as many are in memory as there are threads.
+
+    Args:
+      paths: name -> file.
+      file: the journal of earlier looks.
+      perceptual: also make perceptual hashes.
+      threads: images decoded at a time.
+
+    Raises:
+      UserError: the journal is damaged, or cannot be written.
+    """
+    looks = Looks()
+    with journal.Journal(file, sync_every=4096) as done:
+        for where, record in done.records():
+            if "problem" in record or (perceptual and "look" not in record):
+                continue
+            try:
+                name = record["image"]
+                if name in paths and record["file"] == _stamp(paths[name]):
+                    looks.add(record)
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{where} is no record of an image; remove that line") from None
+        todo = [(name, path) for name, path in paths.items() if name not in looks.pixels]
+        with progress.counter(len(todo), "comparing images") as bar:
+            for records in _looked_at(todo, perceptual, threads):
+                done.add(*records)
+                for record in records:
+                    looks.add(record)
+                bar.update(len(records))
+    return looks
+
+
+def perceptual_hash(image: Image.Image) -> bytes:
+    """128 bits: whether brightness falls to the right, and downwards, on a grid of 8 x 8.
+
+    Both directions of the difference hash, so that pictures with one bar of one direction differ.
+    """
+    grey = image.convert("RGB").convert("L")
+    rows = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
+    columns = np.asarray(grey.resize((8, 9), Image.Resampling.BOX), np.int16)
+    bits = np.concatenate([np.diff(rows, axis=1).ravel() < 0, np.diff(columns, axis=0).ravel() < 0])
+    return np.packbits(bits).tobytes()
+
+
+def _looked_at(
+    todo: Sequence[tuple[str, Any]], perceptual: bool, threads: int
+) -> Iterator[list[dict[str, Any]]]:
+    """Records in the order of `todo`, some at a time, with two tasks per thread under way.
+
+    A task is some images: a task of one would cost as much to hand out as a small image to decode.
+    """
+
+    def task(start: int) -> list[dict[str, Any]]:
+        part = todo[start : start + _TASK]
+        return [{"image": n, "file": _stamp(path), **_look(path, perceptual)} for n, path in part]
+
+    with ThreadPoolExecutor(threads) as workers:
+        ahead: deque = deque()
+        try:
+            for start in range(0, len(todo), _TASK):
+                ahead.append(workers.submit(task, start))
+                if len(ahead) > 2 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for waiting in ahead:
+                waiting.cancel()
+
+
+def _look(path: Any, perceptual: bool) -> dict[str, str]:
+    try:
+        image = open_image(path)
+        result = {"pixels": pixel_hash(image)}
+        return result | ({"look": perceptual_hash(image).hex()} if perceptual else {})
+    except UserError as error:
+        return {"problem": str(error)}
+    except (OSError, ValueError) as error:  # a mode without a conversion to RGB; a damaged record
+        return {"problem": f"image {path} has no RGB pixels ({error})"}
+
+
+def _stamp(path: Any) -> list[int]:
+    """Tells a picture that was replaced: size and time of its file, and its place if it is packed.
+
+    Of a folder of packed records, the time of the folder.
+    """
+    place = (getattr(path, key, None) for key in ("offset", "size", "number"))
+    file = getattr(path, "shard", getattr(path, "folder", path))
+    try:
+        found = os.stat(file)
+    except (OSError, TypeError):
+        return []
+    return [*(n for n in place if isinstance(n, int)), found.st_size, found.st_mtime_ns]

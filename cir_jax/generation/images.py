@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images that triplets are made of: of a data set, of a folder, or of lists with captions."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cir_jax import progress
+from cir_jax.data.triplets import Triplet
+from cir_jax.datasets import loading
+from cir_jax.datasets.named_files import NamedFiles
+from cir_jax.datasets.readers import fashioniq
+from cir_jax.errors import UserError, nearest
+from cir_jax.generation import lists
+
+IMAGES = ("all", "split", "triplets")
+_PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg")  # are not read
+_NEUTRAL = ("val.jsonl", "gallery.txt")  # files of the neutral layout, beside train.jsonl
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Images, and what is known of them.
+
+    Attributes:
+      paths: name -> file, in the order that numbers the images.
+      categories: name -> category for the prompt, where the data set has any; of an image in
+        several, the last one, whose caption the released reader keeps.
+      triplets: annotated ones, if the data set has any.
+      home: what paths in the result are relative to; "" if the data set knows the names.
+      texts: files of captions that come with the images.
+      left_out: names of images that cannot be read.
+    """
+
+    paths: dict[str, Any]
+    categories: dict[str, str] = field(default_factory=dict)
+    triplets: tuple[Triplet, ...] = ()
+    home: str = ""
+    texts: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def references(self) -> set[str]:
+        """Names that are the reference of an annotated triplet."""
+        return {t.reference for t in self.triplets}
+
+    def known(self) -> set[tuple[str, str]]:
+        """(reference, target) of the annotated triplets."""
+        return {(t.reference, t.target) for t in self.triplets}
+
+    def without(self, names: Iterable[str]) -> "Pool":
+        """The pool without some images that cannot be read."""
+        gone = set(names)
+        paths = {n: p for n, p in self.paths.items() if n not in gone}
+        return replace(self, paths=paths, left_out=(*self.left_out, *gone))
+
+
+def read(config: Any) -> Pool:
+    """The images of a config.
+
+    Raises:
+      UserError: no such data set, files are missing, or there are fewer than two images.
+    """
+    data = config.data
+    if data.images not in IMAGES:
+        raise UserError(
+            f"data.images={data.images!r} is unknown; there are: {', '.join(IMAGES)}."
+            f"{nearest(data.images, IMAGES)}"
+        )
+    if data.threads < 1:
+        raise UserError(f"data.threads={data.threads} is below 1; the default is 16")
+    if data.lists and data.name != "list":
+        raise UserError(f"data.lists is set, but data.name={data.name} would not look at it; set "
+                        "data.name=list")  # fmt: skip
+    if data.name == "list":
+        pool = _of_lists(data)
+    elif data.name == "folder" and not (Path(data.root) / "train.jsonl").is_file():
+        pool = _of_folder(data.root)
+    else:
+        pool = _of_dataset(config)
+    if not pool.triplets and (config.pair.references_only or config.pair.method == "mined"):
+        raise UserError(
+            f"data.name={data.name} has no annotated triplet, which pair.references_only=True and "
+            "pair.method=mined need; set others"
+        )
+    if not pool.triplets and data.images == "triplets":
+        raise UserError(
+            f"data.images=triplets, but data.name={data.name} has no annotated triplet; set all"
+        )
+    odd = next((n for n in pool.paths if not _is_unicode(n)), None)
+    if odd is not None:
+        raise UserError(f"the name of image {odd!r} is no UTF-8; rename the file")
+    if len(pool.paths) < 2:
+        raise UserError(
+            f"{len(pool.paths)} image(s) in {data.root or 'data.lists'}; pairs need two or more"
+        )
+    return pool
+
+
+def _of_folder(root: str) -> Pool:
+    if not root:
+        raise UserError("data.root is empty; set it to a folder of images")
+    if not Path(root).is_dir():
+        raise UserError(f"data.root={root} is no folder; set it to a folder of images")
+    found = NamedFiles.below(root).files
+    other = Counter(
+        suffix
+        for _, _, files in os.walk(root)
+        for file in files
+        if (suffix := os.path.splitext(file)[1].lower()) in _PICTURES
+    )
+    if other:
+        shown = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common())
+        progress.say(f"warning: files in {root} that are not read: {shown}; convert them to .png")
+    # The neutral layout has its images, and their names, below images/; a bare folder has not,
+    # though one of its folders may have that name.
+    below = {n.removeprefix("images/"): p for n, p in found.items() if n.startswith("images/")}
+    if len(below) == len(found) or any((Path(root) / f).is_file() for f in _NEUTRAL):
+        return Pool(below, home=str(Path(root) / "images"))
+    return Pool(found, home=str(root))
+
+
+def _of_lists(data: Any) -> Pool:
+    if not data.lists:
+        raise UserError(
+            "data.lists is empty; set it to .json, .jsonl, .csv, .tsv or .tar files of images and "
+            "captions, or to folders of them"
+        )
+    files = lists.expand(data.lists)
+    paths: dict[str, Any] = {}
+    for entry in lists.entries(files, data.root):
+        if not entry.path:
+            raise UserError(
+                f"{entry.where} names no image file; one of {', '.join(lists.PATH_KEYS)} is "
+                f"expected. It has: {', '.join(entry.record)}"
+            )
+        if paths.setdefault(entry.name, entry.path) != entry.path:
+            raise UserError(
+                f"{entry.where}: image {entry.name!r} is {entry.path}, and {paths[entry.name]} "
+                "before; one name cannot be two images"
+            )
+    return Pool(paths, home=data.root or str(Path(files[0]).parent), texts=tuple(files))
+
+
+def _of_dataset(config: Any) -> Pool:
+    data, pair = config.data, config.pair
+    module = loading.reader(data.name)
+    listed = module.images(data.root, "train")
+    known = dict(listed)
+    categories = _categories(module, data)
+    triplets: tuple[Triplet, ...] = ()
+    if (
+        data.images == "triplets"
+        or pair.references_only
+        or pair.exclude_known
+        or pair.method == "mined"
+    ):
+        try:
+            sets = module.read(data.root, "train", data.categories)
+        except UserError as error:
+            raise UserError(
+                f"{error} (without annotated triplets: data.images=split, "
+                "pair.references_only=False, pair.exclude_known=False)"
+            ) from None
+        if data.annotated >= 0:
+            sets = loading.choose(sets, data.annotated, config.seed)
+        triplets = tuple(t for one in sets for t in one.triplets)
+        known |= {n: p for one in sets for n, p in one.paths.items() if n not in known}
+    if data.images == "triplets":
+        names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target)))
+    elif data.categories:
+        if not categories:
+            raise UserError(f"data set {data.name!r} has no categories; leave data.categories out")
+        names = [n for n in listed if n in categories]
+    else:
+        names = list(listed)
+    texts = (str(module.caption_file(data.root)),) if hasattr(module, "captions") else ()
+    return Pool({n: known[n] for n in names}, categories, triplets, texts=texts)
+
+
+def _categories(module: Any, data: Any) -> dict[str, str]:
+    """Name -> category of all training images, where a data set has any."""
+    if not hasattr(module, "find_categories") and not hasattr(module, "home"):
+        return {}
+    root = module.home(data.root) if hasattr(module, "home") else data.root
+    files = sorted((Path(root) / "image_splits").glob("split.*.train.json"))
+    there = [f.name.split(".")[1] for f in files]
+    official = [c for c in fashioniq.CATEGORIES if c in there]
+    found: dict[str, str] = {}
+    for category in list(data.categories) or [*official, *(c for c in there if c not in official)]:
+        found |= dict.fromkeys(fashioniq.split_names(root, category, "train"), category)
+    return found
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

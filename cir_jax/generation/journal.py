@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files between the steps, written so that a kill or a full disk costs at most the last record.
+
+A journal grows record by record and is never written over; a result is written beside its place
+and moved there when it is complete.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cir_jax.data.annotations import read_lines
+from cir_jax.errors import UserError
+from cir_jax.files import full, whole
+
+
+class Journal:
+    """A JSON-lines file to which records are added one by one.
+
+    What a kill left half written at its end is cut off when it is opened. A record is on its way to
+    the disk when `add` returns, so a killed program loses none; `sync_every` records are forced
+    there, for the case that the machine stops. One process writes at a time, see `alone`.
+
+    Args:
+      path: the file; made if it is not there.
+
+    Raises:
+      UserError: it cannot be opened for writing.
+    """
+
+    def __init__(self, path: str | Path, sync_every: int = 64):
+        self.path = Path(path)
+        self._every, self._unsynced = sync_every, 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+            self._end = _complete(self.path)
+            self._file.truncate(self._end)
+        except OSError as error:
+            raise full(self.path, error) from None
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """What is there now, in order, each with "file:line" for messages.
+
+        Raises:
+          UserError: a line is damaged.
+        """
+        yield from read_lines(self.path)
+
+    def add(self, *records: dict[str, Any]) -> None:
+        """Adds records: all of them, or none.
+
+        Raises:
+          UserError: the disk is full or fails; the file then ends with its last complete record.
+        """
+        lines = b"".join(map(_line, records))
+        rest = memoryview(lines)
+        try:
+            while rest:  # unbuffered, so what was not written is nowhere else either
+                rest = rest[self._file.write(rest) :]
+            self._unsynced += len(records)
+            if self._unsynced >= self._every:
+                os.fsync(self._file.fileno())
+                self._unsynced = 0
+        except OSError as error:
+            with suppress(OSError):  # half a line at the end is cut when the file is next opened
+                os.ftruncate(self._file.fileno(), self._end)
+            raise full(self.path, error) from None
+        self._end += len(lines)
+
+    def close(self) -> None:
+        """Forces everything to disk.
+
+        Raises:
+          UserError: the disk is full or fails.
+        """
+        try:
+            with self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise full(self.path, error) from None
+
+
+@contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    """Makes `folder` and keeps other processes out of it; the lock goes when this process does.
+
+    Raises:
+      UserError: another process is in it, or it cannot be made.
+    """
+    folder = Path(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"another process is at work in {folder}; wait for it, or use another workdir"
+        ) from None
+    except OSError as error:
+        raise full(folder, error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Writes JSON with `whole`."""
+    with whole(path) as file:
+        for part in json.JSONEncoder(ensure_ascii=False, indent=indent).iterencode(content):
+            file.write(_bytes(part))
+        file.write(b"\n")
+
+
+def write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
+    """Writes JSON lines with `whole`; their number."""
+    count = 0
+    with whole(path) as file:
+        for record in records:
+            file.write(_line(record))
+            count += 1
+    return count
+
+
+def write_array(path: str | Path, records: Iterable[Any]) -> int:
+    """Writes one JSON array, record by record, with `whole`; the number of records."""
+    count = 0
+    with whole(path) as file:
+        file.write(b"[")
+        for record in records:
+            file.write((b"," if count else b"") + b"\n" + _line(record).rstrip())
+            count += 1
+        file.write(b"\n]\n")
+    return count
+
+
+def reuse(path: Path, made_of: dict[str, Any], files: Iterable[Path]) -> dict[str, Any] | None:
+    """What a finished step counted, if its result is there and was made of the same; else None."""
+    if not path.is_file() or not all(f.is_file() for f in files):
+        return None
+    try:
+        summary = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    if not isinstance(summary, dict) or summary.get("made_of") != json.loads(json.dumps(made_of)):
+        return None
+    return summary.get("counts")
+
+
+def _line(record: Any) -> bytes:
+    return _bytes(json.dumps(record, ensure_ascii=False)) + b"\n"
+
+
+def _bytes(json_text: str) -> bytes:
+    # Half a surrogate pair, as a model may write it, has no form in UTF-8. With a backslash it is
+    # the JSON escape of itself.
+    return json_text.encode("utf-8", "backslashreplace")
+
+
+def _complete(path: Path) -> int:
+    """Bytes up to the end of the last complete line."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 2**16)
+            file.seek(start)
+            at = file.read(end - start).rfind(b"\n")
+            if at >= 0:
+                return start + at + 1
+            end = start
+    return 0

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The four steps in a row: config -> triplets.
+
+Every step leaves a file in the work folder. What costs (decoding, captions, rewritten texts,
+features) is kept and never done twice; what is drawn is drawn again, the same. `config.json`,
+`results.json` and the triplets are those of the last run that came to its end.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from cir_jax import progress
+from cir_jax.config import to_json
+from cir_jax.errors import UserError
+from cir_jax.generation import caption, dedupe, images, journal, modify, output, pair
+from cir_jax.generation.trained import OpenRun, no_run
+
+CONFIG, RESULTS = "config.json", "results.json"
+
+
+def run(config: Any, open_run: OpenRun = no_run) -> dict[str, Any]:
+    """Makes triplets.
+
+    Args:
+      config: a locked config of configs/positives.py.
+      open_run: folder of a trained run -> its model, for `pair.run`.
+
+    Returns:
+      What `results.json` holds: {"images", "distinct", "captions", "pairs", "triplets", "texts",
+      "files", "seconds"}.
+
+    Raises:
+      UserError: input that cannot be used. What the steps before it made is kept.
+    """
+    if "caption" not in config:
+        raise UserError(
+            "this config trains a model; triplets are made with one of configs/positives.py, e.g. "
+            "--config positives:folder"
+        )
+    for step in (dedupe, caption, pair, modify, output):
+        step.check(config)  # an hour of captions before a typo shows would be lost
+    workdir = Path(config.workdir)
+    with journal.alone(workdir):
+        return _run(config, workdir, open_run)
+
+
+def _run(config: Any, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
+    began = time.monotonic()
+    pool, groups = dedupe.run(config, images.read(config), workdir)
+    progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")
+    captions = caption.run(config, pool, groups, workdir)
+    pairs = pair.run(config, pool, groups, list(captions), workdir, open_run)
+    made = modify.run(config, pairs, captions, workdir)
+    # Until all is written, no record says that the files belong together.
+    before = _files_of_before(workdir)
+    (workdir / RESULTS).unlink(missing_ok=True)
+    files = output.run(config, made, pool, workdir)
+    for old in before - set(files):
+        old.unlink(missing_ok=True)
+    journal.write_json(workdir / CONFIG, json.loads(to_json(config)), indent=2)
+    results = {
+        "images": len(pool.paths),
+        "distinct": len(groups.members),
+        "captions": len(captions),
+        "pairs": len(pairs),
+        "triplets": len(made),
+        "texts": sum(len(output.texts(one, config.rewrite.keep_templates)) for one in made),
+        "files": [str(file) for file in files],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    journal.write_json(workdir / RESULTS, results, indent=2)
+    return results
+
+
+def _files_of_before(workdir: Path) -> set[Path]:
+    """What an earlier run with other settings may have left."""
+    try:
+        results = json.loads((workdir / RESULTS).read_bytes())
+        return {workdir / Path(file).name for file in results["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

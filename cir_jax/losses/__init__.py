@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses as pure functions: in-batch, in-bank, sampled negatives, types of negatives, scores."""

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of `clip_sum`: every CLIP that is published, and the released runs of CLIP4CIR.
+
+The released runs keep the state dict of OpenAI's CLIP: after stage one as {"epoch", "CLIP"}, in
+`best.pt` as {"epoch", "state_dict"} with `clip.` before every name. They load without being strict:
+a missing tensor passes there in silence. Here nothing may be missing and nothing left over.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cir_jax.convert import sources
+from cir_jax.convert.containers import safe_tensors, torch_writer
+from cir_jax.convert.containers.tensors import Tensor
+from cir_jax.convert.layout import Found, Layout, Written
+from cir_jax.convert.sources import Source
+from cir_jax.convert.tables import expand, tensors_of
+from cir_jax.errors import UserError
+from cir_jax.files import whole
+from cir_jax.towers.clip import huggingface, open_clip, sizes
+from cir_jax.towers.clip import weight_rules as clip
+from cir_jax.towers.clip.sizes import ClipSize
+from cir_jax.weight_rules import Rule
+
+MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
+HUGGINGFACE_MARK = "vision_model.embeddings.patch_embedding.weight"
+# transformers' BLIP and BLIP-2 have that too; CLIP has no such attention.
+OTHER_MARK = "vision_model.encoder.layers.0.self_attn.qkv.weight"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
+DOUBT = (
+    "its tensors do not say whether the activation is OpenAI's QuickGELU or the GELU of most "
+    "models of open_clip, nor how many heads there are"
+)
+
+
+def _agrees(size: ClipSize, context: int, sure: bool) -> Callable[[str, Any], bool]:
+    def agrees(key: str, value: Any) -> bool:
+        if key == "context":
+            return (value or sizes.CONTEXT) == context
+        given = sizes.find(value)
+        return (given if sure else _bare(given)) == (size if sure else _bare(size))
+
+    return agrees
+
+
+def _bare(size: ClipSize) -> ClipSize:
+    """What shapes say of a size."""
+    vision, text = (dataclasses.replace(x, heads=1) for x in (size.vision, size.text))
+    return dataclasses.replace(size, vision=vision, text=text, activation="")
+
+
+def _found(group: str, size: ClipSize, context: int, doubt: str = "") -> Found:
+    config = {"tower": sizes.name_of(size), "context": clip.context_key(context)}
+    return Found(group, config, doubt, _agrees(size, context, sure=not doubt))
+
+
+def _in_openai_names(source: Source, group: str, prefix: str = "", doubt: str = "") -> Found:
+    size, context = clip.openai_size(
+        source.groups[group], prefix, "quick_gelu", f"{source.place}{group and f' ({group})'}"
+    )
+    return _found(group, size, context, doubt)
+
+
+def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | None:
+    """Key of the first state dict that has a tensor called `name`."""
+    chosen = (g for g in source.groups if not groups or g in groups)
+    return next((g for g in chosen if name in source.groups[g]), None)
+
+
+def find_huggingface(source: Source) -> Found | None:
+    """A folder of transformers' CLIPModel."""
+    group = _group(source, HUGGINGFACE_MARK)
+    if group is None or OTHER_MARK in source.groups[group]:
+        return None
+    if "config.json" not in source.configs:
+        raise UserError(
+            f"{source.place} has the names of transformers' CLIPModel but no config.json was "
+            "given, which says its heads and its activation; give the folder that has both, not "
+            "the file alone"
+        )
+    size, context = huggingface.size_of(source.configs["config.json"], source.folder)
+    return _found(group, size, context)
+
+
+def find_open_clip(source: Source) -> Found | None:
+    """A state dict of open_clip, with its config beside it or with a doubt."""
+    group = _group(source, MARK, ("", "state_dict"))
+    if source.container == "torchscript":  # OpenAI's, whatever lies beside it
+        return None
+    if group is None or (group == "" and "open_clip_config.json" not in source.configs):
+        return None
+    if "open_clip_config.json" not in source.configs:
+        return _in_openai_names(source, group, doubt=DOUBT)
+    size, context = open_clip.size_of(source.configs["open_clip_config.json"], source.folder)
+    return _found(group, size, context)
+
+
+def find_openai(source: Source) -> Found | None:
+    """OpenAI's archive, or the state dict of it."""
+    if _group(source, MARK, ("",)) is None:
+        return None
+    doubt = "" if source.container == "torchscript" else DOUBT
+    return _in_openai_names(source, "", doubt=doubt)
+
+
+def find_clip4cir(source: Source) -> Found | None:
+    """Stage one of CLIP4CIR."""
+    return _in_openai_names(source, "CLIP") if _group(source, MARK, ("CLIP",)) else None
+
+
+def find_spn(source: Source) -> Found | None:
+    """`best.pt` of the released stage two, and of its zero-shot runs."""
+    group = _group(source, f"clip.{MARK}")
+    return None if group is None else _in_openai_names(source, group, "clip.")
+
+
+def openai_rules(config: Any, prefix: str = "") -> list[Rule]:
+    """The rules in OpenAI's names."""
+    return clip.openai(sizes.find(config.tower), prefix)
+
+
+def huggingface_rules(config: Any) -> list[Rule]:
+    """The rules in transformers' names.
+
+    Raises:
+      UserError: a ResNet, which it does not have.
+    """
+    huggingface.config_of(sizes.find(config.tower), config.context or sizes.CONTEXT)
+    return clip.huggingface()
+
+
+def processor_files(source: Source, config: Any) -> list[Path]:
+    """Tokenizer and image processor beside the weights, which must be CLIP's."""
+    if not source.place.is_dir():
+        return []
+    return huggingface.tokenizer_files(source.place, sizes.find(config.tower).vision.image)
+
+
+def huggingface_index(source: Source) -> tuple[Source, list[Rule]] | None:
+    """The text tower of the index tree that an export of stage two left beside the model."""
+    folder = source.folder / INDEX_TEXT
+    if not source.place.is_dir() or not folder.is_dir():
+        return None
+    return sources.open_source(folder), clip.huggingface_text()
+
+
+def write_state_dict(
+    key: str, place: Path, tensors: dict[str, Tensor], written: Written
+) -> list[Path]:
+    """{"epoch", key: tensors} as .pt, or without a key the tensors alone, also as .safetensors."""
+    if other := clip.as_openai_computes(_size(written)[0]):
+        raise UserError(
+            f"{place}: OpenAI's code would compute something else with these weights: {other}. "
+            "Use --format huggingface, open_clip or safetensors, which say it"
+        )
+    check_name(place, key)
+    with whole(place) as file:
+        if place.suffix == ".safetensors":
+            safe_tensors.write(file, tensors, {"format": "pt"})
+        else:
+            tree = {"epoch": written.epoch, key: tensors} if key else tensors
+            torch_writer.write(file, tree)
+    return [place]
+
+
+def check_name(place: Path, key: str) -> None:
+    """Raises UserError unless the name of a file says what will be in it."""
+    if place.suffix == ".safetensors" and key:
+        raise UserError(
+            f"{place}: safetensors hold tensors only, no {key!r}; name it .pt, or use "
+            "--format openai or safetensors"
+        )
+    if place.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        also = "" if key else ", or .safetensors"
+        raise UserError(f"{place}: name the file {place.stem}.pt{also}, as what it will be")
+
+
+def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
+    """A folder that open_clip loads as `local-dir:FOLDER`."""
+    _check_alone(place, ("open_clip_model.safetensors",))
+    size, context = _size(written)
+    config = place / "open_clip_config.json"
+    weights = place / "open_clip_model.safetensors"
+    with whole(weights) as file:
+        safe_tensors.write(file, tensors, {"format": "pt"})
+    _write_json(config, open_clip.config_of(size, context))
+    return [weights, config]
+
+
+def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
+    """A folder that `CLIPModel.from_pretrained` loads, and the index's text tower if it differs."""
+    size, context = _size(written)
+    config = huggingface.config_of(size, context)
+    another = any(path.startswith("text/") for path in written.differ)
+    _check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
+    with whole(place / "model.safetensors") as file:
+        safe_tensors.write(file, tensors, {"format": "pt"})
+    _write_json(place / "config.json", config)
+    huggingface.write_processor(place, size, context, list(written.files))
+    if another:
+        folder = place / INDEX_TEXT
+        text = {path: x for path, x in written.index.items() if path.startswith("text/")}
+        table = expand(clip.huggingface_text(), text)
+        with whole(folder / "model.safetensors") as file:
+            safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
+        _write_json(folder / "config.json", huggingface.text_config_of(size, context))
+    return sorted(p for p in place.rglob("*") if p.is_file())
+
+
+def _size(written: Written) -> tuple[ClipSize, int]:
+    return sizes.find(written.config.tower), written.config.context or sizes.CONTEXT
+
+
+def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
+    """Raises UserError if a folder has weights that would stay beside those that are written."""
+    names = (*sources.WEIGHTS, INDEX_TEXT)
+    there = [n for n in names if n not in replaced and (folder / n).exists()]
+    if there:
+        raise UserError(
+            f"{folder} holds {', '.join(there)} of an earlier export or another project, and would "
+            "be read as a mixture of both; give another folder, or delete that"
+        )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    with whole(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+_OPENAI = {"ignored": (clip.COUNTERS, clip.ABOUT, clip.MASK), "extra": clip.counters}
+LAYOUTS = (
+    Layout(
+        "huggingface",
+        "a folder of transformers' CLIPModel",
+        find_huggingface,
+        huggingface_rules,
+        ignored=(clip.POSITIONS,),
+        write=write_huggingface,
+        index=huggingface_index,
+        files=processor_files,
+    ),
+    Layout(
+        "open_clip",
+        "a folder of open_clip",
+        find_open_clip,
+        openai_rules,
+        write=write_open_clip,
+        files=processor_files,
+        **_OPENAI,
+    ),
+    Layout(
+        "clip4cir",
+        "stage one of CLIP4CIR, {epoch, CLIP}",
+        find_clip4cir,
+        openai_rules,
+        write=functools.partial(write_state_dict, "CLIP"),
+        **_OPENAI,
+    ),
+    Layout(
+        "spn",
+        "best.pt of the released runs, {epoch, state_dict}",
+        find_spn,
+        functools.partial(openai_rules, prefix="clip."),
+        write=functools.partial(write_state_dict, "state_dict"),
+        **_OPENAI,
+    ),
+    Layout(
+        "openai",
+        "OpenAI's CLIP, archive or state dict",
+        find_openai,
+        openai_rules,
+        write=functools.partial(write_state_dict, ""),
+        **_OPENAI,
+    ),
+)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SPRC on BLIP-2. `model` is the network, `layouts` its weights."""
+
+from cir_jax.models.sprc.layouts import LAYOUTS
+from cir_jax.models.sprc.model import (
+    AUXILIARY,
+    CUT_PADDING,
+    NEW,
+    REFERENCE_ROWS,
+    TOKENIZER,
+    Model,
+    image_size,
+    roles,
+    sharding,
+)
+
+__all__ = [
+    "AUXILIARY",
+    "CUT_PADDING",
+    "LAYOUTS",
+    "NEW",
+    "REFERENCE_ROWS",
+    "TOKENIZER",
+    "Model",
+    "image_size",
+    "roles",
+    "sharding",
+]

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""When: what each training stage trains, reads and minimises."""

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modified ResNet of CLIP: image -> one feature, not normalised.
+
+Differences from a plain ResNet: a stem of three convolutions and an average pool, strides done by
+average pools, and an attention pool in place of the last mean. BatchNorm stays in evaluation mode
+even in training, as in every released CLIP4CIR run: its statistics never change, while its scale
+and bias are ordinary parameters.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cir_jax.errors import UserError
+from cir_jax.towers.clip.sizes import ResNetSize
+from cir_jax.towers.layers import Dense, normal
+
+EXPANSION = 4  # output channels of a bottleneck per inner channel
+
+
+def average_pool(x: jax.Array, stride: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H // stride, W // stride, C]; a rest at the border is dropped."""
+    if stride == 1:
+        return x
+    batch, height, width, channels = x.shape
+    rows, columns = height // stride, width // stride
+    x = x[:, : rows * stride, : columns * stride]
+    return x.reshape(batch, rows, stride, columns, stride, channels).mean(axis=(2, 4))
+
+
+class Conv(nnx.Module):
+    """A square convolution without bias, padded to keep the size at stride 1."""
+
+    def __init__(self, inputs: int, outputs: int, side: int, *, stride: int = 1, rngs: nnx.Rngs):
+        self.kernel = normal(
+            rngs, (side, side, inputs, outputs), (2 / (side * side * inputs)) ** 0.5
+        )
+        self.stride = stride
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        pad = (self.kernel.shape[0] - 1) // 2
+        return jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            window_strides=(self.stride,) * 2,
+            padding=((pad, pad), (pad, pad)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class FixedBatchNorm(nnx.Module):
+    """BatchNorm in evaluation mode; `mean` and `var` are statistics, not parameters."""
+
+    def __init__(self, channels: int, *, scale: float = 1.0, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.full((channels,), scale, jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((channels,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((channels,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((channels,), jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        factor = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+        offset = self.bias[...] - self.mean[...] * factor
+        shape = (1, 1, 1, -1)
+        wide = x.astype(jnp.float32) * factor.reshape(shape) + offset.reshape(shape)
+        return wide.astype(x.dtype)
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3, pool, 1x1, plus a shortcut that is pooled and projected where shapes differ."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, *, rngs: nnx.Rngs):
+        outputs = planes * EXPANSION
+        self.conv1 = Conv(inputs, planes, 1, rngs=rngs)
+        self.norm1 = FixedBatchNorm(planes)
+        self.conv2 = Conv(planes, planes, 3, rngs=rngs)
+        self.norm2 = FixedBatchNorm(planes)
+        self.conv3 = Conv(planes, outputs, 1, rngs=rngs)
+        # A small start keeps the residual stream from growing with depth: with fixed statistics
+        # nothing else would, when a tower is trained from nothing.
+        self.norm3 = FixedBatchNorm(outputs, scale=0.2)
+        self.stride = stride
+        self.projects = stride > 1 or inputs != outputs
+        if self.projects:
+            self.shortcut_conv = Conv(inputs, outputs, 1, rngs=rngs)
+            self.shortcut_norm = FixedBatchNorm(outputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = jax.nn.relu(self.norm1(self.conv1(x)))
+        y = average_pool(jax.nn.relu(self.norm2(self.conv2(y))), self.stride)
+        y = self.norm3(self.conv3(y))
+        if self.projects:
+            x = self.shortcut_norm(self.shortcut_conv(average_pool(x, self.stride)))
+        return jax.nn.relu(x + y)
+
+
+class AttentionPool(nnx.Module):
+    """Attention whose only query is the mean over positions, [B, H, W, C] -> [B, D] float32."""
+
+    def __init__(self, spatial: int, width: int, heads: int, outputs: int, *, rngs: nnx.Rngs):
+        std = width**-0.5
+        self.position = normal(rngs, (spatial * spatial + 1, width), std)
+        self.query = Dense(width, width, std, rngs=rngs)
+        self.key = Dense(width, width, std, rngs=rngs)
+        self.value = Dense(width, width, std, rngs=rngs)
+        self.out = Dense(width, outputs, std, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, _, _, width = x.shape
+        x = x.reshape(batch, -1, width)
+        x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
+        x = x + self.position[...].astype(x.dtype)[None]
+
+        def split(y: jax.Array) -> jax.Array:
+            return y.reshape(batch, -1, self.heads, width // self.heads)
+
+        mixed = jax.nn.dot_product_attention(
+            split(self.query(x[:, :1])), split(self.key(x)), split(self.value(x))
+        )
+        return self.out(mixed.reshape(batch, width).astype(jnp.float32))
+
+
+class ModifiedResNet(nnx.Module):
+    """The ResNet of CLIP.
+
+    Args:
+      size: see `cir_jax.towers.clip.sizes`.
+      embedding: D.
+      dtype: compute type.
+      remat: recompute bottlenecks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        size: ResNetSize,
+        embedding: int,
+        *,
+        dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        width = size.width
+        self.conv1 = Conv(3, width // 2, 3, stride=2, rngs=rngs)
+        self.norm1 = FixedBatchNorm(width // 2)
+        self.conv2 = Conv(width // 2, width // 2, 3, rngs=rngs)
+        self.norm2 = FixedBatchNorm(width // 2)
+        self.conv3 = Conv(width // 2, width, 3, rngs=rngs)
+        self.norm3 = FixedBatchNorm(width)
+        inputs = width
+        for number, blocks in enumerate(size.blocks, start=1):
+            planes = width * 2 ** (number - 1)
+            stage = []
+            for i in range(blocks):
+                stride = 2 if number > 1 and i == 0 else 1
+                stage.append(Bottleneck(inputs, planes, stride, rngs=rngs))
+                inputs = planes * EXPANSION
+            setattr(self, f"stage{number}", nnx.List(stage))
+        self.pool = AttentionPool(size.image // 32, inputs, size.heads, embedding, rngs=rngs)
+        self.size = size
+        self.dtype = dtype
+        self.remat = remat
+
+    def features(self, pixels: jax.Array) -> jax.Array:
+        """[B, S, S, 3] normalised -> [B, S/32, S/32, C], before the attention pool.
+
+        Raises:
+          UserError: the image is not of the tower's size.
+        """
+        _, height, width, _ = pixels.shape
+        side = self.size.image
+        if (height, width) != (side, side):
+            raise UserError(
+                f"image of {height}x{width} pixels, but the tower takes {side}x{side}; "
+                "set model.image_size=0"
+            )
+        x = pixels.astype(self.dtype)
+        for number in (1, 2, 3):
+            conv, norm = getattr(self, f"conv{number}"), getattr(self, f"norm{number}")
+            x = jax.nn.relu(norm(conv(x)))
+        x = average_pool(x, 2)
+        for number in (1, 2, 3, 4):
+            for block in getattr(self, f"stage{number}"):
+                x = self._run(block, x)
+        return x
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """[B, S, S, 3] normalised -> [B, D] float32, not unit length."""
+        return self.pool(self.features(pixels))
+
+    def _run(self, block: Bottleneck, x: jax.Array) -> jax.Array:
+        if not self.remat:
+            return block(x)
+        graph, params = nnx.split(block)
+        return jax.checkpoint(lambda p, y: nnx.merge(graph, p)(y))(params, x)

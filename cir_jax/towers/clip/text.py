@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text transformer of CLIP: token ids -> one feature, not normalised."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cir_jax.errors import UserError
+from cir_jax.towers.clip.sizes import CONTEXT, VOCABULARY, TextSize
+from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks
+
+
+class TextTransformer(nnx.Module):
+    """A causal transformer, read at the end-of-text token.
+
+    Nothing behind that token is seen by it, so a text may be cut to any length that keeps it: the
+    feature does not change, and the cost falls with the length.
+
+    Args:
+      size: see `cir_jax.towers.clip.sizes`.
+      embedding: D.
+      context: positions; 0 means CLIP's 77.
+      activation: one of `cir_jax.towers.layers.ACTIVATIONS`.
+      dtype: compute type.
+      remat: recompute blocks in the backward pass.
+    """
+
+    def __init__(
+        self,
+        size: TextSize,
+        embedding: int,
+        *,
+        context: int = 0,
+        activation: str = "quick_gelu",
+        dtype: jnp.dtype = jnp.float32,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.token_embedding = normal(rngs, (VOCABULARY, size.width), 0.02)
+        self.position = normal(rngs, (context or CONTEXT, size.width), 0.01)
+        self.blocks = Block(
+            size, causal=True, activation=activation, rngs=rngs, stack=(size.layers,)
+        )
+        self.norm_out = LayerNorm(size.width)
+        self.proj = normal(rngs, (size.width, embedding), size.width**-0.5)
+        self.dtype = dtype
+        self.remat = remat
+
+    def tokens(self, text: jax.Array) -> jax.Array:
+        """[B, T] ids -> [B, T, C], after the last norm.
+
+        Raises:
+          UserError: T is over the context.
+        """
+        length, context = text.shape[1], self.position.shape[0]
+        if length > context:
+            raise UserError(f"text of {length} tokens is over the context of {context}; cut it")
+        x = self.token_embedding[...][text] + self.position[...][None, :length]
+        return self.norm_out(run_blocks(self.blocks, x.astype(self.dtype), remat=self.remat))
+
+    def __call__(self, text: jax.Array) -> jax.Array:
+        """[B, T] ids -> [B, D] float32, not unit length."""
+        return self.feature(self.tokens(text), text)
+
+    def feature(self, tokens: jax.Array, text: jax.Array) -> jax.Array:
+        """What `tokens` gives for `text`, [B, T, C] -> [B, D] float32, not unit length."""
+        last = jnp.argmax(text, axis=-1)  # end-of-text has the largest id
+        x = jnp.take_along_axis(tokens, last[:, None, None], axis=1)[:, 0]
+        return x.astype(jnp.float32) @ self.proj[...]

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage one: both sides train; the negatives of a query are the other targets of the global batch.
+
+Source: equation 2 of arXiv 2404.11317; one direction, no symmetric term. With `loss.chunk` the
+encoders run over that many rows at a time and are run again in the backward pass (gradient caching,
+arXiv 2101.06983): the loss is still that of the whole batch, exactly. `loss.auxiliary` adds losses
+that a model's own paper states, `loss.negative_types` replaces the kind of negatives.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from cir_jax.contract import Functions
+from cir_jax.errors import UserError, nearest
+from cir_jax.losses import in_batch, negative_types
+from cir_jax.params import Params
+from cir_jax.runtime import mesh as meshes
+from cir_jax.training import stage
+
+Rows = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """See `cir_jax.training.stage`."""
+
+    temperature: float
+    chunk: int = 0
+    auxiliary: tuple[tuple[str, float], ...] = ()
+    negative_types: tuple[str, ...] = ("target",)
+    extra: dict[str, float] = field(default_factory=dict)
+    fields: tuple[str, ...] = ("text", "reference_pixels", "target_pixels")
+    roles: tuple[str, ...] = ("index", "query")
+    index_is_query: bool = True
+    reads: str = "triplets"
+    needs_bank: bool = False
+
+    @classmethod
+    def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
+        """Raises UserError if the batch does not split into chunks that divide over the mesh, or
+        for auxiliary losses or types of negatives that do not exist or do not go together."""
+        loss = config.loss
+        if loss.chunk:
+            meshes.check_batch(loss.chunk, mesh, "loss.chunk")
+            if config.batch % loss.chunk:
+                raise UserError(
+                    f"batch {config.batch} does not split into chunks of loss.chunk={loss.chunk}; "
+                    f"use a divisor of the batch, or 0"
+                )
+        auxiliary = _weights(loss.auxiliary, functions)
+        types = _types(loss.negative_types)
+        if set(types) & set(negative_types.CROSSED) and (loss.chunk or auxiliary):
+            other = f"loss.chunk={loss.chunk}" if loss.chunk else f"loss.auxiliary={loss.auxiliary}"
+            raise UserError(
+                f"loss.negative_types={types} composes every reference with every text, which does "
+                f"not go with {other}; leave one of them out"
+            )
+        extra = stage.temperature_leaf(config)
+        return cls(loss.temperature, loss.chunk, auxiliary, types, extra)
+
+    def loss(
+        self,
+        functions: Functions,
+        query: Params,
+        index: Params,
+        batch: Rows,
+        bank: Any,
+        key: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Cross-entropy of each query over the batch's targets, and what is added to it, [B]."""
+
+        def encode(rows: Rows, key: jax.Array) -> tuple[jax.Array, jax.Array, Rows]:
+            pixels, text = (rows["reference_pixels"], rows["target_pixels"]), rows["text"]
+            if self.auxiliary:
+                return functions.training(query, *pixels, text, key)
+            keys = jax.random.split(key, 3)
+            reference = functions.reference(index, pixels[0], text, keys[0])
+            targets = functions.target(index, pixels[1], keys[1])
+            return functions.compose(query, reference, text, keys[2]), targets, {}
+
+        rows = {name: batch[name] for name in self.fields}
+        composed, targets, extras = _in_chunks(encode, rows, key, self.chunk)
+        tau = stage.temperature(self, query)
+        metrics = {"temperature": tau}
+        if self.negative_types == ("target",):
+            losses = in_batch.in_batch_loss(composed, targets, tau)
+        else:
+            crossed = _crossed(functions, query, index, rows, key)
+            kinds = negative_types.losses(self.negative_types, composed, targets, tau, crossed)
+            losses = sum(kinds.values()) / len(kinds)
+            metrics |= {f"{name}_negatives": x.mean() for name, x in kinds.items()}
+        if self.auxiliary:
+            added = functions.auxiliary(query, composed, targets, extras, tau)
+            metrics |= {"contrastive": losses.mean()}
+            metrics |= {name: added[name].mean() for name, _ in self.auxiliary}
+            losses = losses + sum(weight * added[name] for name, weight in self.auxiliary)
+        return losses, metrics
+
+
+def _weights(texts: Iterable[str], functions: Functions) -> tuple[tuple[str, float], ...]:
+    """Names and weights of `loss.auxiliary`."""
+    known = getattr(functions.module, "AUXILIARY", {})
+    chosen: dict[str, float] = {}
+    for text in texts:
+        name, _, number = str(text).partition(":")
+        if name not in known:
+            there = "; ".join(f"{n}: {about}" for n, about in known.items())
+            raise UserError(
+                f"loss.auxiliary: model {functions.config.name!r} has no loss {name!r}"
+                f"{f'; it has {there}' if there else ', nor any other'}.{nearest(name, known)}"
+            )
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = float("nan")
+        if not 0 < weight < float("inf") or name in chosen:
+            raise UserError(
+                f"loss.auxiliary={text!r} is not name:weight with a weight above 0, each name "
+                f"once; write for example {name}:0.5"
+            )
+        chosen[name] = weight
+    return tuple(chosen.items())
+
+
+def _types(names: Iterable[str]) -> tuple[str, ...]:
+    """The types of negatives, in one order whatever that of the config."""
+    names = tuple(names)
+    strange = [name for name in names if name not in negative_types.TYPES]
+    if strange or not names or len(set(names)) < len(names):
+        hint = nearest(strange[0], negative_types.TYPES) if strange else ""
+        raise UserError(
+            f"loss.negative_types={names} must name one or more of "
+            f"{', '.join(negative_types.TYPES)}, each once.{hint}"
+        )
+    return tuple(name for name in negative_types.TYPES if name in names)
+
+
+def _crossed(
+    functions: Functions, query: Params, index: Params, rows: Rows, key: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+    """Shift -> queries of each reference with the text so many examples further on.
+
+    The encoders run once where the model lets them: a text that its reference depends on, or that
+    it does not encode apart from the reference, is encoded at every shift.
+    """
+    pixels, text = rows["reference_pixels"], rows["text"]
+    keys = jax.random.split(key, 3)
+
+    def turned(x: jax.Array, shift: jax.Array) -> jax.Array:
+        return jax.numpy.roll(x, -shift, axis=0)
+
+    if functions.per_triplet:
+
+        def from_pixels(shift: jax.Array) -> jax.Array:
+            other = turned(text, shift)
+            reference = functions.reference(index, pixels, other, keys[0])
+            return functions.compose(query, reference, other, keys[2])
+
+        return from_pixels
+
+    reference = functions.reference(index, pixels, text, keys[0])
+    if functions.fuses:
+        features = functions.text_features(query, text, keys[2])
+        return lambda shift: functions.fuse(query, reference, turned(features, shift), keys[2])
+    return lambda shift: functions.compose(query, reference, turned(text, shift), keys[2])
+
+
+def _in_chunks(encode: Callable, rows: dict[str, jax.Array], key: jax.Array, chunk: int) -> Any:
+    size = rows["text"].shape[0]
+    if not chunk or chunk == size:
+        return encode(rows, key)
+    count = size // chunk
+    # Chunk j holds rows j, j + count, ...: a split of each device's rows, so none changes device.
+    split = jax.tree.map(lambda x: x.reshape(chunk, count, *x.shape[1:]).swapaxes(0, 1), rows)
+    keys = jax.random.split(key, count)
+    out = jax.lax.map(lambda xs: jax.checkpoint(encode)(*xs), (split, keys))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:]), out)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stage zero: image-text contrastive pretraining, or adaptation to a domain, with CLIP's own loss.
+
+A caption alone is `compose(zeros, text)` and its image `target(pixels)`, so a model needs nothing
+beyond the contract but a scalar leaf `logit_scale` (CLIP's, the log of the inverse temperature).
+Loss: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+figure 3: both directions over the global batch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cir_jax.contract import Functions
+from cir_jax.errors import UserError
+from cir_jax.losses import in_batch
+from cir_jax.params import Params
+from cir_jax.training import stage
+from cir_jax.training.stage import LOGIT_SCALE
+
+
+@dataclass(frozen=True)
+class Stage:
+    """See `cir_jax.training.stage`."""
+
+    fields: tuple[str, ...] = ("text", "target_pixels")
+    roles: tuple[str, ...] = ("index", "query", "pretrain")
+    index_is_query: bool = True
+    reads: str = "captions"
+    needs_bank: bool = False
+    extra: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
+        """Raises UserError for a model that cannot be pretrained on captions."""
+        stage.check_keys_of_stage_one(config)
+        if LOGIT_SCALE not in functions.abstract:
+            raise UserError(
+                f"model {config.model.name!r} has no {LOGIT_SCALE!r} parameter, so stage zero "
+                "makes no sense for it; start from stage one"
+            )
+        return cls()
+
+    def loss(
+        self,
+        functions: Functions,
+        query: Params,
+        index: Params,
+        batch: dict[str, jax.Array],
+        bank: Any,
+        key: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """CLIP's symmetric loss of captions and images, [B]; logs the scale."""
+        size = batch["text"].shape[0]
+        nothing = jnp.zeros((size, *functions.reference_shape), jnp.float32)
+        text = functions.compose(query, nothing, batch["text"], key)
+        image = functions.target(index, batch["target_pixels"])[:, 0]
+        losses = in_batch.symmetric_loss(image, text, query[LOGIT_SCALE])
+        return losses, {"logit_scale": query[LOGIT_SCALE]}

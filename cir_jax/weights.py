@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters to start from: a run folder of ours, or weights that PyTorch left behind."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cir_jax import progress
+from cir_jax.config import from_json, to_json
+from cir_jax.contract import Functions
+from cir_jax.convert import identify, importing
+from cir_jax.convert.importing import Weights
+from cir_jax.errors import UserError
+from cir_jax.params import TEMPERATURE, Params
+from cir_jax.runtime import checkpoint
+from cir_jax.runtime import mesh as meshes
+
+TOKENIZER = "tokenizer"  # folder in a run: files that came with the weights it started from
+_MODEL_KEYS = ("tower", "context", "image_size")
+
+
+def places(init_from: str) -> list[str]:
+    """`init_from` may name several, with commas between: parts of one model."""
+    if init_from and os.path.exists(init_from):  # a path may have a comma in it
+        return [init_from]
+    return [place for place in (p.strip() for p in init_from.split(",")) if place]
+
+
+def is_run(place: str | Path) -> bool:
+    """Whether a folder is one of a run of ours."""
+    return (Path(place) / "checkpoints").is_dir()
+
+
+def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
+    """The config a run was trained with.
+
+    Raises:
+      UserError: no such run or step.
+    """
+    checkpoints, step = checkpoint.find(workdir, which)
+    return from_json(checkpoints.record(step)["config"])
+
+
+def settled(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
+    """`config`, with `model.tower=auto` replaced by what its weights are of.
+
+    Args:
+      config: of a run.
+      init_from: the parameters that are used; None for those that training starts with: what it
+        resumes in `config.workdir`, or else `config.init_from`.
+      which: of a run: "best", "last" or a step.
+
+    Raises:
+      UserError: there are no weights to ask, or they do not say.
+    """
+    if config.model.tower != identify.AUTO:
+        return config
+    if init_from is None:
+        init_from = config.init_from
+        if checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
+            init_from, which = config.workdir, "last"
+    if from_run := next(filter(is_run, places(init_from)), None):
+        held = config_of(from_run, which).model
+        keys = {key: held[key] for key in _MODEL_KEYS}
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model.update(keys)
+        return config
+    if not init_from:
+        raise UserError(
+            "model.tower=auto takes the size of the weights in init_from, which is empty; give "
+            "--init-from FILE_OR_FOLDER, or the name of a tower"
+        )
+    return identify.settled(config, places(init_from))
+
+
+def load(
+    init_from: str,
+    functions: Functions,
+    which: str = "best",
+    seed: int = -1,
+    kept: Iterable[str] = (),
+) -> Weights:
+    """The parameters that `init_from` names, on the host.
+
+    Args:
+      init_from: a run folder, a file or a folder of weights; or several, with commas between, each
+        of which holds a part of the model.
+      functions: the model.
+      which: of a run: "best", "last" or a step.
+      seed: for leaves that may be new, see NEW in `cir_jax.contract`; below 0 none may be.
+      kept: paths of leaves that will not train and may not be new either.
+
+    Raises:
+      UserError: no such place; or together they do not hold exactly this model.
+    """
+    named = places(init_from)
+    if which != "best" and not any(map(is_run, named)):
+        raise UserError(f"--step={which} is of a run, and {init_from} is none; leave it out")
+    parts = [_part(place, functions, which) for place in named]
+    index, query = {}, {}
+    for part in parts:
+        twice = sorted(part.query.keys() & query.keys())
+        if twice:
+            raise UserError(
+                f"init_from={init_from}: {', '.join(twice[:3])} ({len(twice)} in all) are in more "
+                "than one of them; give each part of the model once"
+            )
+        index |= part.index
+        query |= part.query
+    missing = [path for path in functions.abstract if path not in query]
+    if missing:
+        if lacking := sorted(set(missing).intersection(kept)):
+            raise UserError(
+                f"init_from={init_from} lacks {', '.join(lacking[:4])} ({len(lacking)} leaves in "
+                "all), which stage two does not train: bank and references would be those of "
+                "random parameters. Train stage one from these weights first"
+            )
+        fresh = _new(init_from, functions, missing, seed)
+        index |= fresh
+        query |= fresh
+    record = parts[0].record if len(parts) == 1 else {"parts": [p.record for p in parts]}
+    return Weights(index, query, record, tuple(f for part in parts for f in part.files))
+
+
+def save_run(
+    workdir: str | Path, config: ConfigDict, functions: Functions, weights: Weights
+) -> Path:
+    """Writes weights as a run folder of ours, which `init_from` and `--workdir` take.
+
+    Raises:
+      UserError: there is a run already, or no folder can be made there.
+    """
+    folder = Path(workdir)
+    if is_run(folder):
+        raise UserError(f"{folder} holds a run already; give another folder, or delete that one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made a folder ({error.strerror}); give another one"
+        ) from None
+    different = {p: x for p, x in weights.query.items() if x is not weights.index.get(p)}
+    record = {
+        "config": to_json(config),
+        "git": checkpoint.git_hash(),
+        "paths": {"fixed": sorted(weights.index), "trained": sorted(different)},
+        "shapes": {p: list(s.shape) for p, s in functions.abstract.items()},
+        "index_is_query": not different,
+        "step": 0,
+        "seconds": 0.0,
+        "best": None,
+        "history": [],
+        "data": None,
+        "source": weights.record,
+    }
+    best = checkpoint.Checkpoints(folder / checkpoint.BEST, keep=1, chunk_gb=1)
+    best.save(0, {"fixed": _in_place(weights.index), "trained": _in_place(different)}, record)
+    best.close()
+    carry(weights.files, folder)
+    return folder
+
+
+def carry(files: tuple[Path, ...], workdir: str | Path) -> None:
+    """Copies tokenizer files into a run folder, so that an export of it has them."""
+    folder = Path(workdir) / TOKENIZER
+    for file in files if jax.process_index() == 0 else ():
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.parent.absolute() != folder.absolute():
+            shutil.copyfile(file, folder / file.name)
+
+
+def carried(workdir: str | Path) -> tuple[Path, ...]:
+    """The tokenizer files in a run folder."""
+    folder = Path(workdir) / TOKENIZER
+    return tuple(sorted(folder.iterdir())) if folder.is_dir() else ()
+
+
+def _part(place: str, functions: Functions, which: str) -> Weights:
+    if not is_run(place):
+        return importing.read(place, functions)
+    index, query, record = of_run(place, functions, which)
+    origin = {"place": str(Path(place).absolute()), "step": record["step"], "layout": "run"}
+    return Weights(index, query, origin | {"source": record.get("source")}, carried(place))
+
+
+def of_run(
+    workdir: str | Path, functions: Functions, which: str = "best"
+) -> tuple[Params, Params, dict[str, Any]]:
+    """(index, query, record) of a run, on the host; leaves that are new to it are left out.
+
+    Raises:
+      UserError: no such run, or its parameters are not those of this model.
+    """
+    checkpoints, step = checkpoint.find(workdir, which)
+    record = checkpoints.record(step)
+    need, shapes = functions.abstract, record["shapes"]
+    wanted = {
+        name: {p: need.get(p, jax.ShapeDtypeStruct((), jnp.float32)) for p in paths}
+        for name, paths in record["paths"].items()
+    }
+    have = {p for paths in record["paths"].values() for p in paths} - {TEMPERATURE}
+    absent = {p for p in need.keys() - have if not may_be_new(functions, p)}
+    different = sorted((have - need.keys()) | absent)
+    different += [p for p, s in shapes.items() if p in need and need[p].shape != tuple(s)]
+    if different:
+        trained_as = json.loads(record["config"])["model"]
+        raise UserError(
+            f"{workdir} holds {trained_as['name']} / {trained_as['tower']}, not this model: "
+            f"{', '.join(different[:4])} differ ({len(different)} in all); "
+            "give model.name and model.tower as that run has them"
+        )
+    place = meshes.replicated(meshes.make())
+    placed = {
+        name: {p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place) for p, s in part.items()}
+        for name, part in wanted.items()
+        if part
+    }
+    tree = {"fixed": {}, "trained": {}, **checkpoints.restore(step, placed, partial=True)}
+    checkpoints.close()
+    query = _host({**tree["fixed"], **tree["trained"]})
+    return query if record["index_is_query"] else _host(tree["fixed"]), query, record
+
+
+def may_be_new(functions: Functions, path: str) -> bool:
+    """Whether a leaf may start at random beside weights that lack it."""
+    return any(re.fullmatch(regex, path) for regex in getattr(functions.module, "NEW", ()))
+
+
+def _new(init_from: str, functions: Functions, missing: list[str], seed: int) -> Params:
+    lacking = [path for path in missing if seed < 0 or not may_be_new(functions, path)]
+    if lacking:
+        raise UserError(
+            f"init_from={init_from} lacks {', '.join(lacking[:4])} ({len(lacking)} leaves in all) "
+            "of the model; name the file that has them too, with a comma between"
+        )
+    progress.say(
+        f"{init_from} has no {', '.join(missing[:3])} ({len(missing)} leaves in all): they start "
+        f"at random, seed {seed}"
+    )
+    drawn = functions.init(seed)
+    return {path: np.asarray(drawn[path]) for path in missing}
+
+
+def _in_place(params: Mapping[str, Any]) -> Params:
+    """The same arrays as jax's: Orbax copies those of numpy, twice, before it writes them."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names none
+        return dict(params)
+    return {path: jax.device_put(x, host) for path, x in params.items()}
+
+
+def _host(params: Mapping[str, Any]) -> Params:
+    return {p: np.asarray(x) for p, x in params.items()}

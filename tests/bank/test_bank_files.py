@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of a growing bank: other makers' rows, kills, full disks, and folders that are none."""
+
+import json
+import resource
+import shutil
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cir_jax.bank import build, files
+from cir_jax.bank import folder as bank_folder
+from cir_jax.errors import UserError
+
+KIND = np.dtype("float32")
+ARRAYS = {"targets": ((10, 1, 64), KIND), "references": ((20, 8, 64), KIND)}
+
+
+def add(writer, items, value):
+    """Rows of so many items."""
+    writer.add("targets", np.full((items, 1, 64), value))
+    writer.add("references", np.full((2 * items, 8, 64), value))
+
+
+def begun(folder, maker, items, value=1.0):
+    """A build that was killed behind so many items, the last of its record."""
+    writer = files.Writer(folder, ARRAYS, {"parameters": maker})
+    with writer:
+        writer.start(0, dict.fromkeys(ARRAYS, 0))
+        add(writer, items, value)
+        writer.commit(items, every=0.0)
+
+
+def gone_on(folder, maker="A", value=1.0):
+    """Goes on to the end; (where it went on, the rows of the bank)."""
+    writer = files.Writer(folder, ARRAYS, {"parameters": maker})
+    done = writer.done
+    with writer:
+        writer.start(done, {"targets": done, "references": 2 * done})
+        add(writer, 10 - done, value)
+        writer.finish(10)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "bank.json",
+        "references.npy",
+        "targets.npy",
+    ]
+    return done, files.load(folder, {"parameters": maker})["targets"]
+
+
+def test_rows_of_another_maker_are_not_taken_up(tmp_path):
+    begun(tmp_path, "A", 5)
+    with files.Writer(tmp_path, ARRAYS, {"parameters": "B"}) as writer:
+        assert writer.done == 0
+        writer.start(0, dict.fromkeys(ARRAYS, 0))
+        add(writer, 7, 2.0)  # and is killed before it has noted anything
+    done, targets = gone_on(tmp_path)
+    assert done == 0 and (targets == 1.0).all()
+
+
+@pytest.mark.parametrize("renamed", [("targets",), ("targets", "references")])
+def test_a_kill_while_files_get_their_names(renamed, tmp_path):
+    begun(tmp_path, "A", 10)
+    for name in renamed:
+        (tmp_path / f"{name}.npy.part").replace(tmp_path / f"{name}.npy")
+    done, targets = gone_on(tmp_path)
+    assert done == 10 and (targets == 1.0).all()
+
+
+def test_files_without_their_record_are_begun_anew(tmp_path):
+    """A file of a bank is no part of a build that is not at its end."""
+    begun(tmp_path, "A", 5)
+    (tmp_path / "targets.npy.part").replace(tmp_path / "targets.npy")
+    assert gone_on(tmp_path)[0] == 0
+
+
+def test_room_of_what_is_cut_off_counts(tmp_path, monkeypatch):
+    begun(tmp_path, "A", 10)
+    needed = 10 * 64 * 4 + 20 * 8 * 64 * 4
+    free = SimpleNamespace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+
+    def lacking(maker):
+        return files.Writer(tmp_path, ARRAYS, {"parameters": maker}).lacks_room()
+
+    assert not lacking("B")
+    (tmp_path / "references.npy.part").replace(tmp_path / "references.npy")
+    assert not lacking("B") and not lacking("A")
+    (tmp_path / "references.npy").unlink()
+    assert f"needs {needed / 1e3:.1f} kB in" in lacking("B") and "3.7 kB are free" in lacking("B")
+    free.free = 5000
+    begun(tmp_path, "A", 9)  # whose own rows stay: room for a tenth is wanted
+    assert "the bank needs 4.4 kB" not in lacking("A")
+    free.free = 3000
+    assert "the bank needs 4.4 kB" in lacking("A")
+
+
+@contextmanager
+def largest_file(size):
+    """As a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 100, 20000])  # in the header, and at some row
+def test_a_full_disk(size, tmp_path):
+    writer = files.Writer(tmp_path, ARRAYS, {"parameters": "A"})
+    full = r"(targets|references).npy.part cannot be written \(File too large\); what it held is k"
+    with largest_file(size), pytest.raises(UserError, match=full), writer:
+        writer.start(0, dict.fromkeys(ARRAYS, 0))
+        for _ in range(10):
+            add(writer, 1, 1.0)
+        writer.commit(10, every=0.0)
+    assert (gone_on(tmp_path)[1] == 1.0).all()
+
+
+def test_a_full_disk_keeps_what_is_noted(tmp_path):
+    begun(tmp_path, "A", 3)
+    writer = files.Writer(tmp_path, ARRAYS, {"parameters": "A"})
+    with largest_file(20000), pytest.raises(UserError, match=r"cannot be written"), writer:
+        writer.start(3, {"targets": 3, "references": 6})
+        add(writer, 7, 2.0)
+    assert json.loads((tmp_path / files.PARTIAL).read_text())["done"] == 3
+    done, targets = gone_on(tmp_path)
+    assert done == 3 and (targets == 1.0).all()
+
+
+@pytest.mark.parametrize("below", ["", "disk"])
+def test_a_file_is_no_folder(below, tmp_path):
+    (tmp_path / "bank").write_text("a file")
+    message = r"the bank cannot be in .*bank.* \((File exists|Not a directory)\); set loss.bank_pa"
+    with pytest.raises(UserError, match=message):
+        bank_folder.make(tmp_path / "bank" / below)
+
+
+def test_one_run_builds_at_a_time(tmp_path):
+    held = bank_folder.lock(tmp_path)
+    message = r"another run is building the bank in .*; wait for it, or set loss.bank_path to anot"
+    with pytest.raises(UserError, match=message):
+        bank_folder.lock(tmp_path)
+    held.release()
+    bank_folder.lock(tmp_path).release()
+
+
+def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
+    assert build._together(lambda: 3, "it says why") == 3
+    monkeypatch.setattr(build, "_everywhere", lambda here: False)
+    with pytest.raises(UserError, match="it says why"):
+        build._together(lambda: 3, "it says why")

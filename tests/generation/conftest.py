@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backoff that takes no time, and what a waiting client tells."""
+
+import pytest
+
+from cir_jax.generation import patience
+from tests.generation import tiny_vlm
+
+
+@pytest.fixture(scope="session")
+def vlm(tmp_path_factory):
+    """Folder of a tiny LLaVA."""
+    return tiny_vlm.write_vlm(tmp_path_factory.mktemp("vlm"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Backoff in hundredths of a second."""
+    monkeypatch.setattr(patience, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(patience, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(patience, "OUTAGE", 0.01)
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """The lines that people are told."""
+    lines = []
+    monkeypatch.setattr(patience.progress, "say", lambda *m: lines.append(" ".join(map(str, m))))
+    return lines

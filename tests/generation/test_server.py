@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client of a captioning server that works: what it asks, what it makes of replies."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from cir_jax.errors import UserError
+from cir_jax.generation import caption_inputs
+from cir_jax.generation import captioner as contract
+from cir_jax.generation.captioner import Reply, Request
+from cir_jax.generation.captioners import server
+from tests.generation.scripted import GOOD, Scripted, ask, completion, prompt, section, sent_image
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def test_plug_in():
+    assert contract.load("server") is server
+    captioner = server.Captioner.from_config(section(temperature=0.5), 3, ["a.png"])
+    assert captioner.identity == {
+        "captioner": "server", "model": "tiny", "temperature": 0.5, "top_p": 1.0,
+        "max_side": 0,
+    }  # fmt: skip
+
+
+def test_replies():
+    with Scripted() as fake:
+        assert ask(fake) == GOOD
+        assert ask(fake.url.removesuffix("/v1") + "/") == GOOD
+        body = fake.bodies[0]
+    assert body["max_tokens"] == 4 * 4 * 6 + 16 and body["temperature"] == 0
+    assert body["model"] == "tiny" and "top_p" not in body
+    assert isinstance(body["messages"][0]["content"], str)
+    assert caption_inputs.token_limit(section(max_words=10)) == 56
+    assert caption_inputs.token_limit(section(max_tokens=7)) == 7
+
+
+def test_sampling():
+    """A repetition is drawn, from a seed of the request alone; another run draws the same."""
+    requests = [Request("a", "x", attempt=i) for i in range(2)] + [Request("b", "x", attempt=1)]
+    with Scripted() as fake:
+        for _ in range(2):
+            ask(fake, requests, concurrency=1, top_p=0.9)
+        drawn = [(b["seed"], b["temperature"], b.get("top_p")) for b in fake.bodies]
+    assert drawn[:3] == drawn[3:] and len({seed for seed, *_ in drawn}) == 3
+    assert [rest for _, *rest in drawn[:3]] == [[0.0, None], [0.7, 0.9], [0.7, 0.9]]
+
+
+def test_images(tmp_path):
+    """Own bytes where they fit; otherwise RGB within max_side."""
+    files = {}
+    for name, mode, size in (
+        ("fits.png", "RGB", (40, 30)), ("fits.jpg", "RGB", (40, 30)), ("wide.jpg", "RGB", (90, 30)),
+        ("clear.png", "RGBA", (40, 30)), ("moving.gif", "P", (40, 30)),
+    ):  # fmt: skip
+        files[name] = tmp_path / name
+        Image.new(mode, size, 5).save(files[name])
+    requests = [Request(n, n, p) for n, p in files.items()]
+    requests[0] = Request("fits.png", "fits.png", str(files["fits.png"]))
+    with Scripted() as fake:
+        assert len(ask(fake, requests, max_side=60)) == 5
+        sent = {prompt(b): sent_image(b) for b in fake.bodies}
+    assert sent["fits.png"] == ("data:image/png;base64", files["fits.png"].read_bytes())
+    assert sent["fits.jpg"] == ("data:image/jpeg;base64", files["fits.jpg"].read_bytes())
+    shown = {n: Image.open(io.BytesIO(content)) for n, (_, content) in sent.items()}
+    assert shown["wide.jpg"].size == (60, 20) and shown["wide.jpg"].format == "JPEG"
+    for name in ("clear.png", "moving.gif"):
+        assert (shown[name].format, shown[name].mode) == ("PNG", "RGB")
+        assert sent[name][0] == "data:image/png;base64"
+
+
+def test_unreadable_image(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    requests = [Request(n, n, tmp_path / n) for n in ("broken.png", "missing.png")]
+    with Scripted() as fake:
+        replies = ask(fake, [*requests, Request("c", "about c")])
+        assert len(fake.bodies) == 1
+    assert replies["c"] == GOOD["c"]
+    assert replies["broken.png"].final and "cannot be decoded" in replies["broken.png"].problem
+    assert replies["missing.png"].final and "does not exist" in replies["missing.png"].problem
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "problem"),
+    [
+        (completion(" a dress\n"), "a dress", ""),
+        (completion("a dress with", "length"), "a dress with", "cut at 5 tokens"),
+        (completion(None), "", ""),
+        (completion("a", "content_filter"), "", "withheld by the server's content filter"),
+    ],
+)
+def test_endings(body, text, problem):
+    with Scripted(lambda *_: (200, body, {})) as fake:
+        replies = ask(fake, max_tokens=5)
+    assert replies == {k: Reply(k, text, problem) for k in "abc"}
+
+
+@pytest.mark.parametrize(
+    ("status", "said_by_server", "changes", "message"),
+    [
+        (401, "wrong key s3cret", {}, r"401 .*wrong key \*\*\*.*variable THE_KEY .* is not accept"),
+        (401, "who?", {"key_variable": "NO_KEY"}, r"variable NO_KEY \(key_variable\) is not set"),
+        (403, "no", {"key_variable": ""}, r"403 .*name the environment variable .* key_variable"),
+        (404, "no such model", {"model": "tinny"}, r"404 .*offers: tiny, large. Did you mean 'tin"),
+        (301, "", {}, r"301 .*correct url"),
+    ],
+)
+def test_no_request_can_succeed(status, said_by_server, changes, message, monkeypatch):
+    monkeypatch.setenv("THE_KEY", "s3cret")
+    changes = {"key_variable": "THE_KEY"} | changes
+    answer = (status, {"error": {"message": said_by_server + "x" * 500}}, {})
+    with Scripted(lambda *_: answer, models=("tiny", "large")) as fake:
+        with pytest.raises(UserError, match=message) as raised:
+            ask(fake, concurrency=1, **changes)
+        assert len(fake.bodies) == 1
+        bearer = fake.headers[0].get("Authorization")
+    assert bearer == ("Bearer s3cret" if changes["key_variable"] == "THE_KEY" else None)
+    assert "s3cret" not in str(raised.value) and len(str(raised.value)) < 700
+
+
+def test_not_found_without_a_list():
+    with Scripted(lambda *_: (404, b"", {}), models=()) as fake:
+        with pytest.raises(UserError, match="correct url, which usually ends in /v1, or model="):
+            ask(fake)
+
+
+def test_one_request_is_refused():
+    """Too large for the server: listed, and the others go on."""
+
+    def behave(number, body):
+        if prompt(body) == "about c":
+            return 413, b"at most 1 MB", {}
+        return 200, completion(prompt(body)), {}
+
+    with Scripted(behave) as fake:
+        replies = ask(fake, concurrency=1)
+    problem = "refused by the server: 413 Request Entity Too Large (at most 1 MB)"
+    assert replies.pop("c") in (
+        Reply("c", "", problem, final=True),
+        Reply("c", "", problem.replace("Request Entity", "Content"), final=True),
+    )
+    assert replies == {k: GOOD[k] for k in "ab"}
+
+
+def test_every_request_is_refused():
+    answer = (400, {"detail": "pinned to 'other'"}, {})
+    with Scripted(lambda *_: answer) as fake:
+        with pytest.raises(UserError, match=r"none of the first 3 .*pinned to 'other'.*model='tin"):
+            ask(fake, [Request(str(i), "x") for i in range(9)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "model is empty"),
+        ({"url": ""}, "url='' is no address"),
+        ({"url": "localhost:8000/v1"}, "is no address of a server; give one like http://"),
+        ({"url": "http://host:port"}, "is no address"),
+        ({"url": "http://host/v1/chat/completions/"}, "must end before /chat/completions"),
+        ({"url": "http://me:pw@host/v1"}, "url on host holds a user name or password"),
+        ({"concurrency": 0}, "concurrency=0 is below 1"),
+        ({"per_minute": -1}, "per_minute=-1 is below 0"),
+        ({"timeout": 0.0}, "timeout=0.0 is no time"),
+        ({"wait": -1.0}, "wait=-1.0 is below 0"),
+        ({"temperature": -1.0}, "temperature=-1.0 is below 0"),
+        ({"max_tokens": -1}, "max_tokens=-1 is below 0"),
+        ({"max_side": -1}, "max_side=-1 is below 0"),
+        ({"top_p": 0.0}, "top_p=0.0 is outside"),
+        ({"words": -9}, "words=-9 leaves no token"),
+        ({"key_variable": "ODD_KEY"}, "variable ODD_KEY .* holds characters"),
+    ],
+)
+def test_config_errors(changes, message, monkeypatch):
+    monkeypatch.setenv("ODD_KEY", "a\nb")
+    with pytest.raises(UserError, match=message) as raised:
+        server.Captioner.from_config(section(**changes), 0, [])
+    assert "pw" not in str(raised.value)

@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Laws that hold for every model: a new one is tested by being in MODELS."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cir_jax import contract as models
+from cir_jax.bank import bank as banks
+from cir_jax.data import tokens
+from cir_jax.errors import UserError
+from cir_jax.losses import in_bank
+from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime import optim, sharding
+from cir_jax.training import stage as stages
+from cir_jax.training import step
+from tests import runs
+
+MODELS = (*runs.TOWERS, "cross_attention", "sprc_shaped")
+WITH_LOSSES = ("tgcir", "sprc")  # of their own, for stage one
+WITHOUT_STAGE_ZERO = ("blip", "sprc", "sprc_shaped")
+STAGES = ("zero_image_text", "one_in_batch", "two_bank")
+MESHES = ((1, 1), (2, 1), (4, 1), (8, 1), (2, 4))
+ROWS = 24
+BATCH = 8
+
+
+def prepared(model, stage, shape=(1, 1), *changes):
+    """(functions, stage, mesh, parameters, batch, bank) of a random problem."""
+    # With a small epsilon Adam's first step is a sign, and gradients that are zero but for rounding
+    # (the bias of attention keys) would flip it.
+    config = runs.tiny("unused", "unused", "optim.epsilon=1e-3", *changes, model=model)
+    mesh = meshes.make(*shape, jax.devices()[: shape[0] * shape[1]])
+    functions = models.build(config.model)
+    made = stages.load(stage).Stage.from_config(config, functions, mesh)
+    rng = np.random.default_rng(3)
+    side = functions.image_size
+    tokenizer = tokens.load(functions.module.TOKENIZER, config.model.context)
+    text = np.zeros((BATCH, 16), np.int32)
+    text[:, :6] = rng.integers(1, 30000, (BATCH, 6))
+    text[:, 0], text[:, 5] = tokenizer.start, tokenizer.end
+    batch = {
+        "text": text,
+        "reference_pixels": rng.integers(0, 256, (BATCH, side, side, 3)).astype(np.uint8),
+        "target_pixels": rng.integers(0, 256, (BATCH, side, side, 3)).astype(np.uint8),
+        "reference_id": rng.integers(0, ROWS, BATCH).astype(np.int32),
+        "target_id": rng.permutation(ROWS)[:BATCH].astype(np.int32),
+        "reference_row": 2 * np.arange(BATCH, dtype=np.int32),
+        "text_id": np.arange(BATCH, dtype=np.int32),
+        "source_id": np.zeros(BATCH, np.int32),
+    }
+    (r, c), (k, d) = functions.reference_shape, functions.target_shape
+    targets = rng.normal(size=(ROWS - 1, k, d)).astype(np.float32)
+    targets /= np.linalg.norm(targets, axis=-1, keepdims=True)
+    references = rng.normal(size=(ROWS - 1, r, c)).astype(np.float32)
+    batch["target_id"] %= ROWS - 1
+    batch["reference_id"] %= ROWS - 1
+    bank = banks.place({"targets": targets, "references": references}, mesh)
+    params = {p: np.asarray(x) for p, x in functions.init(0).items()}
+    return functions, made, mesh, params, batch, bank, config
+
+
+def placed(batch, mesh):
+    return jax.device_put(batch, meshes.batch_sharding(mesh))
+
+
+def one_update(model, stage, shape):
+    functions, made, mesh, params, batch, bank, config = prepared(model, stage, shape)
+    places = sharding.parameter_shardings(functions, mesh)
+    paths = stages.trainable(made, functions)
+    trained = sharding.place({p: params[p] for p in paths}, places)
+    fixed = sharding.place(params, places)
+    optimizer = optim.build(config.optim, paths, 10)
+    update = step.make(made, functions, optimizer, 1)
+    key = jax.random.key(1)
+    trained, _, values = update(
+        trained, optimizer.init(trained), fixed, placed(batch, mesh), bank, key
+    )
+    return {p: np.asarray(x) for p, x in trained.items()}, params, float(values["loss"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("model", MODELS)
+def test_one_update_is_the_same_on_any_mesh(model, stage):
+    if stage == "zero_image_text" and model in WITHOUT_STAGE_ZERO:
+        with pytest.raises(UserError, match="no 'logit_scale' parameter, so stage zero makes no"):
+            prepared(model, stage)
+        return
+    want, start, loss = one_update(model, stage, (1, 1))
+    assert max(np.abs(want[p] - start[p]).max() for p in want) > 1e-4
+    # Stage zero is the same code for every model.
+    for shape in MESHES[1:] if stage != "zero_image_text" else MESHES[-1:]:
+        got, _, other = one_update(model, stage, shape)
+        assert other == pytest.approx(loss, rel=2e-5)
+        for path in want:
+            # Adam's first step is a sign: a gradient of rounding size may flip it.
+            close = np.isclose(want[path], got[path], atol=2e-5, rtol=1e-4)
+            assert close.mean() > 0.999, (path, shape)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bank_of_the_batch_gives_the_stage_one_loss(model):
+    functions, one, mesh, params, batch, _, config = prepared(model, "one_in_batch", (2, 1))
+    two = stages.load("two_bank").Stage.from_config(config, functions, mesh)
+    targets = functions.target(params, batch["target_pixels"])
+    references = functions.reference(params, batch["reference_pixels"], batch["text"])
+    bank = banks.place({"targets": np.asarray(targets), "references": np.asarray(references)}, mesh)
+    rows = np.arange(BATCH, dtype=np.int32)
+    batch = placed(batch | {"reference_row": rows, "target_id": rows}, mesh)
+    functions = without_dropout(functions)
+    key = jax.random.key(0)
+    want, _ = jax.jit(lambda p: one.loss(functions, p, p, batch, None, key))(params)
+    got, _ = jax.jit(lambda p, b: two.loss(functions, p, p, batch, b, key))(params, bank)
+    np.testing.assert_allclose(want, got, rtol=2e-5, atol=1e-5)
+
+
+class without_dropout:
+    """The functions of a model, with the dropout keys taken away."""
+
+    def __init__(self, functions):
+        self._functions = functions
+
+    def __getattr__(self, name):
+        return getattr(self._functions, name)
+
+    def reference(self, params, pixels, text, key=None):
+        return self._functions.reference(params, pixels, text)
+
+    def target(self, params, pixels, key=None):
+        return self._functions.target(params, pixels)
+
+    def compose(self, params, reference, text, key=None):
+        return self._functions.compose(params, reference, text)
+
+    def training(self, params, reference_pixels, target_pixels, text, key):
+        return self._functions.training(params, reference_pixels, target_pixels, text, None)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradients_of_stage_two_reach_the_query_side_only(model):
+    functions, two, mesh, params, batch, bank, _ = prepared(model, "two_bank", (2, 1))
+    batch = placed(batch, mesh)
+
+    def loss(query, index):
+        return two.loss(functions, query, index, batch, bank, jax.random.key(0))[0].mean()
+
+    by_query, by_index = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, params)
+    assert all(not np.any(g) for g in by_index.values())
+    moved = {p for p, g in by_query.items() if np.any(g)}
+    query = {p for p, role in functions.roles.items() if role == "query"}
+    assert moved & query and not any(functions.roles[p] == "index" for p in moved - query)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_bank_loss_by_blocks_is_the_plain_one_at_the_rows_of_each_model(model):
+    functions, two, mesh, params, batch, bank, _ = prepared(model, "two_bank", (2, 1))
+    batch, functions = placed(batch, mesh), without_dropout(functions)
+    assert bank.targets.shape[1:] == functions.target_shape
+    got, _ = two.loss(functions, params, params, batch, bank, jax.random.key(0))
+    reference = bank.references[batch["reference_row"]]
+    query = functions.compose(params, reference, batch["text"])
+    want = in_bank.bank_loss_plain(
+        query, bank.targets, batch["target_id"], two.temperature, rows=bank.rows
+    )
+    np.testing.assert_allclose(got, want, rtol=2e-5)
+
+
+@pytest.mark.parametrize("model", WITH_LOSSES)
+def test_auxiliary_losses_come_with_the_query_and_the_targets_of_the_model(model):
+    functions, _, _, params, batch, _, _ = prepared(model, "one_in_batch")
+    pixels = models.normalize(batch["reference_pixels"]), models.normalize(batch["target_pixels"])
+    query, targets, _ = functions.merged(params).training(*pixels, batch["text"], None)
+    reference = functions.reference(params, batch["reference_pixels"], batch["text"])
+    want = functions.compose(params, reference, batch["text"])
+    np.testing.assert_allclose(query, want, atol=1e-5)
+    np.testing.assert_allclose(targets, functions.target(params, batch["target_pixels"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("model", WITH_LOSSES)
+def test_auxiliary_losses_are_those_of_the_whole_batch_under_gradient_caching(model):
+    names = models.build(runs.tiny("unused", "unused", model=model).model).module.AUXILIARY
+    change = "loss.auxiliary=" + ",".join(f"{name}:0.5" for name in names)
+    functions, whole, mesh, params, batch, _, _ = prepared(model, "one_in_batch", (2, 1), change)
+    cached = prepared(model, "one_in_batch", (2, 1), change, "loss.chunk=4")[1]
+    batch, functions = placed(batch, mesh), without_dropout(functions)
+    found = []
+    for stage in (whole, cached):
+
+        def loss(p, stage=stage):
+            return stage.loss(functions, p, p, batch, None, jax.random.key(0))
+
+        found.append(jax.jit(loss)(params))
+    (want, metrics), (got, _) = found
+    np.testing.assert_allclose(want, got, rtol=1e-4)
+    added = sum(0.5 * float(metrics[name]) for name in names)
+    assert float(want.mean()) == pytest.approx(float(metrics["contrastive"]) + added, rel=1e-4)
+    assert all(float(metrics[name]) > 0 for name in names)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_gradient_caching_is_exact(model):
+    functions, whole, mesh, params, batch, _, _ = prepared(model, "one_in_batch", (2, 1))
+    cached = prepared(model, "one_in_batch", (2, 1), "loss.chunk=4")[1]
+    batch, functions = placed(batch, mesh), without_dropout(functions)
+
+    def gradient(stage):
+        def loss(p):
+            return stage.loss(functions, p, p, batch, None, jax.random.key(0))[0].mean()
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    want, got = gradient(whole), gradient(cached)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6)
+
+
+def test_learned_temperature_is_a_trained_leaf():
+    functions, two, _, params, batch, bank, _ = prepared(
+        "cross_attention", "two_bank", (1, 1), "loss.learn_temperature=true"
+    )
+    assert stages.TEMPERATURE in stages.trainable(two, functions)
+    query = params | {stages.TEMPERATURE: jnp.float32(0.1)}
+    grads = jax.grad(
+        lambda q: two.loss(functions, q, params, batch, bank, jax.random.key(0))[0].mean()
+    )(query)
+    assert grads[stages.TEMPERATURE] != 0
+
+
+def test_sampled_negatives_of_a_whole_bank_equal_the_bank_loss():
+    change = f"loss.bank_negatives={ROWS - 2}"
+    functions, some, mesh, params, batch, bank, _ = prepared(
+        "cross_attention", "two_bank", (2, 1), change
+    )
+    whole = prepared("cross_attention", "two_bank", (2, 1))[1]
+    key = jax.random.key(0)
+    want = whole.loss(functions, params, params, placed(batch, mesh), bank, key)[0]
+    got = some.loss(functions, params, params, placed(batch, mesh), bank, key)[0]
+    np.testing.assert_allclose(want, got, rtol=2e-5)
+
+
+def test_errors():
+    with pytest.raises(UserError, match=r"batch 8 does not split into chunks of loss.chunk=3"):
+        prepared("clip_sum", "one_in_batch", (1, 1), "loss.chunk=3")
+    with pytest.raises(UserError, match=r"loss.chunk 3 does not divide over 2 devices"):
+        prepared("clip_sum", "one_in_batch", (2, 1), "loss.chunk=3")
+    with pytest.raises(UserError, match=r"bank_negatives=-1 is negative"):
+        prepared("clip_sum", "two_bank", (1, 1), "loss.bank_negatives=-1")
+    with pytest.raises(UserError, match=r"no 'tow_bank' in stages; there are: one_in_batch, two_b"):
+        stages.load("tow_bank")
