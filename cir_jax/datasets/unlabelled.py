@@ -31,10 +31,6 @@ def read(config: Any) -> dict[str, Any]:
         images.
     """
     data = config.data
-    if data.unlabelled_count < 0:
-        raise UserError(
-            f"data.unlabelled_count={data.unlabelled_count} is negative; use 0 for all of them"
-        )
     if data.unlabelled_count and not data.unlabelled:
         raise UserError(
             f"data.unlabelled_count={data.unlabelled_count}, but data.unlabelled names no images; "

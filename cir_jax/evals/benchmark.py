@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,6 +40,14 @@ class Result:
     def score(self) -> float:
         """The selection score."""
         return self.scores[self.selection]
+
+
+class Benchmark(Protocol):
+    """What `build(config)` of a plug-in returns. Its data is read and checked when it is built."""
+
+    def run(self, retriever: Retriever) -> Result:
+        """Ranks every query and scores the rankings."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,13 @@ from cir_jax.evals import benchmark, metrics
 from cir_jax.evals.circo_submission import COUNT, Predictions
 from cir_jax.retrieval.retriever import Retriever
 
+KEYS = {
+    "shared_concept": ("without", "whether the text of a query holds the concept that reference "
+                       "and target share", ("without", "with")),
+    "concept_template": ("Find a picture that also {concept}, but {caption}.",
+                         "the text of a query with its concept", None),
+}  # fmt: skip
+
 CONCEPTS = ("without", "with")
 # The wording of MegaPairs' evaluation (arXiv 2412.14475).
 TEMPLATE = "Find a picture that also {concept}, but {caption}."

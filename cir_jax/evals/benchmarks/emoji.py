@@ -7,6 +7,14 @@ from cir_jax.datasets.readers import emoji
 from cir_jax.evals import benchmark
 from cir_jax.evals.benchmarks import fashioniq
 
+# Those of FashionIQ, whose protocol this is.
+KEYS = {
+    "gallery": ("full", "the images of the split, or of its triplets (the VAL protocol)",
+                ("full", "val")),
+    "reference": ("removed", "whether the reference is removed from the ranking, or kept",
+                  ("removed", "kept")),
+}  # fmt: skip
+
 
 def build(config: Any) -> fashioniq.Benchmark:
     """From a config; the data set is made first if need be."""

@@ -18,6 +18,13 @@ from cir_jax.errors import UserError, nearest
 from cir_jax.evals import benchmark, metrics
 from cir_jax.retrieval.retriever import Retriever
 
+KEYS = {
+    "gallery": ("full", "the images of the split, or of its triplets (the VAL protocol)",
+                ("full", "val")),
+    "reference": ("removed", "whether the reference is removed from the ranking, or kept",
+                  ("removed", "kept")),
+}  # fmt: skip
+
 REFERENCES = ("removed", "kept")
 
 

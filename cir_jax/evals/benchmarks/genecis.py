@@ -19,6 +19,8 @@ from cir_jax.evals import benchmark, metrics
 from cir_jax.retrieval import ranking
 from cir_jax.retrieval.retriever import Retriever
 
+KEYS = {"tasks": ((), "tasks to rank; () = all four", None)}
+
 
 class Benchmark:
     """GeneCIS, or any data set in its layout.

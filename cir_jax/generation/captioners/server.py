@@ -24,6 +24,14 @@ from cir_jax.generation.captioner import Reply, Request, sampling
 from cir_jax.generation.in_flight import in_flight
 from cir_jax.generation.patience import Failure, Pace, Patience, retry_after
 
+KEYS = {
+    "url": ("", "its OpenAI-compatible address, e.g. http://localhost:8000/v1", None),
+    "concurrency": (8, "requests under way at a time", "[1, inf)"),
+    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, inf)"),
+    "timeout": (120.0, "seconds to wait for one reply", "(0, inf)"),
+    "wait": (600.0, "give up after so many seconds without any reply", "[0, inf)"),
+    "key_variable": ("OPENAI_API_KEY", "environment variable that holds the key, if any", None),
+}
 ENDPOINT = "/chat/completions"
 CONNECT = 10.0  # seconds; a host that does not even accept is away
 OWN_FAILURES = 5  # of one request, before a plain request is sent to see whose fault it is
