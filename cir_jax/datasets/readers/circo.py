@@ -10,15 +10,20 @@ are those of its authors' data set.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, not_empty, read_json
+from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError, nearest
 
 SPLITS = ("val", "test")
 SOURCE = "circo"
+# Of the published files: split -> (queries, right answers), and all images.
+OFFICIAL = {"val": (220, 916), "test": (800, None)}
+OFFICIAL_IMAGES = 123_403
 _IMAGES = "COCO2017_unlabeled"
 
 
@@ -83,6 +88,33 @@ def candidates(root: str | Path) -> tuple[list[str], dict[str, Any]]:
     names = [name for name, _ in paths]
     _once(names, "image id", str(file))
     return names, dict(paths)
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts queries, right answers and images, and finds answers that are no candidates.
+
+    Raises:
+      UserError: categories are given, or a file is malformed.
+    """
+    if categories:
+        raise UserError(f"CIRCO has no categories, got {tuple(categories)}; leave them empty")
+    names, paths = candidates(root)
+    found = Examination(images=paths)
+    for split, (official, answers) in OFFICIAL.items():
+        if not found.has_files(split, [Path(root) / "annotations" / f"{split}.json"]):
+            continue
+        asked = queries(root, split)
+        found.count(f"{split} queries", len(asked), official)
+        if split == "val":
+            found.count("val right answers", sum(len(q.truths) for q in asked), answers)
+        found.outside += [
+            f"{split}/{q.query_id} ({name})"
+            for q in asked
+            for name in (q.reference, *q.truths)
+            if name not in paths
+        ]
+    found.count("images, all candidates", len(names), OFFICIAL_IMAGES)
+    return found
 
 
 def annotation_file(root: str | Path, split: str) -> Path:

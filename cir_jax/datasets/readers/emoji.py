@@ -32,6 +32,7 @@ from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets.emoji_layouts import CATEGORIES, SUBSET, write_cirr, write_fashioniq
 from cir_jax.datasets.emoji_names import Emoji, by_likeness, captions_of, difference, parse
+from cir_jax.datasets.examination import Examination
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError
 
@@ -128,6 +129,20 @@ def captions(root: str | Path) -> list[TripletSet]:
 def caption_file(root: str | Path) -> Path:
     """Descriptions of the training images, several each, the name of the drawing first."""
     return ready(root) / "captions.jsonl"
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """As `fashioniq.examine`, of a set that `prepare` made; nothing is made here.
+
+    Raises:
+      UserError: there is no such set in `root`.
+    """
+    if not (Path(root) / "openmoji.json").is_file():
+        raise UserError(
+            f"no OpenMoji set in {root}: openmoji.json is missing; a run with data.name=emoji and "
+            "this data.root makes one"
+        )
+    return fashioniq.examine(Path(root) / "fashioniq", categories or CATEGORIES)
 
 
 def _cache() -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 
 from cir_jax.data.annotations import image_name, image_names, not_empty, read_lines
 from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets.examination import Examination
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
 
@@ -96,6 +97,30 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, An
             triplets = [t for one in read(root, split) for t in one.triplets]
             names += [n for t in triplets for n in (t.reference, t.target, *t.members)]
     return {n: known.files[n] for n in names if n in known.files}
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts triplets and gallery images, and finds targets of val that the gallery lacks.
+
+    Raises:
+      UserError: neither train.jsonl nor val.jsonl is there, or a line is malformed.
+    """
+    found, paths = Examination(), {}
+    splits = [s for s in ("train", "val") if (Path(root) / f"{s}.jsonl").is_file()]
+    if not splits:
+        raise UserError(f"neither train.jsonl nor val.jsonl in {root}; write one of them")
+    for split in splits:
+        sets = read(root, split, categories)
+        found.count(f"{split} triplets", sum(len(one.triplets) for one in sets))
+        for one in sets:
+            paths |= one.paths
+        if split == "val":
+            names, files = gallery(root, split)
+            paths |= files
+            found.count("gallery images", len(names))
+            found.check_names(names, [t for one in sets for t in one.triplets], targets_only=True)
+    found.images = paths
+    return found
 
 
 def triplet(record: dict[str, Any], where: str) -> Triplet:

@@ -18,10 +18,12 @@ from typing import Any
 from cir_jax.data.annotations import field, image_files, not_empty, read_json
 from cir_jax.data.pixels import Crop
 from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError, nearest
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 SOURCE = "genecis"
+OFFICIAL = {"focus_object": 1_960, "change_object": 1_960}  # queries of the published files
 DILATION = 0.7  # of the authors' evaluation
 _FOLDERS = {"attribute": ("VG_100K_all", "VG_100K", "VG_100K_2"), "object": ("val2017",)}
 
@@ -74,6 +76,29 @@ def find_tasks(wanted: Sequence[str] = ()) -> tuple[str, ...]:
                 f"{nearest(task, TASKS)}"
             )
     return tuple(dict.fromkeys(wanted)) or TASKS
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts the queries and images of every task; `categories` are tasks.
+
+    Raises:
+      UserError: no task is there, one is unknown, or a file is malformed.
+    """
+    found, paths = Examination(), {}
+    for task in find_tasks(categories):
+        if not has_task(root, task):
+            found.problems.append(f"no annotation file genecis/{task}.json in {root}; fetch it")
+            continue
+        read = read_task(root, task)
+        items = {n for t in read.triplets for n in (t.reference, *t.members)}
+        found.count(f"{task} queries", len(read.triplets), OFFICIAL.get(task))
+        found.count(f"{task} images and parts of images", len(items))
+        paths |= {str(file_of(p)): file_of(p) for p in read.paths.values()}
+    if not paths:
+        raise UserError(f"no task of GeneCIS in {root}: {found.problems[0]}")
+    found.count("image files", len(paths))
+    found.images = paths
+    return found
 
 
 def task_file(root: str | Path, task: str) -> Path:
