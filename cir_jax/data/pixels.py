@@ -138,6 +138,9 @@ class Packed(Protocol):
     def read_bytes(self) -> bytes:
         """The bytes of the image file."""
 
+    def __hash__(self) -> int:
+        """Of which image it is: an image is encoded once, and its rows are kept under it."""
+
 
 ImageFile = str | Path | Packed | Crop
 

@@ -63,7 +63,8 @@ def parse(names: dict[str, str]) -> list[Emoji]:
     kinds = {kind for kind, gender, _ in split.values() if gender in ("man", "woman")}
     toned = {kind for kind, gender, tones in split.values() if kind and tones and not gender}
     said = {kind for kind, gender, _ in split.values() if gender == "person"}
-    emoji, used = [], Counter()
+    emoji: list[Emoji] = []
+    used: Counter[str] = Counter()
     for codes in sorted(names):
         kind, gender, tones = split[codes]
         if not gender and kind in kinds - said:  # "judge" is the neutral one of "man judge"
@@ -124,7 +125,7 @@ def by_likeness(emoji: Iterable[Emoji]) -> dict[tuple, list[Emoji]]:
     for one in emoji:
         if one.category == "things":
             words = one.name.split()
-            keys = [
+            keys: list[tuple] = [
                 ("word", *words[:i], "*", *words[i + 1 :])
                 for i in range(len(words))
                 if len(words) > 1

@@ -176,8 +176,9 @@ def _of_dataset(config: Any) -> Pool:
         names = [n for n in listed if n in categories]
     else:
         names = list(listed)
-    captioned = isinstance(module, reader.HasCaptionFile)
-    texts = (str(module.caption_file(data.root)),) if captioned else ()
+    texts: tuple[str, ...] = ()
+    if isinstance(module, reader.HasCaptionFile):
+        texts = (str(module.caption_file(data.root)),)
     return Pool({n: known[n] for n in names}, categories, triplets, texts=texts)
 
 

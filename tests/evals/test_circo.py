@@ -9,12 +9,13 @@ import pytest
 
 from cir_jax import config
 from cir_jax.errors import UserError
-from cir_jax.evals import circo_submission, metrics
+from cir_jax.evals import metrics
 from cir_jax.evals.benchmarks import circo
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import run_report
 from cir_jax.evals.reports.report import write_report
 from cir_jax.evals.reports.sections import Queries, text_table
+from cir_jax.evals.submissions import circo as submission
 from cir_jax.training import setup
 from tests import runs, zero_shot_sets
 
@@ -246,13 +247,13 @@ def predictions(tiny, tmp_path):
 
 
 def test_submission(predictions, tmp_path):
-    path = circo_submission.write(tmp_path / "out", "mine", predictions)
+    path = submission.write(tmp_path / "out", "mine", predictions)
     assert path.name == "circo_submission_mine.json"
     content = json.loads(path.read_text())
     assert list(content) == ["0", "1", "2"]
     for images in content.values():
         assert len(images) == len(set(images)) == 50 and all(100 <= n < 160 for n in images)
-    circo_submission.check_file(path, ["0", "1", "2"], predictions.gallery)
+    submission.check(content, ["0", "1", "2"], predictions.gallery)
 
 
 @pytest.mark.parametrize(
@@ -271,13 +272,13 @@ def test_refused_submissions(predictions, spoil, message):
     content = {number: list(images) for number, images in predictions.best.items()}
     spoil(content)
     with pytest.raises(UserError, match=message):
-        circo_submission.check(content, ["0", "1", "2"], predictions.gallery)
+        submission.check(content, ["0", "1", "2"], predictions.gallery)
 
 
 def test_a_wrong_file_is_not_written(predictions, tmp_path):
     predictions.best["1"][0] = predictions.best["1"][1]
     with pytest.raises(UserError, match="more than once"):
-        circo_submission.write(tmp_path / "out", "x", predictions)
+        submission.write(tmp_path / "out", "x", predictions)
     assert not (tmp_path / "out").exists()
 
 

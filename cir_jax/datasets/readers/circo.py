@@ -11,7 +11,7 @@ are those of its authors' data set.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def queries(root: str | Path, split: str = "val") -> tuple[Query, ...]:
     return found
 
 
-def candidates(root: str | Path) -> tuple[list[str], dict[str, Any]]:
+def candidates(root: str | Path) -> tuple[list[str], dict[str, str]]:
     """Names of all images, in the order of their list, and the file of each. Both splits share it.
 
     Raises:
@@ -142,11 +142,12 @@ def image_list(root: str | Path) -> Path:
 
 
 def _query(record: Any, where: str, split: str) -> Query:
-    texts = [
-        not_empty(field(record, key, where), where)[0]
-        for key in ("relative_caption", "shared_concept")
-    ]
-    one = Query(_number(record, "id", where), _number(record, "reference_img_id", where), *texts)
+    one = Query(
+        query_id=_number(record, "id", where),
+        reference=_number(record, "reference_img_id", where),
+        caption=not_empty(field(record, "relative_caption", where), where)[0],
+        concept=not_empty(field(record, "shared_concept", where), where)[0],
+    )
     if split == "test":
         return one
     target = _number(record, "target_img_id", where)
@@ -169,7 +170,7 @@ def _query(record: Any, where: str, split: str) -> Query:
     aspects = record.get("semantic_aspects", [])
     if not isinstance(aspects, list) or not all(isinstance(a, str) and a for a in aspects):
         raise UserError(f"{where}: 'semantic_aspects' is {aspects!r}, expected a list of words")
-    return Query(one.query_id, one.reference, *texts, target, truths, tuple(dict.fromkeys(aspects)))
+    return replace(one, target=target, truths=truths, aspects=tuple(dict.fromkeys(aspects)))
 
 
 def _number(record: Any, key: str, where: str) -> str:

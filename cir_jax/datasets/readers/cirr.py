@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, image_name, image_names, not_empty, read_json
+from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import records
 from cir_jax.datasets.examination import Examination
@@ -44,12 +45,12 @@ def read(
     return [TripletSet(SOURCE, triplets, paths)]
 
 
-def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:
     """Name -> file of all images that the split lists."""
     return gallery(root, split)[1]
 
 
-def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, Any]]:
+def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, ImageFile]]:
     """Names of all images of a split, in the order of its file, and the file of each.
 
     Raises:
@@ -72,7 +73,8 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     Raises:
       UserError: no split is complete, categories are given, or a file is malformed.
     """
-    found, paths = Examination(), {}
+    found = Examination()
+    paths: dict[str, ImageFile] = {}
     folder = annotation_folder(root)
     for split, (official_queries, official_images) in OFFICIAL.items():
         files = [

@@ -19,7 +19,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from filelock import FileLock
 from PIL import Image
 
 from cir_jax import progress
+from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets.emoji_layouts import CATEGORIES, SUBSET, write_cirr, write_fashioniq
@@ -109,14 +110,14 @@ def home(root: str | Path) -> Path:
     return ready(root) / "fashioniq"
 
 
-def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
     """As `fashioniq.images`."""
     return fashioniq.images(ready(root) / "fashioniq", split)
 
 
 def gallery(
     root: str | Path, category: str, split: str = "val", kind: str = "full"
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], dict[str, ImageFile]]:
     """As `fashioniq.gallery`."""
     return fashioniq.gallery(ready(root) / "fashioniq", category, split, kind)
 

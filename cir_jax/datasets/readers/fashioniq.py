@@ -10,11 +10,12 @@ The two texts of a triplet are joined in four ways for training and in one way f
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, image_files, image_name, not_empty, read_json
+from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import records
 from cir_jax.datasets.examination import Examination
@@ -52,7 +53,7 @@ def read(
     return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
 
 
-def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
     """Name -> file of all images that the split's files list; of all there are without such files.
 
     A listed image whose file is lost is known all the same: `on_missing` decides about it.
@@ -80,7 +81,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     whole = every
     for split in SPLITS:
         for category in chosen:
-            files = [file(root, category, split) for file in (caption_file, split_file)]
+            files = [file(root, category, split) for file in (annotation_file, split_file)]
             if not found.has_files(split, files):
                 whole = False
                 continue
@@ -116,7 +117,7 @@ def read_category(root: str | Path, category: str, split: str) -> list[Triplet]:
     Raises:
       UserError: the file or a field is missing.
     """
-    file = caption_file(root, category, split)
+    file = annotation_file(root, category, split)
     return [
         _triplet(record, category, number, f"{file} record {number}", split)
         for number, record in enumerate(read_json(file))
@@ -137,7 +138,7 @@ def split_names(root: str | Path, category: str, split: str) -> list[str]:
     return names
 
 
-def caption_file(root: str | Path, category: str, split: str) -> Path:
+def annotation_file(root: str | Path, category: str, split: str) -> Path:
     """Where the annotated triplets of a category lie."""
     return Path(root) / "captions" / f"cap.{category}.{split}.json"
 
@@ -149,7 +150,7 @@ def split_file(root: str | Path, category: str, split: str) -> Path:
 
 def gallery(
     root: str | Path, category: str, split: str = "val", kind: str = "full"
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], dict[str, ImageFile]]:
     """Names of the gallery of a category, in order, and the file of each.
 
     Args:
@@ -201,7 +202,7 @@ def find_categories(root: str | Path, split: str, wanted: Sequence[str] = ()) ->
     return list(dict.fromkeys(wanted)) or official or found
 
 
-def locate(root: str | Path) -> dict[str, Any]:
+def locate(root: str | Path) -> Mapping[str, ImageFile]:
     """Name -> file of every image that is there, or its record in a packed data set."""
     return records.images(root) or image_files(Path(root) / "images")
 
@@ -253,7 +254,9 @@ def _triplet(record: Any, category: str, number: int, where: str, split: str) ->
     )
 
 
-def _known(triplets: list[Triplet], paths: dict[str, str], root: str | Path) -> dict[str, str]:
+def _known(
+    triplets: list[Triplet], paths: Mapping[str, ImageFile], root: str | Path
+) -> dict[str, ImageFile]:
     """A path for every name; where no file is found, the one that was expected."""
     names = {n for t in triplets for n in (t.reference, t.target) if n}
     return {n: paths.get(n, _expected(root, n)) for n in names}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, image_files, not_empty, read_json
-from cir_jax.data.pixels import Crop
+from cir_jax.data.pixels import Crop, ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError, nearest
@@ -41,7 +41,8 @@ def read_task(root: str | Path, task: str) -> TripletSet:
     """
     file = task_file(root, task)
     there = located(root, task)
-    triplets, paths = [], {}
+    triplets: list[Triplet] = []
+    paths: dict[str, ImageFile] = {}
     for number, record in enumerate(read_json(file)):
         where = f"{file} record {number}"
         others = field(record, "gallery", where)
@@ -84,7 +85,8 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     Raises:
       UserError: no task is there, one is unknown, or a file is malformed.
     """
-    found, paths = Examination(), {}
+    found = Examination()
+    paths: dict[str, ImageFile] = {}
     for task in find_tasks(categories):
         if not has_task(root, task):
             found.problems.append(f"no annotation file genecis/{task}.json in {root}; fetch it")
@@ -132,7 +134,7 @@ def located(root: str | Path, task: str) -> dict[str, str]:
     return found
 
 
-def file_of(path: Any) -> Any:
+def file_of(path: ImageFile) -> ImageFile:
     """The image file of one of `read_task`'s paths."""
     return path.source if isinstance(path, Crop) else path
 
@@ -147,7 +149,7 @@ def _kind(task: str) -> str:
 
 def _item(
     root: str | Path, task: str, there: Mapping[str, str], item: Any, where: str
-) -> tuple[str, Any]:
+) -> tuple[str, ImageFile]:
     """(name, path or crop) of an image of a record."""
     key = "image_id" if _kind(task) == "attribute" else "val_image_id"
     number = field(item, key, where)
