@@ -45,7 +45,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
-    """(config, retriever, what they are in words) of the flags of `add_run_arguments`.
+    """(config, retriever, their name for messages) from the flags of `add_run_arguments`.
 
     Raises:
       UserError: neither or both of a run and weights are named, or they cannot be used.
@@ -76,7 +76,7 @@ def retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restores the run, ranks, prints the table."""
+    """Restores the run, ranks, prints the table of scores, writes the report."""
     from cir_jax.runtime import distributed
 
     distributed.initialize()  # before jax starts a backend

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restores the run, answers every query, writes."""
+    """Restores the run, answers every query, writes the files."""
     from cir_jax.runtime import distributed
 
     distributed.initialize()  # before jax starts a backend

@@ -66,7 +66,7 @@ def read(
 
 
 class _Places:
-    """The one file of each image, over all files of triplets."""
+    """Finds the file of every image; a name must mean one picture in all files of triplets."""
 
     def __init__(self, known: Mapping[str, ImageFile], root: str | Path, images: str | Path):
         self._found: dict[str, ImageFile] = dict(known)
@@ -74,7 +74,7 @@ class _Places:
         self._seen: dict[str, str] = {}  # name -> the last path that was compared
 
     def find(self, name: str, path: str | None, file: Path) -> ImageFile | None:
-        """Where `name` lies; None if nothing tells.
+        """The file of `name`; None if neither the data set nor the record says which.
 
         Args:
           name: of the image.
@@ -100,7 +100,7 @@ class _Places:
 
 
 def _differ(one: ImageFile, other: ImageFile) -> bool:
-    """Whether two places hold different pictures. One that is missing is told of elsewhere."""
+    """Whether two files hold different pictures; not if one is missing, which others report."""
     if str(one) == str(other):
         return False
     if isinstance(one, Crop) or isinstance(other, Crop):  # a part, and a whole or another part

@@ -73,7 +73,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     @abc.abstractmethod
     def has(self, split: str) -> bool:
-        """True if the split is on disk; a malformed one is, and fails where it is read."""
+        """True if the split is on disk; whether it is well-formed shows when it is read."""
 
     @abc.abstractmethod
     def annotations(self) -> Path:

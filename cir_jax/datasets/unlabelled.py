@@ -59,7 +59,7 @@ def read(config: ConfigDict) -> dict[str, ImageFile]:
 
 
 def _held_out(config: ConfigDict) -> set[str]:
-    """Files that the data set evaluates with, where its folder does not tell them from others.
+    """Files that the data set evaluates with, if they are among its training images.
 
     As negatives of training they would be seen before they are ranked.
     """
@@ -136,7 +136,7 @@ def extend(
         first = str(new[min(bad)])
         raise UserError(
             f"{len(bad)} of {len(new)} images of data.unlabelled are missing or empty, {first} for "
-            "one; bring them, or set data.on_missing=drop to leave them out"
+            "one; fetch them, or set data.on_missing=drop to leave them out"
         )
     new = {n: path for n, path in new.items() if n not in bad}
     if optimized:

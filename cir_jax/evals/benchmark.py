@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of a benchmark, and what benchmarks share: ranking tasks, their checks, the result.
+"""The contract of a benchmark, and what benchmarks share: ranking tasks and their checks.
 
 A benchmark is a module of `cir_jax.evals.benchmarks`, or a .py file of yours, named by
 `eval.benchmark`. It defines
@@ -49,7 +49,7 @@ class Result:
 
     @property
     def score(self) -> float:
-        """The selection score."""
+        """The score that selects the best checkpoint."""
         return self.scores[self.selection]
 
 
@@ -164,7 +164,7 @@ def task(
     on_missing: str = "error",
     removed: bool = True,
 ) -> Task:
-    """Numbers queries and gallery, and checks them.
+    """Checks queries and gallery, and gives every image its row.
 
     Args:
       title: names the task in messages.

@@ -8,7 +8,6 @@ import pytest
 from cir_jax import plugins
 from cir_jax.datasets import examination, reader, unlabelled
 from cir_jax.errors import UserError
-from cir_jax.training import setup
 from tests import runs
 
 PARTS = (
@@ -47,7 +46,7 @@ def test_a_part_takes_what_the_contract_says(part):
 @pytest.mark.parametrize("name", ["circo", "genecis"])
 def test_a_benchmark_is_no_data_to_train_on(name, tmp_path):
     with pytest.raises(UserError) as error:
-        setup.run(runs.tiny(tmp_path, tmp_path, data=name))
+        runs.load(name, tmp_path)
     assert str(error.value) == (
         f"data.name={name} has no triplets to train on, it is for evaluation alone: set "
         f"eval.benchmark={name}, and data.name to one of cirr, emoji, fashioniq, folder"

@@ -51,7 +51,7 @@ class Query:
 
 
 def queries(root: str | Path, split: str = "val") -> tuple[Query, ...]:
-    """The queries of a split, in file order; whether their images exist is not asked.
+    """The queries of a split, in file order; their images are not looked for.
 
     Raises:
       UserError: an unknown split, a missing file or field, a query number or an answer that comes

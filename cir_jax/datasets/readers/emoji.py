@@ -91,7 +91,7 @@ def _said(made: dict[str, int]) -> str:
 
 
 def ready(root: str | Path) -> Path:
-    """The folder of a set that `prepare` made in any way, or else makes now in the default one."""
+    """`root`, if it holds a set that `prepare` made with any options; else `prepare` makes one."""
     marker = Path(root) / "openmoji.json"
     if root and marker.is_file() and json.loads(marker.read_text())["made"]["version"] == VERSION:
         return Path(root)
@@ -199,10 +199,10 @@ def _size(emoji: list[Emoji], kind: str) -> int:
 
 
 def _draw(images: Path, emoji: list[Emoji], size: int) -> list[Emoji]:
-    """Renders into `images`, one file per different picture; those that are left.
+    """Renders into `images`, one file per different picture; returns the emoji that have a file.
 
-    OpenMoji draws some names alike ("artist" and "man artist", flags of territories). Twins would
-    put validation pictures into training, and make a target indistinguishable from another image.
+    OpenMoji draws some names alike ("artist" and "man artist", flags of territories). Kept twice,
+    a picture could be in training and in validation, or be the target and another candidate.
     """
     images.mkdir(parents=True)
     render = _packages()[1].svg_to_bytes
@@ -224,7 +224,7 @@ def _draw(images: Path, emoji: list[Emoji], size: int) -> list[Emoji]:
 
 
 def _plainness(emoji: Emoji) -> tuple:
-    """Of twins the first stays: one that says its gender, and says least beside."""
+    """Sort key: of names with one picture the first is kept, one with a gender and few tones."""
     return emoji.gender not in ("man", "woman"), len(emoji.tones), emoji.codes
 
 

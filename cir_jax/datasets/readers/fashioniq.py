@@ -54,9 +54,9 @@ def read(
 
 
 def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
-    """Name -> file of all images that the split's files list; of all there are without such files.
+    """Name -> file of all images that the split files list, or of every image if there are none.
 
-    A listed image whose file is lost is known all the same: `on_missing` decides about it.
+    A listed image whose file is missing is among them: `data.on_missing` says what becomes of it.
     """
     there, listed = locate(root), _listed(root, split)
     return {n: there.get(n, _expected(root, n)) for n in listed} if listed else there

@@ -86,7 +86,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
 def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, ImageFile]:
     """Name -> file of the images that gallery.txt and the files of `splits` but "train" name.
 
-    Those of them that are there; none needs to be.
+    Images without a file are left out; gallery.txt and the files of splits may be absent.
 
     Raises:
       UserError: a malformed line, or a name that fits two files.

@@ -22,10 +22,10 @@ from cir_jax.evals.submissions.circo import COUNT, Predictions
 from cir_jax.evals.submissions.delivery import deliver
 from cir_jax.retrieval.retriever import Retriever
 
-TEST_SPLIT = "test"
 CONCEPTS = ("without", "with")
 # The wording of MegaPairs' evaluation (arXiv 2412.14475).
 TEMPLATE = "Find a picture that also {concept}, but {caption}."
+TEST_SPLIT = "test"
 
 
 class Benchmark:
