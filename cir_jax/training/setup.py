@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cir_jax import contract, plugins, weights
+from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
@@ -21,6 +21,7 @@ from cir_jax.data import loader, pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.datasets import loading, unlabelled
 from cir_jax.errors import UserError
+from cir_jax.evals import benchmark as benchmarks
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.params import Params
 from cir_jax.retrieval import load
@@ -105,20 +106,8 @@ def make(config: ConfigDict) -> Setup:
         stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
-        benchmark=benchmark(config),
+        benchmark=benchmarks.build(config),
     )
-
-
-def benchmark(config: ConfigDict) -> Benchmark | None:
-    """The benchmark that `eval.benchmark` names, or None for "none".
-
-    Raises:
-      UserError: its data is not there, or malformed.
-    """
-    name = config.eval.benchmark
-    if name == "none":
-        return None
-    return plugins.load("cir_jax.evals.benchmarks", name, marker="build").build(config)
 
 
 def read_data(setup: Setup) -> Data:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenMoji under FashionIQ's protocol: it lies on disk in FashionIQ's layout."""
 
-from typing import Any
+from ml_collections import ConfigDict
 
 from cir_jax.datasets.readers import emoji
 from cir_jax.evals import benchmark
@@ -16,7 +16,7 @@ KEYS = {
 }  # fmt: skip
 
 
-def build(config: Any) -> fashioniq.Benchmark:
+def build(config: ConfigDict) -> fashioniq.Benchmark:
     """From a config; the data set is made first if need be."""
     folder = emoji.ready(benchmark.root(config)) / "fashioniq"
     return fashioniq.in_layout(config, folder, config.data.categories or emoji.CATEGORIES)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves for people and programs: results.json and report.html in its folder."""
+"""Writes results.json and report.html of a training run or of one evaluation.
+
+`recall_table` is the table of scores that reports and terminals show.
+"""
 
 import json
 import platform
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from cir_jax import files
 from cir_jax.evals.benchmark import Result
@@ -70,7 +74,7 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_evaluation(
-    folder: str | Path, title: str, config: Any, result: Result, subtitle: str = ""
+    folder: str | Path, title: str, config: ConfigDict, result: Result, subtitle: str = ""
 ) -> Path:
     """Writes results.json and report.html of one evaluation to `folder`; process 0 only."""
     results = {
@@ -144,7 +148,7 @@ def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Ta
     """One row per category (and their average), or a single row and one per aspect; one column per
     recall or mean average precision.
 
-    The gallery's size and hash are in it: numbers compare only where both are the same.
+    The gallery's size and hash are in it: numbers are comparable only where both are the same.
     """
     found = {name: match for name in scores if (match := _RECALL.fullmatch(name))}
     recalls = list(dict.fromkeys(_column(m) for m in found.values()))
