@@ -24,10 +24,9 @@ import jax
 from cir_jax import plugins
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
-from cir_jax.params import TEMPERATURE, Params
+from cir_jax.params import LOGIT_SCALE, TEMPERATURE, Params
 
 PACKAGE = "cir_jax.training.stages"
-LOGIT_SCALE = "logit_scale"  # of stage zero
 
 
 def load(name: str) -> ModuleType:

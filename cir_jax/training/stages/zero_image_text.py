@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
 from cir_jax.losses import in_batch
-from cir_jax.params import Params
+from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.training import stage
-from cir_jax.training.stage import LOGIT_SCALE
 
 
 @dataclass(frozen=True)
