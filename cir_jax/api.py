@@ -182,9 +182,9 @@ def _mesh(device: str | jax.Device | Mesh | None) -> Mesh:
 
 def _benchmark_config(benchmark: str, root: StrPath, options: Mapping[str, Any]) -> ConfigDict:
     """The config of a benchmark; of its sections `eval` and `data` a benchmark is built."""
-    base = configs.load("base")
     changes = {"eval.benchmark": benchmark, "eval.root": Path(root).expanduser() if root else ""}
-    known = sorted({*base.eval} - {"benchmark", "root", "every"} | {"categories"})
+    of_eval = {*configs.load("base", _as_text(changes)).eval}
+    known = sorted(of_eval - {"benchmark", "root", "every"} | {"categories"})
     for key, value in options.items():
         if key not in known:
             raise UserError(
