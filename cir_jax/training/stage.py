@@ -17,10 +17,9 @@ from ml_collections import ConfigDict
 from cir_jax import plugins
 from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
-from cir_jax.params import TEMPERATURE, Params
+from cir_jax.params import LOGIT_SCALE, TEMPERATURE, Params
 
 PACKAGE = "cir_jax.training.stages"
-LOGIT_SCALE = "logit_scale"  # of stage zero
 
 
 class StageProtocol(Protocol):

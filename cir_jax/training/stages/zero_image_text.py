@@ -18,8 +18,7 @@ from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
 from cir_jax.losses import in_batch
-from cir_jax.params import Params
-from cir_jax.training.stage import LOGIT_SCALE
+from cir_jax.params import LOGIT_SCALE, Params
 
 
 @dataclass(frozen=True)
