@@ -79,7 +79,8 @@ class Inputs:
             digest.update(f"{path} {x.dtype} {x.shape}\n".encode())
             digest.update(np.ascontiguousarray(x).tobytes())
         parts = {
-            "model": Path(self.functions.module.__file__).stem,
+            # By its name, which is that of a folder for some models and of a file for others.
+            "model": Path(self.functions.config.name).stem,
             "parameters": digest.hexdigest(),
             "images": self.data.images.fingerprint(),
             "preprocessing": self.preprocess.fingerprint(),
