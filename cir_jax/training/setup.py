@@ -38,7 +38,7 @@ class Run:
     steps_per_epoch: int
     shardings: dict[str, jax.sharding.NamedSharding]
     benchmark: Any
-    references: Any = None  # of a stage with a bank: `negatives.references.Plan`
+    references: Any = None  # of a stage with a bank: `bank.references.Plan`
     store: Any = None  # set with the bank, where references lie on disk
 
 
@@ -70,7 +70,7 @@ def run(config: ConfigDict) -> Run:
     plan = None
     if stage.needs_bank:
         plan = references.plan(data, functions.per_triplet, config.loss.reference_text)
-        config = references.settled(config, functions, len(plan), mesh)
+        config = references.resolve_place(config, functions, len(plan), mesh)
         stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
     per_epoch = pipeline.steps_per_epoch(data, config.batch)
     return Run(
@@ -149,7 +149,7 @@ def bank(run: Run, state: Any) -> banks.Bank:
         run.functions, state.fixed, run.data, run.references, run.preprocess, place
     )
     size = {"batch": config.eval.batch, "threads": config.data.threads}
-    rows = build.ready(_bank_folder(config), inputs, run.mesh, **size)
+    rows = build.load_or_build(_bank_folder(config), inputs, run.mesh, **size)
     if place == "disk":
         run.store = files.Store(rows.pop("references"))
     return banks.place(rows, run.mesh, config.loss.bank_dtype)

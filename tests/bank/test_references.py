@@ -80,7 +80,7 @@ def inputs_of(model, data, place, preprocess=None, reference_text="per_triplet")
 
 
 def ready(folder, inputs, shape=(1, 1), batch=2):
-    return build.ready(folder, inputs, devices(*shape), batch=batch, threads=2)
+    return build.load_or_build(folder, inputs, devices(*shape), batch=batch, threads=2)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -224,14 +224,14 @@ def test_auto(monkeypatch, capsys):
     config = runs.tiny("unused", "unused", model="sprc_shaped")
     functions, mesh = built("sprc_shaped")[0], devices(2)
 
-    def settled(rows):
-        return references.settled(config, functions, rows, mesh).loss.references
+    def place_of(rows):
+        return references.resolve_place(config, functions, rows, mesh).loss.references
 
     assert references.budget() == 4e9
     monkeypatch.setattr(references, "BUDGET", 1e6)
     size = 32 * 8 * 4 / 2  # of a row, on each of two devices
-    assert settled(int(1e6 / size)) == "device"
-    assert settled(int(1e6 / size) + 1) == "disk"
+    assert place_of(int(1e6 / size)) == "device"
+    assert place_of(int(1e6 / size) + 1) == "disk"
     said = capsys.readouterr().out.splitlines()
     assert said[1] == (
         "references: 1,954 x 32 x 8, 1.0 MB on disk (loss.references=auto; on devices they would "

@@ -53,7 +53,7 @@ class Stage:
             raise UserError(
                 f"loss.bank_negatives={loss.bank_negatives} is negative; use 0 for the whole bank"
             )
-        references.check(loss, functions.per_triplet)
+        references.check_options(loss, functions.per_triplet)
         fields = ("text", FIELDS.get(loss.references, FIELDS["device"]))
         if loss.exclude_reference or loss.exclude_positives:
             fields = (*fields, "exclude_id")
