@@ -136,14 +136,14 @@ def _load(
     named = [f"model.name={args.model}"] if args.model else []
     if len(places) == 1 and weights.is_run(joined):
         held = weights.config_of(joined, args.step)
-        config = weights.settled(configs.override(held, [*named, *args.overrides]), joined)
+        config = weights.resolve(configs.override(held, [*named, *args.overrides]), joined)
     else:
         if not named and any(map(weights.is_run, places)):
             raise UserError(f"{joined}: a run is one of several places; say of what, --model NAME")
         model = args.model or identify.only([sources.open_source(place) for place in places])
         changes = [f"init_from={joined}", f"model.name={model}", "model.tower=auto",
                    "eval.benchmark=none", *args.overrides]  # fmt: skip
-        config = weights.settled(configs.load("base", changes), joined, args.step)
+        config = weights.resolve(configs.load("base", changes), joined, args.step)
     functions = contract.build(config.model)
     return config, functions, weights.load(joined, functions, args.step, seed)
 

@@ -52,7 +52,7 @@ def from_weights(
     Raises:
       UserError: there are none, or they are not of this model.
     """
-    config = weights.settled(config, str(init_from), which)
+    config = weights.resolve(config, str(init_from), which)
     functions = contract.build(config.model)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     found = weights.load(str(init_from), functions, which)

@@ -48,7 +48,7 @@ def run(config: ConfigDict) -> Run:
     Raises:
       UserError: whatever is wrong with the config or the data.
     """
-    config = weights.settled(config)
+    config = weights.resolve(config)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     meshes.check_batch(config.batch, mesh)
     if config.max_seconds > 0 and jax.process_count() > 1:
