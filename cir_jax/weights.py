@@ -50,7 +50,7 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
     return from_json(checkpoints.record(step)["config"])
 
 
-def settled(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
+def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
     """`config`, with `model.tower=auto` replaced by what its weights are of.
 
     Args:

@@ -79,7 +79,8 @@ class Inputs:
             digest.update(f"{path} {x.dtype} {x.shape}\n".encode())
             digest.update(np.ascontiguousarray(x).tobytes())
         parts = {
-            "model": Path(self.functions.module.__file__).stem,
+            # By its name, which is that of a folder for some models and of a file for others.
+            "model": Path(self.functions.config.name).stem,
             "parameters": digest.hexdigest(),
             "images": self.data.images.fingerprint(),
             "preprocessing": self.preprocess.fingerprint(),
@@ -127,9 +128,9 @@ def place(rows: dict[str, np.ndarray], mesh: Mesh, dtype: str = "float32") -> Ba
 
         def part(span: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = span[0].indices(shape[0])
-            mine = x[start : min(stop, len(x))].astype(kind)
-            short = stop - start - len(mine)
-            return np.pad(mine, ((0, short), (0, 0), (0, 0))) if short else mine
+            valid = x[start : min(stop, len(x))].astype(kind)
+            short = stop - start - len(valid)
+            return np.pad(valid, ((0, short), (0, 0), (0, 0))) if short else valid
 
         return jax.make_array_from_callback(shape, sharding, part)
 

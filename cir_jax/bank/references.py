@@ -91,13 +91,13 @@ def last_texts(data: Any) -> np.ndarray:
     than being a reference. It draws one phrasing at random there; the first one is taken here.
     Images of no triplet have -1.
     """
-    found = np.full(len(data.images), -1, np.int64)
+    last = np.full(len(data.images), -1, np.int64)
     for first in range(0, len(data.triplets), _RELEASED_BATCH):
         part = slice(first, first + _RELEASED_BATCH)
         texts = data.text_start[:-1][part]
         for ids in (data.reference_id[part], data.target_id[part]):
-            found[ids] = texts  # of an image that comes twice the last one stays
-    return found
+            last[ids] = texts  # of an image that comes twice the last one stays
+    return last
 
 
 def check_texts(loss: ConfigDict, per_triplet: bool) -> None:
@@ -150,8 +150,8 @@ def choose_place(loss: ConfigDict, functions: Functions, rows: int, mesh: Mesh) 
 
 def budget() -> float:
     """Bytes of references that "auto" puts on a device; the same on every process."""
-    found = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in jax.local_devices()]
-    least = min([BUDGET, *(x / 4 for x in found if x)])
+    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in jax.local_devices()]
+    least = min([BUDGET, *(x / 4 for x in limits if x)])
     if jax.process_count() > 1:
         least = float(multihost_utils.process_allgather(np.float32(least)).min())
     return least

@@ -79,7 +79,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: `model.tower=auto` without weights that say their size.
     """
-    return weights.settled(config)
+    return weights.resolve(config)
 
 
 def make(config: ConfigDict) -> Setup:
@@ -171,7 +171,7 @@ def build_bank(
         setup.functions, index, data.triplets, data.references, setup.preprocess, data.place
     )
     size = {"batch": config.eval.batch, "threads": config.data.threads}
-    rows = build.ready(_bank_folder(config, data.place), inputs, setup.mesh, **size)
+    rows = build.load_or_build(_bank_folder(config, data.place), inputs, setup.mesh, **size)
     store = files.Store(rows.pop("references")) if data.place == "disk" else None
     return banks.place(rows, setup.mesh, config.loss.bank_dtype), store
 

@@ -80,7 +80,7 @@ def inputs_of(model, data, place, preprocess=None, reference_text="per_triplet")
 
 
 def ready(folder, inputs, shape=(1, 1), batch=2):
-    return build.ready(folder, inputs, devices(*shape), batch=batch, threads=2)
+    return build.load_or_build(folder, inputs, devices(*shape), batch=batch, threads=2)
 
 
 @pytest.mark.parametrize("model", MODELS)
