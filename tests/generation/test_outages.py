@@ -190,7 +190,7 @@ def test_ctrl_c():
     code = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
-        "from tests.positives.scaling.scripted import section\n"
+        "from tests.generation.scripted import section\n"
         "from cir_jax.generation.captioners import server\n"
         "from cir_jax.generation.captioner import Request\n"
         "captioner = server.Captioner.from_config(section(url=sys.argv[1], timeout=3600.), 0, [])\n"
