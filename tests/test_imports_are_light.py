@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A command imports what it uses: help, a typo or a look at files wait for no jax and no PyTorch."""
+"""A command imports what it uses: help, a typo or a check of files waits for no jax or PyTorch."""
 
 import json
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cir_jax import plugins
+from cir_jax.main import COMMANDS
 from tests import runs
 from tests.datasets.importer_samples import MEGAPAIRS, lines
 from tests.generation import pictures
@@ -49,9 +51,7 @@ def test_the_package():
     assert after("import cir_jax")[0] == set()
 
 
-@pytest.mark.parametrize(
-    "command", ["", *(p.stem for p in HERE.glob("cir_jax/commands/[a-z]*.py"))]
-)
+@pytest.mark.parametrize("command", ["", *plugins.available(COMMANDS)])
 def test_help(command):
     heavy, said, _ = after(COMMAND, *command.split(), "--help")
     assert heavy == set() and "usage: cir-jax" in said and "status: 0" in said
@@ -79,9 +79,7 @@ def test_triplets_of_json_lines(tmp_path):
 
 def test_positives_that_ask_no_trained_model(tmp_path):
     root, counting = pictures.folder(tmp_path / "in", 4), pictures.Counting(tmp_path)
-    sets = [f"data.root={root}", f"workdir={tmp_path / 'made'}", *counting.sets]
-    flags = [flag for item in sets for flag in ("--set", item)]
-    heavy, said, _ = after(COMMAND, "positives", "--config", "positives:folder", *flags)
+    heavy, said, _ = after(COMMAND, *pictures.flags(tmp_path / "made", root, *counting.sets))
     assert heavy == {"pyarrow", "tokenizers"} and "triplets of 3 captioned images" in said
     assert json.loads((tmp_path / "made/results.json").read_text())["triplets"] == 3
 

@@ -130,9 +130,8 @@ class Captioner:
 
     async def _serves(self, client: "httpx2.AsyncClient", request: Request) -> bool:
         """Whether a harmless request of the same kind is answered: then this one is at fault."""
-        harmless = replace(
-            request, prompt="Say yes.", image=request.image and caption_inputs.Grey()
-        )
+        image = request.image and caption_inputs.Grey()
+        harmless = replace(request, prompt="Say yes.", image=image)
         try:
             await self._post(client, self._body(harmless))
         except (TryAgain, _RefusedError):
@@ -209,14 +208,14 @@ class Captioner:
         if status in UNFIT:
             raise _RefusedError(said)
         variable = self._section.key_variable
-        if status in DENIED:
+        if status in DENIED and variable:
             held = "is not accepted" if self._key else "is not set"
             remedy = (
                 f"the environment variable {variable} (key_variable) {held}; put the server's key "
                 "there"
-                if variable
-                else "name the environment variable that holds the server's key in key_variable"
             )
+        elif status in DENIED:
+            remedy = "name the environment variable that holds the server's key in key_variable"
         elif status == 404:
             remedy = await self._not_found(client)
         else:
