@@ -214,7 +214,7 @@ class Functions:
         pixels, text = self._example
         return self._read_by(self.training, pixels, pixels, text, jax.random.key(0))
 
-    def _read_by(self, function: Callable, *inputs: jax.ShapeDtypeStruct) -> list[str]:
+    def _read_by(self, function: Callable, *inputs: jax.ShapeDtypeStruct | jax.Array) -> list[str]:
         traced = jax.make_jaxpr(function)(self.abstract, *inputs).jaxpr
         read = {id(x) for equation in traced.eqns for x in equation.invars}
         paths = sorted(self.abstract)  # the order in which a dict is flattened
@@ -234,7 +234,7 @@ class Functions:
             jax.eval_shape(self.target, self.abstract, pixels),
         )
 
-    def merged(self, params: Params) -> nnx.Module:
+    def merged(self, params: Params) -> Any:
         """The nnx module with these parameters."""
         tree: dict = {}
         for path, keys in self.keys.items():

@@ -5,7 +5,7 @@ A file of PyTorch holds one model. What retrieves is the image side of the index
 of the query, and that is what is written; the two trees can also be written apart.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def write(
     if tree == "retrieval" and chosen.two_trees:
         params = query
     else:
-        single = tables.leaves(rules, functions.abstract).keys()
+        single = set(tables.leaves(rules, functions.abstract))
         single -= tables.leaves(apart, functions.abstract).keys()
         params = _tree(functions, index, query, tree, single)
     differ = [p for p in functions.abstract if tree == "retrieval" and _differ(index[p], params[p])]
@@ -104,11 +104,12 @@ def write(
     written = Written(
         functions.config, index, tuple(differ), epoch, temperature, tuple(files), dtypes, data or {}
     )
+    assert chosen.write is not None  # `formats` has no other
     return chosen.write(Path(place), tensors, written)
 
 
 def _tree(
-    functions: ModelParams, index: Params, query: Params, tree: str, single: Set[str]
+    functions: ModelParams, index: Params, query: Params, tree: str, single: set[str]
 ) -> Params:
     """The parameters of the one model that is written; `single` are the leaves it has once."""
     if tree != "retrieval":

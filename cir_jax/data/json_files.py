@@ -10,6 +10,7 @@ character. Each of these is refused here. Numbers stay numbers: an integer is an
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -62,8 +63,8 @@ def decode(text: str, start: int = 0, lone_surrogates: bool = False) -> tuple[An
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"an object has the key {twice!r} twice")
     return found
 

@@ -49,8 +49,8 @@ def place(gallery: np.ndarray, mesh: Mesh, least: int = 0) -> Placed:
     """
     each = -(-max(len(gallery), least) // mesh.size)
 
-    def rows(index: tuple[slice, ...]) -> np.ndarray:
-        start = index[0].start or 0
+    def rows(index: tuple[slice, ...] | None) -> np.ndarray:
+        start = (index[0].start or 0) if index else 0
         return _shard(gallery, start, start + each)
 
     shape = (each * mesh.size, *gallery.shape[1:])
@@ -148,7 +148,7 @@ def top_in_blocks(
         return best
     gone = [np.isin(row, out) for row, out in zip(best[0], left_out, strict=True)]
     kept = np.argsort(gone, axis=1, kind="stable")[:, :k]
-    return tuple(np.take_along_axis(x, kept, 1) for x in best)
+    return np.take_along_axis(best[0], kept, 1), np.take_along_axis(best[1], kept, 1)
 
 
 def _better(
@@ -159,7 +159,8 @@ def _better(
     # What is no number first, then by score; stable, so equal scores stay in the order of rows.
     broken = np.isnan(scores)
     order = np.lexsort((np.where(broken, 0, -scores), ~broken), axis=1)
-    return tuple(np.take_along_axis(x, order[:, :count], 1) for x in (rows, scores))
+    kept = order[:, :count]
+    return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
 
 
 def member_order(

@@ -210,8 +210,9 @@ class Retriever:
         self, references: Sequence[Any] | None, ids: np.ndarray, members: np.ndarray
     ) -> np.ndarray:
         programs = _programs(self.functions)
+        params: Any = self._query
         if references is None:
-            program, params = programs.compose, self._query
+            program = programs.compose
             nothing = np.zeros(self.functions.reference_shape, np.float32)
 
             def load(i: int) -> dict[str, np.ndarray]:
@@ -222,7 +223,7 @@ class Retriever:
             def load(i: int) -> dict[str, np.ndarray]:
                 return {"pixels": self.preprocess(references[i]), "text": ids[i]}
         else:
-            program, params = programs.compose, self._query
+            program = programs.compose
 
             def load(i: int) -> dict[str, np.ndarray]:
                 return {"reference": self._references[references[i]], "text": ids[i]}
@@ -233,7 +234,7 @@ class Retriever:
         self,
         program: Callable,
         params: Any,
-        items: Sequence[Any],
+        items: Sequence[Any] | np.ndarray,
         load: Callable[[Any], dict[str, np.ndarray]],
         title: str,
     ) -> Any:

@@ -228,8 +228,8 @@ def _compare(path: Path, theirs: Any, vocabulary: dict[str, int]) -> None:
 def _image_settings(paths: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """Those files that say something about pixels, and what they say."""
     found = [(p, read_json(p)) for p in paths if p.name in (PREPROCESSOR, PROCESSOR)]
-    found = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
-    return [(path, settings) for path, settings in found if isinstance(settings, dict)]
+    said = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
+    return [(path, settings) for path, settings in said if isinstance(settings, dict)]
 
 
 def _image_differences(settings: dict[str, Any], image: int | None) -> list[str]:

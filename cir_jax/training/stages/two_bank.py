@@ -107,7 +107,7 @@ class Stage:
                 block=self.block,
                 mesh=self.mesh,
             )
-        return losses, {"temperature": tau}
+        return losses, {"temperature": jnp.asarray(tau)}
 
     def _reference(
         self, functions: Functions, index: Params, batch: dict[str, jax.Array], bank: Bank
