@@ -126,7 +126,7 @@ def test_masks_start_on_their_own_quarter():
     masks = np.asarray(tgcir._masks(32))
     want = np.kron(np.eye(4), np.ones(8)) * 0.9 + 0.1
     np.testing.assert_allclose(masks, want, atol=1e-7)
-    assert tgcir._masks(30).shape == (4, 30) and model._masks(30)[3, 28:] == pytest.approx(0.1)
+    assert tgcir._masks(30).shape == (4, 30) and tgcir._masks(30)[3, 28:] == pytest.approx(0.1)
 
 
 def test_gates_compute_in_the_type_of_the_config():
