@@ -17,8 +17,8 @@ from cir_jax.errors import UserError
 from cir_jax.towers.clip import sizes
 from cir_jax.towers.clip.resnet import ModifiedResNet
 from cir_jax.towers.clip.text import TextTransformer
+from cir_jax.towers.clip.vit import VisionTransformer
 from cir_jax.towers.layers import DTYPES, unit
-from cir_jax.towers.vit import VisionTransformer
 
 TOKENIZER = "clip"
 CUT_PADDING = True  # causal and read at the end of text
