@@ -180,7 +180,8 @@ def _in_record(text: str, error: ValueError) -> tuple[str, ValueError]:
     end, count = text.index("[") + 1, 0
     while True:
         try:
-            _, end = json_files.decode(text, _BETWEEN.match(text, end).end())
+            between = _BETWEEN.match(text, end)
+            _, end = json_files.decode(text, between.end() if between else end)
         except ValueError as found:
             malformed = isinstance(found, json.JSONDecodeError)
             if malformed and not isinstance(error, json.JSONDecodeError):

@@ -30,11 +30,16 @@ def loads(text: str, lone_surrogates: bool = False) -> Any:
       json.JSONDecodeError: it is malformed; the error knows the position.
       ValueError: it is one of the things that are refused; the message says which.
     """
-    value, end = decode(text, _SPACE.match(text).end(), lone_surrogates)
-    end = _SPACE.match(text, end).end()
+    value, end = decode(text, _past_space(text, 0), lone_surrogates)
+    end = _past_space(text, end)
     if end < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
     return value
+
+
+def _past_space(text: str, start: int) -> int:
+    found = _SPACE.match(text, start)
+    return found.end() if found else start
 
 
 def decode(text: str, start: int = 0, lone_surrogates: bool = False) -> tuple[Any, int]:

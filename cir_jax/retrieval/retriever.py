@@ -234,7 +234,7 @@ class Retriever:
         self,
         program: Callable,
         params: Any,
-        items: Sequence[Any] | np.ndarray,
+        items: Any,
         load: Callable[[Any], dict[str, np.ndarray]],
         title: str,
     ) -> Any:

@@ -7,6 +7,8 @@ Sources: Li et al., BLIP, ICML 2022; Fang et al., EVA, CVPR 2023, whose attentio
 and whose blocks are followed by no norm.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -47,7 +49,7 @@ class ImageTransformer(nnx.Module):
         self.patch_bias = nnx.Param(jnp.zeros((width,), jnp.float32))
         self.class_token = normal(rngs, (1, 1, width), STD)
         self.position = normal(rngs, (1, positions(size), width), STD)
-        options = {"activation": "gelu", "epsilon": EPSILON, "key_bias": key_bias}
+        options: dict[str, Any] = {"activation": "gelu", "epsilon": EPSILON, "key_bias": key_bias}
         self.blocks = stack(
             lambda rngs: Block(size, causal=False, rngs=rngs, **options), size.layers, rngs
         )

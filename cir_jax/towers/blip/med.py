@@ -6,6 +6,8 @@ Understanding and Generation", ICML 2022, section 3.1, the image-grounded text e
 embeddings are of words and positions alone, without token types; there is no pooler.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,7 +31,7 @@ class Layer(nnx.Module):
     """
 
     def __init__(self, size: TextSize, image_width: int, *, rate: float = 0.0, rngs: nnx.Rngs):
-        options = {"rate": rate, "rngs": rngs}
+        options: dict[str, Any] = {"rate": rate, "rngs": rngs}
         self.attention = bert.Attention(size.width, size.heads, **options)
         self.cross = bert.Attention(size.width, size.heads, source=image_width, **options)
         self.mlp = bert.Mlp(size.width, size.mlp or 4 * size.width, **options)

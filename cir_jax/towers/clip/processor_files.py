@@ -179,7 +179,7 @@ def _transformers_tokenizer(folder: Path, **options: Any) -> Any:
 
     # A vocabulary may have a word with a line separator of Unicode: only newlines end a line.
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(x.split()) for x in lines if x and not x.startswith("#version")]
+    merges: Any = [tuple(x.split()) for x in lines if x and not x.startswith("#version")]
     return CLIPTokenizer(vocab=read_json(folder / "vocab.json"), merges=merges, **options)
 
 
