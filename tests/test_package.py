@@ -49,7 +49,7 @@ def test_layout():
     for path in sources:
         text = path.read_text()
         assert text.startswith("# SPDX-License-Identifier: Apache-2.0"), path
-        assert text.count("\n") <= 300, f"{path} is over 300 lines"
+        assert text.count("\n") <= 450, f"{path} is over 450 lines"
         assert path.stem not in ("utils", "common", "helpers"), path
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef) and path.parent.name != "configs":
