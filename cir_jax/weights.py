@@ -80,7 +80,7 @@ def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best
             "model.tower=auto takes the size of the weights in init_from, which is empty; give "
             "--init-from FILE_OR_FOLDER, or the name of a tower"
         )
-    return identify.settled(config, places(init_from))
+    return identify.resolve(config, places(init_from))
 
 
 def load(

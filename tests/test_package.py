@@ -89,11 +89,11 @@ def test_what_is_imported_is_declared():
     """A package that is only there because another brings it goes when that one changes."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert {"cuda", "cuda12", "tpu", "torch", "demo", "serve", "test"} == set(extras)
+    assert {"cuda", "cuda12", "tpu", "torch", "caption", "demo", "serve", "test"} == set(extras)
     other_names = {"pil": "pillow", "orbax": "orbax_checkpoint"}
     declared = {
         re.match(r"[\w-]+", line)[0].replace("-", "_").lower()
-        for line in [*project["dependencies"], *extras["demo"]]
+        for line in [*project["dependencies"], *extras["caption"], *extras["demo"]]
     }
     for path, names in imported(["cir_jax", "configs"]).items():
         tops = {n.partition(".")[0] for n in names} - sys.stdlib_module_names - {"cir_jax"}

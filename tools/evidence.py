@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own fol
 from cir_jax import config as configs
 from cir_jax import progress
 from cir_jax.datasets.readers import emoji
+from cir_jax.evals import benchmark
 from cir_jax.evals.reports.sections import Spread
 from cir_jax.generation import steps
 from cir_jax.retrieval import load
-from cir_jax.training import setup, train
+from cir_jax.training import train
 from tools.evidence_plot import plot
 
 ANNOTATED = (100, 300, 1000, -1)
@@ -96,7 +97,7 @@ class Runs:
         }
         cirr = ["eval.benchmark=cirr", f"data.root={self.data / 'cirr'}", "eval.examples=0"]
         other, retriever = load.from_run(workdir, "last", cirr)
-        found = setup.benchmark(other).run(retriever).scores
+        found = benchmark.build(other).run(retriever).scores
         scores |= {f"cirr_{key}": value for key, value in found.items()}
         kept.write_text(json.dumps(scores, indent=2))
         shown = ", ".join(f"{title} {scores[key]:.1f}" for key, title in COLUMNS.items())

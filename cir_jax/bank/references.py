@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.contract import Functions
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import UserError
 
-PLACES = ("auto", "device", "disk", "recompute")
-TEXTS = ("per_triplet", "last_caption")
+# Place -> the batch field that a reference comes from.
+FIELDS = {"device": "reference_row", "disk": "reference", "recompute": "reference_pixels"}
 BYTES = {"device": 4, "disk": 2, "recompute": 0}  # of one number
 BUDGET = 4e9  # bytes of references on a device that "auto" allows, or a quarter of its memory
 _RELEASED_BATCH = 32  # triplets per batch in which the released code of BLIP-2 fills its store
@@ -100,14 +100,8 @@ def last_texts(data: Any) -> np.ndarray:
     return last
 
 
-def check_options(loss: Any, per_triplet: bool) -> None:
-    """Raises UserError for values of `loss.references` and `loss.reference_text` that cannot be."""
-    for key, choices in (("references", PLACES), ("reference_text", TEXTS)):
-        if loss[key] not in choices:
-            hint = nearest(loss[key], choices)
-            raise UserError(
-                f"loss.{key}={loss[key]!r} is unknown; use {' or '.join(choices)}.{hint}"
-            )
+def check_texts(loss: ConfigDict, per_triplet: bool) -> None:
+    """Raises UserError where `loss.reference_text` does not go with the model or with the place."""
     if loss.reference_text == "last_caption":
         if not per_triplet:
             raise UserError(
@@ -121,18 +115,15 @@ def check_options(loss: Any, per_triplet: bool) -> None:
             )
 
 
-def resolve_place(
-    config: ml_collections.ConfigDict, functions: Functions, rows: int, mesh: Mesh
-) -> ml_collections.ConfigDict:
-    """The config with `loss.references=auto` replaced by a place; says which, and the sizes.
+def choose_place(loss: ConfigDict, functions: Functions, rows: int, mesh: Mesh) -> str:
+    """Where references lie: a key of FIELDS. Says what was chosen, and the sizes.
 
     Args:
-      config: of the run.
+      loss: section of the config.
       functions: the model.
       rows: M, number of references.
       mesh: the device mesh.
     """
-    loss = config.loss
     each = rows * int(np.prod(functions.reference_shape))
     on_device, allowed = each * BYTES["device"] / mesh.size, budget()
     place = loss.references
@@ -154,12 +145,7 @@ def resolve_place(
             "warning: loss.reference_text=last_caption fuses each reference with the text of "
             "another triplet, as the released code of BLIP-2 does; evaluation uses the right text"
         )
-    if place == loss.references:
-        return config
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.loss.references = place
-    return config.lock()
+    return place
 
 
 def budget() -> float:

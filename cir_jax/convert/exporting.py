@@ -40,6 +40,7 @@ def write(
     epoch: int = 0,
     temperature: float = 0.0,
     files: Sequence[Path] = (),
+    data: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Writes weights; what was at `place` is replaced only by a whole file.
 
@@ -55,6 +56,8 @@ def write(
       epoch: for layouts that say it.
       temperature: the same, of a run that did not learn it; 0 if there was none.
       files: tokenizer and image processor files to take along.
+      data: the `data` section of the config, for layouts that say how images are padded; None if
+        that is not known.
 
     Returns:
       The files written.
@@ -99,7 +102,7 @@ def write(
     tensors |= chosen.extra(tensors, record.get("kept", {}))
     temperature = float(query.get(TEMPERATURE, temperature))
     written = Written(
-        functions.config, index, tuple(differ), epoch, temperature, tuple(files), dtypes
+        functions.config, index, tuple(differ), epoch, temperature, tuple(files), dtypes, data or {}
     )
     return chosen.write(Path(place), tensors, written)
 

@@ -232,6 +232,5 @@ def _raise(trouble: Mapping[str, list[str]], tensors: int, where: str) -> None:
     if said:
         raise UserError(
             f"{where} does not hold this model, which has {tensors} tensors. {'; '.join(said)}. "
-            "Nothing was taken from it; `python tools/convert_weights.py inspect` lists what it "
-            "holds"
+            "Nothing was taken from it; `cir-jax inspect` lists what it holds"
         )

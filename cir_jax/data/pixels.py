@@ -9,7 +9,7 @@ blended. Orientation tags are not applied, because the released code does not ap
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -130,6 +130,19 @@ class Crop:
 
     def __str__(self) -> str:
         return f"{self.source} box {', '.join(f'{x:g}' for x in self.box)}"
+
+
+class Packed(Protocol):
+    """An image inside a larger file, e.g. a record of an ArrayRecord file."""
+
+    def read_bytes(self) -> bytes:
+        """The bytes of the image file."""
+
+    def __hash__(self) -> int:
+        """Of which image it is: an image is encoded once, and its rows are kept under it."""
+
+
+ImageFile = str | Path | Packed | Crop
 
 
 def open_image(source: Any) -> Image.Image:

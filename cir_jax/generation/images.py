@@ -10,7 +10,7 @@ from typing import Any
 
 from cir_jax import progress
 from cir_jax.data.triplets import Triplet
-from cir_jax.datasets import loading
+from cir_jax.datasets import loading, reader
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
@@ -146,8 +146,8 @@ def _of_lists(data: Any) -> Pool:
 
 def _of_dataset(config: Any) -> Pool:
     data, pair = config.data, config.pair
-    module = loading.reader(data.name)
-    listed = module.images(data.root, "train")
+    module = reader.load(data.name)
+    listed = reader.training_images(data.name, data.root, "triplets are generated from")
     known = dict(listed)
     categories = _categories(module, data)
     triplets: tuple[Triplet, ...] = ()
@@ -176,7 +176,9 @@ def _of_dataset(config: Any) -> Pool:
         names = [n for n in listed if n in categories]
     else:
         names = list(listed)
-    texts = (str(module.caption_file(data.root)),) if hasattr(module, "captions") else ()
+    texts: tuple[str, ...] = ()
+    if isinstance(module, reader.HasCaptionFile):
+        texts = (str(module.caption_file(data.root)),)
     return Pool({n: known[n] for n in names}, categories, triplets, texts=texts)
 
 

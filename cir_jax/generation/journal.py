@@ -56,7 +56,7 @@ class Journal:
         Raises:
           UserError: a line is damaged.
         """
-        yield from read_lines(self.path)
+        yield from read_lines(self.path, lone_surrogates=True)
 
     def add(self, *records: dict[str, Any]) -> None:
         """Adds records: all of them, or none.

@@ -19,11 +19,10 @@ from cir_jax import progress
 from cir_jax.data.annotations import image_name, read_lines
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import features, hard_negatives, journal, windows
+from cir_jax.generation import hard_negatives, journal
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
 from cir_jax.generation.trained import OpenRun, no_run
-from cir_jax.runtime import mesh as meshes
 
 FILE = "pairs.jsonl"
 METHODS = ("random", "window", "mined", "file")
@@ -242,6 +241,10 @@ def _at_ranks(
     workdir: Path,
     open_run: OpenRun,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    # jax and Orbax, which no other pair.method needs.
+    from cir_jax.generation import features, windows
+    from cir_jax.runtime import mesh as meshes
+
     section = config.pair
     if section.features:
         rows_of_images = features.of_file(section.features, section.feature_names, names)

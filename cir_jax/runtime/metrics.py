@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from cir_jax import files
 
@@ -24,6 +23,8 @@ class Logger:
         self._file = self._events = None
         if jax.process_index() != 0:
             return
+        from tensorboardX import SummaryWriter  # it imports PyTorch where that is installed
+
         path = Path(folder) / FILE
         kept = [line for line in read(path) if line["step"] <= step]
         with files.whole(path) as file:

@@ -88,7 +88,7 @@ def test_our_own_layout_of_a_model_whose_file_has_moved(tmp_path):
         importing.read(file, published.functions())
     # A file does not say which code is run.
     with pytest.raises(UserError, match=r"is of the model '.*mine.py', .* --model FILE.py"):
-        identify.only([sources.open_source(file)])
+        identify.sole_model([sources.open_source(file)])
 
 
 def test_a_combiner_is_no_file_of_safetensors(tmp_path):
@@ -104,4 +104,4 @@ def test_metadata_that_are_no_model_section(key, value, tmp_path):
     metadata = {"cir_jax": json.dumps({"model": model})}
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
     with pytest.raises(UserError, match=rf"its metadata are damaged \(ValueError\(.{key}="):
-        identify.everything(sources.open_source(tmp_path / "a.safetensors"))
+        identify.candidates(sources.open_source(tmp_path / "a.safetensors"))

@@ -85,7 +85,7 @@ def test_another_model(tmp_path):
     message = r"holds no weights of clip_sum, but a state dict of 1 tensors \(bert.embeddings"
     refused(tmp_path / "a.pt", message + r".*clip_sum reads: .*released runs")
     with pytest.raises(UserError, match=r"no model here has these; give --model NAME"):
-        identify.only([sources.open_source(tmp_path / "a.pt")])
+        identify.sole_model([sources.open_source(tmp_path / "a.pt")])
 
 
 def test_half_a_model(tensors, tmp_path):

@@ -8,7 +8,6 @@ import pytest
 
 from cir_jax.datasets import generated
 from cir_jax.errors import UserError
-from cir_jax.training import setup
 from tests import runs
 
 RELEASED = "data.generated=captions/cap.extend_clip.train.json"
@@ -104,7 +103,7 @@ def test_folder_of_images(fiq, tmp_path):
     (one,) = runs.load("fashioniq", fiq, *changes)
     assert one.paths.keys() == {"B0003"}
     with pytest.raises(UserError, match=r"generated triplet .*made.jsonl:1 names image 'deep/9.pn"):
-        setup.run(runs.tiny(tmp_path / "run", fiq, *changes))
+        runs.set_up(runs.tiny(tmp_path / "run", fiq, *changes))
     cc = tmp_path / "cc.json"
     runs.dump(cc, [{"reference": "deep/9.png", "target": "deep/9.png", "captions": ["x"],
                     "reference_name": "u", "target_name": "u"}])  # fmt: skip

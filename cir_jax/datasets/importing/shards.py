@@ -5,12 +5,12 @@ Images are neither decoded nor copied: a record names them, and where they lie i
 """
 
 import gzip
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cir_jax.data import json_files
 from cir_jax.datasets.importing.json_text import Found
 from cir_jax.errors import UserError
 
@@ -111,6 +111,6 @@ def _parsed(content: bytes, kind: str) -> Any:
     if not kind.endswith("json"):
         return text.strip()
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_files.loads(text)
+    except ValueError:
         return None

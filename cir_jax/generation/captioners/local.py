@@ -20,6 +20,12 @@ from cir_jax.errors import UserError, nearest
 from cir_jax.generation import caption_inputs
 from cir_jax.generation.captioner import Reply, Request, sampling
 
+KEYS = {
+    "batch": (8, "requests at a time", "[1, inf)"),
+    "device": ("auto", "cpu, cuda, ...", None),
+    "dtype": ("auto", "auto = bfloat16 on accelerators",
+              ("auto", "float32", "bfloat16", "float16")),
+}  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 

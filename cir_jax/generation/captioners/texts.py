@@ -14,6 +14,14 @@ from cir_jax.errors import UserError, nearest
 from cir_jax.generation import lists
 from cir_jax.generation.captioner import Reply, Request
 
+KEYS = {
+    "caption.file": ((), "files of captions", "paths"),
+    "caption.text_field": ("", "their column or key; '' = caption, captions, title, alt_text, text",
+                           None),
+    "caption.unknown": ("error", "captions of images that are not in the set", ("error", "ignore")),
+    "caption.duplicates": ("error", "of several captions of one image",
+                           ("error", "first", "last")),
+}  # fmt: skip
 DUPLICATES = ("error", "first", "last")
 UNKNOWN = ("error", "ignore")
 

@@ -66,12 +66,12 @@ IMAGE_SIDE = Copied(
 def find_spn(source: Source) -> Found | None:
     """`best.pt` of the second stage."""
     mark = PREFIX + shapes.WORDS.replace("Qformer", COPY)
-    return _found(source, mark, PREFIX)
+    return _found(source, mark, PREFIX, data=clip_sum.PADDED)
 
 
 def find_stage_one(source: Source) -> Found | None:
     """A run of SPRC, which is stage one here."""
-    return _found(source, shapes.WORDS, "", (STAGE_ONE,))
+    return _found(source, shapes.WORDS, "", (STAGE_ONE,), clip_sum.PADDED)
 
 
 def find_lavis(source: Source) -> Found | None:
@@ -110,13 +110,19 @@ def find_huggingface(source: Source) -> Found | None:
     return Found("", {"tower": sizes.name_of(size)}, tensors=apart)
 
 
-def _found(source: Source, mark: str, prefix: str, groups: tuple[str, ...] = ()) -> Found | None:
+def _found(
+    source: Source,
+    mark: str,
+    prefix: str,
+    groups: tuple[str, ...] = (),
+    data: Mapping[str, Any] | None = None,
+) -> Found | None:
     group = _group(source, mark, groups)
     if group is None:
         return None
     size = shapes.size_of(source.groups[group], prefix, _where(source, group))
     config = {"tower": sizes.name_of(size)}
-    return Found(group, config, agrees=shapes.agrees(size))
+    return Found(group, config, agrees=shapes.agrees(size), data=data or {})
 
 
 def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | None:

@@ -72,6 +72,13 @@ def tokenizer_files(folder: Path, image: int | None = None) -> list[Path]:
     return present
 
 
+def crops_as_clip(folder: Path) -> bool:
+    """Whether the image processor of a folder, if it has one, resizes and crops as CLIP's does."""
+    paths = [folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()]
+    steps = ("do_resize", "do_center_crop")
+    return not any(x.get(step) is False for _, x in _image_settings(paths) for step in steps)
+
+
 def write_processor(
     folder: Path, size: ClipSize, context: int, taken_over: list[Path]
 ) -> list[Path]:

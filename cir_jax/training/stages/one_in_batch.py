@@ -13,7 +13,9 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError, nearest
 from cir_jax.losses import in_batch, negative_types
@@ -22,6 +24,18 @@ from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage
 
 Rows = dict[str, jax.Array]
+
+
+KEYS = {
+    "temperature": (0.02, "of the softmax", "(0, inf)"),
+    "learn_temperature": (False, "train it, from `temperature` on", None),
+    "auxiliary": ((), "losses of the model's own beside the contrastive one, 'name:weight'; the "
+                      "model's file lists them", None),
+    "negative_types": (("target",), "an ablation: what of another example replaces a part of the "
+                       "triplet to make a negative; their losses are averaged",
+                       ("target", "query", "text", "reference")),
+    "chunk": (0, "images per encoder chunk (gradient caching); 0 = all at once", "[0, inf)"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,7 @@ class Stage:
     needs_bank: bool = False
 
     @classmethod
-    def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
+    def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
         """Raises UserError if the batch does not split into chunks that divide over the mesh, or
         for auxiliary losses or types of negatives that do not exist or do not go together."""
         loss = config.loss
@@ -68,7 +82,7 @@ class Stage:
         query: Params,
         index: Params,
         batch: Rows,
-        bank: Any,
+        bank: Bank | None,
         key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of each query over the batch's targets, and what is added to it, [B]."""
