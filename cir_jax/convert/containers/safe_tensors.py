@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from cir_jax.convert.containers import file_kinds, spans
 from cir_jax.convert.containers.tensors import DTYPES, Tensor
+from cir_jax.data import json_files
 from cir_jax.errors import UserError
 
 # What the format calls each type.
@@ -90,8 +91,8 @@ def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str,
       UserError: the index is no such table or names a file outside its folder, a file is missing
         or lacks a tensor, or what `read` finds.
     """
-    found = _json(index, file_kinds.guarded(index, lambda file: file.read(_MOST_HEADER)))
-    listed = found.get("weight_map")
+    content = _json(index, file_kinds.guarded(index, lambda file: file.read(_MOST_HEADER)))
+    listed = content.get("weight_map")
     if type(listed) is not dict or not listed:
         raise UserError(f'{index} has no "weight_map" of tensor -> file; fetch it again')
     metadata: dict[str, str] = {}
@@ -179,21 +180,14 @@ def _values(path: str | os.PathLike, name: str) -> np.ndarray:
 
 
 def _json(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
-    """A JSON object; one that names a key twice has no meaning that readers agree on."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name comes twice")
-        return found
-
+    """A JSON object; one that has a key twice has no meaning that readers agree on."""
     try:
-        found = json.loads(text, object_pairs_hook=once)
-        if type(found) is not dict:
-            raise ValueError(f"a {type(found).__name__}, not an object")
-    except (ValueError, RecursionError) as error:
+        content = json_files.loads(text.decode())
+        if type(content) is not dict:
+            raise ValueError(f"a {type(content).__name__}, not an object")
+    except ValueError as error:
         raise UserError(f"{path} holds no sound JSON ({error}); fetch the file again") from None
-    return found
+    return content
 
 
 def _check_entry(path: str | os.PathLike, name: str, entry: Any) -> None:
