@@ -42,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.remat = False  # recompute activations of a block in the backward pass
 
     c.data = ConfigDict()
-    c.data.name = "fashioniq"  # module of cir_jax.datasets (or a .py file)
+    c.data.name = "fashioniq"  # module of cir_jax.datasets.readers (or a .py file)
     c.data.root = ""  # folder of the data set
     c.data.categories = ()  # FashionIQ categories; () = the data set's own
     c.data.annotated = -1  # annotated triplets: -1 = all, 0 = none (zero-shot), n = n at random
@@ -87,7 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh.model = 1  # devices along the parameters
 
     c.eval = ConfigDict()
-    c.eval.benchmark = "fashioniq"  # module of cir_jax.evals, or "none"
+    c.eval.benchmark = "fashioniq"  # of cir_jax.evals.benchmarks, a .py file, or "none"
     c.eval.root = ""  # folder of its data set; "" = data.root
     c.eval.split = "val"
     c.eval.on_missing = "error"  # or "drop": rank without missing images, and say so

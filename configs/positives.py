@@ -49,7 +49,9 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.seed = 42  # of pairs, and of texts that are sampled
 
     c.data = ConfigDict()
-    c.data.name = "folder"  # reader of cir_jax.datasets; "folder" = all images below data.root;
+    c.data.name = (
+        "folder"  # reader of cir_jax.datasets.readers; "folder" = all images below data.root;
+    )
     # "list" = files of image names and captions
     c.data.root = ""  # folder of the data set, or of the images
     c.data.images = "all"  # or, with a data set, "split" (its training images) or "triplets" (those

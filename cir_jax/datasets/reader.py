@@ -48,7 +48,6 @@ class Reader(Protocol):
         Raises:
           UserError: a file or a field is missing; the message names the file and the record.
         """
-        ...
 
 
 @runtime_checkable
@@ -57,7 +56,6 @@ class HasImages(Protocol):
 
     def images(self, root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
         """Name -> file of all images of a split, also of those that no triplet names."""
-        ...
 
 
 @runtime_checkable
@@ -66,7 +64,6 @@ class HasCaptions(Protocol):
 
     def captions(self, root: str | Path) -> list[TripletSet]:
         """Image-caption pairs: triplets without a reference."""
-        ...
 
 
 @runtime_checkable
@@ -75,7 +72,6 @@ class HasCaptionFile(Protocol):
 
     def caption_file(self, root: str | Path) -> Path:
         """The file of image captions, in a layout of `cir_jax.datasets.captions`."""
-        ...
 
 
 @runtime_checkable
@@ -86,7 +82,6 @@ class HasHeldOut(Protocol):
         self, root: str | Path, splits: Sequence[str] = ("val",)
     ) -> Mapping[str, ImageFile]:
         """Name -> file of the images of `images(root, "train")` that `splits` evaluate with."""
-        ...
 
 
 @runtime_checkable
@@ -95,7 +90,6 @@ class HasHome(Protocol):
 
     def home(self, root: str | Path) -> Path:
         """That folder."""
-        ...
 
 
 @runtime_checkable
@@ -108,7 +102,6 @@ class Examinable(Protocol):
         Raises:
           UserError: there are no annotations at all, or a file of them is malformed.
         """
-        ...
 
 
 def load(name: str) -> Reader:

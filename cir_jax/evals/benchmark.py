@@ -58,7 +58,6 @@ class Benchmark(Protocol):
 
     def run(self, retriever: Retriever) -> Result:
         """Ranks every query and scores the ranking. Every process calls it, with one result."""
-        ...
 
 
 @runtime_checkable
@@ -79,7 +78,6 @@ class Submittable(Protocol):
         Raises:
           UserError: the server would refuse the answers; nothing is written then.
         """
-        ...
 
 
 @runtime_checkable
