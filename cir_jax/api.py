@@ -89,8 +89,8 @@ def load(
     """
     _connect()
     mesh = _mesh(device)
-    several = [path] if isinstance(path, str | os.PathLike) else path
-    places = [str(Path(p).expanduser()) for p in several]
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    places = [str(Path(place).expanduser()) for place in paths]
     parts, changes = arguments.read(places, model, tower, pad)
     if dtype is not None:
         changes.append(f"model.dtype={dtype}")

@@ -49,8 +49,8 @@ def place(gallery: np.ndarray, mesh: Mesh, least: int = 0) -> Placed:
     """
     each = -(-max(len(gallery), least) // mesh.size)
 
-    def rows(index: tuple[slice, ...] | None) -> np.ndarray:
-        start = (index[0].start or 0) if index else 0
+    def rows(index: Any) -> np.ndarray:
+        start = index[0].start or 0
         return _shard(gallery, start, start + each)
 
     shape = (each * mesh.size, *gallery.shape[1:])
@@ -158,9 +158,8 @@ def _better(
     rows, scores = (np.concatenate(both, axis=1) for both in zip(first, second, strict=True))
     # What is no number first, then by score; stable, so equal scores stay in the order of rows.
     broken = np.isnan(scores)
-    order = np.lexsort((np.where(broken, 0, -scores), ~broken), axis=1)
-    kept = order[:, :count]
-    return np.take_along_axis(rows, kept, 1), np.take_along_axis(scores, kept, 1)
+    order = np.lexsort((np.where(broken, 0, -scores), ~broken), axis=1)[:, :count]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def member_order(
