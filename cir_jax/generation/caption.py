@@ -19,9 +19,9 @@ FILE, REFUSED = "captions.jsonl", "captions_refused.jsonl"
 _FIELDS = ("category",)
 
 
-def check(config: Any) -> None:
+def check_caption(config: Any) -> None:
     """Raises UserError for settings that fit no set of images."""
-    generate_text.check(config.caption, "caption", _FIELDS)
+    generate_text.check_section(config.caption, "caption", _FIELDS)
 
 
 def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str]:
@@ -38,18 +38,18 @@ def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str
       Image name -> caption, in the order of the groups.
 
     Raises:
-      UserError: see `writing.write`; or there are fewer than two captions.
+      UserError: see `generate_text.generate`; or there are fewer than two captions.
     """
-    check(config)
+    check_caption(config)
     section = config.caption
-    captioner = captioner_of(section, config.seed, pool, groups)
+    captioner = build_captioner(section, config.seed, pool, groups)
     asked = {group[0]: _asked(captioner, group) for group in groups.members}
-    written = generate_text.write(
+    written = generate_text.generate(
         *(workdir / FILE, captioner, _requests(captioner, section, pool, asked), section),
         key="image",
         seed=config.seed,
         title="captioning",
-        shown=generate_text.Shown(
+        images=generate_text.RequestImages(
             {n: asked[group[0]] for group in groups.members for n in group}, groups.pixels
         ),
     )
@@ -97,7 +97,7 @@ def _requests(
     return requests
 
 
-def captioner_of(section: Any, seed: int, pool: Pool, groups: Groups) -> Any:
+def build_captioner(section: Any, seed: int, pool: Pool, groups: Groups) -> Any:
     """The captioner of a config; some sets of images bring their own captions."""
     if section.captioner == "texts" and pool.texts and not section.file:
         section = section.copy_and_resolve_references()

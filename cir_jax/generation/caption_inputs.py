@@ -34,7 +34,7 @@ def token_limit(section: ConfigDict) -> int:
     )
 
 
-def check(section: ConfigDict) -> None:
+def check_section(section: ConfigDict) -> None:
     """The keys that every captioner with a model has.
 
     Raises:
@@ -103,7 +103,7 @@ def _encoded(image: Image.Image, form: str) -> bytes:
     return buffer.getvalue()
 
 
-class Grey:
+class GreyImage:
     """An image with which nothing can be wrong."""
 
     def read_bytes(self) -> bytes:

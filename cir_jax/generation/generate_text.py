@@ -23,7 +23,7 @@ from cir_jax.generation.captioner import Reply, Request
 
 
 @dataclass
-class Written:
+class Texts:
     """What there is after a run.
 
     Attributes:
@@ -38,7 +38,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Shown:
+class RequestImages:
     """What requests are about, where it can change or be shared: images.
 
     Attributes:
@@ -60,7 +60,7 @@ class Shown:
         return {hashed: self.stands_for.get(name, name) for name, hashed in self.pixels.items()}
 
 
-def check(section: Any, name: str, fields: Iterable[str]) -> None:
+def check_section(section: Any, name: str, fields: Iterable[str]) -> None:
     """Checks `config.caption` or `config.rewrite`, called `name` in messages.
 
     Raises:
@@ -96,7 +96,7 @@ def names_field(prompt: str, field: str) -> bool:
     return any(name == field for _, name, _, _ in string.Formatter().parse(prompt))
 
 
-def write(
+def generate(
     file: Path,
     captioner: Any,
     wanted: Mapping[str, Request],
@@ -105,32 +105,32 @@ def write(
     key: str,
     seed: int,
     title: str,
-    shown: Shown | None = None,
-) -> Written:
+    images: RequestImages | None = None,
+) -> Texts:
     """A text for every request, as far as there are good ones.
 
     Args:
       file: the journal; its records are {key: ..., "text": ..., "prompt": ..., "words": ...,
         "seed": ..., "date": ...} and the captioner's identity, and "pixels" of an image.
-      captioner: see `captioners.contract`.
+      captioner: see `captioner`.
       wanted: key -> request.
       section: `config.caption` or `config.rewrite`.
       key: what a record calls its request, "image" or "pair".
       seed: recorded.
       title: of the progress bar.
-      shown: what the requests are about.
+      images: what the requests are about.
 
     Raises:
       UserError: the journal was written with other settings, the captioner gives up, or the disk
         is full. What was written is kept in every case.
     """
-    shown = shown or Shown({}, {})
+    images = images or RequestImages({}, {})
     free = getattr(captioner, "free", False)
     identity = _identity(captioner, section, seed)
     refused: dict[str, dict[str, Any]] = {}
     new = 0
     with journal.Journal(file) as kept:
-        texts = _earlier(kept, wanted, identity, key, shown, captioner, section)
+        texts = _earlier(kept, wanted, identity, key, images, captioner, section)
         todo = {k: r for k, r in wanted.items() if free or k not in texts}
         with progress.counter(len(wanted), title, len(wanted) - len(todo)) as bar:
             for attempt in range(section.attempts if todo else 0):
@@ -149,7 +149,7 @@ def write(
                             continue
                         if texts.get(name) != text:
                             said = {key: name, "text": text, "prompt": request.prompt}
-                            kept.add({**said, **identity, **shown.of(name), "date": _now()})
+                            kept.add({**said, **identity, **images.of(name), "date": _now()})
                             texts[name] = text
                             new += 1
                         refused.pop(name, None)
@@ -157,7 +157,7 @@ def write(
                 todo = again
                 if not todo:
                     break
-    return Written(texts, refused, new)
+    return Texts(texts, refused, new)
 
 
 def _identity(captioner: Any, section: Any, seed: int) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _earlier(
     wanted: Mapping[str, Request],
     identity: dict[str, Any],
     key: str,
-    shown: Shown,
+    images: RequestImages,
     captioner: Any,
     section: Any,
 ) -> dict[str, str]:
@@ -213,16 +213,16 @@ def _earlier(
     free = getattr(captioner, "free", False)
     texts: dict[str, str] = {}
     shared: dict[str, str] = {}
-    keys = shown.keys()
+    keys = images.keys()
     for where, record in kept.records():
         name, text = record.get(key), record.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
             raise UserError(f"{where} has no {key} or no text; remove that line")
         then = record.get("pixels")
-        if then and keys and shown.pixels.get(name) != then:
+        if then and keys and images.pixels.get(name) != then:
             request = wanted.get(keys.get(then))
         else:
-            request = wanted.get(shown.stands_for.get(name, name))
+            request = wanted.get(images.stands_for.get(name, name))
         if request is None:
             continue
         asked = {"captioner": "", **identity, "prompt": request.prompt}

@@ -14,7 +14,7 @@ from cir_jax.datasets import loading
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import lists
+from cir_jax.generation import image_lists
 
 IMAGES = ("all", "split", "triplets")
 _PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg")  # are not read
@@ -128,12 +128,12 @@ def _of_lists(data: Any) -> Pool:
             "data.lists is empty; set it to .json, .jsonl, .csv, .tsv or .tar files of images and "
             "captions, or to folders of them"
         )
-    files = lists.expand(data.lists)
+    files = image_lists.expand(data.lists)
     paths: dict[str, Any] = {}
-    for entry in lists.entries(files, data.root):
+    for entry in image_lists.entries(files, data.root):
         if not entry.path:
             raise UserError(
-                f"{entry.where} names no image file; one of {', '.join(lists.PATH_KEYS)} is "
+                f"{entry.where} names no image file; one of {', '.join(image_lists.PATH_KEYS)} is "
                 f"expected. It has: {', '.join(entry.record)}"
             )
         if paths.setdefault(entry.name, entry.path) != entry.path:

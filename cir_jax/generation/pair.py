@@ -52,11 +52,11 @@ def run(
     Raises:
       UserError: more is asked for than there is, or features are missing.
     """
-    check(config)
+    check_pair(config)
     section, names = config.pair, list(names)
     rng = random.Random(config.seed)
     if section.method == "mined":
-        pairs = hard_negatives.confused(
+        pairs = hard_negatives.mine(
             section.run, pool, groups, names, section.mined_top, section.per_image, open_run
         )
     elif section.method == "file":
@@ -80,7 +80,7 @@ def run(
     return pairs
 
 
-def check(config: Any) -> None:
+def check_pair(config: Any) -> None:
     """Raises UserError for settings that fit no set of images, whatever it is."""
     section = config.pair
     if section.method not in METHODS:
@@ -242,16 +242,16 @@ def _at_ranks(
     open_run: OpenRun,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     # jax and Orbax, which no other pair.method needs.
-    from cir_jax.generation import features, windows
+    from cir_jax.generation import features, similarity
     from cir_jax.runtime import mesh as meshes
 
     section = config.pair
     if section.features:
-        rows_of_images = features.of_file(section.features, section.feature_names, names)
+        rows_of_images = features.from_file(section.features, section.feature_names, names)
     else:
         paths = [pool.paths[n] for n in names]
-        rows_of_images = features.of_run(section.run, names, paths, workdir, open_run)
+        rows_of_images = features.from_run(section.run, names, paths, workdir, open_run)
     mesh = meshes.make()
-    return windows.at_ranks(
+    return similarity.at_ranks(
         rows_of_images, ranks, rows=np.asarray(rows, np.int32), mesh=mesh, block=section.block
     )

@@ -39,10 +39,14 @@ def run(config: Any, open_run: OpenRun = no_run) -> dict[str, Any]:
             "this config trains a model; triplets are made with one of configs/positives.py, e.g. "
             "--config positives:folder"
         )
-    for step in (dedupe, caption, pair, modify, output):
-        step.check(config)  # an hour of captions before a typo shows would be lost
+    # Before the first step: an hour of captions would be lost before a typo in the last one shows.
+    dedupe.check_dedupe(config)
+    caption.check_caption(config)
+    pair.check_pair(config)
+    modify.check_modify(config)
+    output.check_output(config)
     workdir = Path(config.workdir)
-    with journal.alone(workdir):
+    with journal.locked(workdir):
         return _run(config, workdir, open_run)
 
 
@@ -60,13 +64,14 @@ def _run(config: Any, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
     for old in before - set(files):
         old.unlink(missing_ok=True)
     journal.write_json(workdir / CONFIG, json.loads(to_json(config)), indent=2)
+    keep = config.rewrite.keep_templates
     results = {
         "images": len(pool.paths),
         "distinct": len(groups.members),
         "captions": len(captions),
         "pairs": len(pairs),
         "triplets": len(made),
-        "texts": sum(len(output.texts(one, config.rewrite.keep_templates)) for one in made),
+        "texts": sum(len(output.training_texts(one, keep)) for one in made),
         "files": [str(file) for file in files],
         "seconds": round(time.monotonic() - began, 1),
     }

@@ -36,7 +36,7 @@ class Captioner:
     """
 
     def __init__(self, section: ConfigDict, seed: int, images: bool):
-        caption_inputs.check(section)
+        caption_inputs.check_section(section)
         self._torch = _torch()
         self._section, self._seed = section, seed
         self._batch = int(caption_inputs.at_least(section, "batch", 1))

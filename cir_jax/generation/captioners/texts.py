@@ -11,7 +11,7 @@ from typing import Any
 
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import lists
+from cir_jax.generation import image_lists
 from cir_jax.generation.captioner import Reply, Request
 
 DUPLICATES = ("error", "first", "last")
@@ -28,7 +28,7 @@ def check(section: Any) -> None:
                 f"caption.{key}={section[key]!r} is unknown; there are: {', '.join(allowed)}"
             )
     if section.file:  # else the set of images may bring its own
-        lists.expand(section.file)
+        image_lists.expand(section.file)
 
 
 class Captioner:
@@ -65,7 +65,7 @@ class Captioner:
                 "caption.file is empty; captioner texts needs .json, .jsonl, .csv, .tsv or .tar "
                 "files of captions"
             )
-        files = lists.expand(section.file)
+        files = image_lists.expand(section.file)
         return cls(_read(files, section, names), files)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -81,9 +81,9 @@ def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str,
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
     read, with_text, entry = 0, 0, None
-    for read, entry in enumerate(lists.entries(files), start=1):  # noqa: B007
+    for read, entry in enumerate(image_lists.entries(files), start=1):  # noqa: B007
         found = entry.texts(section.text_field)
-        with_text += bool(found) or not entry.record.keys().isdisjoint(lists.TEXT_KEYS)
+        with_text += bool(found) or not entry.record.keys().isdisjoint(image_lists.TEXT_KEYS)
         if not found:
             continue
         names_here = (known.name(n, entry.where) for n in entry.names)

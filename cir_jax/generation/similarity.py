@@ -83,7 +83,7 @@ def similarities(
         yield first, np.asarray(scores)[: len(rows) - first]
 
 
-def unit(features: np.ndarray, where: str) -> np.ndarray:
+def unit_rows(features: np.ndarray, where: str) -> np.ndarray:
     """A float32 copy of [N, C] whose rows have unit length.
 
     Raises:
