@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What captioners make of their config section and of an image; the same for a model and a server.
+"""What the local model and the server have in common: length of a reply, image, refused requests.
 
 Both must show a model the same pixels and stop it at the same length, or a run that moves from one
 to the other would change its captions for no visible reason.
@@ -104,7 +104,7 @@ def _encoded(image: Image.Image, form: str) -> bytes:
 
 
 class GreyImage:
-    """An image with which nothing can be wrong."""
+    """A plain grey picture, which every server can read."""
 
     def read_bytes(self) -> bytes:
         """PNG, 224 pixels wide and high."""
@@ -112,7 +112,7 @@ class GreyImage:
 
 
 class Refusals:
-    """Tells one request that cannot be served from a set-up that serves none.
+    """Counts refused requests, to tell one that cannot be served from a set-up that serves none.
 
     Args:
       who: what refuses, e.g. "server http://host:8000/v1".

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.data.annotations import read_json
@@ -53,7 +54,7 @@ class Groups:
         return self.members[self.of[name]][0] if name in self.of else name
 
 
-def check_dedupe(config: Any) -> None:
+def check_dedupe(config: ConfigDict) -> None:
     """Raises UserError for settings that fit no set of images."""
     near = config.dedupe.near
     if not -1 <= near < BITS // 2:
@@ -67,7 +68,7 @@ def check_dedupe(config: Any) -> None:
         raise UserError(f"data.on_missing={config.data.on_missing!r} is unknown; use error or drop")
 
 
-def run(config: Any, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
+def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
     """Finds duplicates; writes `same_image_list.json` and `optimized_images.json`.
 
     Args:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax import progress
 from cir_jax.data.triplets import Triplet
 from cir_jax.datasets import loading
@@ -57,7 +59,7 @@ class Pool:
         return replace(self, paths=paths, left_out=(*self.left_out, *gone))
 
 
-def read(config: Any) -> Pool:
+def read(config: ConfigDict) -> Pool:
     """The images of a config.
 
     Raises:
@@ -144,7 +146,7 @@ def _of_lists(data: Any) -> Pool:
     return Pool(paths, home=data.root or str(Path(files[0]).parent), texts=tuple(files))
 
 
-def _of_dataset(config: Any) -> Pool:
+def _of_dataset(config: ConfigDict) -> Pool:
     data, pair = config.data, config.pair
     module = loading.reader(data.name)
     listed = module.images(data.root, "train")

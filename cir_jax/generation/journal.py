@@ -163,10 +163,10 @@ def _line(record: Any) -> bytes:
     return _bytes(json.dumps(record, ensure_ascii=False)) + b"\n"
 
 
-def _bytes(json_text: str) -> bytes:
+def _bytes(json_stream: str) -> bytes:
     # Half a surrogate pair, as a model may write it, has no form in UTF-8. With a backslash it is
     # the JSON escape of itself.
-    return json_text.encode("utf-8", "backslashreplace")
+    return json_stream.encode("utf-8", "backslashreplace")
 
 
 def _complete(path: Path) -> int:

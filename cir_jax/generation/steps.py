@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax import progress
 from cir_jax.config import to_json
 from cir_jax.errors import UserError
@@ -20,7 +22,7 @@ from cir_jax.generation.trained import OpenRun, no_run
 CONFIG, RESULTS = "config.json", "results.json"
 
 
-def run(config: Any, open_run: OpenRun = no_run) -> dict[str, Any]:
+def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
     """Makes triplets.
 
     Args:
@@ -50,7 +52,7 @@ def run(config: Any, open_run: OpenRun = no_run) -> dict[str, Any]:
         return _run(config, workdir, open_run)
 
 
-def _run(config: Any, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
+def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
     began = time.monotonic()
     pool, groups = dedupe.run(config, images.read(config), workdir)
     progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")

@@ -41,7 +41,7 @@ def check(section: ConfigDict) -> None:
 
 
 class Captioner:
-    """Asks a server; see `contract`.
+    """Asks a server; see `captioner.Captioner`.
 
     Args:
       section: `config.caption` or `config.rewrite`.
@@ -78,7 +78,7 @@ class Captioner:
 
     @classmethod
     def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
-        """See `contract`; nothing is asked of the server yet."""
+        """See `captioner.Captioner`; nothing is asked of the server yet."""
         return cls(section, seed)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:

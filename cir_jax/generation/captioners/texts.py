@@ -7,7 +7,8 @@ that the file belongs to other images.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
@@ -18,7 +19,7 @@ DUPLICATES = ("error", "first", "last")
 UNKNOWN = ("error", "ignore")
 
 
-def check(section: Any) -> None:
+def check(section: ConfigDict) -> None:
     """Raises UserError if this is asked to write, or its files are not there."""
     if "file" not in section:
         raise UserError("captioner texts looks captions up; it cannot rewrite texts")
@@ -32,7 +33,7 @@ def check(section: Any) -> None:
 
 
 class Captioner:
-    """See `contract`.
+    """See `captioner.Captioner`.
 
     Args:
       texts: image name -> caption.
@@ -53,7 +54,7 @@ class Captioner:
         return name in self.texts
 
     @classmethod
-    def from_config(cls, section: Any, seed: int, names: Sequence[str]) -> "Captioner":
+    def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
         """Reads the files of `caption.file`.
 
         Raises:
@@ -76,7 +77,7 @@ class Captioner:
             yield Reply(request.key, text, problem, final=True)
 
 
-def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str, str]:
+def _read(files: Sequence[str], section: ConfigDict, names: Sequence[str]) -> dict[str, str]:
     known = NamedFiles(dict.fromkeys(names))
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
