@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cir_jax.data import json_files
-from cir_jax.datasets.importing.json_text import Found
+from cir_jax.datasets.importing.json_stream import Found
 from cir_jax.errors import UserError
 
 _BATCH = 1024  # rows of a table in memory
