@@ -2,6 +2,7 @@
 """Tiny data sets and configs that many tests train on."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -112,6 +113,13 @@ def tiny(workdir, root, *changes, stage=1, model="cross_attention", data="fashio
 def load(data, root, *changes):
     """The training sets of a tiny config."""
     return loading.load(tiny("unused", root, *changes, data=data), captions=False)
+
+
+def one_device():
+    """The environment of a process that has one device, as a laptop has."""
+    return os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    }
 
 
 def stand_in(name):
