@@ -16,7 +16,10 @@ PACKAGE = "cir_jax"
 # The rooms, from the ground up. A module imports from its own floor and from those below, wherever
 # the import stands: in a function and under TYPE_CHECKING too.
 FLOORS = (
-    ("errors", "files", "rules", "weight_rules", "params", "plugins", "progress", "config"),
+    (
+        *("errors", "files", "rules", "weight_rules", "params", "plugins", "progress", "keys"),
+        *("config", "moved"),
+    ),
     ("data",),
     ("runtime",),
     ("datasets",),
@@ -31,6 +34,7 @@ FLOORS = (
     ("retrieval",),
     ("evals",),
     ("training",),
+    ("api",),
     ("__init__",),  # the public names
     ("commands",),
     ("main",),
@@ -46,9 +50,9 @@ PLUG_INS = {
     "training.stages": ("Stage",),
     "commands": (("add_arguments", "run"),),
 }
-# Modules that look others up by name: plug-ins, commands, and configs, which are no part of the
-# house.
-LOOK_UP = {f"{PACKAGE}.{name}" for name in ("plugins", "main", "config")}
+# Modules that look others up by name: plug-ins, commands, the sizes that a plug-in names, public
+# names, and configs, which are no part of the house.
+LOOK_UP = {PACKAGE, *(f"{PACKAGE}.{name}" for name in ("plugins", "keys", "main", "config"))}
 
 
 def modules(root):

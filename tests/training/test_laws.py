@@ -23,8 +23,8 @@ MODELS = (*runs.TOWERS, "cross_attention", "sprc_shaped")
 WITH_LOSSES = ("tgcir", "sprc")  # of their own, for stage one
 WITHOUT_STAGE_ZERO = ("blip", "sprc", "sprc_shaped")
 STAGES = ("zero_image_text", "one_in_batch", "two_bank")
-# The first law over every number of devices where an update is small; elsewhere over the batch alone
-# and over both axes.
+# The first law over every number of devices where an update is small; elsewhere over the batch
+# alone and over both axes.
 MESHES = ((2, 1), (4, 1), (8, 1), (2, 4))
 FEW = ((4, 1), (2, 4))
 ON_ALL = ("clip_sum", "cross_attention", "sprc_shaped")
