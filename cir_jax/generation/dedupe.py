@@ -130,7 +130,7 @@ def join_near_duplicates(
 
 def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
     """Pairs of rows i < j of [N, 2] that differ in so few bits, tile by tile."""
-    some = hashes.any(axis=1)
+    some = np.asarray(hashes.any(axis=1))
     for top in progress.bar(range(0, len(hashes), _TILE), title="near duplicates"):
         rows = hashes[top : top + _TILE]
         for left in range(top, len(hashes), _TILE):

@@ -9,7 +9,7 @@ import datetime
 import json
 import math
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,7 +168,7 @@ def _identity(captioner: contract.Captioner, section: ConfigDict, seed: int) -> 
 
 def _answers(
     captioner: contract.Captioner, todo: Mapping[str, Request], attempt: int
-) -> Iterator[tuple[Request, Reply]]:
+) -> Generator[tuple[Request, Reply], None, None]:
     """Every request once, with its reply."""
     waiting = dict(todo)
     answers = captioner.generate(replace(r, attempt=attempt) for r in list(todo.values()))
@@ -194,8 +194,8 @@ def _judged(reply: Reply, captioner: contract.Captioner, section: ConfigDict) ->
     if getattr(captioner, "prompted", True):
         text, limit = replies.tidy(reply.text), replies.most_words(section)
         return text, reply.problem or replies.fault(text, limit)
-    text, limit = replies.one_line(reply.text), section.max_words or math.inf
-    over = f"over {limit} words" if len(text.split()) > limit else ""
+    text, most = replies.one_line(reply.text), section.max_words or math.inf
+    over = f"over {most} words" if len(text.split()) > most else ""
     return text, reply.problem or replies.broken(text) or over
 
 
@@ -219,7 +219,7 @@ def _earlier(
             raise UserError(f"{where} has no {key} or no text; remove that line")
         then = record.get("pixels")
         if then and keys and images.pixels.get(name) != then:
-            request = wanted.get(keys.get(then))
+            request = wanted.get(keys.get(then, ""))
         else:
             request = wanted.get(images.stands_for.get(name, name))
         if request is None:

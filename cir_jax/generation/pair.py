@@ -150,6 +150,7 @@ def _drawn(
         most = high - low
         _check_enough(section, names[row], most - (low == 0), most)
         places.append(rng.sample(range(most), min(section.per_image + spare, most)))
+    found: list[tuple[Any, Any]]
     if ranked:
         ranks = [np.add(p, low) for p in places]
         found = _at_ranks(config, names, pool, rows, ranks, workdir, open_run)
@@ -161,7 +162,7 @@ def _drawn(
         kept = [i for i, other in enumerate(candidates) if int(other) not in passed]
         _check_enough(section, names[row], len(kept), high - low)
         for i in kept[: section.per_image]:
-            pair = {"reference": names[row], "target": names[int(candidates[i])]}
+            pair: dict[str, Any] = {"reference": names[row], "target": names[int(candidates[i])]}
             if ranked:
                 pair |= {"rank": low + place[i], "similarity": round(float(scores[i]), 4)}
             pairs.append(pair)

@@ -70,7 +70,7 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return nnx.Dropout(rate, deterministic=key is None)(x, rngs=key)
 
 
-def in_type_of_input(arrays: tuple, *, dtype: Any = None) -> tuple:
+def in_type_of_input(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     """Input and parameters of a layer of flax, all in the type of the input.
 
     flax would take the wider type, and so compute in float32 whatever the input is.

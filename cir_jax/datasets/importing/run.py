@@ -101,7 +101,7 @@ def run(
         An `out` that was there before is then as it was.
     """
     module = contract.load(importer) if isinstance(importer, str) else importer
-    name = Path(module.__file__).stem
+    name = Path(module.__file__ or importer).stem
     convert = functools.partial(module.convert, **_checked(options or {}, module, name))
     files = _files(sources, module, [p for p in (out, refused) if p], limit)
     folder = Path(out).parent

@@ -15,7 +15,6 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from cir_jax.datasets.importing import json_stream, shards
 from cir_jax.datasets.importing.json_stream import Found
@@ -93,10 +92,10 @@ def _kind(path: Path) -> Iterator[Found]:
     )
 
 
-def _binary(path: Path) -> BinaryIO:
+def _binary(path: Path) -> IO[bytes]:
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
+    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
 def _text(path: Path, newline: str) -> io.TextIOWrapper:

@@ -32,6 +32,7 @@ class Writer:
         line = json.dumps(
             record, ensure_ascii=anything, allow_nan=anything, default=str if anything else None
         ).encode()
+        assert self.file is not None  # inside the `with` of `open_writer`
         self.file.write(line + b"\n")
         self.written += 1
 

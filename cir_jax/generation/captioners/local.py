@@ -56,7 +56,8 @@ class Captioner:
                 f"model={section.model!r} is of type {self._config.model_type!r}, which reads no "
                 "images; give an image-text-to-text model such as LLaVA"
             )
-        self._model = self._processor = None
+        self._model: Any = None
+        self._processor: Any = None
         self._refusals = caption_inputs.Refusals(
             f"model {section.model}", "give another model or another prompt"
         )

@@ -310,5 +310,8 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     number = getattr(error, "errno", None)
-    said = os.strerror(number) if number in errno.errorcode else str(error)
+    if isinstance(number, int) and number in errno.errorcode:
+        said = os.strerror(number)
+    else:
+        said = str(error)
     return (said or type(error).__name__)[:LONGEST_MESSAGE].lower()

@@ -7,6 +7,7 @@ that the file belongs to other images.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -86,12 +87,15 @@ class Captioner:
 
 
 def _read(files: Sequence[str], section: ConfigDict, names: Sequence[str]) -> dict[str, str]:
-    known = NamedFiles(dict.fromkeys(names))
+    no_files: dict[str, Any] = dict.fromkeys(names)
+    known = NamedFiles(no_files)
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
-    read, with_text, entry = 0, 0, None
-    for read, entry in enumerate(image_lists.entries(files), start=1):  # noqa: B007
-        found = entry.texts(section.text_field)
+    read = with_text = 0
+    last: dict[str, Any] = {}
+    for entry in image_lists.entries(files):
+        read += 1
+        found, last = entry.texts(section.text_field), entry.record
         with_text += bool(found) or not entry.record.keys().isdisjoint(image_lists.TEXT_KEYS)
         if not found:
             continue
@@ -117,7 +121,7 @@ def _read(files: Sequence[str], section: ConfigDict, names: Sequence[str]) -> di
     if read and not with_text:
         raise UserError(
             f"{', '.join(files)}: none of {read} records has a text; the last has: "
-            f"{', '.join(entry.record)}. Name the one of the text in caption.text_field"
+            f"{', '.join(last)}. Name the one of the text in caption.text_field"
         )
     if not texts:
         raise UserError(
