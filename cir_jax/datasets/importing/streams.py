@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 from cir_jax.datasets.importing import json_stream, shards
 from cir_jax.datasets.importing.json_stream import Found
