@@ -3,10 +3,12 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 import cir_jax
+from cir_jax import config as configs
 from cir_jax import plugins
 from cir_jax.errors import UserError, nearest
 
@@ -16,7 +18,8 @@ COMMANDS = "cir_jax.commands"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; its exit status: 0 done, 1 the command says no, 2 bad input, 130 Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    commands = plugins.available(COMMANDS)
+    # `import` is a word of Python, so its module is called `import_`.
+    commands = {name.removesuffix("_"): name for name in plugins.available(COMMANDS)}
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage(commands))
         return 0 if argv else 2
@@ -28,24 +31,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"cir-jax {argv[0]}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `cir-jax inspect ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"cir-jax {argv[0]}: stopped; what is written is kept", file=sys.stderr)
         return 130
 
 
-def _run(name: str, argv: list[str], commands: list[str]) -> int:
+def _run(name: str, argv: list[str], commands: dict[str, str]) -> int:
     if name not in commands:
         raise UserError(
             f"no such command; there are: {', '.join(commands)}.{nearest(name, commands)}"
         )
-    module = importlib.import_module(f"{COMMANDS}.{name}")
+    module = importlib.import_module(f"{COMMANDS}.{commands[name]}")
     parser = argparse.ArgumentParser(
         f"cir-jax {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    return module.run(parser.parse_args(_split_config_flags(argv))) or 0
+    args, unknown = parser.parse_known_args(_split_config_flags(argv))
+    if unknown:
+        raise UserError(
+            f"unknown argument {unknown[0]}{configs.flag_hint(unknown[0])}; `cir-jax {name} "
+            "--help` lists the flags"
+        )
+    return module.run(args) or 0
 
 
 def _split_config_flags(argv: list[str]) -> list[str]:
@@ -59,10 +71,10 @@ def _split_config_flags(argv: list[str]) -> list[str]:
     return flags
 
 
-def _usage(commands: list[str]) -> str:
+def _usage(commands: dict[str, str]) -> str:
     lines = ["usage: cir-jax <command> [flags]", "", "commands:"]
-    for name in commands:
-        module = importlib.import_module(f"{COMMANDS}.{name}")
+    for name, file in commands.items():
+        module = importlib.import_module(f"{COMMANDS}.{file}")
         lines.append(f"  {name:<12}{module.HELP}")
     return "\n".join([*lines, "", "cir-jax <command> --help lists a command's flags."])
 

@@ -13,6 +13,8 @@ Params = dict[str, Any]  # path -> array
 
 # The leaf that a stage which learns its temperature adds to the query tree; no model has it.
 TEMPERATURE = "loss/temperature"
+# The scalar of a model that can be pretrained on captions, see stage zero: CLIP's.
+LOGIT_SCALE = "logit_scale"
 
 
 class ModelParams(Protocol):

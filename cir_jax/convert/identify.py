@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax import plugins
 from cir_jax.convert import native
 from cir_jax.convert.layout import Found, Layout
@@ -25,17 +27,17 @@ def layouts(model: str) -> tuple[Layout, ...]:
     return (native.LAYOUT, *getattr(module, "LAYOUTS", ()))
 
 
-def everything(source: Source) -> list[tuple[str, Layout, Found]]:
+def candidates(source: Source) -> list[tuple[str, Layout, Found]]:
     """(model, layout, what it says) of every model one of whose layouts is that of `source`."""
-    if says := native.find(source):
-        return [(says.config["name"], native.LAYOUT, says)]
-    found = []
+    if found := native.find(source):
+        return [(found.config["name"], native.LAYOUT, found)]
+    fitting = []
     for model in plugins.available(MODELS):
         for layout in layouts(model):
-            if says := layout.find(source):
-                found.append((model, layout, says))
+            if found := layout.find(source):
+                fitting.append((model, layout, found))
                 break
-    return found
+    return fitting
 
 
 def find(source: Source, model: str) -> tuple[Layout, Found]:
@@ -48,16 +50,16 @@ def find(source: Source, model: str) -> tuple[Layout, Found]:
     for layout in known:
         if found := layout.find(source):
             return layout, found
-    others = [f"model.name={name} ({layout.about})" for name, layout, _ in everything(source)]
+    others = [f"model.name={name} ({layout.about})" for name, layout, _ in candidates(source)]
     hint = f"It looks like {', '.join(others)}. " if others else ""
     raise UserError(
-        f"{source.place} holds no weights of {model}, but {held(source)}. {hint}{model} reads: "
+        f"{source.place} holds no weights of {model}, but {describe(source)}. {hint}{model} reads: "
         f"{', '.join(layout.about for layout in known)}"
     )
 
 
-def agreed(source: Source, model: Any) -> tuple[Layout, Found, dict[str, Any]]:
-    """(layout, what the file says, the keys of the config's `model` section that it settles).
+def match(source: Source, model: ConfigDict) -> tuple[Layout, Found, dict[str, Any]]:
+    """(layout, what the file says, the keys of the config's `model` section with their values).
 
     Args:
       source: the weights.
@@ -67,7 +69,7 @@ def agreed(source: Source, model: Any) -> tuple[Layout, Found, dict[str, Any]]:
       UserError: another model or another size, or `tower` is "auto" and the file does not say.
     """
     layout, found = find(source, model.name)
-    chosen = {}
+    keys = {}
     for key, value in found.config.items():
         automatic = model.tower == AUTO and key != "name"
         if automatic and found.doubt and key == "tower":
@@ -81,19 +83,19 @@ def agreed(source: Source, model: Any) -> tuple[Layout, Found, dict[str, Any]]:
                 f"{source.place} ({layout.about}) is of model.{key}={value}, but the config says "
                 f"model.{key}={model[key]}; give --set model.{key}={value}{auto}"
             )
-        chosen[key] = value if automatic else model[key]
-    return layout, found, chosen
+        keys[key] = value if automatic else model[key]
+    return layout, found, keys
 
 
-def settled(config: Any, places: Sequence[str | Path]) -> Any:
+def resolve(config: ConfigDict, places: Sequence[str | Path]) -> ConfigDict:
     """`config` with what `model.tower=auto` leaves to the weights at `places`.
 
     Raises:
-      UserError: see `agreed`; or none of them says the size.
+      UserError: see `match`; or none of them says the size.
     """
-    keys = {}
+    keys: dict[str, Any] = {}
     for place in places:
-        keys |= agreed(open_source(place), config.model)[2]
+        keys |= match(open_source(place), config.model)[2]
     if "tower" not in keys:
         raise UserError(
             f"{', '.join(map(str, places))}: nothing there says the size of the encoders; name "
@@ -105,34 +107,47 @@ def settled(config: Any, places: Sequence[str | Path]) -> Any:
     return config
 
 
-def held(source: Source) -> str:
+def describe(source: Source) -> str:
     """What is in a source, in one line."""
-    said = []
+    parts = []
     for key, group in source.groups.items():
         first = ", ".join(list(group)[:3])
-        said.append(f"{key or 'a state dict'} of {len(group)} tensors ({first}, ...)")
-    return "; ".join([*said, *(f"{key}={value}" for key, value in source.values.items())])
+        parts.append(f"{key or 'a state dict'} of {len(group)} tensors ({first}, ...)")
+    return "; ".join([*parts, *(f"{key}={value}" for key, value in source.values.items())])
 
 
-def only(opened: Sequence[Source]) -> str:
+def models_of(opened: Sequence[Source]) -> list[str]:
+    """Names of the models that all these weights are of, sorted.
+
+    One source alone must hold a whole model: of a CLIP that is `clip_sum`, not the Combiner that
+    would start at random on it. Of several each may hold a part.
+    """
+    fitting = [
+        {model for model, layout, _ in candidates(source) if len(opened) > 1 or not layout.part}
+        for source in opened
+    ]
+    return sorted(set.intersection(*fitting))
+
+
+def is_file(model: str) -> bool:
+    """Whether a model is the code of a file, which naming it would run."""
+    return model not in plugins.available(MODELS)
+
+
+def sole_model(opened: Sequence[Source]) -> str:
     """Name of the one model that all these weights are of.
 
     Raises:
       UserError: it is none's, or that of several, or that of a file which would be run.
     """
-    candidates = [
-        {model for model, layout, _ in everything(source) if len(opened) > 1 or not layout.part}
-        for source in opened
-    ]
-    models = sorted(set.intersection(*candidates))
-    if len(models) == 1 and models[0] not in plugins.available(MODELS):
-        # It is a path, and opening it runs what is there.
+    models = models_of(opened)
+    if len(models) == 1 and is_file(models[0]):
         raise UserError(
             f"{opened[0].place} is of the model {models[0]!r}, which is not one of this project's; "
             "give the file of the model that you trust, --model FILE.py"
         )
     if len(models) != 1:
         which = f"they could be any of {', '.join(models)}" if models else "no model here has these"
-        what = "; ".join(f"{source.place} holds {held(source)}" for source in opened)
+        what = "; ".join(f"{source.place} holds {describe(source)}" for source in opened)
         raise UserError(f"{what}: {which}; give --model NAME")
     return models[0]

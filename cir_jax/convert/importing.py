@@ -41,7 +41,7 @@ def read(place: str | Path, functions: ModelParams) -> Weights:
         exactly those of the model; every difference is named.
     """
     source = open_source(place)
-    layout, found, _ = identify.agreed(source, functions.config)
+    layout, found, _ = identify.match(source, functions.config)
     where = f"{source.place}{found.group and f' ({found.group})'}"
     held = source.groups[found.group]
     tensors = held if found.tensors is None else found.tensors

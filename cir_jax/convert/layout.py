@@ -32,6 +32,8 @@ class Found:
         more than one value is.
       tensors: what the rules are about, where the file stores it in another form; None if they are
         about the state dict as it is.
+      data: keys of a config's `data` section -> values: how images become squares, where the file
+        says it or all files of its layout were trained with the same; {} where neither is so.
     """
 
     group: str
@@ -39,6 +41,7 @@ class Found:
     doubt: str = ""
     agrees: Callable[[str, Any], bool] = lambda key, value: False
     tensors: Mapping[str, Tensor] | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     def fits(self, key: str, value: Any) -> bool:
         """Whether a config may have `value` for `key`."""
@@ -57,6 +60,7 @@ class Written:
       temperature: that it ended with, for layouts that say it; 0 where it is not known.
       files: files of the folder that the weights came from (tokenizer, image processor).
       dtypes: tensor name -> type to write; also of the leaves in `index`, under the same names.
+      data: the `data` section that the model is used with; {} where it is not known.
     """
 
     config: Any
@@ -66,6 +70,7 @@ class Written:
     temperature: float = 0.0
     files: tuple[Path, ...] = ()
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 """Our own layout: one safetensors file with our paths as names. Every model has it, yours too.
 
 It holds the query tree, and under `index:` those leaves of the index tree that differ from it: the
-text tower, after stage two.
+text tower, after stage two. Its metadata say which model of which size it is, and how images and
+texts are made into what the model was trained with.
 """
 
 import json
@@ -14,25 +15,31 @@ from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
+from cir_jax.data import json_files
 from cir_jax.errors import UserError
-from cir_jax.files import whole
+from cir_jax.files import check_version, whole
 from cir_jax.weight_rules import Ignored, Rule
 
-KEY = "cir_jax"  # of the metadata: JSON, {"model": section of the config}
+VERSION = 1  # of what the metadata say, and of the names of the tensors
+# Of the metadata: JSON, {"version", "model": section of the config, "data": some of its keys}.
+KEY = "cir_jax"
 INDEX = "index:"
-SIZE_KEYS = ("name", "tower", "context", "image_size")  # of the section: what shapes follow from
+# Of the `model` section, what shapes follow from; of `data`, what images and texts are made by.
+SIZE_KEYS = {"name": str, "tower": str, "context": int, "image_size": int}
+INPUT_KEYS = {"pad": str, "target_ratio": float, "text_lengths": list, "on_long": str}
 
 
 def find(source: Source) -> Found | None:
-    """A file that `write` made."""
+    """A file that `write` made. Those of version 0.1.0 do not say how images are padded."""
     if KEY not in source.metadata:
         return None
     try:
-        model = json.loads(source.metadata[KEY])["model"]
-        said = {key: model[key] for key in SIZE_KEYS}
-        for key, kind in zip(SIZE_KEYS, (str, str, int, int), strict=True):
-            if type(said[key]) is not kind:
-                raise ValueError(f"{key}={said[key]!r}")
+        content = dict(json_files.loads(source.metadata[KEY]))
+        check_version(content, VERSION, f"{source.place}")
+        model = _typed(content["model"], SIZE_KEYS)
+        data = _typed(content["data"], INPUT_KEYS) if "data" in content else {}
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{source.place} says that this project wrote it, but its metadata are damaged "
@@ -40,9 +47,17 @@ def find(source: Source) -> Found | None:
         ) from None
 
     def agrees(key: str, value: Any) -> bool:  # the file of a model may lie elsewhere today
-        return key == "name" and Path(value).name == Path(said["name"]).name
+        return key == "name" and Path(value).name == Path(model["name"]).name
 
-    return Found("", said, agrees=agrees)
+    return Found("", model, agrees=agrees, data=data)
+
+
+def _typed(section: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:
+    """Those keys of a section, each of its type."""
+    for key, kind in kinds.items():
+        if type(section[key]) is not kind:
+            raise ValueError(f"{key}={section[key]!r}")
+    return {key: section[key] for key in kinds}
 
 
 def index(source: Source) -> tuple[Source, list[Rule]] | None:
@@ -68,9 +83,11 @@ def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Pat
     table = expand([Rule(path, path) for path in differ], differ)
     index = tensors_of(table, differ, written.dtypes)
     both = tensors | {INDEX + path: tensor for path, tensor in index.items()}
-    metadata = {KEY: json.dumps({"model": written.config.to_dict()})}
+    content = {"version": VERSION, "model": written.config.to_dict()}
+    if written.data:
+        content["data"] = {key: written.data[key] for key in INPUT_KEYS}
     with whole(place) as file:
-        safe_tensors.write(file, both, metadata)
+        safe_tensors.write(file, both, {KEY: json.dumps(content)})
     return [place]
 
 

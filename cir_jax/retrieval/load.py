@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained run, or any weights, as a `Retriever`."""
+"""A trained run, or any weights, as a `Retriever`; and the config that weights are used with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -10,8 +11,12 @@ from ml_collections import ConfigDict
 from cir_jax import config as configs
 from cir_jax import contract, weights
 from cir_jax.contract import Functions
+from cir_jax.convert import identify, native
+from cir_jax.convert.layout import Found
+from cir_jax.convert.sources import open_source
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Preprocess
+from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import mesh as meshes
@@ -37,7 +42,7 @@ def from_run(
 
 
 def from_weights(
-    config: ConfigDict, init_from: str, which: str = "best"
+    config: ConfigDict, init_from: str | Path, which: str = "best"
 ) -> tuple[ConfigDict, Retriever]:
     """Weights as a retriever, without training.
 
@@ -47,21 +52,16 @@ def from_weights(
       which: of a run: "best", "last" or a step.
 
     Returns:
-      (the config, with `model.tower=auto` settled; the retriever).
+      (the config, with `model.tower=auto` resolved; the retriever).
 
     Raises:
       UserError: there are none, or they are not of this model.
     """
-    config = weights.settled(config, str(init_from), which)
+    config = weights.resolve(config, str(init_from), which)
     functions = contract.build(config.model)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
-    found = weights.load(str(init_from), functions, which)
-    places = sharding.parameter_shardings(functions, mesh)
-    query = sharding.place({p: found.query[p] for p in functions.abstract}, places)
-    # Only what differs lies on the devices twice.
-    apart = {p: found.index[p] for p in query if found.index[p] is not found.query[p]}
-    index = query | sharding.place(apart, places) if apart else query
-    return config, from_parameters(config, functions, mesh, index, query)
+    loaded = weights.load(str(init_from), functions, which)
+    return config, from_parameters(config, functions, mesh, *placed(loaded, functions, mesh))
 
 
 def from_parameters(
@@ -82,6 +82,64 @@ def from_parameters(
     )
 
 
-def preprocessing(config: ConfigDict, functions: contract.Functions) -> Preprocess:
+def placed(loaded: weights.Weights, functions: Functions, mesh: Mesh) -> tuple[Params, Params]:
+    """(index, query) on the devices; what is the same in both lies there once."""
+    places = sharding.parameter_shardings(functions, mesh)
+    query = sharding.place({p: loaded.query[p] for p in functions.abstract}, places)
+    apart = {p: loaded.index[p] for p in query if loaded.index[p] is not loaded.query[p]}
+    return query | sharding.place(apart, places) if apart else query, query
+
+
+def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config."""
     return Preprocess(functions.image_size, config.data.pad, config.data.target_ratio)
+
+
+def config_of(
+    places: Sequence[str], model: str = "", which: str = "best", overrides: Sequence[str] = ()
+) -> tuple[ConfigDict, bool]:
+    """The config that weights are used with, without a benchmark, and whether it says the padding.
+
+    Args:
+      places: a run, or files and folders that each hold a part of the model.
+      model: name of the model; "" for the only one that it can be.
+      which: of a run: "best", "last" or a step.
+      overrides: "key=value" strings.
+
+    Returns:
+      (config, known): of a run its own; of weights the defaults of configs/base.py with model, size
+      and padding as the files say. `known` is False where neither they nor `overrides` say how
+      images are padded, so that `data.pad` is a default.
+
+    Raises:
+      UserError: no such place; they are of no model, or of several; or the size is not said.
+    """
+    joined = ",".join(places)
+    named = [f"model.name={model}"] if model else []
+    runs = [place for place in places if weights.is_run(place)]
+    if len(places) == 1 and runs:
+        config = weights.config_of(joined, which)
+        return weights.resolve(configs.override(config, [*named, *overrides]), joined), True
+    if runs and not model:
+        raise UserError(f"{joined}: a run is one of several places; say of what, --model NAME")
+    opened = [open_source(place) for place in places if place not in runs]
+    model = model or identify.sole_model(opened)
+    data = inputs_of([identify.find(source, model)[1] for source in opened], runs[:1], which)
+    changes = [f"init_from={joined}", f"model.name={model}", "model.tower=auto",
+               "eval.benchmark=none", *(f"data.{k}={v}" for k, v in data.items())]  # fmt: skip
+    config = configs.load("base", [*changes, *overrides])
+    known = "pad" in data or "data.pad" in {item.partition("=")[0].strip() for item in overrides}
+    return weights.resolve(config, joined, which), known
+
+
+def inputs_of(
+    found: Sequence[Found], runs: Sequence[str] = (), which: str = "best"
+) -> Mapping[str, Any]:
+    """What parts of a model say of how images and texts are made into its inputs; {} where none
+    does, or not all that do say the same."""
+    said: list[Mapping[str, Any]] = [part.data for part in found if part.data]
+    for run in runs:
+        data = weights.config_of(run, which).data
+        said.append({key: data[key] for key in native.INPUT_KEYS})
+    pads = {(p["pad"], p["target_ratio"] if p["pad"] == "target" else 0) for p in said}
+    return said[-1] if len(pads) == 1 else {}

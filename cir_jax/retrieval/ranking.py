@@ -10,7 +10,7 @@ over all devices. Within a block the comparison and the count join the matrix pr
 program: a sixth more than the bare product of 6,000 x 15,000 x 640 (measured on a CPU).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from cir_jax.runtime import mesh as meshes
 
 _BLOCK_SCORES = 2**25  # scores held at once, 128 MiB over all devices
 _BLOCK_QUERIES = 2048
+_BLOCK_VALUES = 2**28  # of a gallery that is worked off in blocks: 1 GiB over all devices
 
 
 class Placed(NamedTuple):
@@ -36,14 +37,19 @@ class Placed(NamedTuple):
         return self.rows
 
 
-def place(gallery: np.ndarray, mesh: Mesh) -> Placed:
+def place(gallery: np.ndarray, mesh: Mesh, least: int = 0) -> Placed:
     """[G, K, D] over all devices of the mesh, in float32; filled with zero rows to their number.
 
     The host's array is not copied: each device takes its rows, and only the last ones are filled.
-    """
-    each = -(-len(gallery) // mesh.size)
 
-    def rows(index: tuple[slice, ...]) -> np.ndarray:
+    Args:
+      gallery: of the images.
+      mesh: devices to use.
+      least: rows to fill up to, so that the last of several blocks has the shape of the others.
+    """
+    each = -(-max(len(gallery), least) // mesh.size)
+
+    def rows(index: Any) -> np.ndarray:
         start = index[0].start or 0
         return _shard(gallery, start, start + each)
 
@@ -98,8 +104,62 @@ def top_rows(
     candidates = len(gallery) - bool((removed >= 0).any())
     if not 1 <= k <= candidates:
         raise ValueError(f"top {k} of {candidates} candidates; ask for 1 to {candidates}")
-    top = _programs(mesh)[1]
-    return _blocks(lambda *b: top(*b, len(gallery), k), query, gallery, (removed,), mesh)
+    return _top(query, gallery, k, removed, mesh)
+
+
+def top_in_blocks(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    k: int,
+    left_out: Sequence[Sequence[int]] = (),
+    *,
+    block: int = 0,
+    mesh: Mesh,
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `top_rows`, of a gallery that need not fit the devices, without several rows per query.
+
+    Args:
+      query: [Q, D] float32.
+      gallery: [G, K, D].
+      k: of the rows to find.
+      left_out: rows that are no candidates, for each query; () for none at all.
+      block: rows on the devices at a time; 0 is 1 GiB of them.
+      mesh: devices to use.
+
+    Returns:
+      (rows [Q, k] int64, scores [Q, k] float32), best first.
+
+    Raises:
+      ValueError: a query has fewer than `k` candidates.
+    """
+    images, each, width = gallery.shape
+    fewest = images - max((len(set(rows)) for rows in left_out), default=0)
+    if not 1 <= k <= fewest:
+        raise ValueError(f"top {k} of {fewest} candidates; ask for 1 to {fewest}")
+    # Whatever is left out of the best so many, k of them remain. A power of two: few programs.
+    wanted = k if fewest == images else min(images, 1 << (k + images - fewest - 1).bit_length())
+    size = min(images, block or max(1, _BLOCK_VALUES // (each * width)))
+    best = np.empty((len(query), 0), np.int64), np.empty((len(query), 0), np.float32)
+    for start in range(0, images, size):
+        part = place(gallery[start : start + size], mesh, size)
+        rows, scores = _top(query, part, min(wanted, size), _removed(None, len(query)), mesh)
+        best = _better(best, (rows.astype(np.int64) + start, scores), wanted)
+    if fewest == images:
+        return best
+    gone = [np.isin(row, out) for row, out in zip(best[0], left_out, strict=True)]
+    kept = np.argsort(gone, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(best[0], kept, 1), np.take_along_axis(best[1], kept, 1)
+
+
+def _better(
+    first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best `count` of two (rows, scores), each best first and the second of higher rows."""
+    rows, scores = (np.concatenate(both, axis=1) for both in zip(first, second, strict=True))
+    # What is no number first, then by score; stable, so equal scores stay in the order of rows.
+    broken = np.isnan(scores)
+    order = np.lexsort((np.where(broken, 0, -scores), ~broken), axis=1)[:, :count]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def member_order(
@@ -150,6 +210,13 @@ def subset_ranks(
     if (hits.sum(axis=1) != 1).any():
         raise ValueError("exactly one member of every query must be its target")
     return hits.argmax(axis=1).astype(np.int32)
+
+
+def _top(
+    query: np.ndarray, gallery: np.ndarray | Placed, k: int, removed: np.ndarray, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    top, images = _programs(mesh)[1], len(gallery)
+    return _blocks(lambda *b: top(*b, images, k), query, gallery, (removed,), mesh)
 
 
 def _blocks(

@@ -52,6 +52,8 @@ class Retriever:
       threads: threads that read and decode images.
       text_lengths: a text is padded to the smallest of these that holds it.
       on_long: "error" or "truncate", for texts over the context.
+      few: fill up less than a batch to a power of two, so that many calls with a few images or
+        queries each share a few compiled programs.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Retriever:
         threads: int = 8,
         text_lengths: Sequence[int] = (16, 24, 32, 48, 77),
         on_long: str = "error",
+        few: bool = False,
     ):
         self.functions = functions
         self.tokenizer = tokenizer
@@ -74,7 +77,8 @@ class Retriever:
         self.mesh = mesh
         self.text_lengths = tuple(text_lengths)
         self.on_long = on_long
-        self._options = {"batch": batch, "threads": threads, "mesh": mesh}
+        self._few = few
+        self._options: dict[str, Any] = {"batch": batch, "threads": threads, "mesh": mesh}
         self._targets: dict[Any, _Row] = {}
         self._references: dict[Any, np.ndarray] = {}
         self._ranked: tuple[weakref.ref, ranking.Placed] | None = None
@@ -122,14 +126,14 @@ class Retriever:
 
     def encode_queries(
         self,
-        references: Sequence[Any],
+        references: Sequence[Any] | None,
         texts: Sequence[str],
         where: Callable[[int], str] = "query {}".format,
     ) -> np.ndarray:
         """[Q, D] float32 unit queries.
 
         Args:
-          references: Q images.
+          references: Q images; None composes with references of zeros, as stage zero does.
           texts: Q modification texts.
           where: number of a query -> how messages name it.
 
@@ -137,7 +141,7 @@ class Retriever:
           UserError: a text is over the context, or an image cannot be read.
         """
         table = tokens.table(texts, self.tokenizer, self.on_long, where)
-        if self._kept:
+        if self._kept and references is not None:
             self._encode_images([p for p in dict.fromkeys(references) if p not in self._references])
         rows = np.empty((len(texts), self.functions.target_shape[1]), np.float32)
         for members, length in self._by_length(table.lengths):
@@ -190,13 +194,12 @@ class Retriever:
         if not paths:
             return
         programs = _programs(self.functions)
-        out = encode.encode(
+        out = self._encode(
             programs.image if self._kept else programs.target,
             self._index,
             paths,
             lambda path: {"pixels": self.preprocess(path)},
-            title="encoding images",
-            **self._options,
+            "encoding images",
         )
         rows = out["target"].astype(np.float32, copy=False)
         self._targets |= {path: _Row(rows, i) for i, path in enumerate(paths)}
@@ -204,38 +207,52 @@ class Retriever:
             self._references |= dict(zip(paths, out["reference"], strict=True))
 
     def _compose(
-        self, references: Sequence[Any], ids: np.ndarray, members: np.ndarray
+        self, references: Sequence[Any] | None, ids: np.ndarray, members: Sequence[int]
     ) -> np.ndarray:
-        programs = _programs(self.functions)
-        if not self._kept:
-            program, params = programs.compose_pixels, (self._index, self._query)
-
-            def load(i: int) -> dict[str, np.ndarray]:
-                return {"pixels": self.preprocess(references[i]), "text": ids[i]}
+        """[q, D] of the queries `members`; `ids` are the padded tokens of all."""
+        title, programs = "composing queries", _programs(self.functions)
+        if references is None:
+            rows = np.zeros(self.functions.reference_shape, np.float32)
+            load = lambda i: {"reference": rows, "text": ids[i]}
+        elif self._kept:
+            load = lambda i: {"reference": self._references[references[i]], "text": ids[i]}
         else:
-            program, params = programs.compose, self._query
+            load = lambda i: {"pixels": self.preprocess(references[i]), "text": ids[i]}
+            params = self._index, self._query
+            return self._encode(programs.compose_pixels, params, members, load, title)
+        return self._encode(programs.compose, self._query, members, load, title)
 
-            def load(i: int) -> dict[str, np.ndarray]:
-                return {"reference": self._references[references[i]], "text": ids[i]}
+    def _encode(
+        self,
+        program: Callable,
+        params: Any,
+        items: Any,
+        load: Callable[[Any], dict[str, np.ndarray]],
+        title: str,
+    ) -> Any:
+        if self._few and len(items) <= self._options["batch"]:
+            least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
+        else:
+            least = 0
+        return encode.encode(
+            program, params, items, load, least=least, title=title, **self._options
+        )
 
-        title = "composing queries"
-        return encode.encode(program, params, members, load, title=title, **self._options)
-
-    def _by_length(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    def _by_length(self, lengths: np.ndarray) -> Iterator[tuple[list[int], int]]:
         """(queries, padded length) pairs: short texts are not padded to the longest of all.
 
         Fewer queries than a batch join the next length: they would not repay their own program.
         """
         context = self.tokenizer.context
         if not self.functions.module.CUT_PADDING:
-            yield np.arange(len(lengths)), context
+            yield list(range(len(lengths))), context
             return
         fitted = np.asarray([tokens.fit(n, context, self.text_lengths) for n in lengths])
         waiting = np.zeros(0, np.int64)
         for length in np.unique(fitted):
             waiting = np.concatenate([waiting, np.flatnonzero(fitted == length)])
             if len(waiting) >= self._options["batch"] or length == fitted.max():
-                yield waiting, int(length)
+                yield waiting.tolist(), int(length)
                 waiting = waiting[:0]
 
 

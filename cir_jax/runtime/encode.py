@@ -6,7 +6,7 @@ once" is a property of one loop.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any
@@ -28,6 +28,7 @@ def encode(
     batch: int,
     mesh: Mesh,
     threads: int = 8,
+    least: int = 0,
     title: str = "",
 ) -> Any:
     """`apply(params, batch)` over all items; the rows come back on every host.
@@ -44,14 +45,18 @@ def encode(
       batch: rows per global batch; rounded up to a multiple of axis "data".
       mesh: the device mesh.
       threads: loading threads of this process.
+      least: rows that a batch has even of fewer items, so that several calls share a program.
       title: text of the progress bar; "" shows none.
 
     Returns:
       The pytree `apply` returns, as numpy arrays [len(items), ...].
     """
-    pieces = stream(apply, params, items, load, batch=batch, mesh=mesh, threads=threads)
+    pieces: Iterable[tuple[int, Any]] = stream(
+        apply, params, items, load, batch=batch, mesh=mesh, threads=threads, least=least
+    )
     if title:
-        pieces = progress.bar(pieces, -(-len(items) // _rows(batch, items, mesh)), title)
+        each = _rows(batch, max(len(items), least), mesh)
+        pieces = progress.bar(pieces, -(-len(items) // each), title)
     whole = None
     for start, rows in pieces:
         if whole is None:  # one array for all: joining parts at the end would hold them twice
@@ -75,6 +80,7 @@ def stream(
     batch: int,
     mesh: Mesh,
     threads: int = 8,
+    least: int = 0,
 ) -> Iterator[tuple[int, Any]]:
     """`encode` for rows that do not fit the host: one batch of them at a time, in order.
 
@@ -84,19 +90,20 @@ def stream(
     """
     program = _compiled(apply, mesh)
     before = None
-    for start, fields, count in _batches(items, load, _rows(batch, items, mesh), mesh, threads):
-        rows = program(params, fields)
+    rows = _rows(batch, max(len(items), least), mesh)
+    for start, fields, count in _batches(items, load, rows, mesh, threads):
+        out = program(params, fields)
         if before:  # keep one batch in flight: copying waits for the one before it
             yield _to_host(*before)
-        before = start, rows, count
+        before = start, out, count
     if before:
         yield _to_host(*before)
 
 
-def _rows(batch: int, items: Sequence[Any], mesh: Mesh) -> int:
+def _rows(batch: int, items: int, mesh: Mesh) -> int:
     """Rows per batch: no more than there are items, and a multiple of axis "data"."""
     step = mesh.shape[meshes.DATA]
-    return -(-min(batch, max(len(items), 1)) // step) * step
+    return -(-min(batch, max(items, 1)) // step) * step
 
 
 def _to_host(start: int, rows: Any, count: int) -> tuple[int, Any]:
@@ -122,7 +129,7 @@ def _batches(
 
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         starts = deque(range(0, len(items), batch))
-        ahead = deque()
+        ahead: deque[tuple[int, dict[int, Any]]] = deque()
         while starts or ahead:
             while starts and len(ahead) < 2:  # one batch is decoded while another is encoded
                 start = starts.popleft()
@@ -145,9 +152,8 @@ def local_rows(batch: int, mesh: Mesh) -> range:
       ValueError: the devices of this process are not consecutive along "data".
     """
     index_map = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    spans = sorted(
-        {(i[0].start or 0, batch if i[0].stop is None else i[0].stop) for i in index_map.values()}
-    )
+    places = [index[0] for index in index_map.values() if index]
+    spans = sorted({(i.start or 0, batch if i.stop is None else i.stop) for i in places})
     rows = range(spans[0][0], spans[-1][1])
     if sum(b - a for a, b in spans) != len(rows):
         raise ValueError(f"devices of this process hold separate rows {spans} of the batch")

@@ -16,7 +16,7 @@ from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.data import tokens
 from cir_jax.errors import UserError
 from cir_jax.models.blip.layouts import LAYOUTS
-from cir_jax.towers import pos_embed
+from cir_jax.towers.blip import pos_embed
 from cir_jax.towers.blip import weight_rules as blip_rules
 from cir_jax.training.stage import TEMPERATURE
 from tests.convert import blip_files
@@ -62,7 +62,7 @@ def write(place, params, layout, found=None, **options):
 
 def test_stage_one_comes_back_byte_for_byte(stage_one, tmp_path):
     source = sources.open_source(stage_one)
-    assert identify.only([source]) == "blip"
+    assert identify.sole_model([source]) == "blip"
     layout, found = identify.find(source, "blip")
     assert layout.name == "blip4cir"
     assert found.config == {"tower": blip_files.TOWER, "context": blip_files.CONTEXT}
@@ -77,7 +77,7 @@ def test_stage_one_comes_back_byte_for_byte(stage_one, tmp_path):
 def test_best_pt_comes_back_byte_for_byte(params, tmp_path):
     released = blip_files.as_released(blip_files.shared())
     torch.save(released, tmp_path / "best.pt")
-    assert identify.only([sources.open_source(tmp_path / "best.pt")]) == "blip"
+    assert identify.sole_model([sources.open_source(tmp_path / "best.pt")]) == "blip"
     weights = importing.read(tmp_path / "best.pt", blip_files.functions())
     assert weights.record["layout"] == "spn" and weights.record["values"] == {"epoch": 3}
     for path, value in params.items():
@@ -109,7 +109,7 @@ def test_the_temperature_that_is_written(params, tmp_path):
 
 def test_transformers_reads_and_writes_the_same_model(params, folder, tmp_path):
     source = sources.open_source(folder)
-    assert identify.only([source]) == "blip"
+    assert identify.sole_model([source]) == "blip"
     weights = importing.read(folder, blip_files.functions())
     for path, value in params.items():
         np.testing.assert_array_equal(value, weights.query[path])
@@ -146,7 +146,7 @@ def test_salesforce_files_hold_more_and_all_of_it_is_named(params, tmp_path):
     torch.save({"model": tensors | more}, tmp_path / "model_base.pth")
     source = sources.open_source(tmp_path / "model_base.pth")
     layout, _ = identify.find(source, "blip")
-    assert layout.name == "salesforce" and identify.only([source]) == "blip"
+    assert layout.name == "salesforce" and identify.sole_model([source]) == "blip"
     assert all(tables.ignored_reason(layout.ignored, name) for name in (*more, "temp"))
     weights = importing.read(tmp_path / "model_base.pth", blip_files.functions())
     for path, value in params.items():

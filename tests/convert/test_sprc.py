@@ -57,7 +57,7 @@ def test_a_released_run_comes_in_and_goes_out_with_the_same_bytes(kind, tmp_path
         model.temp.fill_(0.0625 + 1e-4)
         model.visual_encoder.half()
     path = saved(model, tmp_path / "in.pt", kind)
-    of = [(name, one.name) for name, one, _ in identify.everything(sources.open_source(path))]
+    of = [(name, one.name) for name, one, _ in identify.candidates(sources.open_source(path))]
     assert of == [("sprc", kind)]  # it is no other model's
     functions = published.functions()
     found = importing.read(path, functions)
@@ -151,8 +151,8 @@ def test_a_folder_of_transformers_comes_in_and_goes_out(folder, tmp_path):
     functions = published.functions()
     # Its config says the heads, so the size is settled.
     automatic = config.load("base", ["model.name=sprc", "model.tower=auto"])
-    assert identify.settled(automatic, [place]).model.tower == published.TOWER
-    assert [name for name, _, _ in identify.everything(sources.open_source(place))] == ["sprc"]
+    assert identify.resolve(automatic, [place]).model.tower == published.TOWER
+    assert [name for name, _, _ in identify.candidates(sources.open_source(place))] == ["sprc"]
     found = weights.load(str(place), functions, seed=0)
     first, _, text = published.examples()
     images, _, ids = published.in_torch(first, first, text)

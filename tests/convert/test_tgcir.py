@@ -204,8 +204,8 @@ def test_a_clip_to_start_from(tmp_path):
         weights.load(str(place), functions)
     # Only one with a ViT; alone it is the other model's.
     source = sources.open_source(place)
-    assert {name for name, layout, _ in identify.everything(source)} >= {"clip_sum", "tgcir"}
-    assert identify.only([source]) == "clip_sum"
+    assert {name for name, layout, _ in identify.candidates(source)} >= {"clip_sum", "tgcir"}
+    assert identify.sole_model([source]) == "clip_sum"
     resnet = published.write(
         "openai", tmp_path / "r", published.state(published.RESNET), published.RESNET
     )
@@ -237,7 +237,7 @@ def test_every_tensor_of_the_published_files_has_its_place(stage, count):
     source = sources.Source(None, "torch", {"state_dict": tensors}, values=BESIDE[stage])
     layout, found = identify.find(source, "tgcir")
     assert layout.name == NAMES[stage] and found.config == {"tower": "ViT-B/16", "context": 0}
-    assert identify.only([source]) == "tgcir"
+    assert identify.sole_model([source]) == "tgcir"
     functions = problem.functions("ViT-B/16", 0)
     trees = [rules(functions.config) for rules in (layout.rules, layout.index_rules)]
     parts = [tables.leaves(rules, functions.abstract) for rules in trees]

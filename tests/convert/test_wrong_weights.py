@@ -85,7 +85,7 @@ def test_another_model(tmp_path):
     message = r"holds no weights of clip_sum, but a state dict of 1 tensors \(bert.embeddings"
     refused(tmp_path / "a.pt", message + r".*clip_sum reads: .*released runs")
     with pytest.raises(UserError, match=r"no model here has these; give --model NAME"):
-        identify.only([sources.open_source(tmp_path / "a.pt")])
+        identify.sole_model([sources.open_source(tmp_path / "a.pt")])
 
 
 def test_half_a_model(tensors, tmp_path):
@@ -185,7 +185,7 @@ def test_a_damaged_config(tensors, tmp_path):
 def settle(place, tower="auto", **changes):
     overrides = [f"model.tower={tower}", f"init_from={place}"]
     overrides += [f"{key}={value}" for key, value in changes.items()]
-    return weights.settled(config.load("base", overrides)).model
+    return weights.resolve(config.load("base", overrides)).model
 
 
 def test_auto_takes_the_size_of_the_file(tensors, tmp_path):
@@ -213,7 +213,7 @@ def test_auto_needs_weights():
     with pytest.raises(
         UserError, match=r"model.tower=auto takes the size of the weights in init_f"
     ):
-        weights.settled(config.load("base", ["model.tower=auto"]))
+        weights.resolve(config.load("base", ["model.tower=auto"]))
 
 
 def test_the_released_layouts_are_never_in_doubt(tensors, tmp_path):

@@ -23,8 +23,8 @@ from cir_jax.errors import UserError
 from cir_jax.files import whole
 from cir_jax.models.blip.model import size_of
 from cir_jax.models.clip_sum import layouts as clip_sum
-from cir_jax.towers import image_transformer, pos_embed
-from cir_jax.towers.blip import huggingface, sizes, weight_rules
+from cir_jax.towers import image_transformer
+from cir_jax.towers.blip import huggingface, pos_embed, sizes, weight_rules
 from cir_jax.towers.blip.sizes import BlipSize
 
 MARK = "text_encoder.encoder.layer.0.crossattention.self.query.weight"
@@ -36,7 +36,9 @@ PREFIX = "blip."
 TEMPERATURE = 0.07  # BLIP's own at the start: for weights that say none
 
 
-def _found(group: str, size: BlipSize, context: int) -> Found:
+def _found(
+    group: str, size: BlipSize, context: int, data: Mapping[str, Any] | None = None
+) -> Found:
     def agrees(key: str, value: Any) -> bool:
         if key == "context":
             return (value or sizes.CONTEXT) == context
@@ -44,7 +46,8 @@ def _found(group: str, size: BlipSize, context: int) -> Found:
         return sizes.find(value, size.vision.image) == size
 
     says = 0 if context == sizes.CONTEXT else context
-    return Found(group, {"tower": sizes.name_of(size), "context": says}, agrees=agrees)
+    config = {"tower": sizes.name_of(size), "context": says}
+    return Found(group, config, agrees=agrees, data=data or {})
 
 
 def _group(source: Source, groups: tuple[str, ...], marks: tuple[str, ...]) -> str | None:
@@ -53,22 +56,27 @@ def _group(source: Source, groups: tuple[str, ...], marks: tuple[str, ...]) -> s
     return next((g for g in held if all(m in source.groups[g] for m in marks)), None)
 
 
-def _in_salesforce_names(source: Source, groups: tuple[str, ...], prefix: str = "") -> Found | None:
+def _in_salesforce_names(
+    source: Source,
+    groups: tuple[str, ...],
+    prefix: str = "",
+    data: Mapping[str, Any] | None = None,
+) -> Found | None:
     group = _group(source, groups, (prefix + MARK, prefix + IMAGE_MARK))
     if group is None:
         return None
     where = f"{source.place}{group and f' ({group})'}"
-    return _found(group, *weight_rules.size_of(source.groups[group], prefix, where))
+    return _found(group, *weight_rules.size_of(source.groups[group], prefix, where), data)
 
 
 def find_stage_one(source: Source) -> Found | None:
     """Stage one of BLIP4CIR."""
-    return _in_salesforce_names(source, (STAGE_ONE,))
+    return _in_salesforce_names(source, (STAGE_ONE,), data=clip_sum.PADDED)
 
 
 def find_spn(source: Source) -> Found | None:
     """`best.pt` of the released stage two."""
-    return _in_salesforce_names(source, (STAGE_TWO, ""), PREFIX)
+    return _in_salesforce_names(source, (STAGE_TWO, ""), PREFIX, clip_sum.PADDED)
 
 
 def find_salesforce(source: Source) -> Found | None:

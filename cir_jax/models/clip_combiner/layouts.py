@@ -31,7 +31,7 @@ LAYERS = {
 def find(source: Source) -> Found | None:
     """A Combiner; which CLIP it belongs to is not in its file, only the width of its features."""
     group = source.groups.get(KEY, {})
-    return Found(KEY, {}) if "dynamic_scalar.0.weight" in group else None
+    return Found(KEY, {}, data=layouts.PADDED) if "dynamic_scalar.0.weight" in group else None
 
 
 def rules() -> list[Rule]:

@@ -9,7 +9,7 @@ a missing tensor passes there in silence. Here nothing may be missing and nothin
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,10 @@ HUGGINGFACE_MARK = "vision_model.embeddings.patch_embedding.weight"
 # transformers' BLIP and BLIP-2 have that too; CLIP has no such attention.
 OTHER_MARK = "vision_model.encoder.layers.0.self_attn.qkv.weight"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# How images become squares, see `Found.data`: as the published runs of CLIP4CIR and SPN were
+# trained, and as CLIP's own preprocessing does.
+PADDED = {"pad": "target", "target_ratio": 1.25}
+CROPPED = {"pad": "none"}
 INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
 DOUBT = (
     "its tensors do not say whether the activation is OpenAI's QuickGELU or the GELU of most "
@@ -50,20 +54,28 @@ def _agrees(size: ClipSize, context: int, sure: bool) -> Callable[[str, Any], bo
 
 def _bare(size: ClipSize) -> ClipSize:
     """What shapes say of a size."""
-    vision, text = (dataclasses.replace(x, heads=1) for x in (size.vision, size.text))
-    return dataclasses.replace(size, vision=vision, text=text, activation="")
+    return dataclasses.replace(
+        size,
+        vision=dataclasses.replace(size.vision, heads=1),
+        text=dataclasses.replace(size.text, heads=1),
+        activation="",
+    )
 
 
-def _found(group: str, size: ClipSize, context: int, doubt: str = "") -> Found:
+def _found(
+    group: str, size: ClipSize, context: int, data: Mapping[str, Any], doubt: str = ""
+) -> Found:
     config = {"tower": sizes.name_of(size), "context": clip.context_key(context)}
-    return Found(group, config, doubt, _agrees(size, context, sure=not doubt))
+    return Found(group, config, doubt, _agrees(size, context, sure=not doubt), data=data)
 
 
-def _in_openai_names(source: Source, group: str, prefix: str = "", doubt: str = "") -> Found:
+def _in_openai_names(
+    source: Source, group: str, data: Mapping[str, Any], prefix: str = "", doubt: str = ""
+) -> Found:
     size, context = clip.openai_size(
         source.groups[group], prefix, "quick_gelu", f"{source.place}{group and f' ({group})'}"
     )
-    return _found(group, size, context, doubt)
+    return _found(group, size, context, {} if doubt else data, doubt)
 
 
 def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | None:
@@ -84,7 +96,8 @@ def find_huggingface(source: Source) -> Found | None:
             "the file alone"
         )
     size, context = huggingface.size_of(source.configs["config.json"], source.folder)
-    return _found(group, size, context)
+    crops = huggingface.crops_as_clip(source.folder)
+    return _found(group, size, context, CROPPED if crops else {})
 
 
 def find_open_clip(source: Source) -> Found | None:
@@ -95,9 +108,10 @@ def find_open_clip(source: Source) -> Found | None:
     if group is None or (group == "" and "open_clip_config.json" not in source.configs):
         return None
     if "open_clip_config.json" not in source.configs:
-        return _in_openai_names(source, group, doubt=DOUBT)
-    size, context = open_clip.size_of(source.configs["open_clip_config.json"], source.folder)
-    return _found(group, size, context)
+        return _in_openai_names(source, group, {}, doubt=DOUBT)
+    config = source.configs["open_clip_config.json"]
+    size, context = open_clip.size_of(config, source.folder)
+    return _found(group, size, context, CROPPED if open_clip.crops_as_clip(config) else {})
 
 
 def find_openai(source: Source) -> Found | None:
@@ -105,18 +119,18 @@ def find_openai(source: Source) -> Found | None:
     if _group(source, MARK, ("",)) is None:
         return None
     doubt = "" if source.container == "torchscript" else DOUBT
-    return _in_openai_names(source, "", doubt=doubt)
+    return _in_openai_names(source, "", CROPPED, doubt=doubt)
 
 
 def find_clip4cir(source: Source) -> Found | None:
     """Stage one of CLIP4CIR."""
-    return _in_openai_names(source, "CLIP") if _group(source, MARK, ("CLIP",)) else None
+    return _in_openai_names(source, "CLIP", PADDED) if _group(source, MARK, ("CLIP",)) else None
 
 
 def find_spn(source: Source) -> Found | None:
     """`best.pt` of the released stage two, and of its zero-shot runs."""
     group = _group(source, f"clip.{MARK}")
-    return None if group is None else _in_openai_names(source, group, "clip.")
+    return None if group is None else _in_openai_names(source, group, PADDED, "clip.")
 
 
 def openai_rules(config: Any, prefix: str = "") -> list[Rule]:
@@ -232,7 +246,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-_OPENAI = {"ignored": (clip.COUNTERS, clip.ABOUT, clip.MASK), "extra": clip.counters}
+_OPENAI: dict[str, Any] = {
+    "ignored": (clip.COUNTERS, clip.ABOUT, clip.MASK),
+    "extra": clip.counters,
+}
 LAYOUTS = (
     Layout(
         "huggingface",

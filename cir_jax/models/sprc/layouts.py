@@ -66,12 +66,12 @@ IMAGE_SIDE = Copied(
 def find_spn(source: Source) -> Found | None:
     """`best.pt` of the second stage."""
     mark = PREFIX + shapes.WORDS.replace("Qformer", COPY)
-    return _found(source, mark, PREFIX)
+    return _found(source, mark, PREFIX, data=clip_sum.PADDED)
 
 
 def find_stage_one(source: Source) -> Found | None:
     """A run of SPRC, which is stage one here."""
-    return _found(source, shapes.WORDS, "", (STAGE_ONE,))
+    return _found(source, shapes.WORDS, "", (STAGE_ONE,), clip_sum.PADDED)
 
 
 def find_lavis(source: Source) -> Found | None:
@@ -110,13 +110,19 @@ def find_huggingface(source: Source) -> Found | None:
     return Found("", {"tower": sizes.name_of(size)}, tensors=apart)
 
 
-def _found(source: Source, mark: str, prefix: str, groups: tuple[str, ...] = ()) -> Found | None:
+def _found(
+    source: Source,
+    mark: str,
+    prefix: str,
+    groups: tuple[str, ...] = (),
+    data: Mapping[str, Any] | None = None,
+) -> Found | None:
     group = _group(source, mark, groups)
     if group is None:
         return None
     size = shapes.size_of(source.groups[group], prefix, _where(source, group))
     config = {"tower": sizes.name_of(size)}
-    return Found(group, config, agrees=shapes.agrees(size))
+    return Found(group, config, agrees=shapes.agrees(size), data=data or {})
 
 
 def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | None:
@@ -152,7 +158,7 @@ def former_rules(config: Any) -> list[Rule]:
 def heads(prefix: str, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> dict[str, Tensor]:
     """What our model has none of, see the module docstring; `kept` are scalars of the source."""
     width = tensors[prefix + "query_tokens"].shape[-1]
-    found = {}
+    found: dict[str, Tensor] = {}
     ends = ("bert.embeddings.word_embeddings.weight", "cls.predictions", "bert.embeddings")
     for words in [name for name in tensors if name.endswith(ends[0])]:
         head, embeddings = (words.removesuffix(ends[0]) + end for end in ends[1:])
@@ -213,7 +219,7 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     return [place / "config.json", place / "model.safetensors"]
 
 
-_LAVIS = {"ignored": IGNORED, "copied": (WORD_HEAD,)}
+_LAVIS: dict[str, Any] = {"ignored": IGNORED, "copied": (WORD_HEAD,)}
 LAYOUTS = (
     Layout(
         "spn",

@@ -14,7 +14,7 @@ from typing import Any
 
 from cir_jax.convert.config_values import square_side, whole_number
 from cir_jax.errors import UserError
-from cir_jax.towers.clip.processor_files import tokenizer_files, write_processor
+from cir_jax.towers.clip.processor_files import crops_as_clip, tokenizer_files, write_processor
 from cir_jax.towers.clip.sizes import (
     ACTIVATIONS,
     VOCABULARY,
@@ -26,7 +26,14 @@ from cir_jax.towers.clip.sizes import (
     normal_form,
 )
 
-__all__ = ["config_of", "size_of", "text_config_of", "tokenizer_files", "write_processor"]
+__all__ = [
+    "config_of",
+    "crops_as_clip",
+    "size_of",
+    "text_config_of",
+    "tokenizer_files",
+    "write_processor",
+]
 
 EPSILON = 1e-5  # of every LayerNorm of CLIP
 START, END = VOCABULARY - 2, VOCABULARY - 1

@@ -7,7 +7,7 @@ head_width`, the inner width of an MLP is `int(width * mlp_ratio)`, and the acti
 GELU unless `quick_gelu` says otherwise. A name such as `ViT-B-32-quickgelu` is a config with that
 key; the option `force_quick_gelu` of its loader is in no file, and such weights need the key added.
 How an image becomes a square (`resize_mode`, `interpolation`) is a choice of the data, not of the
-network, and is let be.
+network: no size depends on it.
 """
 
 import math
@@ -44,7 +44,7 @@ _BLOCKS = {
         (False,),
     ),
 }  # fmt: skip
-PLAIN = {
+PLAIN: dict[str, dict[str, tuple]] = {
     "": {
         "quick_gelu": (False, True),
         "custom_text": (False,),  # True names the tensors of the text side otherwise
@@ -139,6 +139,11 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
     check(size, name)
     context = whole_number(text.get("context_length", 77), "text_cfg.context_length", name)
     return normal_form(size), context
+
+
+def crops_as_clip(config: dict[str, Any]) -> bool:
+    """Whether a config has images resized and cropped as CLIP does, which is its default."""
+    return (config.get("preprocess_cfg") or {}).get("resize_mode", "shortest") == "shortest"
 
 
 def config_of(size: ClipSize, context: int) -> dict[str, Any]:

@@ -72,6 +72,13 @@ def tokenizer_files(folder: Path, image: int | None = None) -> list[Path]:
     return present
 
 
+def crops_as_clip(folder: Path) -> bool:
+    """Whether the image processor of a folder, if it has one, resizes and crops as CLIP's does."""
+    paths = [folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()]
+    steps = ("do_resize", "do_center_crop")
+    return not any(x.get(step) is False for _, x in _image_settings(paths) for step in steps)
+
+
 def write_processor(
     folder: Path, size: ClipSize, context: int, taken_over: list[Path]
 ) -> list[Path]:
@@ -172,7 +179,7 @@ def _transformers_tokenizer(folder: Path, **options: Any) -> Any:
 
     # A vocabulary may have a word with a line separator of Unicode: only newlines end a line.
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(x.split()) for x in lines if x and not x.startswith("#version")]
+    merges: Any = [tuple(x.split()) for x in lines if x and not x.startswith("#version")]
     return CLIPTokenizer(vocab=read_json(folder / "vocab.json"), merges=merges, **options)
 
 
@@ -221,8 +228,8 @@ def _compare(path: Path, theirs: Any, vocabulary: dict[str, int]) -> None:
 def _image_settings(paths: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """Those files that say something about pixels, and what they say."""
     found = [(p, read_json(p)) for p in paths if p.name in (PREPROCESSOR, PROCESSOR)]
-    found = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
-    return [(path, settings) for path, settings in found if isinstance(settings, dict)]
+    said = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
+    return [(path, settings) for path, settings in said if isinstance(settings, dict)]
 
 
 def _image_differences(settings: dict[str, Any], image: int | None) -> list[str]:

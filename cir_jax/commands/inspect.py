@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lists what a file or folder of weights holds, and which model it is; no value is read.
+
+Examples:
+  cir-jax inspect best.pt
+  cir-jax inspect runs/fiq2
+"""
+
+import argparse
+
+from cir_jax import progress
+
+HELP = "list what a file of weights holds, and which model it is"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of the command."""
+    parser.add_argument("place", metavar="PLACE", help="run folder, file or folder of weights")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints what there is."""
+    from cir_jax import weights
+    from cir_jax.convert import identify, sources, tables
+
+    say = progress.say
+    if weights.is_run(args.place):
+        model = weights.config_of(args.place).model
+        say(f"{args.place}: a run of model.name={model.name} model.tower={model.tower}")
+        return 0
+    source = sources.open_source(args.place)
+    say(f"{args.place}: {source.container}, {', '.join(f.name for f in source.files)}")
+    for key, value in source.values.items():
+        say(f"  {key} = {value}")
+    candidates = identify.candidates(source)
+    for model, layout, found in candidates:
+        keys = [f"model.{k}={v}" for k, v in found.config.items() if k != "name"]
+        keys += [f"data.{k}={v}" for k, v in found.data.items()]
+        part = "a part of " if layout.part else ""
+        about = f"{layout.about}; {part}model.name={model} {' '.join(keys)}"
+        say(f"  {layout.name}: {about}".rstrip())
+        if found.doubt:
+            say(f"  in doubt: {found.doubt}")
+    if not candidates:
+        say("  no model of this project has these tensors")
+    for key, group in source.groups.items():
+        megabytes = sum(t.nbytes for t in group.values()) / 1e6
+        say(f"  {key or 'state dict'}: {len(group)} tensors, {megabytes:,.1f} MB")
+        for name, tensor in group.items():
+            why = (tables.ignored_reason(layout.ignored, name) for _, layout, _ in candidates)
+            reason = next(filter(None, why), "")
+            note = f"  (not read: {reason})" if reason else ""
+            say(f"    {name}  {tensor.dtype} {list(tensor.shape)}{note}")
+    return 0
