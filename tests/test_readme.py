@@ -35,7 +35,7 @@ TINY = (
 
 
 # Run by test_launch_commands, by test_documentation.py, and by launch/test.sh itself.
-ELSEWHERE = ("bash launch/", "python tools/", "python -m pytest ", "ruff ", "source .venv/")
+ELSEWHERE = ("bash launch/", "python tools/", "python -m pytest ", "ruff ", "mypy", "source .venv/")
 
 
 def test_readme_has_the_commands():
