@@ -175,9 +175,9 @@ def test_what_is_no_fault(text):
         ("caption.prompt={category:d}", "cannot be filled in"),
         ("caption.prompt= ", "caption.prompt is empty"),
         ("caption.prompt=a {category!s}", "names {category}, but image '00.png' has none"),
-        ("caption.words=0", "caption.words=0 is below 1"),
-        ("caption.attempts=0", "caption.attempts=0 is below 1"),
-        ("caption.max_words=-1", "caption.max_words=-1 is negative"),
+        ("caption.words=0", "caption.words=0 is out of range"),
+        ("caption.attempts=0", "caption.attempts=0 is out of range"),
+        ("caption.max_words=-1", "caption.max_words=-1 is out of range"),
         ("caption.captioner=servr", "no 'servr' in captioners; there are: local, server, texts"),
     ],
 )
