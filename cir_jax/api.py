@@ -89,7 +89,8 @@ def load(
     """
     _connect()
     mesh = _mesh(device)
-    places = [str(Path(p).expanduser()) for p in ([path] if _is_path(path) else path)]
+    paths = [path] if isinstance(path, str | os.PathLike) else path
+    places = [str(Path(place).expanduser()) for place in paths]
     parts, changes = arguments.read(places, model, tower, pad)
     if dtype is not None:
         changes.append(f"model.dtype={dtype}")
@@ -152,10 +153,6 @@ def _connect() -> None:
     """Joins the other processes of a run, if the environment says there are any."""
     if not jax.distributed.is_initialized():
         distributed.initialize()
-
-
-def _is_path(path: Any) -> bool:
-    return isinstance(path, str | os.PathLike)
 
 
 def _mesh(device: str | jax.Device | Mesh | None) -> Mesh:

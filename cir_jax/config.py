@@ -10,11 +10,9 @@ written.
 import argparse
 import ast
 import importlib
-import importlib.util
 import inspect
 import json
 import pkgutil
-import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cir_jax import keys
+from cir_jax import keys, plugins
 from cir_jax.errors import UserError, nearest
 
 PACKAGE = "cir_jax.configs"
@@ -106,7 +104,7 @@ def listing() -> str:
     """The configs that train a model, and what argument each takes."""
     lines = []
     for name in (n for n in available() if n != "positives"):
-        about = inspect.getdoc(module(name).get_config).partition("\n\n")[0]
+        about = (inspect.getdoc(module(name).get_config) or "").partition("\n\n")[0]
         text = f"{name}:ARGUMENT, where {' '.join(about.replace('`arg`:', 'it is').split())}"
         lines.append(textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="    "))
     return "\n".join(lines)
@@ -271,13 +269,7 @@ def _package() -> ModuleType:
             raise
     # A checkout that is on the path without being installed: configs/ lies beside the package.
     folder = Path(__file__).resolve().parent.parent / "configs"
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
-    return module
+    return plugins.run_file(folder / "__init__.py", PACKAGE, [str(folder)])
 
 
 def module(name: str) -> ModuleType:
@@ -302,12 +294,10 @@ def module(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"cir_jax_config_{path.stem}", path.resolve())
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    found = plugins.run_file(path.resolve(), f"cir_jax_config_{path.stem}")
+    if not hasattr(found, "get_config"):
         raise UserError(f"config file {path} defines no get_config(argument)")
-    return module
+    return found
 
 
 def _parse(key: str, text: str, old: Any) -> Any:

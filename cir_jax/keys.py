@@ -25,7 +25,6 @@ imported and before a file of yours is run. What a key may be is one of
 import ast
 import functools
 import importlib
-import importlib.util
 import math
 import os
 import re
@@ -165,7 +164,7 @@ def check(config: ConfigDict, allowed: Mapping[str, Allowed]) -> None:
             _check(key, value, rule)
 
 
-def _check(key: str, value: Any, rule: Allowed) -> None:
+def _check(key: str, value: Any, rule: tuple | str) -> None:
     elements = value if isinstance(value, tuple) else (value,)
     if isinstance(rule, tuple):
         _check_choices(key, value, elements, rule)
@@ -247,8 +246,7 @@ def _source(kind: Kind, name: str) -> Path | None:
         return plugins.existing_file(name, kind.package)
     if name not in plugins.available(kind.package):
         return None
-    spec = importlib.util.find_spec(kind.package)
-    folder = Path(next(iter(spec.submodule_search_locations)))
+    (folder,) = plugins.folders(kind.package)
     file = folder / f"{name}.py"
     return file if file.is_file() else folder / name / "__init__.py"
 
@@ -261,8 +259,9 @@ def _literal(file: Path, changed: int) -> dict[str, tuple]:
     except (SyntaxError, ValueError, OSError) as error:
         raise UserError(f"{file} is no Python file that can be read ({error})") from None
     for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(t, ast.Name) and t.id == "KEYS" for t in targets):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "KEYS" for t in node.targets
+        ):
             return _rows(file, node)
     return {}
 

@@ -104,7 +104,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             new = new_name(module.__name__)
             raise AttributeError(f"{module.__name__} is {new} now; it has no {attribute!r} here")
 
-        module.__getattr__ = missing
+        vars(module)["__getattr__"] = missing
 
 
 def answer() -> None:

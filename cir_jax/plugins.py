@@ -18,8 +18,13 @@ from cir_jax.errors import UserError, nearest
 
 def available(package: str) -> list[str]:
     """Names of the plug-ins in `package`, sorted; none is imported."""
+    return sorted(m.name for m in pkgutil.iter_modules(map(str, folders(package))))
+
+
+def folders(package: str) -> list[Path]:
+    """Where the modules of `package` lie; it is not imported."""
     spec = importlib.util.find_spec(package)
-    return sorted(m.name for m in pkgutil.iter_modules(spec.submodule_search_locations))
+    return [Path(place) for place in (spec and spec.submodule_search_locations) or ()]
 
 
 def find(package: str, name: str) -> Path | str:
@@ -81,13 +86,19 @@ def _kind(package: str) -> str:
 
 def _load_file(path: Path) -> ModuleType:
     name = f"cir_jax_plugin_{path.stem}_{abs(hash(str(path))) % 10**8}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # pickling and dataclasses look their module up by name
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]  # half of a module is none: the next call tries again
-            raise
-    return sys.modules[name]
+    return sys.modules[name] if name in sys.modules else run_file(path, name)
+
+
+def run_file(path: Path, name: str, folders: list[str] | None = None) -> ModuleType:
+    """Imports the file `path` as the module `name`; `folders` are those of a package."""
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=folders)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path} is no Python file; give one that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pickling and dataclasses look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # half of a module is none: the next call tries again
+        raise
+    return module

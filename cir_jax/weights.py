@@ -107,7 +107,8 @@ def load(
     if which != "best" and not any(map(is_run, named)):
         raise UserError(f"--step={which} is of a run, and {init_from} is none; leave it out")
     parts = [_part(place, functions, which) for place in named]
-    index, query = {}, {}
+    index: Params = {}
+    query: Params = {}
     for part in parts:
         twice = sorted(part.query.keys() & query.keys())
         if twice:

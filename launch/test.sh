@@ -19,4 +19,5 @@ prepare_environment test
 cd "$ROOT"
 execute "$VENV/bin/ruff" check .
 execute "$VENV/bin/ruff" format --check .
+execute "$VENV/bin/mypy"
 execute "$VENV/bin/python" -m pytest -q -n 2 --dist worksteal "${flags[@]+"${flags[@]}"}"

@@ -2,6 +2,7 @@
 """Tiny data sets and configs that many tests train on."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -122,6 +123,13 @@ def set_up(loaded):
     """(setup, data) of a config: what is checked before the first step."""
     made = setup.make(setup.resolve(loaded))
     return made, setup.read_data(made)
+
+
+def one_device():
+    """The environment of a process that has one device, as a laptop has."""
+    return os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    }
 
 
 def stand_in(name):

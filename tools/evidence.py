@@ -220,8 +220,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         parser.error(f"--seeds {args.seeds} is below 1")
     out = Path(args.out)
     # The runs of all seeds share their programs: each is compiled once.
-    jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     data = emoji.prepare(
         args.data or (out / "openmoji" if args.quick else ""), limit=300 * args.quick
     )

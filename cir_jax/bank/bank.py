@@ -98,7 +98,7 @@ class Inputs:
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Name -> (shape, dtype) of what lies on disk."""
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "targets": ((len(self.data.images), *self.functions.target_shape), np.dtype("float32"))
         }
         if self.place != "recompute":
@@ -126,8 +126,8 @@ def place(rows: dict[str, np.ndarray], mesh: Mesh, dtype: str = "float32") -> Ba
         fill = -len(x) % mesh.size
         shape = (len(x) + fill, *x.shape[1:])
 
-        def part(span: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = span[0].indices(shape[0])
+        def part(span: tuple[slice, ...] | None) -> np.ndarray:
+            start, stop, _ = (span[0] if span else slice(None)).indices(shape[0])
             valid = x[start : min(stop, len(x))].astype(kind)
             short = stop - start - len(valid)
             return np.pad(valid, ((0, short), (0, 0), (0, 0))) if short else valid

@@ -81,6 +81,7 @@ def load_or_build(
     # Where hosts do not share the folder some have it and some not: then all take part.
     if not _everywhere(rows is not None):
         rows = _build_alone(folder, inputs, made_of, mesh, batch, threads)
+    assert rows is not None
     return rows
 
 
@@ -91,7 +92,7 @@ def _build_alone(
     mesh: Mesh,
     batch: int,
     threads: int,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray] | None:
     """The bank, built while no other run builds in `folder`."""
     _in_every_process(
         partial(files.make_folder, folder), f"another process cannot make its {folder}; it says why"

@@ -83,8 +83,8 @@ def is_writer(folder: str | Path) -> bool:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     this = jax.process_index()
-    code = np.frombuffer(uuid.uuid4().bytes[:4], np.int32)
-    code = int(multihost_utils.broadcast_one_to_all(code)[0]) & 0xFFFFFFFF
+    drawn = np.frombuffer(uuid.uuid4().bytes[:4], np.int32)
+    code = int(multihost_utils.broadcast_one_to_all(drawn)[0]) & 0xFFFFFFFF
     marks = [folder / f".{code:08x}-{i}" for i in range(jax.process_count())]
     marks[this].touch()
     multihost_utils.sync_global_devices(f"bank marks {code}")
@@ -284,11 +284,11 @@ class Store:
     They lie in the folder of a bank, whose `bank.json` says their version; `load` has checked it.
 
     Args:
-      rows: the array that `load` gave.
+      rows: the memory-mapped array that `load` gave.
     """
 
-    def __init__(self, rows: np.memmap):
-        self._path, self._offset, self.shape = rows.filename, rows.offset, rows.shape
+    def __init__(self, rows: Any):
+        self._path, self._offset, self.shape = str(rows.filename), rows.offset, rows.shape
         self._bytes = rows.dtype.itemsize * int(np.prod(self.shape[1:]))
         self._file = os.open(self._path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)

@@ -114,7 +114,9 @@ def _train(
         raise UserError(f"stopped; the same command goes on from {workdir}")
     cirr = ["eval.benchmark=cirr", f"data.root={data / 'cirr'}", "eval.examples=0"]
     other, retriever = load.from_run(workdir, "last", cirr)
-    scores = benchmark.build(other).run(retriever).scores
+    cirr_layout = benchmark.build(other)
+    assert cirr_layout is not None
+    scores = cirr_layout.run(retriever).scores
     last = results["history"][-1]
     both = {k: last[k] for k in COLUMNS if k in last}
     return results | {"scores": both | {f"cirr_{k}": v for k, v in scores.items()}}

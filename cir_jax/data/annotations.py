@@ -32,13 +32,13 @@ def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); fetch the file again") from None
     except ValueError as found:
-        record, error = _in_record(text, found)
-        if isinstance(error, json.JSONDecodeError):
+        record, wrong = _in_record(text, found)
+        if isinstance(wrong, json.JSONDecodeError):
             raise UserError(
-                f"{path} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+                f"{path} is no JSON: {wrong.msg} at line {wrong.lineno}, column {wrong.colno}"
                 f"{record}; fetch the file again"
             ) from None
-        raise UserError(f"{path}{record}: {error}; correct that or fetch the file again") from None
+        raise UserError(f"{path}{record}: {wrong}; correct that or fetch the file again") from None
     if not isinstance(content, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         raise UserError(
@@ -180,7 +180,8 @@ def _in_record(text: str, error: ValueError) -> tuple[str, ValueError]:
     end, count = text.index("[") + 1, 0
     while True:
         try:
-            _, end = json_files.decode(text, _BETWEEN.match(text, end).end())
+            between = _BETWEEN.match(text, end)
+            _, end = json_files.decode(text, between.end() if between else end)
         except ValueError as found:
             malformed = isinstance(found, json.JSONDecodeError)
             if malformed and not isinstance(error, json.JSONDecodeError):

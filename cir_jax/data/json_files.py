@@ -10,6 +10,7 @@ character. Each of these is refused here. Numbers stay numbers: an integer is an
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, NoReturn
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -29,11 +30,16 @@ def loads(text: str, lone_surrogates: bool = False) -> Any:
       json.JSONDecodeError: it is malformed; the error knows the position.
       ValueError: it is one of the things that are refused; the message says which.
     """
-    value, end = decode(text, _SPACE.match(text).end(), lone_surrogates)
-    end = _SPACE.match(text, end).end()
+    value, end = decode(text, _past_space(text, 0), lone_surrogates)
+    end = _past_space(text, end)
     if end < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
     return value
+
+
+def _past_space(text: str, start: int) -> int:
+    found = _SPACE.match(text, start)
+    return found.end() if found else start
 
 
 def decode(text: str, start: int = 0, lone_surrogates: bool = False) -> tuple[Any, int]:
@@ -62,8 +68,8 @@ def decode(text: str, start: int = 0, lone_surrogates: bool = False) -> tuple[An
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise ValueError(f"an object has the key {twice!r} twice")
     return found
 

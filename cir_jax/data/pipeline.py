@@ -10,7 +10,6 @@ This module must not import jax: worker processes import it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import grain
 import numpy as np
@@ -119,7 +118,9 @@ def steps_per_epoch(data: TrainingData, batch: int) -> int:
     return steps
 
 
-def batches(data: TrainingData, options: Options, sources: Sources | None = None) -> Any:
+def batches(
+    data: TrainingData, options: Options, sources: Sources | None = None
+) -> grain.DatasetIterator:
     """An endless iterator over batches, with get_state() and set_state().
 
     Args:

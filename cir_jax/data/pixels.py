@@ -114,7 +114,7 @@ class Crop:
         left, top = max(0, left - self.dilate * width), max(0, top - self.dilate * height)
         right = min(image.width, left + (1 + self.dilate) * width)
         bottom = min(image.height, top + (1 + self.dilate) * height)
-        corners = tuple(round(x) for x in (left, top, right, bottom))
+        corners = round(left), round(top), round(right), round(bottom)
         if corners[0] >= corners[2] or corners[1] >= corners[3]:
             raise UserError(
                 f"box {self.box} (left, top, width, height) holds no pixel of {self.source}, which "
@@ -185,7 +185,7 @@ def open_image(source: Any) -> Image.Image:
 def normalize(pixels: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] -> float32: / 255, minus CLIP's mean, over its deviation."""
     scaled = pixels.astype(np.float32) / np.float32(255)
-    return (scaled - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    return (scaled - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
 
 
 def _crop_centre(image: Image.Image, size: int) -> Image.Image:

@@ -158,7 +158,8 @@ def run_concurrently(
     """
     from anyio.from_thread import start_blocking_portal  # of the extra `caption`
 
-    requests, running = iter(requests), set()
+    requests = iter(requests)
+    running: set[Any] = set()
     with (
         start_blocking_portal(name=THREAD) as loop,
         loop.wrap_async_context_manager(client),

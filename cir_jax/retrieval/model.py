@@ -347,7 +347,7 @@ def _left_out(
             "for each, [] to leave nothing out"
         )
     numbers: dict[Any, list[int]] = {}
-    for number, name in enumerate(names or ()):
+    for number, name in enumerate(() if names is None else names):
         numbers.setdefault(name, []).append(number)
     return [_numbers(query, out, names, numbers, images) for query, out in enumerate(leave_out)]
 

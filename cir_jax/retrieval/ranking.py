@@ -49,7 +49,7 @@ def place(gallery: np.ndarray, mesh: Mesh, least: int = 0) -> Placed:
     """
     each = -(-max(len(gallery), least) // mesh.size)
 
-    def rows(index: tuple[slice, ...]) -> np.ndarray:
+    def rows(index: Any) -> np.ndarray:
         start = index[0].start or 0
         return _shard(gallery, start, start + each)
 
@@ -148,7 +148,7 @@ def top_in_blocks(
         return best
     gone = [np.isin(row, out) for row, out in zip(best[0], left_out, strict=True)]
     kept = np.argsort(gone, axis=1, kind="stable")[:, :k]
-    return tuple(np.take_along_axis(x, kept, 1) for x in best)
+    return np.take_along_axis(best[0], kept, 1), np.take_along_axis(best[1], kept, 1)
 
 
 def _better(
@@ -158,8 +158,8 @@ def _better(
     rows, scores = (np.concatenate(both, axis=1) for both in zip(first, second, strict=True))
     # What is no number first, then by score; stable, so equal scores stay in the order of rows.
     broken = np.isnan(scores)
-    order = np.lexsort((np.where(broken, 0, -scores), ~broken), axis=1)
-    return tuple(np.take_along_axis(x, order[:, :count], 1) for x in (rows, scores))
+    order = np.lexsort((np.where(broken, 0, -scores), ~broken), axis=1)[:, :count]
+    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
 
 
 def member_order(

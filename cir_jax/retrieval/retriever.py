@@ -207,56 +207,52 @@ class Retriever:
             self._references |= dict(zip(paths, out["reference"], strict=True))
 
     def _compose(
-        self, references: Sequence[Any] | None, ids: np.ndarray, members: np.ndarray
+        self, references: Sequence[Any] | None, ids: np.ndarray, members: Sequence[int]
     ) -> np.ndarray:
-        programs = _programs(self.functions)
+        """[q, D] of the queries `members`; `ids` are the padded tokens of all."""
+        title, programs = "composing queries", _programs(self.functions)
         if references is None:
-            program, params = programs.compose, self._query
-            nothing = np.zeros(self.functions.reference_shape, np.float32)
-
-            def load(i: int) -> dict[str, np.ndarray]:
-                return {"reference": nothing, "text": ids[i]}
-        elif not self._kept:
-            program, params = programs.compose_pixels, (self._index, self._query)
-
-            def load(i: int) -> dict[str, np.ndarray]:
-                return {"pixels": self.preprocess(references[i]), "text": ids[i]}
+            rows = np.zeros(self.functions.reference_shape, np.float32)
+            load = lambda i: {"reference": rows, "text": ids[i]}
+        elif self._kept:
+            load = lambda i: {"reference": self._references[references[i]], "text": ids[i]}
         else:
-            program, params = programs.compose, self._query
-
-            def load(i: int) -> dict[str, np.ndarray]:
-                return {"reference": self._references[references[i]], "text": ids[i]}
-
-        return self._encode(program, params, members, load, "composing queries")
+            load = lambda i: {"pixels": self.preprocess(references[i]), "text": ids[i]}
+            params = self._index, self._query
+            return self._encode(programs.compose_pixels, params, members, load, title)
+        return self._encode(programs.compose, self._query, members, load, title)
 
     def _encode(
         self,
         program: Callable,
         params: Any,
-        items: Sequence[Any],
+        items: Any,
         load: Callable[[Any], dict[str, np.ndarray]],
         title: str,
     ) -> Any:
-        least = 1 << (len(items) - 1).bit_length() if self._few else 0
+        if self._few and len(items) <= self._options["batch"]:
+            least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
+        else:
+            least = 0
         return encode.encode(
             program, params, items, load, least=least, title=title, **self._options
         )
 
-    def _by_length(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    def _by_length(self, lengths: np.ndarray) -> Iterator[tuple[list[int], int]]:
         """(queries, padded length) pairs: short texts are not padded to the longest of all.
 
         Fewer queries than a batch join the next length: they would not repay their own program.
         """
         context = self.tokenizer.context
         if not self.functions.module.CUT_PADDING:
-            yield np.arange(len(lengths)), context
+            yield list(range(len(lengths))), context
             return
         fitted = np.asarray([tokens.fit(n, context, self.text_lengths) for n in lengths])
         waiting = np.zeros(0, np.int64)
         for length in np.unique(fitted):
             waiting = np.concatenate([waiting, np.flatnonzero(fitted == length)])
             if len(waiting) >= self._options["batch"] or length == fitted.max():
-                yield waiting, int(length)
+                yield waiting.tolist(), int(length)
                 waiting = waiting[:0]
 
 

@@ -3,7 +3,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -20,7 +20,8 @@ class Logger:
     """
 
     def __init__(self, folder: str | Path, step: int = 0):
-        self._file = self._events = None
+        self._file: TextIO | None = None
+        self._events: Any = None
         if jax.process_index() != 0:
             return
         from tensorboardX import SummaryWriter  # it imports PyTorch where that is installed

@@ -73,7 +73,7 @@ def build(config: ConfigDict, paths: Iterable[str], steps: int) -> optax.Gradien
         )
     )
     if config.multipliers:
-        chosen = rules.match(
+        chosen: dict[str, float] = rules.match(
             [*map(tuple, config.multipliers), (".*", 1.0)], paths, "optim.multipliers"
         )
         parts.append(

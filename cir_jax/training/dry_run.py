@@ -77,7 +77,7 @@ def memory(setup: Setup, data: Data) -> dict[str, float]:
     default = meshes.replicated(mesh)
     fixed = {p: x for p, x in abstract.items() if not (setup.stage.index_is_query and p in trained)}
     on_device = {p: setup.shardings.get(p, default) for p in {**fixed, **trained}}
-    found = {
+    found: dict[str, float] = {
         "parameters that stay": sum(_bytes(x, on_device[p]) for p, x in fixed.items()),
         "parameters that train": sum(_bytes(x, on_device[p]) for p, x in trained.items()),
         "gradients": sum(_bytes(x, on_device[p]) for p, x in trained.items()),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from grain import DatasetIterator
 from ml_collections import ConfigDict
 
 from cir_jax import contract, weights
@@ -164,7 +165,7 @@ def build_bank(
     Raises:
       UserError: the bank there was made of something else, or there is no room for it.
     """
-    if not setup.stage.needs_bank:
+    if data.references is None:
         return None, None
     config = setup.config
     inputs = banks.Inputs(
@@ -182,7 +183,7 @@ def _bank_folder(config: ConfigDict, place: str) -> Path:
     return folder if place == "device" else folder / place
 
 
-def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Any:
+def make_batches(setup: Setup, data: Data, store: files.Store | None) -> DatasetIterator:
     """The input iterator of this process, see `pipeline.batches`.
 
     Args:

@@ -79,8 +79,8 @@ def start(setup: Setup, steps: int) -> tuple[State, optax.GradientTransformation
         return State(**tree, step=step, **kept), optimizer
     index, query, source = _fresh(setup)
     extra = setup.stage.extra
-    trained = {p: query[p] if p in query else np.float32(extra[p]) for p in abstract["trained"]}
-    trained = sharding.place(trained, setup.shardings)
+    begin = {p: query[p] if p in query else np.float32(extra[p]) for p in abstract["trained"]}
+    trained = sharding.place(begin, setup.shardings)
     places = sharding.optimizer_shardings(optimizer, trained, setup.shardings, setup.mesh)
     initial = jax.jit(optimizer.init, out_shardings=places)(trained)
     fixed = sharding.place({p: index[p] for p in abstract["fixed"]}, setup.shardings)

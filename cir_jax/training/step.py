@@ -6,7 +6,6 @@ taken with respect to the trained ones, and the two are joined inside the progra
 optimizer would not do: `optax.masked` hands the raw gradient of a "frozen" leaf on as its update.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +23,7 @@ def make(
     tx: optax.GradientTransformation,
     sources: int,
     shardings: tuple[Any, Any] | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The update of one step.
 
     Args:

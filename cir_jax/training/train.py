@@ -5,11 +5,11 @@ The one visible path of the project is main -> train -> step -> tx.update.
 """
 
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from grain import DatasetIterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -59,8 +59,8 @@ def _loop(
     setup: Setup,
     data: Data,
     state: State,
-    update: Callable,
-    batches: Iterator[dict[str, np.ndarray]],
+    update: jax.stages.Wrapped,
+    batches: DatasetIterator,
     bank: Bank | None,
     records: Records,
 ) -> bool:

@@ -161,3 +161,75 @@ def test_no_device_gathers_the_gallery():
     text = count.lower(query, column, column, gallery, 4096).compile().as_text()
     assert "all-reduce" in text
     assert not re.search(r"\[(4096,1,64|4096,64|32,4096)\b", text)
+
+
+def sorted_without(query, gallery, left_out, k):
+    """Rows and scores by a stable sort of every candidate."""
+    found = []
+    for q, gone in zip(query, left_out, strict=True):
+        score = np.max(gallery @ q, axis=1)
+        order = [j for j in np.argsort(-score, kind="stable") if j not in gone][:k]
+        found.append((order, score[order]))
+    return tuple(np.asarray(x) for x in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("block", [0, 1, 7, 50, 53, 60])
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("several", [False, True])
+def test_blocks_of_a_gallery_give_what_the_whole_does(block, k, several):
+    query, gallery, _, _ = draw(k=k, whole=True)  # whole numbers: exact, and full of ties
+    rng = np.random.default_rng(1)
+    left_out = [rng.choice(53, several * (i % 9), replace=False).tolist() for i in range(37)]
+    left_out = [[*rows, *rows[:1]] for rows in left_out]  # saying it twice leaves out one row
+    for count in (1, 10, 45):
+        found = ranking.top_in_blocks(query, gallery, count, left_out, block=block, mesh=mesh())
+        want = sorted_without(query, gallery, left_out, count)
+        for got, expected in zip(found, want, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert found[0].dtype == np.int64 and found[1].dtype == np.float32
+
+
+def test_one_block_is_the_ranking_of_the_whole_to_the_bit():
+    query, gallery, _, removed = draw(k=4)
+    rows, scores = ranking.top_rows(query, gallery, 9, mesh=mesh())
+    found = ranking.top_in_blocks(query, gallery, 9, mesh=mesh())
+    np.testing.assert_array_equal(found[0], rows)
+    assert found[1].tobytes() == scores.tobytes()
+    rows, scores = ranking.top_rows(query, gallery, 9, removed, mesh=mesh())
+    found = ranking.top_in_blocks(query, gallery, 9, removed[:, None].tolist(), mesh=mesh())
+    np.testing.assert_array_equal(found[0], rows)
+    assert found[1].tobytes() == scores.tobytes()
+
+
+def test_no_number_is_ahead_in_every_block():
+    query, gallery, _, _ = draw(images=20)
+    gallery[[3, 11, 17]] = np.nan
+    rows, _ = ranking.top_rows(query, gallery, 20, mesh=mesh())
+    np.testing.assert_array_equal(rows[:, :3], [[3, 11, 17]] * len(query))
+    for block in (1, 6, 20):
+        found, scores = ranking.top_in_blocks(query, gallery, 20, block=block, mesh=mesh())
+        np.testing.assert_array_equal(found, rows)
+        assert np.isnan(scores[:, :3]).all() and not np.isnan(scores[:, 3:]).any()
+
+
+def test_blocks_have_one_shape_and_the_whole_is_never_placed(monkeypatch, tmp_path):
+    query, gallery, _, _ = draw(images=100)
+    np.save(tmp_path / "rows.npy", gallery)
+    placed, place = [], ranking.place
+    monkeypatch.setattr(ranking, "place", lambda *x: placed.append(place(*x)) or placed[-1])
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    found, _ = ranking.top_in_blocks(query, mapped, 5, block=24, mesh=mesh())
+    assert [p.rows for p in placed] == [24, 24, 24, 24, 4]
+    assert {p.gallery.shape for p in placed} == {(24, 1, 6)}
+    np.testing.assert_array_equal(found, ranking.top_rows(query, gallery, 5, mesh=mesh())[0])
+    placed.clear()
+    monkeypatch.setattr(ranking, "_BLOCK_VALUES", 6 * 40)
+    ranking.top_in_blocks(query, mapped, 5, mesh=mesh())
+    assert [p.rows for p in placed] == [40, 40, 20]
+
+
+def test_fewer_candidates_than_wanted():
+    query, gallery, _, _ = draw(queries=2, images=5)
+    for count, left_out in ((0, []), (6, []), (4, [[0], [1, 2]])):
+        with pytest.raises(ValueError, match=rf"top {count} of [35] candidates; ask for 1 to"):
+            ranking.top_in_blocks(query, gallery, count, left_out, mesh=mesh())

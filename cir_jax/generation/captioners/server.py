@@ -49,7 +49,7 @@ def check(section: ConfigDict) -> None:
 
 
 class Captioner:
-    """Asks a server; see `contract`.
+    """Asks a server; see `captioner.Captioner`.
 
     Args:
       section: `config.caption` or `config.rewrite`.
@@ -61,7 +61,7 @@ class Captioner:
 
     def __init__(self, section: ConfigDict, seed: int):
         self._httpx2 = _http_library()
-        caption_inputs.check(section)
+        caption_inputs.check_section(section)
         self._section, self._seed = section, seed
         self._base = _base(section.url)
         self._limit = caption_inputs.token_limit(section)
@@ -86,7 +86,7 @@ class Captioner:
 
     @classmethod
     def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
-        """See `contract`; nothing is asked of the server yet."""
+        """See `captioner.Captioner`; nothing is asked of the server yet."""
         return cls(section, seed)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -138,7 +138,7 @@ class Captioner:
 
     async def _serves(self, client: "httpx2.AsyncClient", request: Request) -> bool:
         """Whether a harmless request of the same kind is answered: then this one is at fault."""
-        image = request.image and caption_inputs.Grey()
+        image = request.image and caption_inputs.GreyImage()
         harmless = replace(request, prompt="Say yes.", image=image)
         try:
             await self._post(client, self._body(harmless))
@@ -310,5 +310,8 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     number = getattr(error, "errno", None)
-    said = os.strerror(number) if number in errno.errorcode else str(error)
+    if isinstance(number, int) and number in errno.errorcode:
+        said = os.strerror(number)
+    else:
+        said = str(error)
     return (said or type(error).__name__)[:LONGEST_MESSAGE].lower()

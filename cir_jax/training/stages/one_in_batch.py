@@ -7,11 +7,14 @@ arXiv 2101.06983): the loss is still that of the whole batch, exactly. `loss.aux
 that a model's own paper states, `loss.negative_types` replaces the kind of negatives.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -99,13 +102,13 @@ class Stage:
         rows = {name: batch[name] for name in self.fields}
         composed, targets, extras = _in_chunks(encode, rows, key, self.chunk)
         tau = stage.temperature(self, query)
-        metrics = {"temperature": tau}
+        metrics = {"temperature": jnp.asarray(tau)}
         if self.negative_types == ("target",):
             losses = in_batch.in_batch_loss(composed, targets, tau)
         else:
             crossed = _crossed(functions, query, index, rows, key)
             kinds = negative_types.losses(self.negative_types, composed, targets, tau, crossed)
-            losses = sum(kinds.values()) / len(kinds)
+            losses = functools.reduce(operator.add, kinds.values()) / len(kinds)
             metrics |= {f"{name}_negatives": x.mean() for name, x in kinds.items()}
         if self.auxiliary:
             added = functions.auxiliary(query, composed, targets, extras, tau)
@@ -165,7 +168,7 @@ def _crossed(
     keys = jax.random.split(key, 3)
 
     def turned(x: jax.Array, shift: jax.Array) -> jax.Array:
-        return jax.numpy.roll(x, -shift, axis=0)
+        return jnp.roll(x, -shift, axis=0)
 
     if functions.per_triplet:
 

@@ -107,7 +107,7 @@ class Stage:
                 block=self.block,
                 mesh=self.mesh,
             )
-        return losses, {"temperature": tau}
+        return losses, {"temperature": jnp.asarray(tau)}
 
     def _reference(
         self, functions: Functions, index: Params, batch: dict[str, jax.Array], bank: Bank
@@ -118,4 +118,5 @@ class Stage:
             return jax.lax.stop_gradient(reference.astype(jnp.float32))
         if "reference" in batch:  # read from disk with the batch
             return batch["reference"].astype(jnp.float32)
+        assert bank.references is not None  # they lie there where they are neither of the above
         return in_bank.lookup(bank.references, batch["reference_row"], self.mesh)

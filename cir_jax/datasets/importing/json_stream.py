@@ -47,7 +47,8 @@ class _Array:
     def peek(self) -> str:
         """The next character that is neither space nor comma; "" at the end of the file."""
         while True:
-            self.at = _SPACE.match(self.text, self.at).end()
+            space = _SPACE.match(self.text, self.at)
+            self.at = space.end() if space else self.at
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.grow():
