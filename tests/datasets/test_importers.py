@@ -234,7 +234,7 @@ def test_a_table_with_bytes_that_are_no_utf8(tmp_path):
     source.write_bytes(source.read_bytes().replace(b"Leak", b"L\xffak", 1))
     written, summary = take("webvid_covr", source)
     assert len(written) == 1 and summary.refused == {"malformed record": 1}
-    assert "covr_train.csv:2: it has no form in JSON" in summary.first["malformed record"]
+    assert "covr_train.csv:2: it cannot be written as JSON" in summary.first["malformed record"]
 
 
 def test_images_without_suffix_and_names_in_meta(tmp_path):

@@ -72,7 +72,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         def compared() -> None:
             journal = Path(folder) / "hashes.jsonl"
             journal.unlink(missing_ok=True)
-            dedupe.look(paths, journal, threads=args.threads)
+            dedupe.hash_images(paths, journal, threads=args.threads)
 
         busy: dict[str, list[float]] = {"decode": [], "dedupe": []}
 
@@ -156,7 +156,7 @@ def _peak(folder: str, count: int, args: argparse.Namespace) -> float:
         "folder, count, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
         "files = sorted(Path(folder).glob('*.jpg'))\n"
         "paths = {f'image-{i}': str(files[i % len(files)]) for i in range(count)}\n"
-        "dedupe.look(paths, Path(folder) / f'{count}.jsonl', threads=threads)\n"
+        "dedupe.hash_images(paths, Path(folder) / f'{count}.jsonl', threads=threads)\n"
         "from tools.benchmarks.positives import peak\n"
         "print(peak())\n"
     )

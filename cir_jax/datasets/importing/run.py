@@ -257,7 +257,7 @@ def _write(target: Writer, triplet: dict[str, Any], seen: _Seen) -> None:
     except UserError:
         raise
     except ValueError as error:
-        raise Refused(contract.MALFORMED, f"it has no form in JSON ({error})") from None
+        raise Refused(contract.MALFORMED, f"it cannot be written as JSON ({error})") from None
 
 
 def _nothing(module: ModuleType, name: str, summary: Summary, record: dict | None) -> UserError:

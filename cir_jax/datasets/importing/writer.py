@@ -24,7 +24,7 @@ class Writer:
 
         Args:
           record: the record.
-          anything: write what JSON and UTF-8 have no form for nevertheless, escaped or as text.
+          anything: also write what JSON or UTF-8 cannot hold, escaped or as text.
 
         Raises:
           ValueError: it holds such characters or numbers.
