@@ -86,15 +86,7 @@ def write(
     table = tables.expand(rules, tables.leaves(rules, params))
     beside = tables.leaves(apart, index if tree == "retrieval" else params)
     index_table = tables.expand(apart, beside)
-    if dtype == SOURCE:
-        if record.get("layout", layout) != layout:
-            raise UserError(
-                f"--dtype=source: these weights came as {record['layout']}, whose tensors are not "
-                f"those of {layout}; give --dtype float32, or --format {record['layout']}"
-            )
-        dtypes = record.get("dtypes", {})
-    else:
-        dtypes = dict.fromkeys([*table, *index_table], dtype)
+    dtypes = _dtypes(dtype, layout, record, [*table, *index_table])
     tensors = tables.tensors_of(table, params, dtypes)
     tensors |= tables.tensors_of(index_table, beside, dtypes)
     copied = tied.names(chosen.copied, tensors)
@@ -105,6 +97,20 @@ def write(
         functions.config, index, tuple(differ), epoch, temperature, tuple(files), dtypes, data or {}
     )
     return chosen.write(Path(place), tensors, written)
+
+
+def _dtypes(
+    dtype: str, layout: str, record: Mapping[str, Any], names: Sequence[str]
+) -> Mapping[str, str]:
+    """Tensor name -> type to write; of names that are not in it float32."""
+    if dtype != SOURCE:
+        return dict.fromkeys(names, dtype)
+    if record.get("layout", layout) != layout:
+        raise UserError(
+            f"--dtype=source: these weights came as {record['layout']}, whose tensors are not "
+            f"those of {layout}; give --dtype float32, or --format {record['layout']}"
+        )
+    return record.get("dtypes", {})
 
 
 def _tree(
