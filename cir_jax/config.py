@@ -2,23 +2,26 @@
 """Loads a config: a Python file by name or path, an argument, and overrides; then locks it.
 
 `clip_sum:fashioniq,stage=2` runs `get_config("fashioniq,stage=2")` of `cir_jax.configs.clip_sum`; a
-name that ends in `.py` is a file. Unknown keys and values of another type are errors.
+name that ends in `.py` is a file. Unknown keys, and values that a key may not have, are errors
+here, before jax is imported and before data is read; `cir_jax.keys` says how what is allowed is
+written.
 """
 
 import argparse
 import ast
 import importlib
-import importlib.util
+import inspect
 import json
 import pkgutil
-import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from cir_jax import keys, plugins
 from cir_jax.errors import UserError, nearest
 
 PACKAGE = "cir_jax.configs"
@@ -97,12 +100,22 @@ def available() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name != "base")
 
 
+def listing() -> str:
+    """The configs that train a model, and what argument each takes."""
+    lines = []
+    for name in (n for n in available() if n != "positives"):
+        about = (inspect.getdoc(module(name).get_config) or "").partition("\n\n")[0]
+        text = f"{name}:ARGUMENT, where {' '.join(about.replace('`arg`:', 'it is').split())}"
+        lines.append(textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(lines)
+
+
 def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Loads "name", "name:argument" or "path/to/file.py:argument" and applies "key=value" strings.
 
     Raises:
       UserError: no such config, a bad argument, an unknown key (the nearest is named), or a value
-        of another type.
+        that its key may not have.
     """
     name, _, argument = spec.partition(":")
     loaded = module(name)
@@ -114,12 +127,29 @@ def load(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
-    """Applies "key=value" strings to `config` and locks it. Values are Python literals or text."""
+    """Applies "key=value" strings, checks every value, and locks the config.
+
+    Values are Python literals or text. Names of plug-ins are applied first: they bring keys.
+
+    Raises:
+      UserError: an unknown key, a value that its key may not have, or a key that nothing reads.
+    """
+    pairs = []
     for item in overrides:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"override {item!r} has no value; write key=value")
-        assign(config, key.strip(), text)
+        pairs.append((key.strip(), text))
+    names = {kind.key for kind in keys.KINDS}
+    allowed = module(_base(config)).ALLOWED
+    with config.unlocked():
+        for key, text in (pair for pair in pairs if pair[0] in names):
+            assign(config, key, text)
+        keys.add(config)
+        for key, text in (pair for pair in pairs if pair[0] not in names):
+            assign(config, key, text)
+        keys.check(config, allowed)
+    keys.check_read(config, [key for key, _ in pairs], allowed)
     return config.lock()
 
 
@@ -129,15 +159,49 @@ def assign(config: ConfigDict, key: str, text: str) -> None:
     Raises:
       UserError: no such key, or the text is no value of the key's type.
     """
-    keys = list(_flat(config))
-    if key not in keys:
-        # The keys of `cir-jax positives` are others than those of a training run.
-        listed = "base" if "stage" in keys else "positives"
-        raise UserError(f"unknown config key {key!r}.{nearest(key, keys)} All: configs/{listed}.py")
-    old = _flat(config)[key]
-    value = _parse(key, text, old)
+    values = keys.flat(config)
+    if key not in values:
+        raise UserError(f"unknown config key {key!r}.{_meant(key, values)} {_where(config)}")
+    value = _parse(key, text, values[key])
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
+
+
+# What people write who come from other trainers.
+_OTHER_NAMES = {
+    "lr": "optim.learning_rate", "learning_rate": "optim.learning_rate", "wd": "optim.weight_decay",
+    "batch_size": "batch", "num_epochs": "epochs", "max_steps": "steps", "tau": "loss.temperature",
+    "temperature": "loss.temperature", "device_count": "mesh.data", "output_dir": "workdir",
+    "out_dir": "workdir", "num_workers": "data.threads", "data_root": "data.root",
+    "dataset": "data.name", "precision": "model.dtype", "pretrained": "init_from",
+    "resume": "workdir", "weights": "init_from",
+}  # fmt: skip
+
+
+def _meant(key: str, values: Mapping[str, Any]) -> str:
+    """A hint for a key that does not exist."""
+    other = _OTHER_NAMES.get(key.rpartition(".")[2].replace("-", "_"))
+    return f" Did you mean {other!r}?" if other in values else nearest(key, values)
+
+
+def _where(config: ConfigDict) -> str:
+    """Where the keys of a config are listed."""
+    return f"All: configs/{_base(config)}.py, and KEYS of the plug-ins"
+
+
+def _base(config: ConfigDict) -> str:
+    """The config file that defines the keys: triplets are made with others than models."""
+    return "base" if "stage" in config else "positives"
+
+
+def flag_hint(flag: str) -> str:
+    """A hint for a command-line flag that is a key of a config, such as --epochs; "" if not."""
+    values = keys.flat(module("base").get_config())
+    key = flag.lstrip("-").partition("=")[0].replace("-", "_")
+    if key not in values:
+        named = [k for k in values if k.rpartition(".")[2] == key]
+        key = _OTHER_NAMES.get(key, named[0] if len(named) == 1 else "")
+    return f"; {key} is a key of the config: --set {key}=VALUE" if key in values else ""
 
 
 def to_json(config: ConfigDict) -> str:
@@ -158,11 +222,10 @@ def from_json(text: str) -> ConfigDict:
 
     config = ConfigDict(tuples(json.loads(text)))
     if "stage" in config:
-        known = _flat(config)
-        for key, value in _flat(module("base").get_config()).items():
-            if key not in known:
-                section, _, name = key.rpartition(".")
-                (config[section] if section else config)[name] = value
+        defaults = keys.flat(module("base").get_config())
+        known = keys.flat(config)
+        missing = {k: value for k, value in defaults.items() if k not in known}
+        config.update_from_flattened_dict(missing)
     return config.lock()
 
 
@@ -206,13 +269,7 @@ def _package() -> ModuleType:
             raise
     # A checkout that is on the path without being installed: configs/ lies beside the package.
     folder = Path(__file__).resolve().parent.parent / "configs"
-    spec = importlib.util.spec_from_file_location(
-        PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[PACKAGE] = module
-    spec.loader.exec_module(module)
-    return module
+    return plugins.run_file(folder / "__init__.py", PACKAGE, [str(folder)])
 
 
 def module(name: str) -> ModuleType:
@@ -237,22 +294,10 @@ def module(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"cir_jax_config_{path.stem}", path.resolve())
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    found = plugins.run_file(path.resolve(), f"cir_jax_config_{path.stem}")
+    if not hasattr(found, "get_config"):
         raise UserError(f"config file {path} defines no get_config(argument)")
-    return module
-
-
-def _flat(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
+    return found
 
 
 def _parse(key: str, text: str, old: Any) -> Any:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file that is there whole or not at all. Free of jax, so readers may use it."""
+"""Files of ours: there whole or not at all, of a version that is read. Free of jax, for readers."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cir_jax.errors import UserError
 
@@ -46,3 +46,23 @@ def whole(
         if isinstance(error, OSError):
             raise failed(path, error) from None
         raise
+
+
+def check_version(record: Mapping[str, Any], newest: int, what: str) -> None:
+    """Checks the version of a format of ours, which is 1 where a record does not say any.
+
+    Args:
+      record: JSON, of which "version" is read.
+      newest: the newest version that this code reads.
+      what: the place of the record, for the message.
+
+    Raises:
+      UserError: it is of a newer version.
+    """
+    version = record.get("version", 1)
+    if version not in range(1, newest + 1):
+        known = "version 1" if newest == 1 else f"versions 1 to {newest}"
+        raise UserError(
+            f"{what} is of version {version!r} of its format, and this code reads {known}; update "
+            "cir_jax, or use the version that wrote it"
+        )

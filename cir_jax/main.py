@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import cir_jax
+from cir_jax import config as configs
 from cir_jax import plugins
 from cir_jax.errors import UserError, nearest
 
@@ -50,7 +51,13 @@ def _run(name: str, argv: list[str], commands: dict[str, str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    return module.run(parser.parse_args(_split_config_flags(argv))) or 0
+    args, unknown = parser.parse_known_args(_split_config_flags(argv))
+    if unknown:
+        raise UserError(
+            f"unknown argument {unknown[0]}{configs.flag_hint(unknown[0])}; `cir-jax {name} "
+            "--help` lists the flags"
+        )
+    return module.run(args) or 0
 
 
 def _split_config_flags(argv: list[str]) -> list[str]:

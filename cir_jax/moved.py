@@ -36,7 +36,7 @@ FILES = {
         "captioners.in_flight:in_flight captioners.patience:patience",
     },
     "negatives": {
-        "bank": "bank bank_build:build bank_files:files bank_folder:folder references",
+        "bank": "bank bank_build:build bank_files:files bank_folder:files references",
     },
     "stages": {"training": "contract:stage"},
     "evals": {

@@ -7,7 +7,7 @@ would start its backend.
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tqdm import tqdm
@@ -25,7 +25,7 @@ def set_process(index: int) -> None:
 
 def bar(
     iterable: Iterable | None = None, total: int | None = None, title: str = "", initial: int = 0
-) -> Iterator:
+) -> tqdm:
     """`iterable` with a progress bar on standard error, if that is a terminal."""
     return tqdm(
         iterable,

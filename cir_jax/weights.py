@@ -50,7 +50,7 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
     return from_json(checkpoints.record(step)["config"])
 
 
-def settled(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
+def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
     """`config`, with `model.tower=auto` replaced by what its weights are of.
 
     Args:
@@ -107,7 +107,8 @@ def load(
     if which != "best" and not any(map(is_run, named)):
         raise UserError(f"--step={which} is of a run, and {init_from} is none; leave it out")
     parts = [_part(place, functions, which) for place in named]
-    index, query = {}, {}
+    index: Params = {}
+    query: Params = {}
     for part in parts:
         twice = sorted(part.query.keys() & query.keys())
         if twice:

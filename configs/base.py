@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key of a run, with its meaning and its default. Other configs change values, never keys.
+"""The keys of every run, with meaning, default and what each may be. Other configs change values.
+
+Models, stages, readers and benchmarks add keys of their own: KEYS at the top of their files, e.g.
+cir_jax/training/stages/two_bank.py. How the last column is written: cir_jax/keys.py.
 
 Defaults of the optimizer are those of the released runs of arXiv 2404.11317: AdamW with epsilon
 1e-7 and weight decay 0.01 on every trained parameter, constant learning rate, no clipping.
 """
 
 from ml_collections import ConfigDict
+
+from cir_jax import keys
 
 STAGES = {0: "zero_image_text", 1: "one_in_batch", 2: "two_bank"}  # `stage=N` in a config argument
 
@@ -35,11 +40,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.context = 0  # text positions; 0 = the tower's own
     c.model.dtype = "auto"  # compute type: "float32", "bfloat16"; "auto" = bfloat16 on GPU and TPU
     c.model.remat = False  # recompute activations of a block in the backward pass
-    c.model.dropout = 0.0  # blip: of the text encoder, in steps of training
-    c.model.train_image = False  # blip, sprc: stage one trains the image side too
 
     c.data = ConfigDict()
-    c.data.name = "fashioniq"  # module of cir_jax.datasets (or a .py file)
+    c.data.name = "fashioniq"  # module of cir_jax.datasets.readers (or a .py file)
     c.data.root = ""  # folder of the data set
     c.data.categories = ()  # FashionIQ categories; () = the data set's own
     c.data.annotated = -1  # annotated triplets: -1 = all, 0 = none (zero-shot), n = n at random
@@ -64,27 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.cache_pixels = False  # keep decoded images in memory (small sets)
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
 
-    c.loss = ConfigDict()
-    c.loss.temperature = 0.02  # of the softmax
-    c.loss.learn_temperature = False  # train it (as BLIP4CIR and SPRC do), with the query
-    c.loss.auxiliary = ()  # stage one: losses of the model's own, "name:weight", beside the
-    # contrastive one; the model's file lists them
-    # Stage one, an ablation: what of another example replaces a part of the triplet to make a
-    # negative: "target" (the method), "query", "text", "reference"; their losses are averaged.
-    c.loss.negative_types = ("target",)
-    c.loss.chunk = 0  # stage one: images per encoder chunk (gradient caching); 0 = all at once
-    c.loss.bank_negatives = 0  # stage two: sampled negatives per query; 0 = the whole bank
-    c.loss.bank_block = 4096  # stage two: bank rows per block on each device
-    c.loss.bank_dtype = "float32"  # or "bfloat16": half the memory of the bank
-    c.loss.bank_path = ""  # where the bank is kept; "" = <workdir>/bank
-    # Stage two: where references lie: "device", "disk" (bfloat16, beside the bank, read with the
-    # batches), "recompute" (encoded in every step), "auto" = device up to 4 GB on each, else disk.
-    c.loss.references = "auto"
-    # Stage two, models whose reference depends on the text: a reference for every text
-    # ("per_triplet"), or one per image ("last_caption": a mismatch, as the released code has it).
-    c.loss.reference_text = "per_triplet"
-    c.loss.exclude_reference = False  # stage two: the query's own reference is no negative
-    c.loss.exclude_positives = False  # stage two: other targets of the same query are no negatives
+    c.loss = ConfigDict()  # its keys are those of the stages, see cir_jax/training/stages/
 
     c.optim = ConfigDict()
     c.optim.learning_rate = 2e-5
@@ -104,15 +87,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh.model = 1  # devices along the parameters
 
     c.eval = ConfigDict()
-    c.eval.benchmark = "fashioniq"  # module of cir_jax.evals, or "none"
+    c.eval.benchmark = "fashioniq"  # of cir_jax.evals.benchmarks, a .py file, or "none"
     c.eval.root = ""  # folder of its data set; "" = data.root
     c.eval.split = "val"
-    c.eval.gallery = "full"  # FashionIQ: "full" (the split's images) or "val" (the VAL protocol)
-    c.eval.reference = "removed"  # FashionIQ: the reference is "removed" from the ranking or "kept"
-    # CIRCO: a query's text is its caption "without" the shared concept, or the template "with" it.
-    c.eval.shared_concept = "without"
-    c.eval.concept_template = "Find a picture that also {concept}, but {caption}."
-    c.eval.tasks = ()  # GeneCIS tasks; () = all four
     c.eval.on_missing = "error"  # or "drop": rank without missing images, and say so
     c.eval.every = 1  # epochs between evaluations; 0 = at the end only
     c.eval.batch = 128  # images or queries per encoding batch
@@ -121,4 +98,62 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 0  # steps between checkpoints; 0 = at every evaluation
     c.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+    keys.add(c)
     return c
+
+
+# What each key may be; a key that is not here takes any value of its type.
+ALLOWED = {
+    "workdir": "path",
+    "stage": "plug-in cir_jax.training.stages",
+    "init_from": "paths",
+    "seed": "[0, 4294967295]",  # Grain's seeds have 32 bits
+    "batch": "[1, inf)",
+    "epochs": "[0, inf)",
+    "steps": "[0, inf)",
+    "max_seconds": "[0, inf)",
+    "log_every": "[1, inf)",
+    "model.name": "plug-in cir_jax.models",
+    "model.tower": None,  # each model says which sizes there are
+    "model.image_size": "[0, inf)",
+    "model.context": "[0, inf)",
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "data.name": "plug-in cir_jax.datasets.readers",
+    "data.root": "path",
+    "data.annotated": "[-1, inf)",
+    "data.generated": "paths",
+    "data.generated_images": "path",
+    "data.captions": "path",
+    "data.optimized": "path",
+    "data.unlabelled": "paths",
+    "data.unlabelled_count": "[0, inf)",
+    "data.mixing": ("concatenate", "weights"),
+    "data.weights": "(0, inf)",
+    "data.on_missing": ("error", "drop"),
+    "data.on_long": ("error", "truncate"),
+    "data.pad": ("target", "square", "none"),
+    "data.target_ratio": "[1, inf)",
+    "data.threads": "[1, inf)",
+    "data.text_lengths": "[1, inf)",
+    "optim.learning_rate": "[0, inf)",
+    "optim.beta1": "[0, 1)",
+    "optim.beta2": "[0, 1)",
+    "optim.epsilon": "[0, inf)",
+    "optim.weight_decay": "[0, inf)",
+    "optim.schedule": ("constant", "cosine", "linear"),
+    "optim.drops": "(0, 1)",
+    "optim.warmup_steps": "[0, inf)",
+    "optim.clip_norm": "[0, inf)",
+    "optim.multipliers": "rules",
+    "optim.no_decay": "regexes",
+    "mesh.data": "[-1, inf)",
+    "mesh.model": "[1, inf)",
+    "eval.benchmark": "plug-in cir_jax.evals.benchmarks or none",
+    "eval.root": "path",
+    "eval.on_missing": ("error", "drop"),
+    "eval.every": "[0, inf)",
+    "eval.batch": "[1, inf)",
+    "eval.examples": "[0, inf)",
+    "checkpoint.every_steps": "[0, inf)",
+    "checkpoint.keep": "[1, inf)",
+}

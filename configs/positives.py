@@ -9,12 +9,15 @@ A recipe is a row of the settings that the released code of arXiv 2404.11317 was
         --set caption.captioner=server --set caption.url=http://localhost:8000/v1 \
         --set caption.model=NAME
 
+Captioners add keys of their own: KEYS at the top of the files in cir_jax/generation/captioners/.
+
 All recipes of the paper draw one pair per image with seed 42 and keep the template texts. Its
 captions are those of a LLaVA of 2023 whose size is not known; any image-text-to-text model will do.
 """
 
 from ml_collections import ConfigDict
 
+from cir_jax import keys
 from cir_jax.errors import UserError, nearest
 
 TARGET_INSTEAD, UNLIKE, TARGET = (
@@ -46,7 +49,9 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.seed = 42  # of pairs, and of texts that are sampled
 
     c.data = ConfigDict()
-    c.data.name = "folder"  # reader of cir_jax.datasets; "folder" = all images below data.root;
+    c.data.name = (
+        "folder"  # reader of cir_jax.datasets.readers; "folder" = all images below data.root;
+    )
     # "list" = files of image names and captions
     c.data.root = ""  # folder of the data set, or of the images
     c.data.images = "all"  # or, with a data set, "split" (its training images) or "triplets" (those
@@ -65,10 +70,6 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.dedupe.optimized = ""  # an optimized_images.json or same_image_list.json, to compare nothing
 
     c.caption = _writer(IMAGE_PROMPT, words=10)
-    c.caption.file = ()  # captioner "texts": files of captions
-    c.caption.text_field = ""  # their column or key; "" = caption, captions, title, alt_text, text
-    c.caption.unknown = "error"  # or "ignore": captions of images that are not in the set
-    c.caption.duplicates = "error"  # or "first", "last": of several captions of one image
 
     c.pair = ConfigDict()
     c.pair.method = "random"  # "window": by rank of similarity; "mined": what a model confuses;
@@ -100,12 +101,13 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.output.layout = ""  # also write the released layout: "fashioniq", "cirr" or "cc"
     c.output.tag = "clip"  # its name is cap.extend_{tag}.train.json and the like; with "cc", the
     # data set whose name for that file it gets: "fashioniq" or "cirr"
+    keys.add(c)
     c.update_from_flattened_dict(RECIPES[arg])
     return c
 
 
 def _writer(prompt: str, words: int) -> ConfigDict:
-    """What every captioner reads; each uses some of it."""
+    """What every captioner reads; each adds keys of its own, see cir_jax/generation/captioners/."""
     c = ConfigDict()
     c.captioner = "local"  # module of cir_jax.generation.captioners, or a .py file
     c.model = LLAVA  # folder or hub name ("local"), name at the server ("server")
@@ -117,15 +119,6 @@ def _writer(prompt: str, words: int) -> ConfigDict:
     c.temperature = 0.0  # of the first attempt; 0 = the most likely text
     c.top_p = 1.0
     c.max_side = 1024  # larger images are shrunk before they are sent or encoded, in pixels
-    c.batch = 8  # "local": requests at a time
-    c.device = "auto"  # "local": "cpu", "cuda", ...
-    c.dtype = "auto"  # "local": "float32", "bfloat16", "float16"; "auto" = bfloat16 on accelerators
-    c.url = ""  # "server": its OpenAI-compatible address, e.g. http://localhost:8000/v1
-    c.concurrency = 8  # "server": requests under way at a time
-    c.per_minute = 0.0  # "server": requests started per minute; 0 = no limit
-    c.timeout = 120.0  # "server": seconds to wait for one reply
-    c.wait = 600.0  # "server": give up after so many seconds without any reply
-    c.key_variable = "OPENAI_API_KEY"  # "server": environment variable that holds the key, if any
     return c
 
 
@@ -185,4 +178,44 @@ RECIPES = {
     "cc-cirr": _out_of_domain("cirr"),
     "emoji": EMOJI,
     "quicktest": EMOJI | {"pair.keep": 100},
+}
+WRITER = {
+    "captioner": "plug-in cir_jax.generation.captioners",
+    "words": "[1, inf)",
+    "max_words": "[0, inf)",
+    "attempts": "[1, inf)",
+    "max_tokens": "[0, inf)",
+    "temperature": "[0, inf)",
+    "top_p": "(0, 1]",
+    "max_side": "[1, inf)",
+}
+# What each key may be; a key that is not here takes any value of its type.
+ALLOWED = {
+    "workdir": "path",
+    "seed": "[0, 4294967295]",
+    "data.name": "plug-in cir_jax.datasets.readers or list",
+    "data.root": "path",
+    "data.images": ("all", "split", "triplets"),
+    "data.annotated": "[-1, inf)",
+    "data.lists": "paths",
+    "data.on_missing": ("error", "drop"),
+    "data.threads": "[1, inf)",
+    "dedupe.near": "[-1, 63]",  # half of the 128 bits of a hash: more would join anything
+    "dedupe.optimized": "path",
+    **{f"caption.{key}": rule for key, rule in WRITER.items()},
+    "pair.method": ("random", "window", "mined", "file"),
+    "pair.window": "[0, inf)",
+    "pair.file": "path",
+    "pair.per_image": "[1, inf)",
+    "pair.keep": "[0, inf)",
+    "pair.features": "path",
+    "pair.feature_names": "path",
+    "pair.run": "path",
+    "pair.mined_top": "[1, inf)",
+    "pair.block": "[1, inf)",
+    "modify.context": "[3, inf)",  # a token between those of start and end
+    **{f"rewrite.{key}": rule for key, rule in WRITER.items()},
+    "rewrite.captioner": "plug-in cir_jax.generation.captioners or ",
+    "rewrite.texts": "[1, inf)",
+    "output.layout": ("", "fashioniq", "cirr", "cc"),
 }

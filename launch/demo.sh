@@ -11,10 +11,7 @@ flags=()
 for flag in "$@"; do
   case "$flag" in
     --dry-run) DRY_RUN=1 ;;
-    --help | -h)
-      sed -n '3,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-      exit 0
-      ;;
+    --help | -h) usage; exit 0 ;;
     *) flags+=("$flag") ;;
   esac
 done

@@ -6,10 +6,15 @@
 #                                 project with EXTRA ("demo", "test", ...) if it is not installed
 #                                 yet, and sets VENV. With DRY_RUN=1 the commands are printed only.
 #   execute COMMAND ...           runs a command, or prints it if DRY_RUN=1
+#   usage                         prints the comment at the head of the script
 #   need PROGRAM REMEDY           stops with REMEDY if PROGRAM is not on the path
-#   training_flag "$@"            appends a flag of `cir-jax train` to the array `flags`, and sets
-#                                 TAKEN to the number of arguments it was; stops if it is none
+#   check_training OWN ARG ...    stops if the arguments ARG ... of `cir-jax train` name no config, or
+#                                 if one of the script's own flags, OWN, stands among them
+#   quote ARG ...                 prints the arguments as one line that any shell reads as them
 # $PYTHON chooses the Python of a new environment.
+#
+# A script reads its own flags, which come first, and hands on everything else as it is: from the
+# first flag that it does not know, or after `--`.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${CIR_JAX_VENV:-$ROOT/.venv}"
@@ -17,7 +22,7 @@ DRY_RUN="${DRY_RUN:-0}"
 
 execute() {
   if [ "$DRY_RUN" = 1 ]; then
-    printf '%q ' "$@"
+    printf '%q ' "$@" # one line for each command, also for those of several lines
     printf '\n'
   else
     "$@"
@@ -25,26 +30,44 @@ execute() {
 }
 
 fail() {
-  echo "$(basename "$0"): $1" >&2
+  echo "$(basename "$0"): $*" >&2
   exit 2
 }
+
+usage() { sed -n '3,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
 need() {
   [ "$DRY_RUN" = 1 ] || command -v "$1" >/dev/null 2>&1 || fail "no $1 found; $2"
 }
 
-# shellcheck disable=SC2034  # TAKEN is for the caller
-training_flag() {
-  TAKEN=1
-  case "$1" in
-    --config | --set)
-      [ $# -ge 2 ] || fail "$1 needs a value"
-      flags+=("$1" "$2")
-      TAKEN=2
-      ;;
-    --config.*=*) flags+=("$1") ;;
-    *) fail "unknown flag $1; see --help" ;;
-  esac
+# What cir-jax would say only after an environment is installed, or in a queued job.
+check_training() {
+  local own=" $1 " given config=0
+  shift
+  given="${*:+, but $(quote "$@")}"
+  while [ $# -gt 0 ]; do
+    [[ -z "$1" || "$own" != *" $1 "* ]] || fail "$1 stands after the first flag of cir-jax train;" \
+      "write it before, or write -- before all flags of cir-jax train to hand it on"
+    case "$1" in
+      --config) config=$# ;;
+      --config=* | --help | -h) config=2 ;;
+    esac
+    shift
+  done
+  [ "$config" != 1 ] || fail "--config needs a value, e.g. --config clip_sum:cirr,stage=1"
+  [ "$config" != 0 ] || fail "no --config given to cir-jax train$given; see --help"
+}
+
+# Not by printf %q: its $'...' for line breaks and accents is not known to every sh.
+quote() {
+  local argument mark="'" escaped="'\\''" line=""
+  for argument in "$@"; do
+    case "$argument" in
+      "" | *[!a-zA-Z0-9_./:=,@%+-]*) argument="'${argument//$mark/$escaped}'" ;;
+    esac
+    line+="${line:+ }$argument"
+  done
+  printf '%s\n' "$line"
 }
 
 is_new_enough() {

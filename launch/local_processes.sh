@@ -23,10 +23,7 @@ while [ $# -gt 0 ]; do
       DRY_RUN=1
       shift
       ;;
-    --help | -h)
-      sed -n '3,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-      exit 0
-      ;;
+    --help | -h) usage; exit 0 ;;
     -*) fail "unknown flag $1; see --help" ;;
     *) break ;;
   esac
@@ -53,7 +50,7 @@ export XLA_FLAGS="${XLA_FLAGS##+( )}${XLA_FLAGS:+ }$count_flag=$devices"
 if [ "$DRY_RUN" = 1 ]; then
   for ((i = 0; i < processes; i++)); do
     echo "CIR_JAX_COORDINATOR=$CIR_JAX_COORDINATOR CIR_JAX_PROCESSES=$processes" \
-      "CIR_JAX_PROCESS=$i JAX_PLATFORMS=cpu XLA_FLAGS='$XLA_FLAGS' $CIR_JAX $*"
+      "CIR_JAX_PROCESS=$i JAX_PLATFORMS=cpu XLA_FLAGS=$(quote "$XLA_FLAGS") $CIR_JAX $(quote "$@")"
   done
   exit 0
 fi

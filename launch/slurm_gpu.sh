@@ -4,14 +4,17 @@
 #
 # usage: bash launch/slurm_gpu.sh [--nodes N] [--gpus GPUS_PER_NODE] [--cpus CPUS_PER_GPU]
 #                                 [--time HH:MM:SS] [--partition NAME] [--account NAME] [--dry-run]
-#                                 --config NAME[:ARG] [--set key=value ...]
+#                                 [--] FLAGS OF cir-jax train
+# Example: bash launch/slurm_gpu.sh --nodes 2 --gpus 8 --config clip_sum:cirr,stage=1 \
+#            --init-from RN50x4.pt --set data.root=DATA
 # The checkout and its .venv (made by launch/local_gpu.sh or pip install -e '.[cuda]') must lie on a
 # file system that all nodes see, and so must workdir. A job that is requeued resumes.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-nodes=1 gpus=8 cpus=8 time=24:00:00 partition="" account="" flags=()
+own="--nodes --gpus --cpus --time --partition --account --dry-run"
+nodes=1 gpus=8 cpus=8 time=24:00:00 partition="" account=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --nodes | --gpus | --cpus | --time | --partition | --account)
@@ -20,18 +23,13 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --dry-run) DRY_RUN=1 ;;
-    --help | -h)
-      sed -n '3,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-      exit 0
-      ;;
-    *)
-      training_flag "$@"
-      shift $((TAKEN - 1))
-      ;;
+    --help | -h) usage; exit 0 ;;
+    --) own="" && shift && break ;;
+    *) break ;;
   esac
   shift
 done
-[ ${#flags[@]} -gt 0 ] || fail "no --config given; see --help"
+check_training "$own" "$@"
 for number in "$nodes" "$gpus" "$cpus"; do
   [[ "$number" =~ ^[1-9][0-9]*$ ]] || fail "'$number' is no number above 0"
 done
@@ -39,7 +37,7 @@ need sbatch "run this on a login node of a Slurm cluster"
 [ "$DRY_RUN" = 1 ] || [ -x "$VENV/bin/cir-jax" ] ||
   fail "no cir-jax in $VENV; install it there first: pip install -e '.[cuda]'"
 
-command=$(printf '%q ' "$VENV/bin/cir-jax" train "${flags[@]}")
+command="$(quote "$VENV/bin/cir-jax" train "$@")"
 options=(--job-name cir_jax --nodes "$nodes" --ntasks-per-node "$gpus" --gpus-per-node "$gpus"
   --cpus-per-task "$cpus" --time "$time" --requeue --signal TERM@120)
 [ -z "$partition" ] || options+=(--partition "$partition")

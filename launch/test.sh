@@ -11,10 +11,7 @@ flags=()
 for flag in "$@"; do
   case "$flag" in
     --dry-run) DRY_RUN=1 ;;
-    --help | -h)
-      sed -n '3,5s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-      exit 0
-      ;;
+    --help | -h) usage; exit 0 ;;
     *) flags+=("$flag") ;;
   esac
 done
@@ -22,4 +19,5 @@ prepare_environment test
 cd "$ROOT"
 execute "$VENV/bin/ruff" check .
 execute "$VENV/bin/ruff" format --check .
+execute "$VENV/bin/mypy"
 execute "$VENV/bin/python" -m pytest -q -n 2 --dist worksteal "${flags[@]+"${flags[@]}"}"

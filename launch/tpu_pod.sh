@@ -20,8 +20,6 @@ set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-usage() { sed -n '3,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
-
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 case "$1" in
   --help | -h) usage; exit 0 ;;
@@ -164,7 +162,7 @@ mount_bucket() {
 
 start() {
   local command
-  command=$(printf '%q ' "${run[@]}")
+  command=$(quote "${run[@]}")
   on_workers all "cd cir_jax || exit 1
     if [ -f run.pid ] && kill -0 \$(cat run.pid) 2>/dev/null; then
       echo 'a run is on; stop it first' >&2; exit 1; fi

@@ -2,15 +2,36 @@
 """Hard defaults for every test: eight CPU devices, no silent broadcasting, no silent warnings."""
 
 import os
+from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The programs of tests are tiny and run a few times: what costs is compiling them well.
+# The programs of tests are tiny and run a few times: what costs is compiling them well. The last
+# flag takes the older, quicker way to kernels; jaxlib stops at it from 0.11 on.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * version("jaxlib").startswith("0.10.")
 ).strip()
+# Workers, the processes that tests start, and later runs compile each program once.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cir_jax" / "programs"),
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_programs():
+    """Compiled programs are kept as long as a process lives; no module needs those of another."""
+    yield
+    jax.clear_caches()

@@ -2,6 +2,7 @@
 """Tiny data sets and configs that many tests train on."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from cir_jax import config
 from cir_jax.datasets import loading
+from cir_jax.training import setup
 
 # The models of the package, each at the size that its tests train.
 TOWERS = {
@@ -102,16 +104,32 @@ def tiny(workdir, root, *changes, stage=1, model="cross_attention", data="fashio
     base = (
         f"workdir={workdir}", f"data.root={root}", f"data.name={data}", f"eval.benchmark={data}",
         f"model.name={name}", f"model.tower={tower}", "model.dtype=float32", "batch=8", "epochs=1",
-        "data.threads=2", "eval.batch=16", "eval.examples=4", "loss.temperature=0.1",
-        "optim.learning_rate=1e-3", "log_every=1", "loss.bank_block=4",
+        "data.threads=2", "eval.batch=16", "eval.examples=4", "optim.learning_rate=1e-3",
+        "log_every=1",
         *(["model.context=16"] if model == "tgcir" else []),  # it reads every position
     )  # fmt: skip
-    return config.load(f"clip_sum:fashioniq,stage={stage}", [*base, *changes])
+    loaded = config.load(f"clip_sum:fashioniq,stage={stage}", base)
+    with loaded.unlocked():  # of every stage, also of those that do not read them
+        loaded.loss.temperature, loaded.loss.bank_block = 0.1, 4
+    return config.override(loaded, changes)
 
 
 def load(data, root, *changes):
     """The training sets of a tiny config."""
     return loading.load(tiny("unused", root, *changes, data=data), captions=False)
+
+
+def set_up(loaded):
+    """(setup, data) of a config: what is checked before the first step."""
+    made = setup.make(setup.resolve(loaded))
+    return made, setup.read_data(made)
+
+
+def one_device():
+    """The environment of a process that has one device, as a laptop has."""
+    return os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    }
 
 
 def stand_in(name):

@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from cir_jax import config, contract, plugins
+from cir_jax import config, contract, keys, plugins
 from cir_jax.errors import UserError
 from cir_jax.main import main
-from cir_jax.training import setup
 from tests import runs
 
 ARGUMENTS = ("fashioniq", "cirr", "emoji", "quicktest")
@@ -27,7 +26,7 @@ def test_every_config_builds(name, argument, stage):
     assert loaded.is_locked and loaded.workdir.startswith("runs/")
     assert contract.build(loaded.model).abstract
     base = config.load("base")
-    assert config._flat(loaded).keys() == config._flat(base).keys()
+    assert keys.flat(loaded).keys() == keys.flat(base).keys()
 
 
 def test_recipes_of_the_paper():
@@ -90,10 +89,10 @@ def test_recipes_of_generated_triplets(row):
 def test_every_recipe_has_the_same_keys():
     recipes = importlib.import_module("cir_jax.configs.positives").RECIPES
     assert {f"{m}-{d}" for m, d in (row[0].split() for row in ROWS)} < set(recipes)
-    keys = config._flat(config.load("positives")).keys()
+    known = keys.flat(config.load("positives")).keys()
     for name in recipes:
         changed = config.load(f"positives:{name}", ["pair.per_image=2", "rewrite.texts=3"])
-        assert config._flat(changed).keys() == keys
+        assert keys.flat(changed).keys() == known
         assert (changed.pair.per_image, changed.rewrite.texts) == (2, 3)
 
 
@@ -145,7 +144,11 @@ def test_overrides_keep_types():
         ),
         ("clip_sum:fashion", [], "argument 'fashion' is unknown; there are: fashioniq, cirr"),
         ("positives:clip-fashion", [], "no recipe 'clip-fashion'; .* Did you mean 'clip-fashioniq"),
-        ("positives", ["pair.windo=1"], "key 'pair.windo'. Did you .* All: configs/positives.py"),
+        (
+            "positives",
+            ["pair.windo=1"],
+            "key 'pair.windo'. Did you .* All: configs/positives.py, and",
+        ),
         ("zero_shot:ciir", [], "'ciir' is unknown; there are: fashioniq, .* Did you mean 'cirr'"),
         ("clip_sum:stage=3", [], "config argument 'stage=3' is unknown"),
         ("nowhere.py", [], "no config file nowhere.py; by name there are: .*clip_combiner, "),
@@ -170,14 +173,14 @@ def test_names_that_do_not_exist_list_what_does(tmp_path):
         ),
         ("stage=three", r"no 'three' in stages; there are: one_in_batch, two_bank, zero_image"),
         ("model.tower=ViT", r"no tower 'ViT'; there are: RN50"),
-        ("model.dtype=float16", r"model.dtype='float16'; use auto, float32 or bfloat16"),
+        ("model.dtype=float16", r"model.dtype='float16' is unknown; use auto, float32 or bfloat16"),
         ("batch=12", r"batch 12 does not divide over 8 devices of axis 'data'; use 8 or 16"),
         ("batch=64", r"batch 64 is larger than the 32 triplets"),
         ("model.image_size=32", r"model.image_size=32, but tower 'tiny-vit' takes 64"),
     ):
         model = "clip_sum" if change.startswith("model.") else "cross_attention"
         with pytest.raises(UserError, match=message):
-            setup.run(runs.tiny(tmp_path / "run", root, change, model=model))
+            runs.set_up(runs.tiny(tmp_path / "run", root, change, model=model))
 
 
 def test_a_plugin_file_without_the_contract(tmp_path):

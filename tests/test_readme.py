@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command of the README is run: as it stands on tiny data, or shrunk by the flags below."""
+"""Every command and every Python block of the READMEs is run: as it stands on tiny data, or shrunk
+by the flags below."""
 
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,22 +15,18 @@ import pytest
 import torch
 from transformers import CLIPModel
 
+import cir_jax
 from cir_jax.datasets.readers import emoji
 from cir_jax.main import main
 from cir_jax.models.sprc.layouts import STAGE_ONE
-from tests import runs, zero_shot_sets
+from tests import readmes, runs, zero_shot_sets
 from tests.convert import blip_files, published, published_sprc
 from tests.generation.scripted import Scripted
+from tests.readmes import COMMANDS
 from tests.training.test_init_from import combiner
 from tools import convert_weights
 
 HERE = Path(__file__).parents[1]
-README = (HERE / "README.md").read_text()
-COMMANDS = [
-    line
-    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    for line in block.strip().splitlines()
-]
 TINY = (
     f"model.name={runs.stand_in('cross_attention')}",
     "model.tower=tiny-vit", "steps=2", "epochs=1", "batch=8", "eval.examples=2", "data.threads=2",
@@ -36,9 +34,13 @@ TINY = (
 )  # fmt: skip
 
 
+# Run by test_launch_commands, by test_documentation.py, and by launch/test.sh itself.
+ELSEWHERE = ("bash launch/", "python tools/", "python -m pytest ", "ruff ", "source .venv/")
+
+
 def test_readme_has_the_commands():
     assert COMMANDS[:2] == ["bash launch/demo.sh", "bash launch/test.sh"]
-    assert len(COMMANDS) > 12
+    assert len(COMMANDS) > 60
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("bash launch/")])
@@ -88,6 +90,17 @@ def folder(tmp_path_factory):
     zero_shot_sets.write_genecis(root / "DATA/GeneCIS")
     emoji.prepare(root / "emoji", limit=300)
     weights(root / "DATA")
+    table = root / "DATA/table"
+    for i in range(8):
+        runs.write_image(table / "images" / f"{i}.png", list(runs.COLORS.values())[i % 4], i)
+    rows = "".join(f"{i}.png,{(i + 1) % 8}.png,next colour\n" for i in range(8))
+    for split in ("train", "val"):
+        (table / f"{split}.csv").write_text("reference,target,text\n" + rows)
+    for name, text in readmes.EXAMPLES.items():
+        (root / name).write_text(text)
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(root / "DATA/photos/red.jpg", root / name)
+    shutil.copy(root / "DATA/best.pt", root / "best.pt")
     return root
 
 
@@ -111,43 +124,51 @@ def shrunk(flags, server):
     flags = [f.replace("http://localhost:8000/v1", server) for f in flags]
     changes = ["data.threads=2"] if flags[0] == "positives" else []
     unnamed = [c for c in TINY if not c.startswith("model.")]
-    if any(f.startswith("sprc:emoji") for f in flags):  # small as it is
+    small = any(re.match(r"\w+:(emoji|quicktest)", f) for f in flags)
+    if flags[0] == "train" and small:  # small as it is
         changes += unnamed
     elif "--init-from" in flags:
         changes += ["model.tower=auto", *unnamed]
     elif flags[0] == "train":
         changes += TINY
-    if (
-        any(f.endswith(":emoji") or ":emoji," in f for f in flags)
-        and "data.root=DATA/mine" not in flags
-    ):
+    if small and "data.root=" not in " ".join(flags):
         changes.append("data.root=emoji")
     if "positives:blip-fashioniq" in flags:  # a model of 7 billion parameters writes these
         changes += ["caption.captioner=texts", "caption.file=DATA/llava.json", "pair.keep=3"]
     return [*flags, *(x for change in changes for x in ("--set", change))]
 
 
-def test_cir_jax_commands_in_order(folder, monkeypatch, capsys):
+def shrunk_changes(changes):
+    """The same for the changes that `cir_jax.train` is given."""
+    start = "init_from" in changes
+    tiny = [c for c in TINY if not (start and c.startswith("model."))]
+    tiny += ["model.tower=auto"] * start
+    return dict(item.split("=", 1) for item in tiny) | changes
+
+
+def test_commands_and_python_in_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     ran, converted = [], []
     with Scripted() as server:
         for command in COMMANDS:
             name, *flags = shlex.split(command)
-            if name == "python":
-                assert flags[0] == "tools/convert_weights.py", f"no test knows: {command}"
+            if command.startswith("python tools/convert_weights.py"):
                 assert convert_weights.main(flags[1:]) == 0, capsys.readouterr().err
                 converted.append(flags[1])
                 continue
             if name != "cir-jax":
-                assert name == "bash", f"a command no test knows: {command}"
+                assert command.startswith(ELSEWHERE), f"a command no test knows: {command}"
                 continue
             status = main(shrunk(flags, server.url))
             # A tiny copy of a benchmark has other counts than the official, and doctor says so.
             doctored = flags[0] == "doctor" and flags[1] != "folder"
             assert status in ((0, 1) if doctored else (0,)), capsys.readouterr().err
             ran.append(flags[0])
-    assert set(ran) == {"doctor", "train", "evaluate", "submit", "pack", "positives", "triplets"}
-    assert set(converted) == {"inspect", "import", "export", "verify"}
+    assert set(ran) == {
+        "doctor", "train", "evaluate", "submit", "pack", "positives", "triplets", "inspect",
+        "import", "export",
+    }  # fmt: skip
+    assert set(converted) == {"verify"}
     assert (folder / "runs/fiq2/report.html").is_file()
     for name in ("spn-cirr", "zero-shot-cirr", "combiner-cirr", "tgcir1", "blip-cirr2", "sprc2",
                  "cirr2-circo", "zero-shot-circo", "cirr2-genecis"):  # fmt: skip
@@ -159,6 +180,12 @@ def test_cir_jax_commands_in_order(folder, monkeypatch, capsys):
     for name in ("emoji-positives", "photos", "titles", "fiq-positives"):
         assert (folder / "runs" / name / "triplets.jsonl").read_text().count("\n") >= 3
     assert json.loads((folder / "DATA/lasco.jsonl").read_text())["text"] == "greener"
+    train = cir_jax.train
+    monkeypatch.setattr(
+        cir_jax, "train", lambda config, changes: train(config, shrunk_changes(changes))
+    )
+    for name, script in readmes.SCRIPTS.items():
+        exec(compile(script, name, "exec"), {"__name__": name})
 
 
 def test_flags_of_the_demo():
@@ -170,14 +197,3 @@ def test_flags_of_the_demo():
         timeout=120,
     )
     assert done.returncode == 0 and "--seeds" in done.stdout and "--quick" in done.stdout
-
-
-def test_nothing_is_left_to_be_filled_in():
-    prose = re.sub(r"`[^`]*`", "", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
-    assert not re.search(r"[A-Z]+_[A-Z]+\b", prose)
-
-
-def test_figures_exist_and_links_are_not_local():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        heading = target.startswith("#") and f"## {target[1:].title()}\n" in README
-        assert heading or target.startswith("https://") or (HERE / target).is_file(), target

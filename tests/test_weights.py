@@ -44,11 +44,11 @@ def test_auto_is_of_the_weights_that_are_evaluated(place, tmp_path):
     other = published.write("clip4cir", tmp_path / "r", published.state(RESNET), RESNET)
     run = imported(tmp_path / "run", other, RESNET)
     settings = auto(f"workdir={run}", f"init_from={other}")
-    assert weights.settled(settings, str(place)).model.tower == VIT
-    assert weights.settled(settings, str(run)).model.tower == RESNET
+    assert weights.resolve(settings, str(place)).model.tower == VIT
+    assert weights.resolve(settings, str(run)).model.tower == RESNET
     # Imported weights are no step that training would resume.
     settings = auto(f"workdir={run}", f"init_from={place}")
-    assert weights.settled(settings).model.tower == VIT
+    assert weights.resolve(settings).model.tower == VIT
 
 
 def test_auto_asks_the_run_among_several_places(place, tmp_path):
@@ -56,7 +56,7 @@ def test_auto_asks_the_run_among_several_places(place, tmp_path):
     file, _ = combiner(tmp_path / "combiner.pt")
     for given in ((run, file), (file, run)):
         joined = ",".join(map(str, given))
-        settings = weights.settled(auto("model.name=clip_combiner"), joined)
+        settings = weights.resolve(auto("model.name=clip_combiner"), joined)
         assert settings.model.tower == VIT
         assert weights.load(joined, published.functions(VIT, "clip_combiner")).query
 
@@ -84,4 +84,4 @@ def test_an_archive_of_openai_is_not_what_a_config_beside_it_says(tmp_path):
     size = published.sizes.find(VIT + "+gelu")
     content = json.dumps(published.open_clip.config_of(size, 77))
     (tmp_path / "open_clip_config.json").write_text(content)
-    assert weights.settled(auto(), str(place)).model.tower == VIT
+    assert weights.resolve(auto(), str(place)).model.tower == VIT

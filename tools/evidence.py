@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own fol
 from cir_jax import config as configs
 from cir_jax import progress
 from cir_jax.datasets.readers import emoji
+from cir_jax.evals import benchmark
 from cir_jax.evals.reports.sections import Spread
 from cir_jax.generation import steps
 from cir_jax.retrieval import load
-from cir_jax.training import setup, train
+from cir_jax.training import train
 from tools.evidence_plot import plot
 
 ANNOTATED = (100, 300, 1000, -1)
@@ -96,7 +97,7 @@ class Runs:
         }
         cirr = ["eval.benchmark=cirr", f"data.root={self.data / 'cirr'}", "eval.examples=0"]
         other, retriever = load.from_run(workdir, "last", cirr)
-        found = setup.benchmark(other).run(retriever).scores
+        found = benchmark.build(other).run(retriever).scores
         scores |= {f"cirr_{key}": value for key, value in found.items()}
         kept.write_text(json.dumps(scores, indent=2))
         shown = ", ".join(f"{title} {scores[key]:.1f}" for key, title in COLUMNS.items())
@@ -219,8 +220,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         parser.error(f"--seeds {args.seeds} is below 1")
     out = Path(args.out)
     # The runs of all seeds share their programs: each is compiled once.
-    jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     data = emoji.prepare(
         args.data or (out / "openmoji" if args.quick else ""), limit=300 * args.quick
     )

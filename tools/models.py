@@ -72,7 +72,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
     args = parser.parse_args(argv)
     out, which = Path(args.out), "quicktest" if args.quick else "emoji"
-    jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str((out / "programs").resolve()))
     data = emoji.prepare(
         args.data or (out / "openmoji" if args.quick else ""), limit=300 * args.quick
     )

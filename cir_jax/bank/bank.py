@@ -79,7 +79,8 @@ class Inputs:
             digest.update(f"{path} {x.dtype} {x.shape}\n".encode())
             digest.update(np.ascontiguousarray(x).tobytes())
         parts = {
-            "model": Path(self.functions.module.__file__).stem,
+            # By its name, which is that of a folder for some models and of a file for others.
+            "model": Path(self.functions.config.name).stem,
             "parameters": digest.hexdigest(),
             "images": self.data.images.fingerprint(),
             "preprocessing": self.preprocess.fingerprint(),
@@ -97,7 +98,7 @@ class Inputs:
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Name -> (shape, dtype) of what lies on disk."""
-        shapes = {
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "targets": ((len(self.data.images), *self.functions.target_shape), np.dtype("float32"))
         }
         if self.place != "recompute":
@@ -125,11 +126,11 @@ def place(rows: dict[str, np.ndarray], mesh: Mesh, dtype: str = "float32") -> Ba
         fill = -len(x) % mesh.size
         shape = (len(x) + fill, *x.shape[1:])
 
-        def part(span: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = span[0].indices(shape[0])
-            mine = x[start : min(stop, len(x))].astype(kind)
-            short = stop - start - len(mine)
-            return np.pad(mine, ((0, short), (0, 0), (0, 0))) if short else mine
+        def part(span: tuple[slice, ...] | None) -> np.ndarray:
+            start, stop, _ = (span[0] if span else slice(None)).indices(shape[0])
+            valid = x[start : min(stop, len(x))].astype(kind)
+            short = stop - start - len(valid)
+            return np.pad(valid, ((0, short), (0, 0), (0, 0))) if short else valid
 
         return jax.make_array_from_callback(shape, sharding, part)
 

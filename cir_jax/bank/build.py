@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 from cir_jax import progress
 from cir_jax.bank import files
-from cir_jax.bank import folder as bank_folder
 from cir_jax.bank.bank import Inputs
 from cir_jax.bank.references import Plan, gigabytes
 from cir_jax.contract import Functions
@@ -44,7 +43,7 @@ def visits(images: int, plan: Plan, place: str) -> list[Visit]:
     if place == "recompute":
         return [Visit(i, True, range(0)) for i in range(images)]
     start = np.searchsorted(plan.image, np.arange(images + 1)).tolist()
-    width = _width(plan)
+    width = _texts_per_pass(plan)
     return [
         Visit(i, at == start[i], range(at, min(at + width, start[i + 1])))
         for i in range(images)
@@ -52,13 +51,13 @@ def visits(images: int, plan: Plan, place: str) -> list[Visit]:
     ]
 
 
-def _width(plan: Plan) -> int:
-    """Texts in one pass: as many as an image has in the mean."""
+def _texts_per_pass(plan: Plan) -> int:
+    """As many as an image has in the mean, so that most images are encoded in one pass."""
     images = max(len(np.unique(plan.image)), 1)
     return min(-(-len(plan) // images), _TEXTS) or 1
 
 
-def ready(
+def load_or_build(
     folder: str | Path, inputs: Inputs, mesh: Mesh, *, batch: int = 128, threads: int = 16
 ) -> dict[str, np.ndarray]:
     """The bank in `folder`, memory-mapped, built there if it is not.
@@ -78,63 +77,65 @@ def ready(
       UserError: the bank there was made of something else, or there is no room for one.
     """
     made_of = inputs.fingerprint()
-    rows = _loaded(folder, made_of)
+    rows = _load(folder, made_of)
     # Where hosts do not share the folder some have it and some not: then all take part.
     if not _everywhere(rows is not None):
-        rows = _built(folder, inputs, made_of, mesh, batch, threads)
+        rows = _build_alone(folder, inputs, made_of, mesh, batch, threads)
+    assert rows is not None
     return rows
 
 
-def _built(
+def _build_alone(
     folder: str | Path,
     inputs: Inputs,
     made_of: dict[str, str],
     mesh: Mesh,
     batch: int,
     threads: int,
-) -> dict[str, np.ndarray]:
-    _together(
-        partial(bank_folder.make, folder), f"another process cannot make its {folder}; it says why"
+) -> dict[str, np.ndarray] | None:
+    """The bank, built while no other run builds in `folder`."""
+    _in_every_process(
+        partial(files.make_folder, folder), f"another process cannot make its {folder}; it says why"
     )
-    writes = bank_folder.writes(folder)
-    lock = _together(
-        lambda: bank_folder.lock(folder) if writes else None,
+    writes = files.is_writer(folder)
+    lock = _in_every_process(
+        lambda: files.lock(folder) if writes else None,
         f"another process cannot build the bank in {folder}; it says why",
     )
     try:
-        rows = _loaded(folder, made_of)  # another run may have built it since
+        rows = _load(folder, made_of)  # another run may have built it since
         if not _everywhere(rows is not None):
-            build(folder, inputs, made_of, mesh, writes and rows is None, batch, threads)
-            rows = _loaded(folder, made_of)
+            _build(folder, inputs, made_of, mesh, writes and rows is None, batch, threads)
+            rows = _load(folder, made_of)
     finally:
         if lock:
             lock.release()
     return rows
 
 
-def _loaded(folder: str | Path, made_of: dict[str, str]) -> dict[str, np.ndarray] | None:
+def _load(folder: str | Path, made_of: dict[str, str]) -> dict[str, np.ndarray] | None:
     elsewhere = f"another process cannot use the bank in its {folder}; it says why"
-    return _together(partial(files.load, folder, made_of), elsewhere)
+    return _in_every_process(partial(files.load, folder, made_of), elsewhere)
 
 
-def _together(here: Callable[[], Any], elsewhere: str) -> Any:
+def _in_every_process(here: Callable[[], Any], elsewhere: str) -> Any:
     """What `here` returns; if it fails in one process all stop, or the others would wait for it."""
-    found, error = None, None
+    result, error = None, None
     try:
-        found = here()
+        result = here()
     except UserError as raised:
         error = raised
     if not _everywhere(error is None):
         raise error or UserError(elsewhere)
-    return found
+    return result
 
 
-def build(
+def _build(
     folder: str | Path,
     inputs: Inputs,
     made_of: dict[str, str],
     mesh: Mesh,
-    mine: bool,
+    writes: bool,
     batch: int,
     threads: int,
 ) -> None:
@@ -144,19 +145,22 @@ def build(
     several at a time, by `vmap` over the texts: what depends on the image alone is computed once.
 
     Args:
-      mine: this process writes `folder`; the others of the arguments are those of `ready`.
+      writes: this process writes `folder`; the others are those of `load_or_build`.
     """
     todo = visits(len(inputs.data.images), inputs.plan, inputs.place)
-    writer = files.Writer(folder, inputs.arrays(), made_of)
-    _check_room(writer, mine, folder)
-    done = _least(writer.done if mine else len(todo))
+    writer = _in_every_process(
+        partial(files.Writer, folder, inputs.arrays(), made_of),
+        f"another process cannot go on with the bank in its {folder}; it says why",
+    )
+    _check_room(writer, writes, folder)
+    done = _least(writer.done if writes else len(todo))
     progress.say(
         f"building the bank of {len(inputs.data.images):,} images in {folder}: "
         f"{gigabytes(writer.missing())} to write"
         + (f", going on at {done / len(todo):.0%}" if done else "")
     )
     with writer, progress.counter(len(todo), "bank", done) as bar:
-        if mine:
+        if writes:
             writer.start(done, _counts(todo[:done], inputs.place))
         rest = todo[done:]
         stream = encode.stream(
@@ -170,11 +174,11 @@ def build(
         )
         for start, rows in stream:
             part = rest[start : start + len(rows["targets"])]
-            if mine:
+            if writes:
                 _add(writer, part, rows)
                 writer.commit(done + start + len(part))
             bar.update(len(part))
-        if mine:
+        if writes:
             writer.finish(len(todo))
     _everywhere(True)  # nobody reads before all is written
 
@@ -196,8 +200,8 @@ def _last(done: list[Visit]) -> int:
     return done[-1].rows.stop if done else 0
 
 
-def _check_room(writer: files.Writer, mine: bool, folder: str | Path) -> None:
-    lacking = writer.lacks_room() if mine else ""
+def _check_room(writer: files.Writer, writes: bool, folder: str | Path) -> None:
+    lacking = writer.lacks_room() if writes else ""
     if not _everywhere(not lacking):
         elsewhere = f"another process lacks room for the bank in {folder}; it says how much"
         raise UserError(lacking or elsewhere)
@@ -225,7 +229,7 @@ def _program(functions: Functions, place: str) -> Callable:
 
 def _loader(inputs: Inputs) -> Callable[[Visit], dict[str, np.ndarray]]:
     """Visit -> {"pixels"}, and "text" [texts of a visit, T] where references read one."""
-    data, plan, width = inputs.data, inputs.plan, _width(inputs.plan)
+    data, plan, width = inputs.data, inputs.plan, _texts_per_pass(inputs.plan)
     pixels = _Opened(lambda row: inputs.preprocess(data.images.paths[row]))
     length = int(data.tokens.lengths.max())
     if not inputs.functions.module.CUT_PADDING:
@@ -251,13 +255,13 @@ class _Opened:
 
     def __call__(self, image: int) -> np.ndarray:
         with self._lock:
-            found = self._images.get(image)
-            if found is None:
+            opened = self._images.get(image)
+            if opened is None:
                 future = self._images[image] = Future()
                 if len(self._images) > _KEPT:
                     self._images.popitem(last=False)
-        if found is not None:
-            return found.result()
+        if opened is not None:
+            return opened.result()
         try:
             future.set_result(self._open(image))
         except BaseException as error:

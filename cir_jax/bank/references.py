@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.contract import Functions
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import UserError
 
-PLACES = ("auto", "device", "disk", "recompute")
-TEXTS = ("per_triplet", "last_caption")
+# Place -> the batch field that a reference comes from.
+FIELDS = {"device": "reference_row", "disk": "reference", "recompute": "reference_pixels"}
 BYTES = {"device": 4, "disk": 2, "recompute": 0}  # of one number
 BUDGET = 4e9  # bytes of references on a device that "auto" allows, or a quarter of its memory
 _RELEASED_BATCH = 32  # triplets per batch in which the released code of BLIP-2 fills its store
@@ -91,23 +91,17 @@ def last_texts(data: Any) -> np.ndarray:
     than being a reference. It draws one phrasing at random there; the first one is taken here.
     Images of no triplet have -1.
     """
-    found = np.full(len(data.images), -1, np.int64)
+    last = np.full(len(data.images), -1, np.int64)
     for first in range(0, len(data.triplets), _RELEASED_BATCH):
         part = slice(first, first + _RELEASED_BATCH)
         texts = data.text_start[:-1][part]
         for ids in (data.reference_id[part], data.target_id[part]):
-            found[ids] = texts  # of an image that comes twice the last one stays
-    return found
+            last[ids] = texts  # of an image that comes twice the last one stays
+    return last
 
 
-def check(loss: Any, per_triplet: bool) -> None:
-    """Raises UserError for values of `loss.references` and `loss.reference_text` that cannot be."""
-    for key, choices in (("references", PLACES), ("reference_text", TEXTS)):
-        if loss[key] not in choices:
-            hint = nearest(loss[key], choices)
-            raise UserError(
-                f"loss.{key}={loss[key]!r} is unknown; use {' or '.join(choices)}.{hint}"
-            )
+def check_texts(loss: ConfigDict, per_triplet: bool) -> None:
+    """Raises UserError where `loss.reference_text` does not go with the model or with the place."""
     if loss.reference_text == "last_caption":
         if not per_triplet:
             raise UserError(
@@ -121,18 +115,15 @@ def check(loss: Any, per_triplet: bool) -> None:
             )
 
 
-def settled(
-    config: ml_collections.ConfigDict, functions: Functions, rows: int, mesh: Mesh
-) -> ml_collections.ConfigDict:
-    """The config with "auto" replaced by a place; says what was chosen, and the sizes.
+def choose_place(loss: ConfigDict, functions: Functions, rows: int, mesh: Mesh) -> str:
+    """Where references lie: a key of FIELDS. Says what was chosen, and the sizes.
 
     Args:
-      config: of the run.
+      loss: section of the config.
       functions: the model.
       rows: M, number of references.
       mesh: the device mesh.
     """
-    loss = config.loss
     each = rows * int(np.prod(functions.reference_shape))
     on_device, allowed = each * BYTES["device"] / mesh.size, budget()
     place = loss.references
@@ -154,18 +145,13 @@ def settled(
             "warning: loss.reference_text=last_caption fuses each reference with the text of "
             "another triplet, as the released code of BLIP-2 does; evaluation uses the right text"
         )
-    if place == loss.references:
-        return config
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.loss.references = place
-    return config.lock()
+    return place
 
 
 def budget() -> float:
     """Bytes of references that "auto" puts on a device; the same on every process."""
-    found = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in jax.local_devices()]
-    least = min([BUDGET, *(x / 4 for x in found if x)])
+    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in jax.local_devices()]
+    least = min([BUDGET, *(x / 4 for x in limits if x)])
     if jax.process_count() > 1:
         least = float(multihost_utils.process_allgather(np.float32(least)).min())
     return least

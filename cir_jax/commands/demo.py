@@ -102,8 +102,9 @@ def _train(
     workdir: Path, data: Path, stage: int, seed: int, quick: bool, *changes: str
 ) -> dict[str, Any]:
     """Trains one stage, or takes it up where it was stopped; the scores are of both layouts."""
+    from cir_jax.evals import benchmark
     from cir_jax.retrieval import load
-    from cir_jax.training import setup, train
+    from cir_jax.training import train
 
     which = "quicktest" if quick else "emoji"
     common = [f"workdir={workdir}", f"data.root={data}", f"seed={seed}"]
@@ -113,7 +114,9 @@ def _train(
         raise UserError(f"stopped; the same command goes on from {workdir}")
     cirr = ["eval.benchmark=cirr", f"data.root={data / 'cirr'}", "eval.examples=0"]
     other, retriever = load.from_run(workdir, "last", cirr)
-    scores = setup.benchmark(other).run(retriever).scores
+    cirr_layout = benchmark.build(other)
+    assert cirr_layout is not None
+    scores = cirr_layout.run(retriever).scores
     last = results["history"][-1]
     both = {k: last[k] for k in COLUMNS if k in last}
     return results | {"scores": both | {f"cirr_{k}": v for k, v in scores.items()}}

@@ -1,28 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks over a data set before you train on it: layout, counts, and every image file.
+"""Checks a data set before you train on it: layout, counts, and every image file.
 
-Example: cir-jax doctor fashioniq DATA/fashionIQ_dataset
+Examples:
+  cir-jax doctor fashioniq DATA/fashionIQ_dataset
+  cir-jax doctor my_reader.py DATA/mine
 Exit status 1 if something was found that changes results.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from cir_jax import plugins
 from cir_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from cir_jax.datasets.doctor import Report
+
 HELP = "check a data set: layout, counts, missing and broken images"
-DATASETS = ("fashioniq", "cirr", "circo", "genecis", "folder")
 _SHOWN = 10  # names of a finding that are printed; --json holds all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
-    parser.add_argument("dataset", choices=DATASETS)
+    names = ", ".join(plugins.available("cir_jax.datasets.readers"))
+    parser.add_argument(
+        "dataset", help=f"its reader, as data.name takes it: {names}, or a .py file of yours"
+    )
     parser.add_argument("root", help="folder of the data set, as data.root takes it")
     parser.add_argument(
-        "--categories", default="", help="FashionIQ categories or GeneCIS tasks, a,b; default: all"
+        "--categories", default="", help="its categories or tasks to look at, a,b; default: all"
     )
     parser.add_argument("--no-decode", action="store_true", help="do not open the images")
     parser.add_argument("--json", default="", metavar="FILE", help="write all findings to FILE")
@@ -47,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if report["problems"] else 0
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: "Report") -> None:
     print(f"{report['dataset']} in {report['root']}")
     for row in report["counts"]:
         official = f"{row['official']:>10,}" if row["official"] else " " * 10

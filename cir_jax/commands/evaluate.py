@@ -9,10 +9,15 @@ Examples:
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
 
 from cir_jax import config
 from cir_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from cir_jax.retrieval.retriever import Retriever
 
 HELP = "score a trained run or weights, and write a report"
 
@@ -39,8 +44,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     config.add_override_argument(parser)
 
 
-def retriever(args: argparse.Namespace) -> tuple[Any, Any, str]:
-    """(config, retriever, what they are in words) of the flags of `add_run_arguments`.
+def retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
+    """(config, retriever, their name for messages) from the flags of `add_run_arguments`.
 
     Raises:
       UserError: neither or both of a run and weights are named, or they cannot be used.
@@ -71,16 +76,16 @@ def retriever(args: argparse.Namespace) -> tuple[Any, Any, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restores the run, ranks, prints the table."""
+    """Restores the run, ranks, prints the table of scores, writes the report."""
     from cir_jax.runtime import distributed
 
     distributed.initialize()  # before jax starts a backend
     import jax
 
     from cir_jax import progress, weights
+    from cir_jax.evals import benchmark
     from cir_jax.evals.reports import run_report
     from cir_jax.evals.reports.sections import text_table
-    from cir_jax.training import setup
 
     loaded, found, what = retriever(args)
     if args.init_from and not args.out and weights.is_run(loaded.workdir):
@@ -88,16 +93,17 @@ def run(args: argparse.Namespace) -> int:
             f"{loaded.workdir} holds a run, and the report in it would be of {what}; give --out "
             "FOLDER"
         )
-    benchmark = setup.benchmark(loaded)
-    if benchmark is None:
+    chosen = benchmark.build(loaded)
+    if chosen is None:
         raise UserError(f"{what} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq")
-    result = benchmark.run(found)
+    result = chosen.run(found)
     rules = ", ".join(f"{k} {v}" for k, v in result.protocol.items() if isinstance(v, str))
     progress.say(f"{what}: {rules}\n")
     progress.say(text_table(run_report.recall_table(result.scores, result.protocol)))
     progress.say(f"\n{result.selection}: {result.score:.2f}")
     if jax.process_index() == 0:
-        title = f"{loaded.model.name} {loaded.model.tower} on {result.protocol['benchmark']}"
+        scored = result.protocol.get("benchmark", loaded.eval.benchmark)
+        title = f"{loaded.model.name} {loaded.model.tower} on {scored}"
         folder = Path(args.out or Path(args.workdir or loaded.workdir) / "evaluation")
         path = run_report.write_evaluation(folder, title, loaded, result, what)
         progress.say(f"report: {path}")

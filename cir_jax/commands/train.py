@@ -7,8 +7,9 @@ Examples:
 """
 
 import argparse
+from pathlib import Path
 
-from cir_jax import config
+from cir_jax import config as configs
 from cir_jax.errors import UserError
 
 HELP = "train one stage of a model; again, to resume"
@@ -16,19 +17,39 @@ HELP = "train one stage of a model; again, to resume"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
-    config.add_arguments(parser)
-    config.add_init_from_argument(parser, "start from these parameters")
+    configs.add_arguments(parser)
+    configs.add_init_from_argument(parser, "start from these parameters")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved config, parameters, memory and steps, and train nothing",
+    )
+    parser.epilog = f"configs and their arguments:\n{configs.listing()}"
 
 
 def run(args: argparse.Namespace) -> int:
     """Loads the config before anything heavy, so that a typo is reported at once."""
-    loaded = config.with_init_from(config.from_args(args), args.init_from)
+    loaded = configs.with_init_from(configs.from_args(args), args.init_from)
     if "stage" not in loaded:
         raise UserError(f"--config {args.config} makes triplets; use it with `cir-jax positives`")
     from cir_jax.runtime import distributed
 
     distributed.initialize()  # before jax starts a backend
+    import jax
+
+    from cir_jax import progress
+
+    if args.dry_run:
+        from cir_jax.training import dry_run, setup
+
+        made = setup.make(setup.resolve(loaded))
+        progress.say(dry_run.describe(made, setup.read_data(made)))
+        return 0
     from cir_jax.training import train
 
-    train.train(loaded)
+    results = train.train(loaded)
+    if results["best"] is not None:
+        progress.say(f"best {results['selection'] or 'score'}: {results['best']:.2f}")
+    if jax.process_index() == 0:
+        progress.say(f"report: {Path(results['workdir'], 'report.html').resolve()}")
     return 0

@@ -5,14 +5,14 @@ A file of PyTorch holds one model. What retrieves is the image side of the index
 of the query, and that is what is written; the two trees can also be written apart.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cir_jax.convert import identify, tables, tied
-from cir_jax.convert.containers.tensors import FLOATS
+from cir_jax.convert.containers.tensors import FLOATS, Tensor
 from cir_jax.convert.layout import Layout, Written
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import TEMPERATURE, ModelParams, Params
@@ -66,43 +66,50 @@ def write(
       UserError: an unknown layout, tree or type, or the place cannot be written.
     """
     known = formats(functions.config.name)
-    for name, value, choices in (
-        ("--format", layout, known), ("--tree", tree, TREES), ("--dtype", dtype, DTYPES),
-    ):  # fmt: skip
-        if value not in choices:
-            raise UserError(
-                f"{name}={value} is unknown; there are: {', '.join(choices)}."
-                f"{nearest(value, choices)}"
-            )
+    flags = {"--format": (layout, known), "--tree": (tree, TREES), "--dtype": (dtype, DTYPES)}
+    _check_choices(flags)
     chosen, record = known[layout], record or {}
     rules, apart = chosen.rules_of(functions), chosen.index_rules(functions.config)
     if tree == "retrieval" and chosen.two_trees:
         params = query
     else:
-        single = tables.leaves(rules, functions.abstract).keys()
+        single = set(tables.leaves(rules, functions.abstract))
         single -= tables.leaves(apart, functions.abstract).keys()
         params = _tree(functions, index, query, tree, single)
     differ = [p for p in functions.abstract if tree == "retrieval" and _differ(index[p], params[p])]
-    table = tables.expand(rules, tables.leaves(rules, params))
     beside = tables.leaves(apart, index if tree == "retrieval" else params)
-    index_table = tables.expand(apart, beside)
-    dtypes = _dtypes(dtype, layout, record, [*table, *index_table])
-    tensors = tables.tensors_of(table, params, dtypes)
-    tensors |= tables.tensors_of(index_table, beside, dtypes)
-    copied = tied.names(chosen.copied, tensors)
-    tensors |= {copy: tensors[name] for copy, name in copied.items()}
+    expanded = [
+        (tables.expand(rules, tables.leaves(rules, params)), params),
+        (tables.expand(apart, beside), beside),
+    ]
+    dtypes = _dtypes([name for table, _ in expanded for name in table], dtype, layout, record)
+    tensors: dict[str, Tensor] = {}
+    for table, values in expanded:
+        tensors |= tables.tensors_of(table, values, dtypes)
+    tensors |= {copy: tensors[of] for copy, of in tied.names(chosen.copied, tensors).items()}
     tensors |= chosen.extra(tensors, record.get("kept", {}))
     temperature = float(query.get(TEMPERATURE, temperature))
     written = Written(
         functions.config, index, tuple(differ), epoch, temperature, tuple(files), dtypes, data or {}
     )
+    assert chosen.write is not None  # `formats` has no other
     return chosen.write(Path(place), tensors, written)
 
 
+def _check_choices(given: Mapping[str, tuple[str, Collection[str]]]) -> None:
+    """Raises UserError unless each flag has one of its values."""
+    for name, (value, choices) in given.items():
+        if value not in choices:
+            raise UserError(
+                f"{name}={value} is unknown; there are: {', '.join(choices)}."
+                f"{nearest(value, choices)}"
+            )
+
+
 def _dtypes(
-    dtype: str, layout: str, record: Mapping[str, Any], names: Sequence[str]
+    names: Sequence[str], dtype: str, layout: str, record: Mapping[str, Any]
 ) -> Mapping[str, str]:
-    """Tensor name -> type to write; of names that are not in it float32."""
+    """Tensor name -> type to write; what has no entry is float32."""
     if dtype != SOURCE:
         return dict.fromkeys(names, dtype)
     if record.get("layout", layout) != layout:
@@ -114,7 +121,7 @@ def _dtypes(
 
 
 def _tree(
-    functions: ModelParams, index: Params, query: Params, tree: str, single: Set[str]
+    functions: ModelParams, index: Params, query: Params, tree: str, single: set[str]
 ) -> Params:
     """The parameters of the one model that is written; `single` are the leaves it has once."""
     if tree != "retrieval":

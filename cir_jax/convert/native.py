@@ -15,11 +15,14 @@ from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
+from cir_jax.data import json_files
 from cir_jax.errors import UserError
-from cir_jax.files import whole
+from cir_jax.files import check_version, whole
 from cir_jax.weight_rules import Ignored, Rule
 
-KEY = "cir_jax"  # of the metadata: JSON, {"model": section of the config, "data": some of its keys}
+VERSION = 1  # of what the metadata say, and of the names of the tensors
+# Of the metadata: JSON, {"version", "model": section of the config, "data": some of its keys}.
+KEY = "cir_jax"
 INDEX = "index:"
 # Of the `model` section, what shapes follow from; of `data`, what images and texts are made by.
 SIZE_KEYS = {"name": str, "tower": str, "context": int, "image_size": int}
@@ -31,9 +34,12 @@ def find(source: Source) -> Found | None:
     if KEY not in source.metadata:
         return None
     try:
-        content = json.loads(source.metadata[KEY])
+        content = dict(json_files.loads(source.metadata[KEY]))
+        check_version(content, VERSION, f"{source.place}")
         model = _typed(content["model"], SIZE_KEYS)
         data = _typed(content["data"], INPUT_KEYS) if "data" in content else {}
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{source.place} says that this project wrote it, but its metadata are damaged "
@@ -77,7 +83,7 @@ def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Pat
     table = expand([Rule(path, path) for path in differ], differ)
     index = tensors_of(table, differ, written.dtypes)
     both = tensors | {INDEX + path: tensor for path, tensor in index.items()}
-    content = {"model": written.config.to_dict()}
+    content = {"version": VERSION, "model": written.config.to_dict()}
     if written.data:
         content["data"] = {key: written.data[key] for key in INPUT_KEYS}
     with whole(place) as file:

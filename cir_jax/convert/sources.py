@@ -6,7 +6,6 @@ What a file is, is told by its first bytes and by what it holds, never by its na
 
 import dataclasses
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from cir_jax.convert.containers import safe_tensors, torch_archive
 from cir_jax.convert.containers.tensors import Tensor
+from cir_jax.data import json_files
 from cir_jax.errors import UserError
 
 # Weights a folder may hold, the safer format first, transformers' names before open_clip's.
@@ -171,15 +171,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      UserError: it cannot be read, or is something else.
+      UserError: it cannot be read, is something else, or is what `json_files` refuses.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json_files.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is no JSON ({error}); fetch it again") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} holds a {type(found).__name__}, not an object; fetch it again")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object; fetch it again")
+    return content
 
 
 def _sha256(file: Path) -> str:

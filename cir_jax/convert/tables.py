@@ -90,9 +90,11 @@ def expand(rules: Iterable[Rule], abstract: Mapping[str, Any]) -> Table:
             raise UserError(f"conversion rules: {path} has {len(matched)} rules; keep one")
         rule, fields = matched[0]
         free = set(_FIELD.findall(rule.source)) - fields.keys()
-        for layer in range(abstract[path].shape[0]) if free else (None,):
-            number = rule.numbers[0] + rule.numbers[1] * layer if free else None
-            name = rule.source.format(**fields, **dict.fromkeys(free, number))
+        first, step = rule.numbers
+        layers: Iterable[int | None] = range(abstract[path].shape[0]) if free else (None,)
+        for layer in layers:
+            numbers = {} if layer is None else dict.fromkeys(free, first + step * layer)
+            name = rule.source.format(**fields, **numbers)
             table.setdefault(name, []).append(Piece(path, layer, rule.axes, rule.part, rule.ones))
     for name, pieces in table.items():
         pieces.sort(key=lambda piece: piece.part)

@@ -8,31 +8,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import json_files
 from cir_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _ENCODING = "utf-8-sig"  # editors on Windows begin a file with a byte order mark
+_BETWEEN = re.compile(r"[\s,]*")  # records of a list
 
 
 def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any:
     """The content of a JSON file whose top level is a list (or what `expected` says).
 
     Raises:
-      UserError: no such file, malformed (with the position), or of another type.
+      UserError: no such file, malformed (with the position), of another type, or something that
+        `json_files` refuses (with the record).
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no annotation file {path}; `cir-jax doctor` lists what a data set needs")
     try:
         text = path.read_text(encoding=_ENCODING)
-        content = json.loads(text)
+        content = json_files.loads(text)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); fetch the file again") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is no JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-            f"{_record_at(text, error.pos)}; fetch the file again"
-        ) from None
+    except ValueError as found:
+        record, wrong = _in_record(text, found)
+        if isinstance(wrong, json.JSONDecodeError):
+            raise UserError(
+                f"{path} is no JSON: {wrong.msg} at line {wrong.lineno}, column {wrong.colno}"
+                f"{record}; fetch the file again"
+            ) from None
+        raise UserError(f"{path}{record}: {wrong}; correct that or fetch the file again") from None
     if not isinstance(content, expected):
         kinds = expected if isinstance(expected, tuple) else (expected,)
         raise UserError(
@@ -42,13 +48,19 @@ def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any
     return content
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_lines(
+    path: str | Path, lone_surrogates: bool = False
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Records of a JSON-lines file, each with "file:line" for messages; blank lines are skipped.
 
     One record is in memory at a time: files of generated triplets hold millions.
 
+    Args:
+      path: the file.
+      lone_surrogates: read them; see `json_files.loads`.
+
     Raises:
-      UserError: no such file, or a line that is no JSON object.
+      UserError: no such file, or a line that is no JSON object or that `json_files` refuses.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,7 +71,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     where = f"{path}:{number}"
-                    yield where, _object(line, where)
+                    yield where, _object(line, where, lone_surrogates)
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{path} is not UTF-8 text after line {number} ({error}); save it as UTF-8"
@@ -144,29 +156,37 @@ def image_files(folder: str | Path, depth: int = 1) -> dict[str, str]:
     return found
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _object(line: str, where: str, lone_surrogates: bool) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json_files.loads(line, lone_surrogates)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where} is no JSON ({error.msg}, column {error.colno}); correct that line"
         ) from None
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; correct that line") from None
     if not isinstance(record, dict):
         raise UserError(f"{where} is a {type(record).__name__}, expected a JSON object")
     return record
 
 
-def _record_at(text: str, position: int) -> str:
-    """Text that says in which record of a JSON list `position` is; "" if it is no list."""
-    decoder, between = json.JSONDecoder(), re.compile(r"[\s,]*")
+def _in_record(text: str, error: ValueError) -> tuple[str, ValueError]:
+    """(", record N" of a JSON list that is refused with `error`, what is wrong with that record).
+
+    The text is "" if it is no list.
+    """
     if not text.lstrip().startswith("["):
-        return ""
+        return "", error
     end, count = text.index("[") + 1, 0
     while True:
         try:
-            _, end = decoder.raw_decode(text, between.match(text, end).end())
-        except ValueError:
-            return f", record {count}"
-        if end > position:
-            return f", record {count}"
+            between = _BETWEEN.match(text, end)
+            _, end = json_files.decode(text, between.end() if between else end)
+        except ValueError as found:
+            malformed = isinstance(found, json.JSONDecodeError)
+            if malformed and not isinstance(error, json.JSONDecodeError):
+                return "", error  # the end of the list: only its nesting was one level too deep
+            return f", record {count}", found
+        if end > getattr(error, "pos", len(text)):
+            return f", record {count}", error
         count += 1

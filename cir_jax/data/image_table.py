@@ -48,24 +48,6 @@ class ImageTable:
         return len(self.names)
 
     @classmethod
-    def from_names(cls, names: Iterable[str], paths: Mapping[str, Any]) -> "ImageTable":
-        """A table of `names` in their order; a name that comes twice keeps its first row.
-
-        Raises:
-          UserError: a name has no path.
-        """
-        row_of: dict[str, int] = {}
-        for name in names:
-            row_of.setdefault(name, len(row_of))
-        lost = [n for n in row_of if n not in paths]
-        if lost:
-            raise UserError(
-                f"{len(lost)} images have no file, {lost[0]!r} the first;{nearest(lost[0], paths)} "
-                "run `cir-jax doctor` on the data set"
-            )
-        return cls(tuple(row_of), [paths[n] for n in row_of], row_of)
-
-    @classmethod
     def from_sets(cls, sets: Sequence[TripletSet], optimized: str = "") -> "ImageTable":
         """The images of all triplets, in first-seen order, the reference before the target.
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow
 import xxhash
 from PIL import Image
 
@@ -105,6 +104,8 @@ def pixel_hash(image: Image.Image) -> str:
     XXH3 over Pillow's own memory: two per cent of the time of decoding, where a copy of the pixels
     and a cryptographic hash would take half of it.
     """
+    import pyarrow  # slow to import, and whoever only reads annotations decodes no image
+
     image = image if image.mode == "RGB" else image.convert("RGB")
     try:
         pixels = pyarrow.array(image).buffers()[-1]

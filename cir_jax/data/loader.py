@@ -58,8 +58,7 @@ class Loader:
         self.sources = sources
         self._excluded = _exclusions(data, options)
         self._cache: dict[int, np.ndarray] = {}
-        reads = sources.preprocess or sources.store
-        self._pool = ThreadPoolExecutor(max(options.threads, 1)) if reads else None
+        self._pool = ThreadPoolExecutor(max(options.threads, 1))  # threads start with its work
 
     def __call__(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
         options, data = self.options, self.data

@@ -10,7 +10,6 @@ This module must not import jax: worker processes import it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import grain
 import numpy as np
@@ -119,7 +118,9 @@ def steps_per_epoch(data: TrainingData, batch: int) -> int:
     return steps
 
 
-def batches(data: TrainingData, options: Options, sources: Sources | None = None) -> Any:
+def batches(
+    data: TrainingData, options: Options, sources: Sources | None = None
+) -> grain.DatasetIterator:
     """An endless iterator over batches, with get_state() and set_state().
 
     Args:
@@ -135,7 +136,7 @@ def batches(data: TrainingData, options: Options, sources: Sources | None = None
 
     Raises:
       UserError: the batch does not divide over the processes or is larger than the data, pixels of
-        references that do not exist are asked for, or the mixing is unknown.
+        references that do not exist are asked for, or the weights do not fit the sources.
     """
     _check(data, options)
     stream = _indices(data, options).map(Loader(data, options, sources or Sources()))
@@ -155,8 +156,6 @@ def _check(data: TrainingData, options: Options) -> None:
         )
     if "reference_pixels" in options.fields and (data.reference_id < 0).any():
         raise UserError("image-caption pairs have no reference image; they train in stage zero")
-    if options.mixing not in ("concatenate", "weights"):
-        raise UserError(f"data.mixing={options.mixing!r} is unknown; use concatenate or weights")
     if options.mixing == "weights" and len(options.weights) != len(data.sources):
         raise UserError(
             f"data.weights={options.weights} for {len(data.sources)} sources "

@@ -9,7 +9,7 @@ blended. Orientation tags are not applied, because the released code does not ap
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -114,7 +114,7 @@ class Crop:
         left, top = max(0, left - self.dilate * width), max(0, top - self.dilate * height)
         right = min(image.width, left + (1 + self.dilate) * width)
         bottom = min(image.height, top + (1 + self.dilate) * height)
-        corners = tuple(round(x) for x in (left, top, right, bottom))
+        corners = round(left), round(top), round(right), round(bottom)
         if corners[0] >= corners[2] or corners[1] >= corners[3]:
             raise UserError(
                 f"box {self.box} (left, top, width, height) holds no pixel of {self.source}, which "
@@ -130,6 +130,19 @@ class Crop:
 
     def __str__(self) -> str:
         return f"{self.source} box {', '.join(f'{x:g}' for x in self.box)}"
+
+
+class Packed(Protocol):
+    """An image inside a larger file, e.g. a record of an ArrayRecord file."""
+
+    def read_bytes(self) -> bytes:
+        """The bytes of the image file."""
+
+    def __hash__(self) -> int:
+        """Of which image it is: an image is encoded once, and its rows are kept under it."""
+
+
+ImageFile = str | Path | Packed | Crop
 
 
 def open_image(source: Any) -> Image.Image:
@@ -172,7 +185,7 @@ def open_image(source: Any) -> Image.Image:
 def normalize(pixels: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] -> float32: / 255, minus CLIP's mean, over its deviation."""
     scaled = pixels.astype(np.float32) / np.float32(255)
-    return (scaled - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    return (scaled - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
 
 
 def _crop_centre(image: Image.Image, size: int) -> Image.Image:

@@ -170,7 +170,7 @@ def clean(text: str) -> str:
 def _clip() -> tuple[Backend, int, int]:
     file = resources.files("cir_jax.data") / "vocabulary" / "clip_bpe_simple_vocab_16e6.txt.gz"
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
-    merges = [tuple(line.split()) for line in lines[1 : 1 + _CLIP_MERGES]]
+    merges = [(a, b) for a, b in map(str.split, lines[1 : 1 + _CLIP_MERGES])]
     letters = _byte_letters()
     words = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in merges)]
     vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 FILE = "bert_base_uncased_vocab.txt.gz"
 PAD, START, END = 0, 101, 102  # [PAD], [CLS] and [SEP]
 WORDS = 30_522
-# BLIP and BLIP-2 add [DEC]; BLIP adds [ENC] as well, which stands in the place of [CLS].
-DEC, ENC = WORDS, WORDS + 1
+# Behind the words BLIP and BLIP-2 add [DEC], which no text here has; BLIP adds [ENC] as well, which
+# stands in the place of [CLS].
+ENC = WORDS + 1
 CONTEXT = 512  # positions of BERT-base
 BLIP2_CONTEXT = 32  # longest text of BLIP-2's query transformer, marks included
 LONGEST_WORD = 100  # characters; a longer word is [UNK]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenMoji names -> what they say, and the differences between two names as modification texts.
+"""Parses OpenMoji names, and writes the difference between two names as modification texts.
 
 "woman judge: dark skin tone" is a kind (judge), a gender (woman) and skin tones (dark). Two names
 that differ in one of these give a triplet: its text says the difference, so the reference and the
@@ -63,7 +63,8 @@ def parse(names: dict[str, str]) -> list[Emoji]:
     kinds = {kind for kind, gender, _ in split.values() if gender in ("man", "woman")}
     toned = {kind for kind, gender, tones in split.values() if kind and tones and not gender}
     said = {kind for kind, gender, _ in split.values() if gender == "person"}
-    emoji, used = [], Counter()
+    emoji: list[Emoji] = []
+    used: Counter[str] = Counter()
     for codes in sorted(names):
         kind, gender, tones = split[codes]
         if not gender and kind in kinds - said:  # "judge" is the neutral one of "man judge"
@@ -82,7 +83,7 @@ def parse(names: dict[str, str]) -> list[Emoji]:
 
 
 def difference(a: Emoji, b: Emoji, rng: random.Random) -> list[str] | None:
-    """Two texts that lead from `a` to `b`, or None if more than can be said at once differs."""
+    """Two modification texts that turn `a` into `b`; None if they differ in too much for one."""
     if a.category != b.category or a == b:
         return None
     if a.category == "things":
@@ -119,12 +120,12 @@ def captions_of(emoji: Emoji) -> list[str]:
 
 
 def by_likeness(emoji: Iterable[Emoji]) -> dict[tuple, list[Emoji]]:
-    """Groups inside which `difference` can be anything but None."""
+    """Groups of emoji in which `difference` may find texts; between groups it never does."""
     groups: dict[tuple, list[Emoji]] = {}
     for one in emoji:
         if one.category == "things":
             words = one.name.split()
-            keys = [
+            keys: list[tuple] = [
                 ("word", *words[:i], "*", *words[i + 1 :])
                 for i in range(len(words))
                 if len(words) > 1

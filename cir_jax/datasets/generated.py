@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import either, field, image_name, not_empty, read_json, read_lines
+from cir_jax.data.pixels import Crop, ImageFile, Packed
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import shards
 from cir_jax.datasets.named_files import NamedFiles
@@ -25,7 +26,7 @@ SOURCE = "generated"
 
 def read(
     files: Sequence[str | Path],
-    known: Mapping[str, Any],
+    known: Mapping[str, ImageFile],
     root: str | Path,
     llm_captions: bool = False,
     images: str | Path = "",
@@ -47,7 +48,7 @@ def read(
     names = NamedFiles(known)
     places = _Places(names.files, root, images)
     by_source: dict[str, list[Triplet]] = {}
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, dict[str, ImageFile]] = {}
     for file in files:
         file = Path(file) if Path(file).is_file() else Path(root) / file
         count = 0
@@ -65,15 +66,15 @@ def read(
 
 
 class _Places:
-    """The one file of each image, over all files of triplets."""
+    """Finds the file of every image; a name must mean one picture in all files of triplets."""
 
-    def __init__(self, known: Mapping[str, Any], root: str | Path, images: str | Path):
-        self._found: dict[str, Any] = dict(known)
+    def __init__(self, known: Mapping[str, ImageFile], root: str | Path, images: str | Path):
+        self._found: dict[str, ImageFile] = dict(known)
         self._root, self._images = root, images
         self._seen: dict[str, str] = {}  # name -> the last path that was compared
 
-    def find(self, name: str, path: str | None, file: Path) -> Any:
-        """Where `name` lies; None if nothing tells.
+    def find(self, name: str, path: str | None, file: Path) -> ImageFile | None:
+        """The file of `name`; None if neither the data set nor the record says which.
 
         Args:
           name: of the image.
@@ -98,10 +99,12 @@ class _Places:
         return self._found.get(name)
 
 
-def _differ(one: Any, other: Any) -> bool:
-    """Whether two places hold different pictures. One that is missing is told of elsewhere."""
+def _differ(one: ImageFile, other: ImageFile) -> bool:
+    """Whether two files hold different pictures; not if one is missing, which others report."""
     if str(one) == str(other):
         return False
+    if isinstance(one, Crop) or isinstance(other, Crop):  # a part, and a whole or another part
+        return True
     try:
         if isinstance(one, str) and isinstance(other, str) and os.path.samefile(one, other):
             return False
@@ -110,7 +113,7 @@ def _differ(one: Any, other: Any) -> bool:
         return False
 
 
-def _content(place: Any) -> bytes:
+def _content(place: str | Packed) -> bytes:
     return (Path(place) if isinstance(place, str) else place).read_bytes()
 
 

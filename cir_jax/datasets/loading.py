@@ -1,43 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config -> triplet sets, through the reader module that `data.name` names.
-
-A reader is one module of `cir_jax.datasets` (or a file of yours) that defines
-
-    read(root, split, categories)   the annotated triplets of a split, a list of `TripletSet`
-    images(root, split)             name -> file, the images that generated triplets may name
-    gallery(root, ...)              as its benchmark wants it
-    captions(root)                  optional: image-caption pairs for stage zero
-    caption_file(root)              optional: the file of them
-    held_out(root, splits)          optional: name -> file, those of images(root, "train") that are
-                                    for evaluation alone
-    home(root)                      optional: folder that files are relative to, if not the root
-"""
+"""Config -> training sets, through the reader that `data.name` names."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from types import ModuleType
-from typing import Any
 
-from cir_jax import plugins
+from ml_collections import ConfigDict
+
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
-from cir_jax.datasets import generated
+from cir_jax.datasets import generated, reader
 from cir_jax.errors import UserError
 
-PACKAGE = "cir_jax.datasets.readers"
 
-
-def reader(name: str) -> ModuleType:
-    """The reader module, e.g. "fashioniq", or a file of yours that defines `read`.
-
-    Raises:
-      UserError: no such reader; what exists is listed.
-    """
-    return plugins.load(PACKAGE, name, marker="gallery")
-
-
-def load(config: Any, captions: bool) -> list[TripletSet]:
+def load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     """The training sets of a run: image-caption pairs for stage zero, triplets otherwise.
 
     Triplets are annotated ones, then generated ones; without annotated ones
@@ -47,11 +23,11 @@ def load(config: Any, captions: bool) -> list[TripletSet]:
       UserError: whatever the reader finds wrong, or neither kind is asked for.
     """
     data = config.data
-    module = reader(data.name)
+    module = reader.load(data.name)
     if captions:
         if data.captions:
             return caption_files.read(data.captions, data.root)
-        if hasattr(module, "captions"):
+        if isinstance(module, reader.HasCaptions):
             return module.captions(data.root)
         raise UserError(
             f"stage zero trains on image captions, and data set {data.name!r} has none; set "
@@ -67,14 +43,11 @@ def load(config: Any, captions: bool) -> list[TripletSet]:
     if data.annotated > 0:
         sets = choose(sets, data.annotated, config.seed)
     if data.generated:
-        if not hasattr(module, "images"):
-            raise UserError(
-                f"{data.name} defines no images(root, split), which generated triplets need to "
-                "find theirs; add it, see cir_jax/datasets/loading.py"
-            )
-        home = module.home(data.root) if hasattr(module, "home") else data.root
-        known = module.images(data.root, "train")
+        known = reader.training_images(
+            data.name, data.root, "generated triplets need to find theirs"
+        )
         known |= {name: path for one in sets for name, path in one.paths.items()}
+        home = reader.home(data.name, data.root)
         sets += generated.read(
             data.generated, known, home, data.llm_captions, data.generated_images
         )

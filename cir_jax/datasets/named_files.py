@@ -8,9 +8,9 @@ of the bank.
 import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cir_jax.data.annotations import SUFFIXES
+from cir_jax.data.pixels import ImageFile
 from cir_jax.errors import UserError
 
 
@@ -21,7 +21,7 @@ class NamedFiles:
       files: name, in the one form it is used in -> file.
     """
 
-    def __init__(self, files: Mapping[str, Any]):
+    def __init__(self, files: Mapping[str, ImageFile]):
         self.files = dict(files)
         self._short: dict[str, list[str]] = {}
         for name in self.files:

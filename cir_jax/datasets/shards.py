@@ -7,7 +7,6 @@ file, and opening it needs neither the shard's index nor a copy.
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 _PLACE = re.compile(r"(.+\.tar)@(\d+)\+(\d+)")
 
@@ -36,7 +35,7 @@ class TarImage:
         return f"{self.shard}@{self.offset}+{self.size}"
 
 
-def place(path: str) -> Any:
+def place(path: str) -> str | TarImage:
     """`path`, or the image in a shard that it names."""
     found = _PLACE.fullmatch(path)
     return TarImage(found[1], int(found[2]), int(found[3])) if found else path

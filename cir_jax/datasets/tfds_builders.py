@@ -8,7 +8,7 @@ texts, per split). They are built from the official layout on disk; nothing is d
 import abc
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 
 from cir_jax.data.annotations import image_files
 from cir_jax.data.inspection import inspect_images
+from cir_jax.data.pixels import ImageFile
 from cir_jax.datasets import records
 from cir_jax.datasets.readers import cirr, fashioniq
 from cir_jax.errors import UserError
@@ -72,7 +73,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
 
     @abc.abstractmethod
     def has(self, split: str) -> bool:
-        """True if the split is on disk; a malformed one is, and fails where it is read."""
+        """True if the split is on disk; whether it is well-formed shows when it is read."""
 
     @abc.abstractmethod
     def annotations(self) -> Path:
@@ -83,7 +84,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder):
         """The annotated triplets of a split."""
 
     @abc.abstractmethod
-    def paths(self) -> dict[str, Any]:
+    def paths(self) -> Mapping[str, ImageFile]:
         """Name -> file of every image of every split."""
 
 
@@ -104,7 +105,7 @@ class FashionIq(_Builder):
         """All categories, one after the other."""
         return fashioniq.read(self.root, split)[0].triplets
 
-    def paths(self) -> dict[str, Any]:
+    def paths(self) -> Mapping[str, ImageFile]:
         """The images folder, which may hold more than the splits name."""
         return image_files(self.root / "images")
 
@@ -126,9 +127,9 @@ class Cirr(_Builder):
         """The split's triplets."""
         return cirr.read(self.root, split)[0].triplets
 
-    def paths(self) -> dict[str, Any]:
+    def paths(self) -> Mapping[str, ImageFile]:
         """The images that the split files name."""
-        found: dict[str, Any] = {}
+        found: dict[str, ImageFile] = {}
         for split in self.splits:
             if self.has(split):
                 found |= cirr.gallery(self.root, split)[1]

@@ -10,20 +10,22 @@ itself; here an image comes in once, and only if it is none of the labelled ones
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.data.annotations import read_json
 from cir_jax.data.image_table import ImageTable, groups
 from cir_jax.data.inspection import inspect_images
-from cir_jax.datasets import loading
+from cir_jax.data.pixels import ImageFile
+from cir_jax.datasets import reader
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError
 
 SPLIT = "split"
 
 
-def read(config: Any) -> dict[str, Any]:
+def read(config: ConfigDict) -> dict[str, ImageFile]:
     """Name -> file of all images that `data.unlabelled` names, in their order.
 
     Raises:
@@ -31,21 +33,16 @@ def read(config: Any) -> dict[str, Any]:
         images.
     """
     data = config.data
-    if data.unlabelled_count < 0:
-        raise UserError(
-            f"data.unlabelled_count={data.unlabelled_count} is negative; use 0 for all of them"
-        )
     if data.unlabelled_count and not data.unlabelled:
         raise UserError(
             f"data.unlabelled_count={data.unlabelled_count}, but data.unlabelled names no images; "
             "set it to split, folders, or JSON lists of files"
         )
-    module = loading.reader(data.name)
-    home = module.home(data.root) if hasattr(module, "home") else data.root
-    held_out = _held_out(module, config)
-    found: dict[str, Any] = {}
+    home = reader.home(data.name, data.root)
+    held_out = _held_out(config)
+    found: dict[str, ImageFile] = {}
     for entry in data.unlabelled:
-        more = _split(module, data) if entry == SPLIT else _images(entry, home)
+        more = _split(data) if entry == SPLIT else _images(entry, home)
         for name, path in more.items():
             if _place(path) in held_out:
                 continue
@@ -57,26 +54,24 @@ def read(config: Any) -> dict[str, Any]:
     return found
 
 
-def _held_out(module: Any, config: Any) -> set[str]:
-    """Files that the data set evaluates with, where its folder does not tell them from others.
+def _held_out(config: ConfigDict) -> set[str]:
+    """Files that the data set evaluates with, if they are among its training images.
 
     As negatives of training they would be seen before they are ranked.
     """
-    if not config.data.unlabelled or not hasattr(module, "held_out"):
+    module = reader.load(config.data.name)
+    if not config.data.unlabelled or not isinstance(module, reader.HasHeldOut):
         return set()
     files = module.held_out(config.data.root, ("val", config.eval.split))
     return {_place(path) for path in files.values()}
 
 
-def _split(module: Any, data: Any) -> dict[str, Any]:
-    if not hasattr(module, "images"):
-        raise UserError(
-            f"data.unlabelled=split, but {data.name} defines no images(root, split); name a folder"
-        )
-    return module.images(data.root, "train")
+def _split(data: ConfigDict) -> dict[str, ImageFile]:
+    need = "data.unlabelled=split takes its images from (a folder will do instead)"
+    return reader.training_images(data.name, data.root, need)
 
 
-def _images(entry: str, home: str | Path) -> dict[str, Any]:
+def _images(entry: str, home: str | Path) -> dict[str, ImageFile]:
     """The images of a folder, or of a JSON list of files, whose paths start where the list lies.
 
     Relative to `home` if there is no such place as given, as files of generated triplets are.
@@ -104,7 +99,7 @@ def _images(entry: str, home: str | Path) -> dict[str, Any]:
 
 def extend(
     table: ImageTable,
-    found: Mapping[str, Any],
+    found: Mapping[str, ImageFile],
     *,
     count: int = 0,
     optimized: str = "",
@@ -137,7 +132,7 @@ def extend(
         first = str(new[min(bad)])
         raise UserError(
             f"{len(bad)} of {len(new)} images of data.unlabelled are missing or empty, {first} for "
-            "one; bring them, or set data.on_missing=drop to leave them out"
+            "one; fetch them, or set data.on_missing=drop to leave them out"
         )
     new = {n: path for n, path in new.items() if n not in bad}
     if optimized:
@@ -158,13 +153,13 @@ def extend(
     return table.extended(names, [new[n] for n in names])
 
 
-def _place(path: Any) -> str:
+def _place(path: ImageFile) -> str:
     return os.path.abspath(path) if isinstance(path, str) else str(path)
 
 
 def _different(
-    table: ImageTable, new: Mapping[str, Any], group: Mapping[str, int], threads: int
-) -> dict[str, Any]:
+    table: ImageTable, new: Mapping[str, ImageFile], group: Mapping[str, int], threads: int
+) -> dict[str, ImageFile]:
     """Those of `new` whose picture is neither in the table nor an earlier one of `new`."""
     seen = {group[n] for n in table.row_of if n in group}
     kept, unknown = {}, {}

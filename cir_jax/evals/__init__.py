@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks, metrics and reports."""
+"""Evaluation: benchmarks, their metrics, the files for their test servers, and reports."""

@@ -1,23 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks share: a ranking task (queries and their gallery), its checks, and the result.
+"""The contract of a benchmark, and what benchmarks share: ranking tasks and their checks.
 
-A benchmark reads its data when it is built, so what is missing is reported before anything trains.
+A benchmark is a module of `cir_jax.evals.benchmarks`, or a .py file of yours, named by
+`eval.benchmark`. It defines
+
+    build(config)   the benchmark of a config, an object with `run(retriever)`, see `Benchmark`
+    TEST_SPLIT      only if a server scores the answers to that split: `cir-jax submit` builds the
+                    benchmark of this split and calls its `submit`, see `Submittable`
+
+The data is read by `build`, so what is missing is reported before anything trains.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from cir_jax import progress
-from cir_jax.data.pixels import Crop
+from cir_jax import plugins, progress
+from cir_jax.data.pixels import Crop, ImageFile
 from cir_jax.data.triplets import Triplet
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals.example import SHOWN, Example, Hit
 from cir_jax.retrieval.retriever import Retriever
+
+PACKAGE = "cir_jax.evals.benchmarks"
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class Result:
     Attributes:
       scores: metric -> per cent.
       selection: the metric that selects the best checkpoint.
-      protocol: everything that makes two numbers comparable; JSON.
+      protocol: every choice that two runs must share for their numbers to be comparable, as JSON;
+        "benchmark" is its title. `Task.protocol` gives the sizes.
       examples: queries spread evenly over the benchmark.
     """
 
@@ -38,8 +49,71 @@ class Result:
 
     @property
     def score(self) -> float:
-        """The selection score."""
+        """The score that selects the best checkpoint."""
         return self.scores[self.selection]
+
+
+class Benchmark(Protocol):
+    """What `build(config)` of a benchmark's module returns."""
+
+    def run(self, retriever: Retriever) -> Result:
+        """Ranks every query and scores the ranking. Every process calls it, with one result."""
+
+
+@runtime_checkable
+class Submittable(Protocol):
+    """A benchmark with a split whose answers only a test server can score."""
+
+    def submit(self, retriever: Retriever, folder: str | Path, name: str) -> list[Path]:
+        """Answers every query, checks the answers as the server would, and writes its files.
+
+        Args:
+          retriever: the model.
+          folder: where the files go.
+          name: part of the files' names.
+
+        Returns:
+          The files; every process calls this, and the first one writes them.
+
+        Raises:
+          UserError: the server would refuse the answers; nothing is written then.
+        """
+
+
+@runtime_checkable
+class _Module(Protocol):
+    def build(self, config: ConfigDict) -> Benchmark: ...
+
+
+def build(config: ConfigDict) -> Benchmark | None:
+    """The benchmark that `eval.benchmark` names, or None for "none".
+
+    Raises:
+      UserError: no such benchmark (what exists is listed), or what is wrong with its data.
+    """
+    if config.eval.benchmark == "none":
+        return None
+    return _module(config.eval.benchmark).build(config)
+
+
+def submitted_split(name: str) -> str:
+    """The split of benchmark `name` whose answers a test server scores; "" if there is none.
+
+    Raises:
+      UserError: no such benchmark; what exists is listed.
+    """
+    return "" if name == "none" else getattr(_module(name), "TEST_SPLIT", "")
+
+
+def submittable() -> list[str]:
+    """Names of the benchmarks that have a test server."""
+    return [name for name in plugins.available(PACKAGE) if submitted_split(name)]
+
+
+def _module(name: str) -> _Module:
+    module = plugins.load(PACKAGE, name, marker="build")
+    assert isinstance(module, _Module)  # `build` is the marker
+    return module
 
 
 @dataclass(frozen=True)
@@ -49,7 +123,7 @@ class Task:
     Attributes:
       title: names it in messages, e.g. "FashionIQ dress".
       triplets: Q queries.
-      references: Q files.
+      references: the Q reference images.
       names, paths: G gallery images.
       target, reference: [Q] gallery rows, -1 for one that is unknown or not in the gallery.
       missing: gallery images left out because their file is missing.
@@ -58,9 +132,9 @@ class Task:
 
     title: str
     triplets: tuple[Triplet, ...]
-    references: tuple[Any, ...]
+    references: tuple[ImageFile, ...]
     names: tuple[str, ...]
-    paths: tuple[Any, ...]
+    paths: tuple[ImageFile, ...]
     target: np.ndarray
     reference: np.ndarray
     missing: int = 0
@@ -74,7 +148,7 @@ class Task:
         return counts | (left_out if self.missing or self.dropped else {})
 
 
-def root(config: Any) -> str:
+def root(config: ConfigDict) -> str:
     """Where the data of the benchmark lies: `eval.root`, or `data.root` if that is empty."""
     return config.eval.root or config.data.root
 
@@ -82,21 +156,21 @@ def root(config: Any) -> str:
 def task(
     title: str,
     triplets: Sequence[Triplet],
-    files: Mapping[str, Any],
-    gallery: tuple[Sequence[str], Mapping[str, Any]],
+    files: Mapping[str, ImageFile],
+    gallery: tuple[Sequence[str], Mapping[str, ImageFile]],
     *,
     on_missing: str = "error",
     removed: bool = True,
 ) -> Task:
-    """Numbers queries and gallery, and checks them.
+    """Checks queries and gallery, and gives every image its row.
 
     Args:
       title: names the task in messages.
       triplets: the queries.
       files: image name -> file, for references.
       gallery: names in order, and the file of each.
-      on_missing: "error", or "drop": leave missing images and queries that need them out, and say
-        so. The numbers are then not comparable with anybody's.
+      on_missing: "error", or "drop": leave missing images and queries that need them out, with a
+        warning. The numbers are then not comparable with published ones.
       removed: whether references will be removed from the ranking.
 
     Raises:
@@ -114,8 +188,8 @@ def task(
         first = next(n for n in wanted if n in lost)
         raise UserError(
             f"{title}: {len(lost)} of {len(wanted)} images are missing, {files.get(first, first)} "
-            "the first; fetch them (`cir-jax doctor` lists them), or set eval.on_missing=drop and "
-            "get numbers that compare with nobody's"
+            "the first; fetch them (`cir-jax doctor` lists them), or set eval.on_missing=drop: the "
+            "numbers are then not comparable with published ones"
         )
     kept = [t for t in triplets if not lost & {t.reference, t.target, *t.truths}]
     names = [n for n in names if n not in lost]
@@ -125,7 +199,8 @@ def task(
     if lost:
         progress.say(
             f"warning: {title}: {missing} gallery images are missing and "
-            f"{len(triplets) - len(kept)} queries are left out; the numbers are not comparable"
+            f"{len(triplets) - len(kept)} queries are left out; the numbers are not comparable "
+            "with published ones"
         )
     return Task(
         title=title,
@@ -163,7 +238,10 @@ def examples(
     """`count` queries, evenly spread, with their best candidates.
 
     Args:
-      retriever, one, query, gallery: as above.
+      retriever: the model.
+      one: the task.
+      query: [Q, D] its queries.
+      gallery: [G, K, D] its gallery.
       ranks: [Q], 0 is best.
       removed: [Q] row that is no candidate; None for none.
       count: how many; all if there are fewer.
@@ -185,8 +263,8 @@ def spread(total: int, count: int) -> np.ndarray:
 def listed(
     one: Task,
     chosen: np.ndarray,
-    rows: Sequence[np.ndarray],
-    scores: Sequence[np.ndarray],
+    rows: Sequence[np.ndarray] | np.ndarray,
+    scores: Sequence[np.ndarray] | np.ndarray,
     ranks: np.ndarray,
 ) -> list[Example]:
     """The queries `chosen` as examples.
@@ -218,8 +296,8 @@ def listed(
     return found
 
 
-def _exists(file: Any) -> bool:
-    """Whether a file is there; records of a data set that are no paths always are."""
+def _exists(file: ImageFile) -> bool:
+    """Whether a file is there. A record of a packed data set always is."""
     if isinstance(file, Crop):
         return _exists(file.source)
     return Path(file).is_file() if isinstance(file, str | Path) else True

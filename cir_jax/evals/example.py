@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cir_jax.data.pixels import Crop
+from cir_jax.data.pixels import Crop, ImageFile
 
 SHOWN = 5  # results of an example
 
@@ -15,7 +15,7 @@ class Hit:
     """One result of an example: image name, its file, and its score."""
 
     name: str
-    path: Any
+    path: ImageFile
     score: float
 
 
@@ -35,8 +35,8 @@ class Example:
 
     query_id: str
     text: str
-    reference: Any
-    target: Any
+    reference: ImageFile
+    target: ImageFile
     target_name: str
     rank: int
     results: tuple[Hit, ...]
@@ -60,12 +60,12 @@ class Example:
         return cls(**{**content, **files, "results": hits, "also": also})
 
 
-def _written(file: Any) -> Any:
+def _written(file: ImageFile) -> str | dict[str, Any]:
     """A file as JSON holds it."""
     return asdict(file) | {"source": str(file.source)} if isinstance(file, Crop) else str(file)
 
 
-def _read(written: Any) -> Any:
+def _read(written: str | Mapping[str, Any]) -> ImageFile:
     """The inverse of `_written`."""
     if isinstance(written, Mapping):
         return Crop(**{**written, "box": tuple(written["box"])})

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recall, average precision and their means, as pure functions. 0 is the best rank: it counts the
-candidates ahead.
+"""Recall, average precision and their means, as pure functions.
+
+A rank counts the candidates ahead of the target, so 0 is the best.
 
 Every value is in per cent. Sources: section 4.1 of arXiv 2404.11317, whose tables use these means;
 FashionIQ (arXiv 1905.12794), CIRR (arXiv 2108.04024), CIRCO (arXiv 2303.15247) and GeneCIS (arXiv
@@ -155,7 +156,7 @@ def genecis(ranks: Mapping[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def arithmetic_mean(values: Sequence[float]) -> float:
+def arithmetic_mean(values: Sequence[float] | np.ndarray) -> float:
     """The plain mean."""
     return float(np.mean(np.asarray(values, np.float64)))
 

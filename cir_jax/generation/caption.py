@@ -6,7 +6,8 @@ configs/positives.py.
 """
 
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.errors import UserError
@@ -19,13 +20,13 @@ FILE, REFUSED = "captions.jsonl", "captions_refused.jsonl"
 _FIELDS = ("category",)
 
 
-def check(config: Any) -> None:
+def check_caption(config: ConfigDict) -> None:
     """Raises UserError for settings that fit no set of images."""
-    generate_text.check(config.caption, "caption", _FIELDS)
+    generate_text.check_section(config.caption, "caption", _FIELDS)
 
 
-def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str]:
-    """Captions of the images that stand for their groups, as far as there are good ones.
+def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str]:
+    """The captions of the images that stand for their groups; some images may end without one.
 
     Args:
       config: see configs/positives.py.
@@ -38,18 +39,18 @@ def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str
       Image name -> caption, in the order of the groups.
 
     Raises:
-      UserError: see `writing.write`; or there are fewer than two captions.
+      UserError: see `generate_text.generate`; or there are fewer than two captions.
     """
-    check(config)
+    check_caption(config)
     section = config.caption
-    captioner = captioner_of(section, config.seed, pool, groups)
+    captioner = build_captioner(section, config.seed, pool, groups)
     asked = {group[0]: _asked(captioner, group) for group in groups.members}
-    written = generate_text.write(
+    written = generate_text.generate(
         *(workdir / FILE, captioner, _requests(captioner, section, pool, asked), section),
         key="image",
         seed=config.seed,
         title="captioning",
-        shown=generate_text.Shown(
+        images=generate_text.RequestImages(
             {n: asked[group[0]] for group in groups.members for n in group}, groups.pixels
         ),
     )
@@ -68,14 +69,14 @@ def run(config: Any, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str
     return {name: written.texts[n] for name, n in asked.items() if n in written.texts}
 
 
-def _asked(captioner: Any, group: tuple[str, ...]) -> str:
+def _asked(captioner: contract.Captioner, group: tuple[str, ...]) -> str:
     """Which of some duplicates is captioned: the first, or one that has a caption already."""
     has = getattr(captioner, "has", None)
     return next(filter(has, group), group[0]) if has else group[0]
 
 
 def _requests(
-    captioner: Any, section: Any, pool: Pool, asked: dict[str, str]
+    captioner: contract.Captioner, section: ConfigDict, pool: Pool, asked: dict[str, str]
 ) -> dict[str, contract.Request]:
     """A request for every image that stands for its group, under the name that is asked for."""
     prompted = getattr(captioner, "prompted", True)
@@ -97,7 +98,9 @@ def _requests(
     return requests
 
 
-def captioner_of(section: Any, seed: int, pool: Pool, groups: Groups) -> Any:
+def build_captioner(
+    section: ConfigDict, seed: int, pool: Pool, groups: Groups
+) -> contract.Captioner:
     """The captioner of a config; some sets of images bring their own captions."""
     if section.captioner == "texts" and pool.texts and not section.file:
         section = section.copy_and_resolve_references()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What captioners make of their config section and of an image; the same for a model and a server.
+"""What the local model and the server have in common: length of a reply, image, refused requests.
 
 Both must show a model the same pixels and stop it at the same length, or a run that moves from one
 to the other would change its captions for no visible reason.
@@ -34,7 +34,7 @@ def token_limit(section: ConfigDict) -> int:
     )
 
 
-def check(section: ConfigDict) -> None:
+def check_section(section: ConfigDict) -> None:
     """The keys that every captioner with a model has.
 
     Raises:
@@ -103,8 +103,8 @@ def _encoded(image: Image.Image, form: str) -> bytes:
     return buffer.getvalue()
 
 
-class Grey:
-    """An image with which nothing can be wrong."""
+class GreyImage:
+    """A plain grey picture, which every server can read."""
 
     def read_bytes(self) -> bytes:
         """PNG, 224 pixels wide and high."""
@@ -112,7 +112,7 @@ class Grey:
 
 
 class Refusals:
-    """Tells one request that cannot be served from a set-up that serves none.
+    """Counts refused requests, to tell one that cannot be served from a set-up that serves none.
 
     Args:
       who: what refuses, e.g. "server http://host:8000/v1".

@@ -1,35 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a captioner is: requests (prompt, image) in, replies out, in any order.
 
-A captioner is one module of `cir_jax.generation.captioners` (or a file of yours) that
-defines `Captioner` with
+A captioner is one module of `cir_jax.generation.captioners` (or a file of yours) that defines a
+class `Captioner`, see the protocol below, and, where it has anything to check,
 
-    from_config(section, seed, names)  a class method. `section` is `config.caption` or
-                                       `config.rewrite`; `names` are the images that may be asked
-                                       for (empty for rewriting)
-    check(section)                     optional, of the module: raises UserError for settings that
-                                       cannot work, before anything else is done
-    identity                           {key: value}, recorded beside every text it writes:
-                                       at least "captioner" and "model"
-    prompted                           optional; False if it answers without reading the prompt
-    free                               optional; True if it only looks texts up: they are looked up
-                                       in every run, because where they come from may have changed
-    has(name)                          optional; whether it has a text of an image: of duplicates,
-                                       it is asked for one that it has
-    generate(requests)                 an iterator of `Reply`, one per request
-
-`generate` draws requests lazily and yields replies as they come, so that each can be written to
-disk at once and memory does not grow with the number of images. What is wrong with one request is a
-reply with a `problem`; what is wrong with all of them (no such model, a server that stays away)
-raises UserError. The caller judges texts, asks again with `attempt` + 1, and keeps the record.
+    check(section)   raises UserError for settings that cannot work, before anything else is done
 """
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
 
 from cir_jax import plugins
 from cir_jax.errors import UserError
@@ -73,6 +58,46 @@ class Reply:
     final: bool = False
 
 
+class Captioner(Protocol):
+    """What writes or looks up texts.
+
+    Attributes:
+      identity: recorded beside every text it writes: at least "captioner" and "model".
+
+    Three more attributes are optional:
+      prompted: False if it answers without reading the prompt.
+      free: True if it only looks texts up. They are looked up in every run, because where they come
+        from may have changed.
+      has(name): whether it has a text of an image. Of duplicates, it is asked for one that it has.
+    """
+
+    identity: Mapping[str, Any]
+
+    @classmethod
+    def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
+        """The captioner of `config.caption` or `config.rewrite`.
+
+        Args:
+          section: that part of the config.
+          seed: of the run.
+          names: the images that may be asked for; empty for rewriting.
+        """
+        ...
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
+        """One reply per request.
+
+        It draws requests lazily and yields replies as they come, so that each can be written to
+        disk at once and memory does not grow with the number of images. The caller judges texts,
+        asks again with `attempt` + 1, and keeps the record.
+
+        Raises:
+          UserError: something is wrong with all requests (no such model, a server that stays away).
+            What is wrong with one of them is a reply with a `problem`.
+        """
+        ...
+
+
 def load(name: str) -> ModuleType:
     """The module of a captioner, e.g. "server".
 
@@ -82,7 +107,7 @@ def load(name: str) -> ModuleType:
     return plugins.load(PACKAGE, name, marker="Captioner")
 
 
-def build(section: Any, name: str, seed: int, names: Sequence[str]) -> Any:
+def build(section: ConfigDict, name: str, seed: int, names: Sequence[str]) -> Captioner:
     """The captioner of a config's section, `name` being "caption" or "rewrite".
 
     Raises:
@@ -94,7 +119,7 @@ def build(section: Any, name: str, seed: int, names: Sequence[str]) -> Any:
         raise in_section(error, section, name) from None
 
 
-def check(section: Any, name: str) -> None:
+def check(section: ConfigDict, name: str) -> None:
     """Lets the captioner of a section check what it can before anything is asked.
 
     Raises:
@@ -108,7 +133,7 @@ def check(section: Any, name: str) -> None:
             raise in_section(error, section, name) from None
 
 
-def in_section(error: UserError, section: Any, name: str) -> UserError:
+def in_section(error: UserError, section: ConfigDict, name: str) -> UserError:
     """The error, its key named as it is set: a captioner does not know which section it reads."""
     text = str(error)
     named = re.match(r"[a-z_]+(?==)", text)

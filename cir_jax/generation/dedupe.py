@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError
 from cir_jax.generation import journal
-from cir_jax.generation.image_hashes import BITS, look
+from cir_jax.generation.image_hashes import BITS, hash_images
 from cir_jax.generation.images import Pool
 
 HASHES, GROUPS, TABLE = "hashes.jsonl", "same_image_list.json", "optimized_images.json"
@@ -53,7 +54,7 @@ class Groups:
         return self.members[self.of[name]][0] if name in self.of else name
 
 
-def check(config: Any) -> None:
+def check_dedupe(config: ConfigDict) -> None:
     """Raises UserError for settings that fit no set of images."""
     near = config.dedupe.near
     if not -1 <= near < BITS // 2:
@@ -67,7 +68,7 @@ def check(config: Any) -> None:
         raise UserError(f"data.on_missing={config.data.on_missing!r} is unknown; use error or drop")
 
 
-def run(config: Any, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
+def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
     """Finds duplicates; writes `same_image_list.json` and `optimized_images.json`.
 
     Args:
@@ -83,33 +84,33 @@ def run(config: Any, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
       UserError: images cannot be read (unless they may be dropped), or the file of groups lacks
         some.
     """
-    check(config)
+    check_dedupe(config)
     near = config.dedupe.near
     if config.dedupe.optimized:
-        made = read_table(config.dedupe.optimized, pool.paths)
+        made = read_groups(config.dedupe.optimized, pool.paths)
     else:
-        looks = look(pool.paths, workdir / HASHES, near >= 0, config.data.threads)
-        pool = _readable(pool, looks.problems, config.data.on_missing, workdir)
+        hashes = hash_images(pool.paths, workdir / HASHES, near >= 0, config.data.threads)
+        pool = _readable(pool, hashes.problems, config.data.on_missing, workdir)
         groups = [[name] for name in pool.paths]
         if config.dedupe.exact:
-            groups = _equal(pool.paths, looks.pixels)
+            groups = _equal(pool.paths, hashes.pixels)
         if near >= 0:
-            groups = join_near(groups, looks.near, near)
-        made = replace(Groups.make(groups), pixels=looks.pixels)
-    write(workdir, pool.paths, made)
+            groups = join_near_duplicates(groups, hashes.perceptual, near)
+        made = replace(Groups.make(groups), pixels=hashes.pixels)
+    write_groups(workdir, pool.paths, made)
     return pool, made
 
 
-def join_near(
-    groups: Sequence[Sequence[str]], looks: Mapping[str, bytes], distance: int
+def join_near_duplicates(
+    groups: Sequence[Sequence[str]], hashes: Mapping[str, bytes], distance: int
 ) -> list[list[str]]:
     """Joins groups whose first members' perceptual hashes differ in `distance` bits at most.
 
     Likeness is passed on: if a is near b and b near c, all three are one group. Pictures without
     any edge have an empty hash, which says nothing, and are joined with none.
     """
-    joined = b"".join(looks[group[0]] for group in groups)
-    hashes = np.frombuffer(joined, np.uint64).reshape(len(groups), 2)
+    joined = b"".join(hashes[group[0]] for group in groups)
+    bits = np.frombuffer(joined, np.uint64).reshape(len(groups), 2)
     parent = list(range(len(groups)))
 
     def root(i: int) -> int:
@@ -118,7 +119,7 @@ def join_near(
             i = parent[i]
         return i
 
-    for i, j in _near(hashes, distance):
+    for i, j in _near(bits, distance):
         a, b = root(i), root(j)
         parent[max(a, b)] = min(a, b)
     found: dict[int, list[str]] = {}
@@ -129,7 +130,7 @@ def join_near(
 
 def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
     """Pairs of rows i < j of [N, 2] that differ in so few bits, tile by tile."""
-    some = hashes.any(axis=1)
+    some = np.asarray(hashes.any(axis=1))
     for top in progress.bar(range(0, len(hashes), _TILE), title="near duplicates"):
         rows = hashes[top : top + _TILE]
         for left in range(top, len(hashes), _TILE):
@@ -142,7 +143,7 @@ def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
                 yield top + i, left + j
 
 
-def write(workdir: Path, paths: Mapping[str, Any], groups: Groups) -> None:
+def write_groups(workdir: Path, paths: Mapping[str, Any], groups: Groups) -> None:
     """Writes both files of the released project."""
     number = {name: i for i, name in enumerate(paths)}
     ids = (sorted(number[name] for name in group) for group in groups.members)
@@ -152,7 +153,7 @@ def write(workdir: Path, paths: Mapping[str, Any], groups: Groups) -> None:
     journal.write_json(workdir / TABLE, table)
 
 
-def read_table(file: str | Path, paths: Mapping[str, Any]) -> Groups:
+def read_groups(file: str | Path, paths: Mapping[str, Any]) -> Groups:
     """Groups of the images of `paths` from an `optimized_images.json` or a `same_image_list.json`.
 
     The second holds numbers in the order of `paths`, so it must be about the very same images.

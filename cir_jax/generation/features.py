@@ -16,14 +16,14 @@ import numpy as np
 from cir_jax import files
 from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import journal, windows
+from cir_jax.generation import journal, similarity
 from cir_jax.generation.trained import OpenRun
 from cir_jax.runtime import checkpoint
 
 FILE, MADE_OF = "features.npy", "features.json"
 
 
-def of_run(
+def from_run(
     run: str, names: Sequence[str], paths: Sequence[Any], workdir: Path, open_run: OpenRun
 ) -> np.ndarray:
     """[N, C] unit rows: the target embeddings of a trained run's index, kept in `workdir`.
@@ -50,7 +50,7 @@ def of_run(
     if journal.reuse(workdir / MADE_OF, made_of, [workdir / FILE]) is not None:
         return np.load(workdir / FILE)
     rows = open_run(run).encode_gallery(list(paths)).mean(axis=1)
-    features = windows.unit(rows, f"features of {run}")
+    features = similarity.unit_rows(rows, f"features of {run}")
     (workdir / MADE_OF).unlink(missing_ok=True)
     with files.whole(workdir / FILE) as file:
         np.save(file, features)
@@ -60,7 +60,7 @@ def of_run(
     return features
 
 
-def of_file(file: str, names_file: str, names: Sequence[str]) -> np.ndarray:
+def from_file(file: str, names_file: str, names: Sequence[str]) -> np.ndarray:
     """[N, C] unit rows of a .npy file, in the order of `names`.
 
     Args:
@@ -89,7 +89,7 @@ def of_file(file: str, names_file: str, names: Sequence[str]) -> np.ndarray:
                 f"pair.features={file} has {len(features)} rows for {len(names)} images; give the "
                 "names of its rows in pair.feature_names"
             )
-        return windows.unit(features, f"pair.features={file}")
+        return similarity.unit_rows(features, f"pair.features={file}")
     rows = _row_names(names_file)
     if len(rows) != len(features):
         raise UserError(
@@ -105,7 +105,7 @@ def of_file(file: str, names_file: str, names: Sequence[str]) -> np.ndarray:
             f"pair.feature_names={names_file} lacks {len(lost)} of {len(names)} images, "
             f"{lost[0]!r} the first;{nearest(lost[0], rows)}"
         )
-    return windows.unit(features[[row_of[n] for n in names]], f"pair.features={file}")
+    return similarity.unit_rows(features[[row_of[n] for n in names]], f"pair.features={file}")
 
 
 def _row_names(file: str) -> list[str]:

@@ -9,11 +9,13 @@ import datetime
 import json
 import math
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.errors import UserError
@@ -23,7 +25,7 @@ from cir_jax.generation.captioner import Reply, Request
 
 
 @dataclass
-class Written:
+class Texts:
     """What there is after a run.
 
     Attributes:
@@ -38,8 +40,8 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What requests are about, where it can change or be shared: images.
+class RequestImages:
+    """The images that requests are about: which of them share a text, and what they show.
 
     Attributes:
       stands_for: name -> key of the request that a text of it answers, of duplicates the same.
@@ -60,7 +62,7 @@ class Shown:
         return {hashed: self.stands_for.get(name, name) for name, hashed in self.pixels.items()}
 
 
-def check(section: Any, name: str, fields: Iterable[str]) -> None:
+def check_section(section: ConfigDict, name: str, fields: Iterable[str]) -> None:
     """Checks `config.caption` or `config.rewrite`, called `name` in messages.
 
     Raises:
@@ -96,71 +98,68 @@ def names_field(prompt: str, field: str) -> bool:
     return any(name == field for _, name, _, _ in string.Formatter().parse(prompt))
 
 
-def write(
+def generate(
     file: Path,
-    captioner: Any,
+    captioner: contract.Captioner,
     wanted: Mapping[str, Request],
-    section: Any,
+    section: ConfigDict,
     *,
     key: str,
     seed: int,
     title: str,
-    shown: Shown | None = None,
-) -> Written:
+    images: RequestImages | None = None,
+) -> Texts:
     """A text for every request, as far as there are good ones.
 
     Args:
       file: the journal; its records are {key: ..., "text": ..., "prompt": ..., "words": ...,
         "seed": ..., "date": ...} and the captioner's identity, and "pixels" of an image.
-      captioner: see `captioners.contract`.
+      captioner: see `captioner`.
       wanted: key -> request.
       section: `config.caption` or `config.rewrite`.
       key: what a record calls its request, "image" or "pair".
       seed: recorded.
       title: of the progress bar.
-      shown: what the requests are about.
+      images: what the requests are about.
 
     Raises:
       UserError: the journal was written with other settings, the captioner gives up, or the disk
         is full. What was written is kept in every case.
     """
-    shown = shown or Shown({}, {})
+    images = images or RequestImages({}, {})
     free = getattr(captioner, "free", False)
     identity = _identity(captioner, section, seed)
     refused: dict[str, dict[str, Any]] = {}
     new = 0
     with journal.Journal(file) as kept:
-        texts = _earlier(kept, wanted, identity, key, shown, captioner, section)
+        texts = _earlier(kept, wanted, identity, key, images, captioner, section)
         todo = {k: r for k, r in wanted.items() if free or k not in texts}
         with progress.counter(len(wanted), title, len(wanted) - len(todo)) as bar:
-            for attempt in range(section.attempts if todo else 0):
-                again: dict[str, Request] = {}
+            for attempt in range(section.attempts):
+                if not todo:
+                    break
                 with closing(_answers(captioner, todo, attempt)) as answers:
                     for request, reply in answers:
                         name = request.key
                         text, problem = _judged(reply, captioner, section)
                         if problem:
                             texts.pop(name, None)
-                            refused[name] = {
-                                "problem": problem, "reply": reply.text, "attempts": attempt + 1,
-                            }  # fmt: skip
-                            if not reply.final:
-                                again[name] = wanted[name]
-                            continue
-                        if texts.get(name) != text:
-                            said = {key: name, "text": text, "prompt": request.prompt}
-                            kept.add({**said, **identity, **shown.of(name), "date": _now()})
-                            texts[name] = text
-                            new += 1
-                        refused.pop(name, None)
-                        bar.update(1)
-                todo = again
-                if not todo:
-                    break
-    return Written(texts, refused, new)
+                            why = {"problem": problem, "reply": reply.text}
+                            refused[name] = why | {"attempts": attempt + 1}
+                        else:
+                            if texts.get(name) != text:
+                                said = {key: name, "text": text, "prompt": request.prompt}
+                                kept.add({**said, **identity, **images.of(name), "date": _now()})
+                                texts[name] = text
+                                new += 1
+                            refused.pop(name, None)
+                            bar.update(1)
+                        if reply.final or not problem:
+                            del todo[name]
+    return Texts(texts, refused, new)
 
 
-def _identity(captioner: Any, section: Any, seed: int) -> dict[str, Any]:
+def _identity(captioner: contract.Captioner, section: ConfigDict, seed: int) -> dict[str, Any]:
     """What is recorded beside every text, as JSON gives it back."""
     prompted = getattr(captioner, "prompted", True)
     identity = {**captioner.identity, "words": section.words if prompted else None, "seed": seed}
@@ -168,11 +167,11 @@ def _identity(captioner: Any, section: Any, seed: int) -> dict[str, Any]:
 
 
 def _answers(
-    captioner: Any, todo: Mapping[str, Request], attempt: int
-) -> Iterator[tuple[Request, Reply]]:
+    captioner: contract.Captioner, todo: Mapping[str, Request], attempt: int
+) -> Generator[tuple[Request, Reply], None, None]:
     """Every request once, with its reply."""
     waiting = dict(todo)
-    answers = captioner.generate(replace(r, attempt=attempt) for r in todo.values())
+    answers = captioner.generate(replace(r, attempt=attempt) for r in list(todo.values()))
     try:
         for reply in answers:
             request = waiting.pop(reply.key, None)
@@ -189,14 +188,14 @@ def _answers(
         yield request, Reply(request.key, "", "no reply")
 
 
-def _judged(reply: Reply, captioner: Any, section: Any) -> tuple[str, str]:
-    # Texts that were not asked for in so many words are as long as their writers wanted, and what
-    # looks like an excuse is the text itself.
+def _judged(reply: Reply, captioner: contract.Captioner, section: ConfigDict) -> tuple[str, str]:
+    # Texts that are looked up answer no prompt: they may be long, and one that reads like a model's
+    # excuse is a text like any other.
     if getattr(captioner, "prompted", True):
         text, limit = replies.tidy(reply.text), replies.most_words(section)
         return text, reply.problem or replies.fault(text, limit)
-    text, limit = replies.one_line(reply.text), section.max_words or math.inf
-    over = f"over {limit} words" if len(text.split()) > limit else ""
+    text, most = replies.one_line(reply.text), section.max_words or math.inf
+    over = f"over {most} words" if len(text.split()) > most else ""
     return text, reply.problem or replies.broken(text) or over
 
 
@@ -205,24 +204,24 @@ def _earlier(
     wanted: Mapping[str, Request],
     identity: dict[str, Any],
     key: str,
-    shown: Shown,
-    captioner: Any,
-    section: Any,
+    images: RequestImages,
+    captioner: contract.Captioner,
+    section: ConfigDict,
 ) -> dict[str, str]:
     """Texts of an earlier run, if they are what this one would ask for and accept."""
     free = getattr(captioner, "free", False)
     texts: dict[str, str] = {}
     shared: dict[str, str] = {}
-    keys = shown.keys()
+    keys = images.keys()
     for where, record in kept.records():
         name, text = record.get(key), record.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
             raise UserError(f"{where} has no {key} or no text; remove that line")
         then = record.get("pixels")
-        if then and keys and shown.pixels.get(name) != then:
-            request = wanted.get(keys.get(then))
+        if then and keys and images.pixels.get(name) != then:
+            request = wanted.get(keys.get(then, ""))
         else:
-            request = wanted.get(shown.stands_for.get(name, name))
+            request = wanted.get(images.stands_for.get(name, name))
         if request is None:
             continue
         asked = {"captioner": "", **identity, "prompt": request.prompt}

@@ -19,7 +19,7 @@ from cir_jax.generation.images import Pool
 from cir_jax.generation.trained import OpenRun, TrainedModel
 
 
-def confused(
+def mine(
     run: str,
     pool: Pool,
     groups: Groups,

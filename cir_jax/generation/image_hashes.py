@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What images look like: hashes of their pixels, and of their shapes for near duplicates.
+"""Hashes of images: of their pixels, and perceptual ones of their shapes for near duplicates.
 
 Images are decoded as a stream, once: a journal keeps what was found.
 """
@@ -26,17 +26,17 @@ _TASK = 16  # images a thread is given at a time
 
 
 @dataclass
-class Looks:
-    """What images look like.
+class ImageHashes:
+    """Hashes of some images.
 
     Attributes:
       pixels: name -> hash of the pixels.
-      near: name -> perceptual hash.
+      perceptual: name -> perceptual hash.
       problems: name -> why it cannot be read.
     """
 
     pixels: dict[str, str] = field(default_factory=dict)
-    near: dict[str, bytes] = field(default_factory=dict)
+    perceptual: dict[str, bytes] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     def add(self, record: Mapping[str, str]) -> None:
@@ -47,44 +47,44 @@ class Looks:
             return
         self.pixels[name] = record["pixels"]
         if "look" in record:
-            self.near[name] = bytes.fromhex(record["look"])
+            self.perceptual[name] = bytes.fromhex(record["look"])
 
 
-def look(
+def hash_images(
     paths: Mapping[str, Any], file: str | Path, perceptual: bool = False, threads: int = 16
-) -> Looks:
-    """Looks at every image, or finds in the journal that it did.
+) -> ImageHashes:
+    """Hashes every image, or finds in the journal that this was done.
 
     Images are decoded as a stream: as many are in memory as there are threads.
 
     Args:
       paths: name -> file.
-      file: the journal of earlier looks.
+      file: the journal of earlier hashes.
       perceptual: also make perceptual hashes.
       threads: images decoded at a time.
 
     Raises:
       UserError: the journal is damaged, or cannot be written.
     """
-    looks = Looks()
+    hashes = ImageHashes()
     with journal.Journal(file, sync_every=4096) as done:
         for where, record in done.records():
             if "problem" in record or (perceptual and "look" not in record):
                 continue
             try:
                 name = record["image"]
-                if name in paths and record["file"] == _stamp(paths[name]):
-                    looks.add(record)
+                if name in paths and record["file"] == _file_stamp(paths[name]):
+                    hashes.add(record)
             except (KeyError, TypeError, ValueError):
                 raise UserError(f"{where} is no record of an image; remove that line") from None
-        todo = [(name, path) for name, path in paths.items() if name not in looks.pixels]
+        todo = [(name, path) for name, path in paths.items() if name not in hashes.pixels]
         with progress.counter(len(todo), "comparing images") as bar:
-            for records in _looked_at(todo, perceptual, threads):
+            for records in _hashed_in_order(todo, perceptual, threads):
                 done.add(*records)
                 for record in records:
-                    looks.add(record)
+                    hashes.add(record)
                 bar.update(len(records))
-    return looks
+    return hashes
 
 
 def perceptual_hash(image: Image.Image) -> bytes:
@@ -99,7 +99,7 @@ def perceptual_hash(image: Image.Image) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def _looked_at(
+def _hashed_in_order(
     todo: Sequence[tuple[str, Any]], perceptual: bool, threads: int
 ) -> Iterator[list[dict[str, Any]]]:
     """Records in the order of `todo`, some at a time, with two tasks per thread under way.
@@ -109,7 +109,10 @@ def _looked_at(
 
     def task(start: int) -> list[dict[str, Any]]:
         part = todo[start : start + _TASK]
-        return [{"image": n, "file": _stamp(path), **_look(path, perceptual)} for n, path in part]
+        return [
+            {"image": n, "file": _file_stamp(path), **_hash_image(path, perceptual)}
+            for n, path in part
+        ]
 
     with ThreadPoolExecutor(threads) as workers:
         ahead: deque = deque()
@@ -125,7 +128,7 @@ def _looked_at(
                 waiting.cancel()
 
 
-def _look(path: Any, perceptual: bool) -> dict[str, str]:
+def _hash_image(path: Any, perceptual: bool) -> dict[str, str]:
     try:
         image = open_image(path)
         result = {"pixels": pixel_hash(image)}
@@ -136,7 +139,7 @@ def _look(path: Any, perceptual: bool) -> dict[str, str]:
         return {"problem": f"image {path} has no RGB pixels ({error})"}
 
 
-def _stamp(path: Any) -> list[int]:
+def _file_stamp(path: Any) -> list[int]:
     """Tells a picture that was replaced: size and time of its file, and its place if it is packed.
 
     Of a folder of packed records, the time of the folder.

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax import progress
 from cir_jax.data.triplets import Triplet
-from cir_jax.datasets import loading
+from cir_jax.datasets import loading, reader
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import lists
+from cir_jax.generation import image_lists
 
 IMAGES = ("all", "split", "triplets")
 _PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg")  # are not read
@@ -57,7 +59,7 @@ class Pool:
         return replace(self, paths=paths, left_out=(*self.left_out, *gone))
 
 
-def read(config: Any) -> Pool:
+def read(config: ConfigDict) -> Pool:
     """The images of a config.
 
     Raises:
@@ -128,12 +130,12 @@ def _of_lists(data: Any) -> Pool:
             "data.lists is empty; set it to .json, .jsonl, .csv, .tsv or .tar files of images and "
             "captions, or to folders of them"
         )
-    files = lists.expand(data.lists)
+    files = image_lists.expand(data.lists)
     paths: dict[str, Any] = {}
-    for entry in lists.entries(files, data.root):
+    for entry in image_lists.entries(files, data.root):
         if not entry.path:
             raise UserError(
-                f"{entry.where} names no image file; one of {', '.join(lists.PATH_KEYS)} is "
+                f"{entry.where} names no image file; one of {', '.join(image_lists.PATH_KEYS)} is "
                 f"expected. It has: {', '.join(entry.record)}"
             )
         if paths.setdefault(entry.name, entry.path) != entry.path:
@@ -144,10 +146,10 @@ def _of_lists(data: Any) -> Pool:
     return Pool(paths, home=data.root or str(Path(files[0]).parent), texts=tuple(files))
 
 
-def _of_dataset(config: Any) -> Pool:
+def _of_dataset(config: ConfigDict) -> Pool:
     data, pair = config.data, config.pair
-    module = loading.reader(data.name)
-    listed = module.images(data.root, "train")
+    module = reader.load(data.name)
+    listed = reader.training_images(data.name, data.root, "triplets are generated from")
     known = dict(listed)
     categories = _categories(module, data)
     triplets: tuple[Triplet, ...] = ()
@@ -176,7 +178,9 @@ def _of_dataset(config: Any) -> Pool:
         names = [n for n in listed if n in categories]
     else:
         names = list(listed)
-    texts = (str(module.caption_file(data.root)),) if hasattr(module, "captions") else ()
+    texts: tuple[str, ...] = ()
+    if isinstance(module, reader.HasCaptionFile):
+        texts = (str(module.caption_file(data.root)),)
     return Pool({n: known[n] for n in names}, categories, triplets, texts=texts)
 
 

@@ -24,7 +24,7 @@ class Journal:
 
     What a kill left half written at its end is cut off when it is opened. A record is on its way to
     the disk when `add` returns, so a killed program loses none; `sync_every` records are forced
-    there, for the case that the machine stops. One process writes at a time, see `alone`.
+    there, for the case that the machine stops. One process writes at a time, see `locked`.
 
     Args:
       path: the file; made if it is not there.
@@ -56,7 +56,7 @@ class Journal:
         Raises:
           UserError: a line is damaged.
         """
-        yield from read_lines(self.path)
+        yield from read_lines(self.path, lone_surrogates=True)
 
     def add(self, *records: dict[str, Any]) -> None:
         """Adds records: all of them, or none.
@@ -93,7 +93,7 @@ class Journal:
 
 
 @contextmanager
-def alone(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path) -> Iterator[None]:
     """Makes `folder` and keeps other processes out of it; the lock goes when this process does.
 
     Raises:
@@ -163,10 +163,10 @@ def _line(record: Any) -> bytes:
     return _bytes(json.dumps(record, ensure_ascii=False)) + b"\n"
 
 
-def _bytes(json_text: str) -> bytes:
+def _bytes(json_stream: str) -> bytes:
     # Half a surrogate pair, as a model may write it, has no form in UTF-8. With a backslash it is
     # the JSON escape of itself.
-    return json_text.encode("utf-8", "backslashreplace")
+    return json_stream.encode("utf-8", "backslashreplace")
 
 
 def _complete(path: Path) -> int:

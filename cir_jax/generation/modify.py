@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax import progress
 from cir_jax.data import tokens
 from cir_jax.errors import UserError
@@ -23,7 +25,7 @@ _FIELDS = ("reference", "target")
 
 
 @dataclass(frozen=True)
-class Made:
+class Generated:
     """One generated triplet.
 
     Attributes:
@@ -40,8 +42,8 @@ class Made:
 
 
 def run(
-    config: Any, pairs: Sequence[dict[str, Any]], captions: dict[str, str], workdir: Path
-) -> list[Made]:
+    config: ConfigDict, pairs: Sequence[dict[str, Any]], captions: dict[str, str], workdir: Path
+) -> list[Generated]:
     """The triplets of `pairs`.
 
     Args:
@@ -55,21 +57,21 @@ def run(
       unless the template texts are kept.
 
     Raises:
-      UserError: a template cannot be filled in, or what `writing.write` finds.
+      UserError: a template cannot be filled in, or what `generate_text.generate` finds.
     """
-    check(config)
+    check_modify(config)
     templates = tuple(config.modify.templates)
     made = []
     for pair in pairs:
         both = captions[pair["reference"]], captions[pair["target"]]
         texts = tuple(t.format(reference=both[0], target=both[1]) for t in templates)
-        made.append(Made(pair, both, texts))
+        made.append(Generated(pair, both, texts))
     if config.rewrite.captioner:
         made = _rewritten(made, config, workdir)
     return _fitted(made, config.modify.context)
 
 
-def check(config: Any) -> None:
+def check_modify(config: ConfigDict) -> None:
     """Raises UserError if a template or the prompt of a rewriter cannot be filled in."""
     templates = tuple(config.modify.templates)
     if not templates:
@@ -94,7 +96,7 @@ def check(config: Any) -> None:
         )
     section = config.rewrite
     if section.captioner:
-        generate_text.check(section, "rewrite", _FIELDS)
+        generate_text.check_section(section, "rewrite", _FIELDS)
         if section.texts < 1:
             raise UserError(
                 f"rewrite.texts={section.texts} is below 1; to rewrite none, leave "
@@ -108,7 +110,7 @@ def check(config: Any) -> None:
         )
 
 
-def _fitted(made: list[Made], context: int) -> list[Made]:
+def _fitted(made: list[Generated], context: int) -> list[Generated]:
     """Texts over `context` tokens, start and end included, become the target's caption."""
     long = _over(context, (t for one in made for t in (*one.texts, *one.rewritten)))
     if not long:
@@ -122,7 +124,7 @@ def _fitted(made: list[Made], context: int) -> list[Made]:
             "them with data.on_long=truncate"
         )
 
-    def fitting(one: Made, texts: tuple[str, ...]) -> tuple[str, ...]:
+    def fitting(one: Generated, texts: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(one.captions[1] if t in long else t for t in texts)
 
     return [
@@ -143,11 +145,11 @@ def _over(context: int, texts: Iterable[str]) -> set[str]:
     return long
 
 
-def _rewritten(made: list[Made], config: Any, workdir: Path) -> list[Made]:
+def _rewritten(made: list[Generated], config: ConfigDict, workdir: Path) -> list[Generated]:
     section = config.rewrite
     captioner = contract.build(section, "rewrite", config.seed, [])
     wanted = dict(_requests(made, section))
-    written = generate_text.write(
+    written = generate_text.generate(
         *(workdir / REWRITES, captioner, wanted, section),
         key="pair",
         seed=config.seed,
@@ -172,7 +174,7 @@ def _rewritten(made: list[Made], config: Any, workdir: Path) -> list[Made]:
     return result
 
 
-def _requests(made: list[Made], section: Any) -> Iterator[tuple[str, contract.Request]]:
+def _requests(made: list[Generated], section: ConfigDict) -> Iterator[tuple[str, contract.Request]]:
     for one in made:
         prompt = section.prompt.format(
             reference=one.captions[0].rstrip(". "),
@@ -184,5 +186,5 @@ def _requests(made: list[Made], section: Any) -> Iterator[tuple[str, contract.Re
             yield key, contract.Request(key, prompt, varied=number > 0)
 
 
-def _key(one: Made, number: int) -> str:
+def _key(one: Generated, number: int) -> str:
     return "\t".join((one.pair["reference"], one.pair["target"], str(number)))

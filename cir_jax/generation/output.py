@@ -7,17 +7,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax.datasets.shards import TarImage
 from cir_jax.errors import UserError, nearest
 from cir_jax.generation import journal
 from cir_jax.generation.images import Pool
-from cir_jax.generation.modify import Made
+from cir_jax.generation.modify import Generated
 
 FILE = "triplets.jsonl"
 LAYOUTS = ("", "fashioniq", "cirr", "cc")
 
 
-def check(config: Any) -> None:
+def check_output(config: ConfigDict) -> None:
     """Raises UserError for a layout that does not exist."""
     layout = config.output.layout
     if layout not in LAYOUTS:
@@ -29,13 +31,13 @@ def check(config: Any) -> None:
         raise UserError("output.source is empty; name the source, e.g. generated")
 
 
-def run(config: Any, made: Sequence[Made], pool: Pool, workdir: Path) -> list[Path]:
+def run(config: ConfigDict, made: Sequence[Generated], pool: Pool, workdir: Path) -> list[Path]:
     """Writes the triplets; the files that were written, `triplets.jsonl` first.
 
     Raises:
       UserError: the disk is full, or the layout needs files where the images are packed.
     """
-    check(config)
+    check_output(config)
     rewriting = bool(config.rewrite.captioner)
     journal.write_lines(workdir / FILE, _neutral(config, made, pool, workdir))
     files = [workdir / FILE]
@@ -52,28 +54,28 @@ def run(config: Any, made: Sequence[Made], pool: Pool, workdir: Path) -> list[Pa
     return files
 
 
-def texts(one: Made, keep_templates: bool) -> list[str]:
+def training_texts(one: Generated, keep_templates: bool) -> list[str]:
     """The distinct texts that training draws from."""
     chosen = (*one.rewritten, *one.texts) if keep_templates else one.rewritten or one.texts
     return list(dict.fromkeys(chosen))
 
 
 def _neutral(
-    config: Any, made: Sequence[Made], pool: Pool, workdir: Path
+    config: ConfigDict, made: Sequence[Generated], pool: Pool, workdir: Path
 ) -> Iterator[dict[str, Any]]:
     rewriting, keep = bool(config.rewrite.captioner), config.rewrite.keep_templates
-    way = cache(partial(_way, workdir))
+    relative = cache(partial(_relative_folder, workdir))
 
     def place(path: Any) -> str:
         folder, name = os.path.split(os.path.abspath(str(path)))
-        return os.path.join(way(folder), name)
+        return os.path.join(relative(folder), name)
 
     for number, one in enumerate(made):
         reference, target = one.pair["reference"], one.pair["target"]
         rest = {k: v for k, v in one.pair.items() if k not in ("reference", "target")}
         meta = {"caption1": one.captions[0], "caption2": one.captions[1], **rest}
         record = {
-            "reference": reference, "target": target, "texts": texts(one, keep),
+            "reference": reference, "target": target, "texts": training_texts(one, keep),
             "source": config.output.source, "id": str(number),
             "meta": meta | _llm_caption(one, rewriting),
         }  # fmt: skip
@@ -84,7 +86,7 @@ def _neutral(
 
 
 def _released(
-    made: Sequence[Made], layout: str, pool: Pool, rewriting: bool
+    made: Sequence[Generated], layout: str, pool: Pool, rewriting: bool
 ) -> Iterator[dict[str, Any]]:
     """Records of the released files, field by field in their order."""
     for one in made:
@@ -108,7 +110,7 @@ def _released(
         yield record | _llm_caption(one, rewriting)
 
 
-def _llm_caption(one: Made, rewriting: bool) -> dict[str, str]:
+def _llm_caption(one: Generated, rewriting: bool) -> dict[str, str]:
     """The field of a rewritten text, in all records or in none: readers ask for it in each.
 
     Where rewriting failed and the template texts are kept, it is the first of them.
@@ -125,8 +127,8 @@ def _absolute(path: Any) -> str:
     return os.path.abspath(str(path))
 
 
-def _way(workdir: Path, folder: str) -> str:
-    """From the result to a folder, so that both may be moved together.
+def _relative_folder(workdir: Path, folder: str) -> str:
+    """The relative path from the result to a folder, so that both may be moved together.
 
     `folder` as it is, if it is on another drive.
     """

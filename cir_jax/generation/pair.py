@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.data.annotations import image_name, read_lines
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import features, hard_negatives, journal, windows
+from cir_jax.generation import hard_negatives, journal
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
 from cir_jax.generation.trained import OpenRun, no_run
-from cir_jax.runtime import mesh as meshes
 
 FILE = "pairs.jsonl"
 METHODS = ("random", "window", "mined", "file")
 
 
 def run(
-    config: Any,
+    config: ConfigDict,
     pool: Pool,
     groups: Groups,
     names: Sequence[str],
@@ -53,11 +53,11 @@ def run(
     Raises:
       UserError: more is asked for than there is, or features are missing.
     """
-    check(config)
+    check_pair(config)
     section, names = config.pair, list(names)
     rng = random.Random(config.seed)
     if section.method == "mined":
-        pairs = hard_negatives.confused(
+        pairs = hard_negatives.mine(
             section.run, pool, groups, names, section.mined_top, section.per_image, open_run
         )
     elif section.method == "file":
@@ -81,7 +81,7 @@ def run(
     return pairs
 
 
-def check(config: Any) -> None:
+def check_pair(config: ConfigDict) -> None:
     """Raises UserError for settings that fit no set of images, whatever it is."""
     section = config.pair
     if section.method not in METHODS:
@@ -111,7 +111,7 @@ def check(config: Any) -> None:
         _check_window(section)
 
 
-def _check_window(section: Any) -> None:
+def _check_window(section: ConfigDict) -> None:
     if bool(section.run) == bool(section.features):
         raise UserError(
             "pair.method=window needs features of the images: either pair.features, a .npy file, "
@@ -125,7 +125,7 @@ def _check_window(section: Any) -> None:
 
 
 def _drawn(
-    config: Any,
+    config: ConfigDict,
     pool: Pool,
     groups: Groups,
     names: list[str],
@@ -150,6 +150,7 @@ def _drawn(
         most = high - low
         _check_enough(section, names[row], most - (low == 0), most)
         places.append(rng.sample(range(most), min(section.per_image + spare, most)))
+    found: list[tuple[Any, Any]]
     if ranked:
         ranks = [np.add(p, low) for p in places]
         found = _at_ranks(config, names, pool, rows, ranks, workdir, open_run)
@@ -161,7 +162,7 @@ def _drawn(
         kept = [i for i, other in enumerate(candidates) if int(other) not in passed]
         _check_enough(section, names[row], len(kept), high - low)
         for i in kept[: section.per_image]:
-            pair = {"reference": names[row], "target": names[int(candidates[i])]}
+            pair: dict[str, Any] = {"reference": names[row], "target": names[int(candidates[i])]}
             if ranked:
                 pair |= {"rank": low + place[i], "similarity": round(float(scores[i]), 4)}
             pairs.append(pair)
@@ -203,7 +204,7 @@ def _of_file(
     return pairs
 
 
-def _window(section: Any, images: int) -> tuple[int, int]:
+def _window(section: ConfigDict, images: int) -> tuple[int, int]:
     low, high = section.window
     if not (0 <= low < (high or images) <= images):
         raise UserError(
@@ -214,7 +215,7 @@ def _window(section: Any, images: int) -> tuple[int, int]:
     return low, high or images
 
 
-def _check_enough(section: Any, name: str, left: int, candidates: int) -> None:
+def _check_enough(section: ConfigDict, name: str, left: int, candidates: int) -> None:
     if section.per_image > left:
         raise UserError(
             f"pair.per_image={section.per_image}, but image {name!r} has only {left} of "
@@ -234,7 +235,7 @@ def _excluded(pool: Pool, groups: Groups, row_of: dict[str, int]) -> dict[int, s
 
 
 def _at_ranks(
-    config: Any,
+    config: ConfigDict,
     names: list[str],
     pool: Pool,
     rows: list[int],
@@ -242,13 +243,17 @@ def _at_ranks(
     workdir: Path,
     open_run: OpenRun,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
+    # jax and Orbax, which no other pair.method needs.
+    from cir_jax.generation import features, similarity
+    from cir_jax.runtime import mesh as meshes
+
     section = config.pair
     if section.features:
-        rows_of_images = features.of_file(section.features, section.feature_names, names)
+        rows_of_images = features.from_file(section.features, section.feature_names, names)
     else:
         paths = [pool.paths[n] for n in names]
-        rows_of_images = features.of_run(section.run, names, paths, workdir, open_run)
+        rows_of_images = features.from_run(section.run, names, paths, workdir, open_run)
     mesh = meshes.make()
-    return windows.at_ranks(
+    return similarity.at_ranks(
         rows_of_images, ranks, rows=np.asarray(rows, np.int32), mesh=mesh, block=section.block
     )

@@ -3,6 +3,8 @@
 
 import re
 
+from ml_collections import ConfigDict
+
 _REFUSAL = re.compile(
     r"^\W*(i['’]?m (very |really )?sorry|i am (very |really )?sorry|sorry\b|i apologi[sz]e"
     r"|i can(no|['’]?)t\b|i cannot|i['’]?m (not able|unable)|i am (not able|unable)"
@@ -64,6 +66,6 @@ def broken(text: str) -> str:
     return "broken characters" if damaged else ""
 
 
-def most_words(section: object) -> int:
+def most_words(section: ConfigDict) -> int:
     """The longest reply that `config.caption` or `config.rewrite` accepts, in words."""
     return section.max_words or 4 * section.words

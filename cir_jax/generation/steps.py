@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax import progress
 from cir_jax.config import to_json
 from cir_jax.errors import UserError
@@ -20,7 +22,7 @@ from cir_jax.generation.trained import OpenRun, no_run
 CONFIG, RESULTS = "config.json", "results.json"
 
 
-def run(config: Any, open_run: OpenRun = no_run) -> dict[str, Any]:
+def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
     """Makes triplets.
 
     Args:
@@ -39,14 +41,18 @@ def run(config: Any, open_run: OpenRun = no_run) -> dict[str, Any]:
             "this config trains a model; triplets are made with one of configs/positives.py, e.g. "
             "--config positives:folder"
         )
-    for step in (dedupe, caption, pair, modify, output):
-        step.check(config)  # an hour of captions before a typo shows would be lost
+    # Before the first step: an hour of captions would be lost before a typo in the last one shows.
+    dedupe.check_dedupe(config)
+    caption.check_caption(config)
+    pair.check_pair(config)
+    modify.check_modify(config)
+    output.check_output(config)
     workdir = Path(config.workdir)
-    with journal.alone(workdir):
+    with journal.locked(workdir):
         return _run(config, workdir, open_run)
 
 
-def _run(config: Any, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
+def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
     began = time.monotonic()
     pool, groups = dedupe.run(config, images.read(config), workdir)
     progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")
@@ -60,13 +66,14 @@ def _run(config: Any, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
     for old in before - set(files):
         old.unlink(missing_ok=True)
     journal.write_json(workdir / CONFIG, json.loads(to_json(config)), indent=2)
+    keep = config.rewrite.keep_templates
     results = {
         "images": len(pool.paths),
         "distinct": len(groups.members),
         "captions": len(captions),
         "pairs": len(pairs),
         "triplets": len(made),
-        "texts": sum(len(output.texts(one, config.rewrite.keep_templates)) for one in made),
+        "texts": sum(len(output.training_texts(one, keep)) for one in made),
         "files": [str(file) for file in files],
         "seconds": round(time.monotonic() - began, 1),
     }

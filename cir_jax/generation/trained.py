@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pairing asks of a trained model. Whoever makes triplets brings the function that opens one.
+"""What pairing needs of a trained model; the caller passes the function that opens its run.
 
-Making triplets comes before training and knows nothing of it; `cir-jax positives` joins the two.
+Making triplets comes before training and imports nothing of it; `cir-jax positives` joins the two.
 """
 
 from collections.abc import Callable, Sequence

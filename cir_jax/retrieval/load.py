@@ -57,7 +57,7 @@ def from_weights(
     Raises:
       UserError: there are none, or they are not of this model.
     """
-    config = weights.settled(config, str(init_from), which)
+    config = weights.resolve(config, str(init_from), which)
     functions = contract.build(config.model)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     loaded = weights.load(str(init_from), functions, which)
@@ -119,7 +119,7 @@ def config_of(
     runs = [place for place in places if weights.is_run(place)]
     if len(places) == 1 and runs:
         config = weights.config_of(joined, which)
-        return weights.settled(configs.override(config, [*named, *overrides]), joined), True
+        return weights.resolve(configs.override(config, [*named, *overrides]), joined), True
     if runs and not model:
         raise UserError(f"{joined}: a run is one of several places; say of what, --model NAME")
     opened = [open_source(place) for place in places if place not in runs]
@@ -129,7 +129,7 @@ def config_of(
                "eval.benchmark=none", *(f"data.{k}={v}" for k, v in data.items())]  # fmt: skip
     config = configs.load("base", [*changes, *overrides])
     known = "pad" in data or "data.pad" in {item.partition("=")[0].strip() for item in overrides}
-    return weights.settled(config, joined, which), known
+    return weights.resolve(config, joined, which), known
 
 
 def inputs_of(

@@ -226,7 +226,7 @@ class Retriever:
         self,
         program: Callable,
         params: Any,
-        items: Sequence[Any],
+        items: Any,
         load: Callable[[Any], dict[str, np.ndarray]],
         title: str,
     ) -> Any:

@@ -4,8 +4,16 @@
 A run folder holds `checkpoints/last/<step>` (parameters, optimizer, data position, config; the
 newest few) and `checkpoints/best/<step>` (parameters and config of the best evaluation). Orbax
 writes to a temporary folder and renames it, so a step that exists was written to its end.
+
+A step has `record`, JSON, and `state`, arrays by the names they have in memory, one level of dicts
+for each part of a name:
+
+    fixed/<path>       parameters that do not train: fixed/visual/blocks/mlp/fc1/kernel
+    trained/<path>     those that do
+    optimizer/...      the state of optax by its own fields: optimizer/0/0/mu/text/position
 """
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -13,13 +21,15 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
-from cir_jax import progress
+from cir_jax import files, progress
 from cir_jax.errors import UserError
 
 LAST = "checkpoints/last"
 BEST = "checkpoints/best"
+VERSION = 2  # of what a step holds; version 1 had other names for the arrays, see `_names`
 
 
 class Checkpoints:
@@ -54,7 +64,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(_nested(tree)), record=ocp.args.JsonSave(record)
+                state=ocp.args.PyTreeSave(_nested(tree, _names(tree))),
+                record=ocp.args.JsonSave({"version": VERSION} | record),
             ),
         )
 
@@ -62,9 +73,12 @@ class Checkpoints:
         """The JSON record of `step`.
 
         Raises:
+          UserError: it is of a newer version than this code reads.
           OSError, ValueError: it is missing or damaged.
         """
-        return json.loads((self.folder / str(step) / "record" / "metadata").read_text())
+        record = json.loads((self.folder / str(step) / "record" / "metadata").read_text())
+        files.check_version(record, VERSION, f"step {step} in {self.folder}")
+        return record
 
     def restore(self, step: int, abstract: dict[str, Any], partial: bool = False) -> dict[str, Any]:
         """The arrays of `step`, placed as the shardings in `abstract` say.
@@ -77,14 +91,16 @@ class Checkpoints:
         Raises:
           Exception: whatever Orbax raises for a damaged step.
         """
-        wanted = _nested(abstract)
+        names = _names(abstract, self.record(step).get("version", 1))
+        wanted = _nested(abstract, names)
         arguments = ocp.args.PyTreeRestore(
             item=wanted,
             restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
             partial_restore=partial,
         )
         restored = self._manager.restore(step, args=ocp.args.Composite(state=arguments))
-        return _unnested(restored["state"], abstract)
+        arrays = flatten_dict(restored["state"], sep="/")
+        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in names])
 
     def forget(self, step: int) -> None:
         """Deletes a step."""
@@ -217,28 +233,22 @@ def git_hash() -> str:
         return ""
 
 
-def _nested(tree: dict[str, Any]) -> dict[str, Any]:
-    """Path keys "a/b" become "a:b": Orbax would read a slash as a folder."""
-    return {
-        name: {k.replace("/", ":"): v for k, v in part.items()} if name in _FLAT else _rename(part)
-        for name, part in tree.items()
-    }
+def _names(tree: dict[str, Any], version: int = VERSION) -> list[str]:
+    """The names on disk of the leaves of a tree, with a slash between levels."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    if version > 1:
+        return names
+    # Version 1: one level below the parts, with ":" for "/", and numbers in the optimizer.
+    number = itertools.count()
+    split = [name.split("/", 1) for name in names]
+    return [
+        f"{part}/{next(number):05d}" if part == "optimizer" else f"{part}/{path.replace('/', ':')}"
+        for part, path in split
+    ]
 
 
-_FLAT = ("fixed", "trained")
-
-
-def _rename(part: Any) -> dict[str, Any]:
-    """The optimizer state as a flat dict of numbered leaves."""
-    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(part))}
-
-
-def _unnested(restored: dict[str, Any], abstract: dict[str, Any]) -> dict[str, Any]:
-    tree = {}
-    for name, part in abstract.items():
-        if name in _FLAT:
-            tree[name] = {k: restored[name][k.replace("/", ":")] for k in part}
-        else:
-            leaves = [restored[name][k] for k in _rename(part)]
-            tree[name] = jax.tree.unflatten(jax.tree.structure(part), leaves)
-    return tree
+def _nested(tree: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The leaves as nested dicts by their names. A part without leaves stays, as an empty one."""
+    leaves = dict(zip(names, jax.tree.leaves(tree), strict=True))
+    return {part: {} for part in tree} | unflatten_dict(leaves, sep="/")

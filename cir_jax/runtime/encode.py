@@ -6,7 +6,7 @@ once" is a property of one loop.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any
@@ -51,11 +51,12 @@ def encode(
     Returns:
       The pytree `apply` returns, as numpy arrays [len(items), ...].
     """
-    options = {"batch": batch, "mesh": mesh, "threads": threads, "least": least}
-    pieces = stream(apply, params, items, load, **options)
+    pieces: Iterable[tuple[int, Any]] = stream(
+        apply, params, items, load, batch=batch, mesh=mesh, threads=threads, least=least
+    )
     if title:
-        rows = _rows(batch, max(len(items), least), mesh)
-        pieces = progress.bar(pieces, -(-len(items) // rows), title)
+        each = _rows(batch, max(len(items), least), mesh)
+        pieces = progress.bar(pieces, -(-len(items) // each), title)
     whole = None
     for start, rows in pieces:
         if whole is None:  # one array for all: joining parts at the end would hold them twice
@@ -128,7 +129,7 @@ def _batches(
 
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         starts = deque(range(0, len(items), batch))
-        ahead = deque()
+        ahead: deque[tuple[int, dict[int, Any]]] = deque()
         while starts or ahead:
             while starts and len(ahead) < 2:  # one batch is decoded while another is encoded
                 start = starts.popleft()
@@ -151,9 +152,8 @@ def local_rows(batch: int, mesh: Mesh) -> range:
       ValueError: the devices of this process are not consecutive along "data".
     """
     index_map = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    spans = sorted(
-        {(i[0].start or 0, batch if i[0].stop is None else i[0].stop) for i in index_map.values()}
-    )
+    places = [index[0] for index in index_map.values() if index]
+    spans = sorted({(i.start or 0, batch if i.stop is None else i.stop) for i in places})
     rows = range(spans[0][0], spans[-1][1])
     if sum(b - a for a, b in spans) != len(rows):
         raise ValueError(f"devices of this process hold separate rows {spans} of the batch")

@@ -4,6 +4,7 @@
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():

@@ -3,10 +3,9 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
-from tensorboardX import SummaryWriter
 
 from cir_jax import files
 
@@ -21,9 +20,12 @@ class Logger:
     """
 
     def __init__(self, folder: str | Path, step: int = 0):
-        self._file = self._events = None
+        self._file: TextIO | None = None
+        self._events: Any = None
         if jax.process_index() != 0:
             return
+        from tensorboardX import SummaryWriter  # it imports PyTorch where that is installed
+
         path = Path(folder) / FILE
         kept = [line for line in read(path) if line["step"] <= step]
         with files.whole(path) as file:

@@ -46,7 +46,7 @@ def place(params: dict[str, Any], shardings: dict[str, NamedSharding]) -> dict[s
 
     A path without an entry in `shardings` (a leaf that a stage added) is replicated.
     """
-    default = meshes.replicated(next(iter(shardings.values())).mesh)
+    default = NamedSharding(next(iter(shardings.values())).mesh, PartitionSpec())
     return {path: _put(x, shardings.get(path, default)) for path, x in params.items()}
 
 

@@ -2,7 +2,7 @@
 """The pieces of BERT: embeddings, and post-norm attention and MLP with dropout.
 
 The text encoder of BLIP and the Q-Former of BLIP-2 are made of them; they differ in what attends to
-what. As in `cir_jax.towers.layers`, `stack=(L,)` gives every parameter a leading layer axis.
+what.
 Source: Devlin et al., arXiv 1810.04805; sizes, epsilon and dropout are those of BERT-base.
 """
 
@@ -12,7 +12,7 @@ from flax import nnx
 
 from cir_jax.towers.layers import Dense, LayerNorm, dropout, gelu, normal
 
-EPSILON = 1e-12
+EPSILON = 1e-12  # of every norm, as in the released BERT
 STD = 0.02  # of every random parameter, unless kernels are told otherwise
 _LEAST = -1e30  # logit of a masked key: its weight is exactly zero in float32
 
@@ -49,7 +49,6 @@ class Attention(nnx.Module):
       source: width of what is attended to; 0 means `width`.
       rate: dropout of the attention weights and of the result.
       std: of the random kernels.
-      stack: (layers,), or () for a single layer.
     """
 
     def __init__(
@@ -61,14 +60,12 @@ class Attention(nnx.Module):
         rate: float = 0.0,
         std: float = STD,
         rngs: nnx.Rngs,
-        stack: tuple = (),
     ):
-        options = {"rngs": rngs, "stack": stack}
-        self.query = Dense(width, width, std, **options)
-        self.key = Dense(source or width, width, std, **options)
-        self.value = Dense(source or width, width, std, **options)
-        self.out = Dense(width, width, std, **options)
-        self.norm = LayerNorm(width, epsilon=EPSILON, stack=stack)
+        self.query = Dense(width, width, std, rngs=rngs)
+        self.key = Dense(source or width, width, std, rngs=rngs)
+        self.value = Dense(source or width, width, std, rngs=rngs)
+        self.out = Dense(width, width, std, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=EPSILON)
         self.heads = heads
         self.rate = rate
 
@@ -112,7 +109,6 @@ class Mlp(nnx.Module):
       inner: width between the two products.
       rate: dropout.
       std: of the random kernels.
-      stack: (layers,), or () for a single layer.
     """
 
     def __init__(
@@ -123,11 +119,10 @@ class Mlp(nnx.Module):
         rate: float = 0.0,
         std: float = STD,
         rngs: nnx.Rngs,
-        stack: tuple = (),
     ):
-        self.fc1 = Dense(width, inner, std, rngs=rngs, stack=stack)
-        self.fc2 = Dense(inner, width, std, rngs=rngs, stack=stack)
-        self.norm = LayerNorm(width, epsilon=EPSILON, stack=stack)
+        self.fc1 = Dense(width, inner, std, rngs=rngs)
+        self.fc2 = Dense(inner, width, std, rngs=rngs)
+        self.norm = LayerNorm(width, epsilon=EPSILON)
         self.rate = rate
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:

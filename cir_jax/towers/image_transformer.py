@@ -7,22 +7,24 @@ Sources: Li et al., BLIP, ICML 2022; Fang et al., EVA, CVPR 2023, whose attentio
 and whose blocks are followed by no norm.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.towers.clip.sizes import VisionTransformerSize
-from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks
-from cir_jax.towers.vit import patches
+from cir_jax.towers.layers import Block, LayerNorm, normal, patches, run_blocks, stack
 
-EPSILON = 1e-6
+EPSILON = 1e-6  # of every norm, as in the released code of both
 STD = 0.02  # of class token and positions at the start
 
 
 class ImageTransformer(nnx.Module):
-    """Patches and a class token, with learned positions, through pre-norm blocks.
+    """Patches and a class token through pre-norm blocks, [B, S, S, 3] -> [B, T, C] float32.
 
-    Class token and positions have a leading axis of one, as in the published weights.
+    T = 1 + (S / patch)^2, class token first; positions are learned. Class token and positions have
+    a leading axis of one, as in the published weights.
 
     Args:
       size: see `cir_jax.towers.clip.sizes`; `mlp` is the inner width of the MLPs.
@@ -47,14 +49,9 @@ class ImageTransformer(nnx.Module):
         self.patch_bias = nnx.Param(jnp.zeros((width,), jnp.float32))
         self.class_token = normal(rngs, (1, 1, width), STD)
         self.position = normal(rngs, (1, positions(size), width), STD)
-        self.blocks = Block(
-            size,
-            causal=False,
-            activation="gelu",
-            epsilon=EPSILON,
-            key_bias=key_bias,
-            rngs=rngs,
-            stack=(size.layers,),
+        options: dict[str, Any] = {"activation": "gelu", "epsilon": EPSILON, "key_bias": key_bias}
+        self.blocks = stack(
+            lambda rngs: Block(size, causal=False, rngs=rngs, **options), size.layers, rngs
         )
         self.norm_out = LayerNorm(width, epsilon=EPSILON) if final_norm else None
         self.size = size

@@ -1,24 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers of the encoders: dense, layer norm, attention, and a pre-norm transformer run by scan.
 
-Parameters are float32; matrix products run in the compute type; normalisation and softmax run in
-float32. `stack=(L,)` gives every parameter a leading layer axis, so that one compiled block serves
-all layers: a 24-layer tower compiles as fast as a single layer.
+Parameters are float32; matrix products run in the type of their input, which a tower casts to its
+compute type; normalisation and softmax run in float32. `stack` makes all layers of a tower one
+module whose parameters have a leading layer axis, and `run_stack` runs it: one compiled block
+serves all layers, so that a 24-layer tower compiles as fast as a single layer.
+
+Parts of flax stand wherever they have our parameters and give our bits. Where not, the part is ours
+and a comment says why.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cir_jax.data import pixels as pixel_constants
+from cir_jax.errors import UserError
+
+LAYERS = "layers"  # name of the axis over which `stack` maps
+M = TypeVar("M", bound=nnx.Module)
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
+    """Float32 values from N(0, std^2); inside `stack`, those of one layer."""
+    try:
+        layers = jax.lax.axis_size(LAYERS)
+    except NameError:  # no layer of a stack
+        return std * jax.random.normal(key, shape, jnp.float32)
+    # All layers are rows of one draw from one key. A key per layer would do as well, but the values
+    # of a seed would not be those of earlier releases. It costs nothing: XLA sees that taking row i
+    # for layer i is the draw itself.
+    return (std * jax.random.normal(key, (layers, *shape), jnp.float32))[jax.lax.axis_index(LAYERS)]
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> nnx.Param:
     """A float32 parameter drawn from N(0, std^2)."""
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+    return nnx.Param(draw(rngs.params(), shape, std))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -37,22 +56,8 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # compute types
 
 
-def normalize(pixels: jax.Array) -> jax.Array:
-    """uint8 [..., 3] -> float32, CLIP's mean and deviation; float input passes unchanged.
-
-    Done on the device: a quarter of the bytes cross to it.
-    """
-    if pixels.dtype != jnp.uint8:
-        return pixels
-    mean = jnp.asarray(pixel_constants.IMAGE_MEAN, jnp.float32)
-    deviation = jnp.asarray(pixel_constants.IMAGE_STD, jnp.float32)
-    shape = (1,) * (pixels.ndim - 1) + (3,)
-    scaled = pixels.astype(jnp.float32) / 255.0
-    return (scaled - mean.reshape(shape)) / deviation.reshape(shape)
-
-
 def unit(x: jax.Array) -> jax.Array:
-    """Divides by the norm over the last axis, or by 1e-12 if that is larger; float32."""
+    """[..., D] -> [..., D] float32, over its norm, or over 1e-12 if that is larger."""
     x = x.astype(jnp.float32)
     # The limit is put on the square: the gradient of a norm at zero is not a number.
     squared = jnp.square(x).sum(axis=-1, keepdims=True)
@@ -61,45 +66,61 @@ def unit(x: jax.Array) -> jax.Array:
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes values with probability `rate` and scales up the rest; nothing without a key."""
-    if key is None or rate == 0:
-        return x
-    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), jnp.zeros((), x.dtype))
+    # The key comes with the call: a layer that held one would add it to the parameters.
+    return nnx.Dropout(rate, deterministic=key is None)(x, rngs=key)
 
 
-class Dense(nnx.Module):
-    """x @ kernel + bias, [..., I] -> [..., O]."""
+def in_type_of_input(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Input and parameters of a layer of flax, all in the type of the input.
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        std: float,
-        *,
-        bias: bool = True,
-        rngs: nnx.Rngs,
-        stack: tuple = (),
-    ):
-        self.kernel = normal(rngs, (*stack, inputs, outputs), std)
-        self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32)) if bias else None
+    flax would take the wider type, and so compute in float32 whatever the input is.
+    """
+    return tuple(x if x is None else x.astype(arrays[0].dtype) for x in arrays)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        product = x @ self.kernel[...].astype(x.dtype)
-        if self.bias is None:
-            return product
-        bias = self.bias[...].astype(x.dtype)
-        return product + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+
+class Dense(nnx.Linear):
+    """x @ kernel + bias, [..., I] -> [..., O], in the type of x.
+
+    Args:
+      inputs: I.
+      outputs: O.
+      std: of the random kernel; the bias starts at zero.
+      bias: False leaves it out.
+    """
+
+    def __init__(self, inputs: int, outputs: int, std: float, *, bias: bool = True, rngs: nnx.Rngs):
+        key = rngs.params()
+        super().__init__(
+            inputs,
+            outputs,
+            use_bias=bias,
+            kernel_init=lambda _, shape, dtype: draw(key, shape, std),
+            promote_dtype=in_type_of_input,
+            # nnx.Linear also takes a key for the zeros of the bias. Taken from `rngs` it would
+            # change what every later layer draws from the same seed.
+            rngs=nnx.Rngs(0),
+        )
 
 
 class LayerNorm(nnx.Module):
-    """Normalises the last axis in float32; the result has the type of its input."""
+    """Normalises the last axis, [..., C] -> [..., C], in float32; the result has the type of x.
 
-    def __init__(self, width: int, *, epsilon: float = 1e-5, stack: tuple = ()):
-        self.scale = nnx.Param(jnp.ones((*stack, width), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((*stack, width), jnp.float32))
+    Args:
+      width: C.
+      epsilon: is added to the variance. 1e-5 is that of CLIP and PyTorch's default; it is part of
+        the weights, since other values give other features.
+    """
+
+    # nnx.LayerNorm multiplies by (scale * 1 / deviation), not by one after the other. With random
+    # scales a third of its float32 values differ from ours in the last bit (by 1.5e-7 of the
+    # largest at most), where ours are those that trained runs and stored banks were made with.
+    def __init__(self, width: int, *, epsilon: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        # bfloat16 keeps 8 bits: where the mean is far from zero, differences to it are lost.
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(axis=-1, keepdims=True)
         variance = jnp.square(wide).mean(axis=-1, keepdims=True)
@@ -111,8 +132,20 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention, [B, T, C] -> [B, T, C]; softmax in float32."""
+    """Multi-head self-attention, [B, T, C] -> [B, T, C]; softmax in float32.
 
+    Args:
+      width: C.
+      heads: number of heads, a divisor of C.
+      std: of the random kernels of queries, keys and values.
+      out_std: of the random output kernel.
+      causal: a token sees itself and what is before it.
+      key_bias: False leaves the bias of the keys out, as EVA has it. It adds the same to all logits
+        of a query, so the softmax does not see it.
+    """
+
+    # nnx.MultiHeadAttention splits its kernels by heads, [C, H, C / H]; ours are [C, C], as
+    # checkpoints, sharding rules and weight rules name them.
     def __init__(
         self,
         width: int,
@@ -123,13 +156,12 @@ class Attention(nnx.Module):
         causal: bool,
         key_bias: bool = True,
         rngs: nnx.Rngs,
-        stack: tuple = (),
     ):
         # Separate kernels: a shard of the fused one would mix queries, keys and values.
-        self.query = Dense(width, width, std, rngs=rngs, stack=stack)
-        self.key = Dense(width, width, std, bias=key_bias, rngs=rngs, stack=stack)
-        self.value = Dense(width, width, std, rngs=rngs, stack=stack)
-        self.out = Dense(width, width, out_std, rngs=rngs, stack=stack)
+        self.query = Dense(width, width, std, rngs=rngs)
+        self.key = Dense(width, width, std, bias=key_bias, rngs=rngs)
+        self.value = Dense(width, width, std, rngs=rngs)
+        self.out = Dense(width, width, out_std, rngs=rngs)
         self.heads = heads
         self.causal = causal
 
@@ -146,7 +178,15 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """C -> inner width -> C, with one of ACTIVATIONS between."""
+    """[..., C] -> [..., inner] -> [..., C], with one of ACTIVATIONS between.
+
+    Args:
+      width: C.
+      inner: width between the two products.
+      std: of the first random kernel.
+      out_std: of the second.
+      activation: one of ACTIVATIONS.
+    """
 
     def __init__(
         self,
@@ -157,10 +197,9 @@ class Mlp(nnx.Module):
         *,
         activation: str,
         rngs: nnx.Rngs,
-        stack: tuple = (),
     ):
-        self.fc1 = Dense(width, inner, std, rngs=rngs, stack=stack)
-        self.fc2 = Dense(inner, width, out_std, rngs=rngs, stack=stack)
+        self.fc1 = Dense(width, inner, std, rngs=rngs)
+        self.fc2 = Dense(inner, width, out_std, rngs=rngs)
         self.activation = activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -168,7 +207,7 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)).
+    """x + attention(norm(x)), then x + mlp(norm(x)), [B, T, C] -> [B, T, C].
 
     Args:
       size: width, heads, layers and inner width (0 means four times the width).
@@ -176,7 +215,6 @@ class Block(nnx.Module):
       activation: one of ACTIVATIONS.
       epsilon: of both norms.
       key_bias: False leaves the bias of the attention keys out.
-      stack: (layers,), or () for a single block.
     """
 
     def __init__(
@@ -188,31 +226,65 @@ class Block(nnx.Module):
         epsilon: float = 1e-5,
         key_bias: bool = True,
         rngs: nnx.Rngs,
-        stack: tuple,
     ):
         width, heads, layers = size.width, size.heads, size.layers
-        # Standard deviations of the CLIP paper's initialisation.
+        # Standard deviations of the CLIP paper's initialisation. The two that add to the residual
+        # stream are smaller in a deeper tower, so that its variance does not grow with the depth.
         std, out_std, mlp_std = width**-0.5, (width * 2 * layers) ** -0.5, (2 * width) ** -0.5
-        self.norm1 = LayerNorm(width, epsilon=epsilon, stack=stack)
+        self.norm1 = LayerNorm(width, epsilon=epsilon)
         self.attention = Attention(
-            width,
-            heads,
-            std,
-            out_std,
-            causal=causal,
-            key_bias=key_bias,
-            rngs=rngs,
-            stack=stack,
+            width, heads, std, out_std, causal=causal, key_bias=key_bias, rngs=rngs
         )
-        self.norm2 = LayerNorm(width, epsilon=epsilon, stack=stack)
+        self.norm2 = LayerNorm(width, epsilon=epsilon)
         inner = size.mlp or 4 * width
-        self.mlp = Mlp(
-            width, inner, mlp_std, out_std, activation=activation, rngs=rngs, stack=stack
-        )
+        self.mlp = Mlp(width, inner, mlp_std, out_std, activation=activation, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def patches(pixels: jax.Array, side: int, kernel: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+    """Every whole patch of an image times `kernel`.
+
+    Args:
+      pixels: [B, S, S, 3] normalised.
+      side: S, of the tower.
+      kernel: [patch, patch, 3, C].
+      dtype: compute type.
+
+    Returns:
+      [B, (S / patch)^2, C], row by row.
+
+    Raises:
+      UserError: the image is not of the tower's size.
+    """
+    batch, height, width, _ = pixels.shape
+    if (height, width) != (side, side):
+        raise UserError(
+            f"image of {height}x{width} pixels, but the tower takes {side}x{side}; "
+            "set model.image_size to that of the images, or to 0 for the tower's own"
+        )
+    # A convolution whose stride is its size is one product per patch; written so, its gradient is a
+    # product as well, where a CPU would otherwise run a 16 x 16 convolution.
+    patch = kernel.shape[0]
+    across = side // patch
+    x = pixels[:, : across * patch, : across * patch].astype(dtype)
+    x = x.reshape(batch, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
+    flat = kernel[...].astype(dtype).reshape(-1, kernel.shape[-1])
+    return x.reshape(batch, across * across, -1) @ flat
+
+
+def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
+    """One module for many layers: what `make` gives, every parameter with a leading layer axis.
+
+    Args:
+      make: rngs -> one layer. Its random parameters are drawn by `normal` or `Dense`.
+      layers: L, length of the new axis.
+      rngs: `make` takes as many keys from it as for a single layer.
+    """
+    mapped = nnx.vmap(make, in_axes=None, out_axes=0, axis_size=layers, axis_name=LAYERS)
+    return mapped(rngs)
 
 
 def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
@@ -228,7 +300,7 @@ def run_stack(
     *,
     remat: bool,
 ) -> jax.Array:
-    """Applies the layers of a module whose parameters have a leading layer axis, by one scan.
+    """Applies the layers of what `stack` gives one after the other, by one scan.
 
     Args:
       stack: the module.
@@ -237,14 +309,11 @@ def run_stack(
       key: of the dropout; None for none.
       remat: keep only the input of each layer and compute the rest again in the backward pass.
     """
-    graph, stacked = nnx.split(stack)
-    count = len(jax.tree.leaves(stacked)[0])
-    keys = None if key is None else jax.random.split(key, count)
-
-    def layer(x: jax.Array, row: tuple) -> tuple[jax.Array, None]:
-        params, key = row
-        return apply(nnx.merge(graph, params), x, key), None
-
+    layers = len(jax.tree.leaves(nnx.state(stack))[0])
+    keys = None if key is None else jax.random.split(key, layers)
+    # graph=False takes a module as its arrays. Otherwise flax would also write them back after the
+    # scan, which it refuses for a module that was made outside of the function being traced.
     # A scan already keeps the two passes apart; the barriers of prevent_cse would only cost time.
-    body: Callable = jax.checkpoint(layer, prevent_cse=False) if remat else layer
-    return jax.lax.scan(body, x, (stacked, keys))[0]
+    body = nnx.remat(apply, prevent_cse=False, graph=False) if remat else apply
+    scan = nnx.scan(body, in_axes=(0, nnx.Carry, 0), out_axes=nnx.Carry, graph=False)
+    return scan(stack, x, keys)

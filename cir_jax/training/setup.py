@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Config -> the parts of a run. Everything that can be checked is checked here, before a step."""
+"""Config -> the parts of a run. Everything that can be checked is checked here, before a step.
+
+`resolve` makes the one config that is read from then on; `make` builds what does not depend on
+data; `read_data`, `build_bank` and `make_batches` return values, which the trainer hands on.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,48 +11,87 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from grain import DatasetIterator
 from ml_collections import ConfigDict
 
-from cir_jax import contract, plugins, weights
+from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
+from cir_jax.contract import Functions
 from cir_jax.data import loader, pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.datasets import loading, unlabelled
 from cir_jax.errors import UserError
+from cir_jax.evals import benchmark as benchmarks
+from cir_jax.evals.benchmark import Benchmark
 from cir_jax.params import Params
 from cir_jax.retrieval import load
-from cir_jax.retrieval.retriever import Retriever
-from cir_jax.runtime import encode, optim, sharding
+from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage as stages
+from cir_jax.training.stage import StageProtocol
 
 
-@dataclass
-class Run:
-    """What a run is made of; built once, then only read."""
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of, beside its data.
+
+    Attributes:
+      config: resolved and locked.
+      mesh: the devices.
+      functions: the model.
+      stage: what trains, and the loss.
+      shardings: parameter path -> where it lies.
+      preprocess: path -> uint8 [S, S, 3].
+      benchmark: what the model is evaluated with; None for none.
+    """
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
-    functions: contract.Functions
-    stage: Any
-    data: pipeline.TrainingData
+    functions: Functions
+    stage: StageProtocol
+    shardings: dict[str, jax.sharding.NamedSharding]
     preprocess: Preprocess
+    benchmark: Benchmark | None
+
+
+@dataclass(frozen=True)
+class Data:
+    """The triplets of a run, and what follows from their number.
+
+    Attributes:
+      triplets: all of them, numbered.
+      references: those of a stage with a bank, and None for others.
+      place: where references lie: "device", "disk" or "recompute"; "" without a bank.
+      steps: of the whole run.
+      steps_per_epoch: full batches in one pass.
+    """
+
+    triplets: pipeline.TrainingData
+    references: references.Plan | None
+    place: str
     steps: int
     steps_per_epoch: int
-    shardings: dict[str, jax.sharding.NamedSharding]
-    benchmark: Any
-    references: Any = None  # of a stage with a bank: `negatives.references.Plan`
-    store: Any = None  # set with the bank, where references lie on disk
 
 
-def run(config: ConfigDict) -> Run:
-    """Builds the model and the stage and reads the data.
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config that is read from here on: what it leaves to its weights is filled in.
 
     Raises:
-      UserError: whatever is wrong with the config or the data.
+      UserError: `model.tower=auto` without weights that say their size.
     """
-    config = weights.settled(config)
+    return weights.resolve(config)
+
+
+def make(config: ConfigDict) -> Setup:
+    """Builds mesh, model, stage and benchmark.
+
+    Args:
+      config: resolved.
+
+    Raises:
+      UserError: values that do not go together, or a benchmark whose data is not there.
+    """
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     meshes.check_batch(config.batch, mesh)
     if config.max_seconds > 0 and jax.process_count() > 1:
@@ -57,133 +100,113 @@ def run(config: ConfigDict) -> Run:
             "differ; set steps instead"
         )
     functions = contract.build(config.model)
-    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
-    preprocess = load.preprocessing(config, functions)
-    data = pipeline.prepare(
+    return Setup(
+        config=config,
+        mesh=mesh,
+        functions=functions,
+        stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
+        shardings=sharding.parameter_shardings(functions, mesh),
+        preprocess=load.preprocessing(config, functions),
+        benchmark=benchmarks.build(config),
+    )
+
+
+def read_data(setup: Setup) -> Data:
+    """Reads and numbers the triplets of a run.
+
+    Raises:
+      UserError: whatever is wrong with the data.
+    """
+    config, stage, functions = setup.config, setup.stage, setup.functions
+    triplets = pipeline.prepare(
         loading.load(config, captions=stage.reads == "captions"),
         tokens.load(functions.module.TOKENIZER, config.model.context),
         on_missing=config.data.on_missing,
         on_long=config.data.on_long,
         optimized=config.data.optimized,
-        unlabelled=_unlabelled(config, stage),
+        unlabelled=_unlabelled(setup),
     )
-    plan = None
+    plan, place = None, ""
     if stage.needs_bank:
-        plan = references.plan(data, functions.per_triplet, config.loss.reference_text)
-        config = references.settled(config, functions, len(plan), mesh)
-        stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
-    per_epoch = pipeline.steps_per_epoch(data, config.batch)
-    return Run(
-        config=config,
-        mesh=mesh,
-        functions=functions,
-        stage=stage,
-        data=data,
-        preprocess=preprocess,
-        steps=config.steps or config.epochs * per_epoch,
-        steps_per_epoch=per_epoch,
-        shardings=sharding.parameter_shardings(functions, mesh),
-        benchmark=benchmark(config),
-        references=plan,
-    )
+        plan = references.plan(triplets, functions.per_triplet, config.loss.reference_text)
+        place = references.choose_place(config.loss, functions, len(plan), setup.mesh)
+    per_epoch = pipeline.steps_per_epoch(triplets, config.batch)
+    return Data(triplets, plan, place, config.steps or config.epochs * per_epoch, per_epoch)
 
 
-def _unlabelled(config: ConfigDict, stage: Any) -> Any:
+def _unlabelled(setup: Setup) -> Any:
     """What adds the rows of `data.unlabelled` to the image table; None if there are none."""
-    data = config.data
+    data = setup.config.data
     if not data.unlabelled and not data.unlabelled_count:
         return None
-    if not stage.needs_bank:
+    if not setup.stage.needs_bank:
         raise UserError(
             f"data.unlabelled={tuple(data.unlabelled)} adds rows to the bank, and stage "
-            f"{config.stage} has none; leave it to stage two"
+            f"{setup.config.stage} has none; leave it to stage two"
         )
     options = {"count": data.unlabelled_count, "optimized": data.optimized}
     options |= {"on_missing": data.on_missing, "threads": data.threads}
-    return partial(unlabelled.extend, found=unlabelled.read(config), **options)
+    return partial(unlabelled.extend, found=unlabelled.read(setup.config), **options)
 
 
-def benchmark(config: ConfigDict) -> Any:
-    """The benchmark `eval.benchmark` names, or None for "none".
+def build_bank(
+    setup: Setup, data: Data, index: Params
+) -> tuple[banks.Bank | None, files.Store | None]:
+    """(bank, references on disk) of stage two: from the run folder if they are there, else built.
 
-    Raises:
-      UserError: no such benchmark; what exists is listed.
-    """
-    if config.eval.benchmark == "none":
-        return None
-    return plugins.load("cir_jax.evals.benchmarks", config.eval.benchmark, marker="build").build(
-        config
-    )
+    Args:
+      setup: of the run.
+      data: its triplets.
+      index: index parameters.
 
-
-def batches(run: Run) -> Any:
-    """The input iterator of this process, see `pipeline.batches`."""
-    data = run.config.data
-    mine = encode.local_rows(run.config.batch, run.mesh)
-    options = loader.Options(
-        batch=run.config.batch,
-        seed=run.config.seed,
-        fields=run.stage.fields,
-        mixing=data.mixing,
-        weights=tuple(data.weights),
-        text_lengths=tuple(data.text_lengths),
-        cut_padding=run.functions.module.CUT_PADDING,
-        exclude_reference=run.config.loss.exclude_reference,
-        exclude_positives=run.config.loss.exclude_positives,
-        cache_pixels=data.cache_pixels,
-        threads=data.threads,
-        process=(mine.start // len(mine), run.config.batch // len(mine)),
-    )
-    sources = loader.Sources(run.preprocess, run.references, run.store)
-    return pipeline.batches(run.data, options, sources)
-
-
-def bank(run: Run, state: Any) -> banks.Bank:
-    """The bank of stage two: from the run folder if it is there and fits, else built and saved.
+    Returns:
+      (None, None) for a stage without a bank; no references on disk where they lie elsewhere.
 
     Raises:
       UserError: the bank there was made of something else, or there is no room for it.
     """
-    config, place = run.config, run.config.loss.references
+    if data.references is None:
+        return None, None
+    config = setup.config
     inputs = banks.Inputs(
-        run.functions, state.fixed, run.data, run.references, run.preprocess, place
+        setup.functions, index, data.triplets, data.references, setup.preprocess, data.place
     )
     size = {"batch": config.eval.batch, "threads": config.data.threads}
-    rows = build.ready(_bank_folder(config), inputs, run.mesh, **size)
-    if place == "disk":
-        run.store = files.Store(rows.pop("references"))
-    return banks.place(rows, run.mesh, config.loss.bank_dtype)
+    rows = build.load_or_build(_bank_folder(config, data.place), inputs, setup.mesh, **size)
+    store = files.Store(rows.pop("references")) if data.place == "disk" else None
+    return banks.place(rows, setup.mesh, config.loss.bank_dtype), store
 
 
-def _bank_folder(config: ConfigDict) -> Path:
+def _bank_folder(config: ConfigDict, place: str) -> Path:
     """One folder per place of the references: a run may change it, and change it back."""
     folder = Path(config.loss.bank_path or Path(config.workdir) / "bank")
-    place = config.loss.references
     return folder if place == "device" else folder / place
 
 
-def retriever(run: Run, index: Params, query: Params) -> Retriever:
-    """The model under training as a retriever."""
-    return load.from_parameters(run.config, run.functions, run.mesh, index, query)
+def make_batches(setup: Setup, data: Data, store: files.Store | None) -> DatasetIterator:
+    """The input iterator of this process, see `pipeline.batches`.
 
-
-def summary(run: Run, state: Any) -> str:
-    """What is about to be trained, in a few lines."""
-    sources = ", ".join(
-        f"{name} {int((run.data.source_of == i).sum()):,}"
-        for i, name in enumerate(run.data.sources)
+    Args:
+      setup: of the run.
+      data: its triplets.
+      store: references on disk, as `build_bank` returned them.
+    """
+    config = setup.config
+    mine = encode.local_rows(config.batch, setup.mesh)
+    field = (references.FIELDS[data.place],) if data.place else ()
+    options = loader.Options(
+        batch=config.batch,
+        seed=config.seed,
+        fields=(*setup.stage.fields, *field),
+        mixing=config.data.mixing,
+        weights=tuple(config.data.weights),
+        text_lengths=tuple(config.data.text_lengths),
+        cut_padding=setup.functions.module.CUT_PADDING,
+        exclude_reference=config.loss.exclude_reference,
+        exclude_positives=config.loss.exclude_positives,
+        cache_pixels=config.data.cache_pixels,
+        threads=config.data.threads,
+        process=(mine.start // len(mine), config.batch // len(mine)),
     )
-    extra = run.data.images.unlabelled
-    images = f"{len(run.data.images):,} images" + (f", {extra:,} of them unlabelled" * bool(extra))
-    platform = jax.devices()[0].platform
-    abstract = run.functions.abstract
-    trained = {p: x for p, x in state.trained.items() if p in abstract}
-    learned = f", and {', '.join(run.stage.extra)}" if run.stage.extra else ""
-    return (
-        f"{run.config.model.name} {run.config.model.tower}, stage {run.config.stage}: "
-        f"{optim.size(trained):,} of {optim.size(abstract):,} parameters train{learned}\n"
-        f"  triplets: {sources}; {images}\n"
-        f"  {run.steps:,} steps of {run.config.batch}, {run.steps_per_epoch:,} per epoch, on "
-        f"{run.mesh.size} {platform} device(s), {jax.process_count()} process(es)\n"
-        f"  workdir: {run.config.workdir}"
-    )
+    sources = loader.Sources(setup.preprocess, data.references, store)
+    return pipeline.batches(data.triplets, options, sources)

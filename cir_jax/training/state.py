@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run starts from: one function, one order. Resume > init_from > random parameters."""
+"""What changes while a run trains, and where it starts. Resume > init_from > random parameters."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cir_jax import progress, weights
+from cir_jax import keys, progress, weights
 from cir_jax.config import from_json, to_json
 from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.runtime import checkpoint, optim, sharding
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage as stages
+from cir_jax.training.setup import Setup
 
 # Keys that may differ between a checkpoint and the run that resumes it: where and how it runs, how
 # long and what it shows, but nothing that changes a step already made.
@@ -27,91 +29,117 @@ _FREE = (
 )  # fmt: skip
 
 
-def state(run: Any, make: Any) -> tuple[Any, optax.GradientTransformation]:
+@dataclass
+class State:
+    """The arrays of a checkpoint, and its record.
+
+    Attributes:
+      fixed: parameters that do not train, path -> array.
+      trained: those that do, with the leaves that the stage adds.
+      optimizer: its state.
+      step: steps that were made.
+      seconds: in training steps; compiling, evaluating, saving and the bank are left out.
+      best: the best selection score so far, in per cent.
+      history: one entry per evaluation.
+      data: position of the input pipeline.
+      source: files, or run, that the first parameters came from.
+    """
+
+    fixed: Params
+    trained: Params
+    optimizer: Any
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, Any] | None = None
+    source: dict[str, Any] | None = None
+
+
+def start(setup: Setup, steps: int) -> tuple[State, optax.GradientTransformation]:
     """The state a run starts in, and its optimizer.
 
     Args:
-      run: a `train.Run`.
-      make: `train.State`.
+      setup: of the run.
+      steps: of the whole run, for schedules.
+
+    Raises:
+      UserError: the run folder holds a run of another config, or the weights are not this model's.
     """
-    abstract, optimizer = _abstract(run)
-    last = checkpoint.Checkpoints(Path(run.config.workdir) / checkpoint.LAST)
-    found = checkpoint.restore_newest(last, abstract, lambda record: _check_same(run, record))
+    abstract, optimizer = _abstract(setup, steps)
+    last = checkpoint.Checkpoints(Path(setup.config.workdir) / checkpoint.LAST)
+    found = checkpoint.restore_newest(last, abstract, lambda record: _check_same(setup, record))
     last.close()
     if found:
         step, tree, record = found
-        unread = run.config.init_from and "; init_from is not read again"
-        progress.say(f"resuming {run.config.workdir} at step {step}{unread}")
+        unread = setup.config.init_from and "; init_from is not read again"
+        progress.say(f"resuming {setup.config.workdir} at step {step}{unread}")
         kept = {k: record[k] for k in ("seconds", "best", "history", "data")}
         kept["source"] = record.get("source")  # runs of before this was noted lack it
-        return make(**tree, step=step, **kept), optimizer
-    index, query, source = _fresh(run)
-    paths = list(abstract["trained"])
-    extra = run.stage.extra
-    trained = {p: query[p] if p in query else np.float32(extra[p]) for p in paths}
-    fixed = {p: index[p] for p in abstract["fixed"]}
-    trained = sharding.place(trained, run.shardings)
-    initial = jax.jit(
-        optimizer.init,
-        out_shardings=sharding.optimizer_shardings(optimizer, trained, run.shardings, run.mesh),
-    )
-    placed = sharding.place(fixed, run.shardings)
-    return make(placed, trained, initial(trained), source=source), optimizer
+        return State(**tree, step=step, **kept), optimizer
+    index, query, source = _fresh(setup)
+    extra = setup.stage.extra
+    begin = {p: query[p] if p in query else np.float32(extra[p]) for p in abstract["trained"]}
+    trained = sharding.place(begin, setup.shardings)
+    places = sharding.optimizer_shardings(optimizer, trained, setup.shardings, setup.mesh)
+    initial = jax.jit(optimizer.init, out_shardings=places)(trained)
+    fixed = sharding.place({p: index[p] for p in abstract["fixed"]}, setup.shardings)
+    return State(fixed, trained, initial, source=source), optimizer
 
 
-def _fresh(run: Any) -> tuple[Params, Params, dict[str, Any] | None]:
+def _fresh(setup: Setup) -> tuple[Params, Params, dict[str, Any] | None]:
     """(index, query, where they came from)."""
-    if run.config.init_from:
-        one_tree = run.stage.index_is_query
+    if setup.config.init_from:
+        one_tree = setup.stage.index_is_query
         found = weights.load(
-            run.config.init_from,
-            run.functions,
-            seed=run.config.seed,
-            kept=() if one_tree else run.functions.index_paths,
+            setup.config.init_from,
+            setup.functions,
+            seed=setup.config.seed,
+            kept=() if one_tree else setup.functions.index_paths,
         )
-        weights.carry(found.files, run.config.workdir)
+        weights.carry(found.files, setup.config.workdir)
         if one_tree:
-            _say_what_is_left(run, found)
+            _say_what_is_left(setup, found)
         return found.index, found.query, found.record
-    if not run.stage.index_is_query:
+    if not setup.stage.index_is_query:
         progress.say(
             "warning: stage two starts from random parameters; its bank means nothing. "
             "Set init_from to the folder of a stage-one run, or to weights"
         )
-    params = {p: np.asarray(x) for p, x in run.functions.init(run.config.seed).items()}
+    params = {p: np.asarray(x) for p, x in setup.functions.init(setup.config.seed).items()}
     return params, params, None
 
 
-def _say_what_is_left(run: Any, found: weights.Weights) -> None:
+def _say_what_is_left(setup: Setup, found: weights.Weights) -> None:
     """Of weights with two trees, as stage two leaves them, a stage with one takes the query's."""
     index, query = found.index, found.query
     apart = [
         p
-        for p in run.functions.index_paths
+        for p in setup.functions.index_paths
         if index[p] is not query[p] and not np.array_equal(index[p], query[p])
     ]
     if apart:
         progress.say(
-            f"warning: {run.config.init_from} holds {', '.join(apart[:3])} ({len(apart)} leaves in "
-            "all) twice, as stage two leaves them; this stage goes on from those of the query, and "
-            "those that made the bank are dropped"
+            f"warning: {setup.config.init_from} holds {', '.join(apart[:3])} ({len(apart)} leaves "
+            "in all) twice, as stage two leaves them; this stage goes on from those of the query, "
+            "and those that made the bank are dropped"
         )
 
 
-def _abstract(run: Any) -> tuple[dict[str, Any], optax.GradientTransformation]:
+def _abstract(setup: Setup, steps: int) -> tuple[dict[str, Any], optax.GradientTransformation]:
     """Shapes and shardings of the tree of a checkpoint of this run, and the optimizer."""
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    paths = stages.trainable(run.stage, run.functions)
-    trained = {p: run.functions.abstract.get(p, scalar) for p in paths}
+    paths = stages.trainable(setup.stage, setup.functions)
+    trained = {p: setup.functions.abstract.get(p, scalar) for p in paths}
     fixed = {
         p: s
-        for p, s in run.functions.abstract.items()
-        if not (run.stage.index_is_query and p in trained)
+        for p, s in setup.functions.abstract.items()
+        if not (setup.stage.index_is_query and p in trained)
     }
-    optimizer = optim.build(run.config.optim, paths, run.steps)
-    default = meshes.replicated(run.mesh)
-    places = {p: run.shardings.get(p, default) for p in {**fixed, **trained}}
-    moments = sharding.optimizer_shardings(optimizer, trained, run.shardings, run.mesh)
+    optimizer = optim.build(setup.config.optim, paths, steps)
+    default = meshes.replicated(setup.mesh)
+    places = {p: setup.shardings.get(p, default) for p in {**fixed, **trained}}
+    moments = sharding.optimizer_shardings(optimizer, trained, setup.shardings, setup.mesh)
     tree = {
         "fixed": {p: _with(s, places[p]) for p, s in fixed.items()},
         "trained": {p: _with(s, places[p]) for p, s in trained.items()},
@@ -120,10 +148,10 @@ def _abstract(run: Any) -> tuple[dict[str, Any], optax.GradientTransformation]:
     return tree, optimizer
 
 
-def _check_same(run: Any, record: dict[str, Any]) -> None:
+def _check_same(setup: Setup, record: dict[str, Any]) -> None:
     """Raises UserError if the checkpoint was made by a config that this run may not continue."""
-    then = _flat(from_json(record["config"]).to_dict())
-    now = _flat(from_json(to_json(run.config)).to_dict())
+    then = keys.flat(from_json(record["config"]))
+    now = keys.flat(from_json(to_json(setup.config)))
     changed = [
         f"{key}: {then.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*then, *now})
@@ -132,18 +160,9 @@ def _check_same(run: Any, record: dict[str, Any]) -> None:
     ]
     if changed:
         raise UserError(
-            f"{run.config.workdir} holds a run of another config ({'; '.join(changed[:5])}); "
+            f"{setup.config.workdir} holds a run of another config ({'; '.join(changed[:5])}); "
             "give another workdir, or the same values to resume it"
         )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
 
 
 def _with(shape: jax.ShapeDtypeStruct, place: Any) -> jax.ShapeDtypeStruct:

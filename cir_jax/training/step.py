@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""(stage, optimizer) -> the jitted update. Gradients and `tx.update` occur here and nowhere else.
+"""(stage, model, optimizer) -> the jitted update: the one place of gradients and of `tx.update`.
 
 Freezing is not differentiating: the tree is split into trained and fixed leaves, the gradient is
 taken with respect to the trained ones, and the two are joined inside the program. A mask over the
 optimizer would not do: `optax.masked` hands the raw gradient of a "frozen" leaf on as its update.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,21 +14,22 @@ import optax
 
 from cir_jax.contract import Functions
 from cir_jax.params import Params
+from cir_jax.training.stage import StageProtocol
 
 
 def make(
-    stage: Any,
+    stage: StageProtocol,
     functions: Functions,
-    optimizer: optax.GradientTransformation,
+    tx: optax.GradientTransformation,
     sources: int,
     shardings: tuple[Any, Any] | None = None,
-) -> Callable:
+) -> jax.stages.Wrapped:
     """The update of one step.
 
     Args:
       stage: see `cir_jax.training.stage`.
       functions: the model.
-      optimizer: over the flat dict of trained leaves.
+      tx: the optimizer, over the flat dict of trained leaves.
       sources: number of triplet sources, for their separate losses.
       shardings: of (trained, optimizer state); outputs keep them. None lets the compiler choose.
 
@@ -48,7 +48,7 @@ def make(
     def update(trained, state, fixed, batch, bank, key):
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
-        updates, state = optimizer.update(grads, state, trained)
+        updates, state = tx.update(grads, state, trained)
         trained = optax.apply_updates(trained, updates)
         one_hot = jax.nn.one_hot(batch["source_id"], sources, dtype=jnp.float32)
         metrics = {

@@ -12,7 +12,6 @@ import pytest
 from cir_jax import contract
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
-from cir_jax.bank import folder as bank_folder
 from cir_jax.data import pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -72,7 +71,7 @@ def inputs_of(name, data, place="device", preprocess=None):
 def test_every_image_is_opened_once(name, data, tmp_path):
     inputs = inputs_of(name, data)
     functions, plan, preprocess = inputs.functions, inputs.plan, inputs.preprocess
-    rows = build.ready(tmp_path, inputs, devices(2), batch=3, threads=2)
+    rows = build.load_or_build(tmp_path, inputs, devices(2), batch=3, threads=2)
     assert preprocess.opened == dict.fromkeys(data.images.paths, 1)
 
     pixels = np.stack([preprocess(path) for path in data.images.paths])
@@ -81,7 +80,7 @@ def test_every_image_is_opened_once(name, data, tmp_path):
     want = functions.reference(inputs.index, pixels[plan.image], text)
     assert len(rows["references"]) == (10 if functions.per_triplet else 7)
     np.testing.assert_allclose(rows["references"], want, atol=1e-5)
-    again = build.ready(tmp_path, inputs, devices(1))
+    again = build.load_or_build(tmp_path, inputs, devices(1))
     np.testing.assert_array_equal(again["references"], rows["references"])
     assert sum(preprocess.opened.values()) == 14  # the bank that is there is read
 
@@ -91,23 +90,23 @@ def test_runs_that_share_a_folder(data, tmp_path, monkeypatch):
     inputs = inputs_of(MODELS[0], data)
 
     def ready(folder):
-        return build.ready(folder, inputs, devices(2), batch=3, threads=2)
+        return build.load_or_build(folder, inputs, devices(2), batch=3, threads=2)
 
-    held = bank_folder.lock(tmp_path)
+    held = files.lock(tmp_path)
     with pytest.raises(UserError, match="another run is building the bank in"):
         ready(tmp_path)
     held.release()
     assert not inputs.preprocess.opened and not (tmp_path / files.PARTIAL).exists()
-    real = bank_folder.lock
+    real = files.lock
 
     def late(folder):
-        monkeypatch.setattr(bank_folder, "lock", real)
+        monkeypatch.setattr(files, "lock", real)
         ready(folder)
         return real(folder)
 
-    monkeypatch.setattr(bank_folder, "lock", late)
+    monkeypatch.setattr(files, "lock", late)
     rows = ready(tmp_path)
-    assert bank_folder.lock is real and len(rows["targets"]) == 7
+    assert files.lock is real and len(rows["targets"]) == 7
     assert inputs.preprocess.opened == dict.fromkeys(data.images.paths, 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"the bank cannot be in .*file/disk \(Not a directory\)"):

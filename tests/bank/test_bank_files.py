@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from cir_jax.bank import build, files
-from cir_jax.bank import folder as bank_folder
 from cir_jax.errors import UserError
 
 KIND = np.dtype("float32")
@@ -96,6 +95,43 @@ def test_room_of_what_is_cut_off_counts(tmp_path, monkeypatch):
     assert "the bank needs 4.4 kB" in lacking("A")
 
 
+def version_of(path):
+    return json.loads(path.read_text())["version"]
+
+
+def set_version(path, version):
+    """Rewrites a record with this version, or with none."""
+    content = json.loads(path.read_text()) | {"version": version}
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def test_versions_of_a_bank(tmp_path):
+    begun(tmp_path, "A", 10)
+    gone_on(tmp_path)
+    record = tmp_path / files.RECORD
+    assert version_of(record) == files.VERSION == 1
+    set_version(record, None)  # as version 0.1.0 wrote it
+    assert len(files.load(tmp_path, {"parameters": "A"})["targets"]) == 10
+    set_version(record, 2)
+    message = r"the bank in .* is of version 2 of its format, and this code reads version 1; update"
+    with pytest.raises(UserError, match=message):
+        files.load(tmp_path, {"parameters": "A"})
+
+
+def test_versions_of_a_bank_that_was_begun(tmp_path):
+    begun(tmp_path, "A", 5)
+    record = tmp_path / files.PARTIAL
+    assert version_of(record) == files.VERSION == 1
+    set_version(record, 2)
+    with pytest.raises(
+        UserError, match=r"was begun in .* is of version 2 .* reads version 1; upda"
+    ):
+        files.Writer(tmp_path, ARRAYS, {"parameters": "A"})
+    set_version(record, None)
+    done, targets = gone_on(tmp_path)
+    assert done == 5 and (targets == 1.0).all()
+
+
 @contextmanager
 def largest_file(size):
     """As a disk that is full."""
@@ -135,20 +171,20 @@ def test_a_file_is_no_folder(below, tmp_path):
     (tmp_path / "bank").write_text("a file")
     message = r"the bank cannot be in .*bank.* \((File exists|Not a directory)\); set loss.bank_pa"
     with pytest.raises(UserError, match=message):
-        bank_folder.make(tmp_path / "bank" / below)
+        files.make_folder(tmp_path / "bank" / below)
 
 
 def test_one_run_builds_at_a_time(tmp_path):
-    held = bank_folder.lock(tmp_path)
+    held = files.lock(tmp_path)
     message = r"another run is building the bank in .*; wait for it, or set loss.bank_path to anot"
     with pytest.raises(UserError, match=message):
-        bank_folder.lock(tmp_path)
+        files.lock(tmp_path)
     held.release()
-    bank_folder.lock(tmp_path).release()
+    files.lock(tmp_path).release()
 
 
 def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
-    assert build._together(lambda: 3, "it says why") == 3
+    assert build._in_every_process(lambda: 3, "it says why") == 3
     monkeypatch.setattr(build, "_everywhere", lambda here: False)
     with pytest.raises(UserError, match="it says why"):
-        build._together(lambda: 3, "it says why")
+        build._in_every_process(lambda: 3, "it says why")

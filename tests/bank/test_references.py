@@ -80,7 +80,7 @@ def inputs_of(model, data, place, preprocess=None, reference_text="per_triplet")
 
 
 def ready(folder, inputs, shape=(1, 1), batch=2):
-    return build.ready(folder, inputs, devices(*shape), batch=batch, threads=2)
+    return build.load_or_build(folder, inputs, devices(*shape), batch=batch, threads=2)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -89,10 +89,11 @@ def test_the_loss_is_the_same_wherever_references_lie(model, data, tmp_path):
     for place in ("device", "disk", "recompute"):
         inputs = inputs_of(model, data, place)
         rows = ready(tmp_path / place, inputs, (2, 1), batch=4)
-        config = runs.tiny("unused", "unused", f"loss.references={place}", model=model)
+        config = runs.tiny("unused", "unused", f"loss.references={place}", model=model, stage=2)
         stage = two_bank.Stage.from_config(config, inputs.functions, mesh)
         store = files.Store(rows.pop("references")) if place == "disk" else None
-        options = loader.Options(batch=8, seed=0, fields=stage.fields, threads=2)
+        fields = (*stage.fields, references.FIELDS[place])
+        options = loader.Options(batch=8, seed=0, fields=fields, threads=2)
         sources = loader.Sources(inputs.preprocess, inputs.plan, store)
         batch = next(pipeline.batches(data, options, sources))
         batch = jax.device_put(batch, meshes.batch_sharding(mesh))
@@ -224,14 +225,14 @@ def test_auto(monkeypatch, capsys):
     config = runs.tiny("unused", "unused", model="sprc_shaped")
     functions, mesh = built("sprc_shaped")[0], devices(2)
 
-    def settled(rows):
-        return references.settled(config, functions, rows, mesh).loss.references
+    def chosen(rows):
+        return references.choose_place(config.loss, functions, rows, mesh)
 
     assert references.budget() == 4e9
     monkeypatch.setattr(references, "BUDGET", 1e6)
     size = 32 * 8 * 4 / 2  # of a row, on each of two devices
-    assert settled(int(1e6 / size)) == "device"
-    assert settled(int(1e6 / size) + 1) == "disk"
+    assert chosen(int(1e6 / size)) == "device"
+    assert chosen(int(1e6 / size) + 1) == "disk"
     said = capsys.readouterr().out.splitlines()
     assert said[1] == (
         "references: 1,954 x 32 x 8, 1.0 MB on disk (loss.references=auto; on devices they would "
@@ -251,14 +252,14 @@ def test_auto(monkeypatch, capsys):
     ],
 )
 def test_impossible_choices(changes, message):
-    config = runs.tiny("unused", "unused", *changes)
     with pytest.raises(UserError, match=message):
+        config = runs.tiny("unused", "unused", *changes, stage=2)
         two_bank.Stage.from_config(config, contract.build(config.model), devices(1))
 
 
 def test_last_caption_is_not_recomputed():
     changes = ("loss.reference_text=last_caption", "loss.references=recompute")
-    config = runs.tiny("unused", "unused", *changes, model="sprc_shaped")
+    config = runs.tiny("unused", "unused", *changes, model="sprc_shaped", stage=2)
     with pytest.raises(UserError, match=r"reads the text of its own triplet; use disk or device"):
         two_bank.Stage.from_config(config, contract.build(config.model), devices(1))
 

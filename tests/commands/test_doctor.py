@@ -2,11 +2,12 @@
 """`cir-jax doctor` on good and on damaged data sets."""
 
 import json
+import subprocess
+import sys
 
-import pytest
-
-from cir_jax.commands.doctor import DATASETS
-from cir_jax.datasets import doctor
+from cir_jax import plugins
+from cir_jax.datasets import doctor, reader
+from cir_jax.datasets.readers import emoji, fashioniq
 from cir_jax.main import main
 from tests import runs
 
@@ -118,13 +119,52 @@ def test_flags_are_checked_before_the_images(tmp_path, capsys):
 
 
 def test_official_numbers_add_up():
-    entries = sum(n for row in doctor.FASHIONIQ.values() for n in row[1::2])
-    assert entries == doctor.FASHIONIQ_ENTRIES
-    assert sum(row[0] for row in doctor.FASHIONIQ.values()) == 18_000
+    official = fashioniq.OFFICIAL
+    entries = sum(images for splits in official.values() for _, images in splits.values())
+    assert entries == fashioniq.OFFICIAL_ENTRIES
+    assert sum(splits["train"][0] for splits in official.values()) == 18_000
+
+
+def test_openmoji(tmp_path, capsys):
+    root = emoji.prepare(tmp_path / "emoji", size=16, limit=120)
+    assert main(["doctor", "emoji", str(root)]) == 0
+    printed = capsys.readouterr().out
+    assert "people train triplets" in printed and "nothing wrong" in printed
+    lost = sorted((root / "fashioniq/images").iterdir())[0]
+    lost.unlink()
+    assert main(["doctor", "emoji", str(root)]) == 1
+    assert f"missing: 1: {lost.stem}" in capsys.readouterr().out
+    assert main(["doctor", "emoji", str(root), "--categories", "birds"]) == 2
+    assert "no category 'birds'" in capsys.readouterr().err
+
+
+def test_a_reader_that_cannot_be_examined(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def read(root, split='train', categories=()): return []\n")
+    assert main(["doctor", str(file), str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"{file} cannot be examined: it defines no examine(root, categories)" in said
+    assert main(["doctor", str(tmp_path / "other.py"), str(tmp_path)]) == 2
+    assert "give the path of an existing .py file" in capsys.readouterr().err
+
+
+def test_help_lists_readers_without_importing_them():
+    code = (
+        "import sys\n"
+        "from cir_jax.main import main\n"
+        "try: main(['doctor', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in sys.modules if m.startswith('cir_jax.datasets.readers.')])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n[]\n")
+    shown = " ".join(done.stdout.split())
+    assert "circo, cirr, emoji, fashioniq, folder, genecis, or a .py file of yours" in shown
 
 
 def test_nothing_there(tmp_path, capsys):
-    for name in DATASETS:
+    for name in plugins.available(reader.PACKAGE):
         assert main(["doctor", name, str(tmp_path)]) == 2
         assert str(tmp_path) in capsys.readouterr().err
 
@@ -132,5 +172,7 @@ def test_nothing_there(tmp_path, capsys):
 def test_unknown_command_names_the_nearest(capsys):
     assert main(["docter"]) == 2
     assert "Did you mean 'doctor'?" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["doctor", "fashion", "x"])
+    assert main(["doctor", "fashion", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "no 'fashion' in readers; there are: circo, cirr, emoji" in said
+    assert "Did you mean 'fashioniq'?" in said

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from cir_jax.evals import submission
 from cir_jax.evals.benchmarks import cirr
+from cir_jax.evals.submissions import cirr as submission
 from cir_jax.main import main
 from cir_jax.training import train
 from tests import runs, zero_shot_sets
@@ -70,16 +70,57 @@ def test_submit(run, tmp_path, capsys):
     for metric in ("recall", "recall_subset"):
         file = tmp_path / "out" / f"{metric}_submission_one.json"
         wanted = submission.Predictions({}, {}, names, members, split.task.names)
-        submission.check_file(file, metric, wanted)
+        submission.check(json.loads(file.read_text()), metric, wanted)
 
 
 def test_submit_needs_a_root(run, tmp_path, capsys):
     workdir, root, _ = run
     flags = ["submit", f"--workdir={workdir}", f"--out={tmp_path}", "--set", "data.root="]
     assert main(flags) == 2
-    assert "give the folder of the CIRR data set, --root FOLDER" in capsys.readouterr().err
+    assert "give the folder of the cirr data set, --root FOLDER" in capsys.readouterr().err
     assert main([*flags, f"--root={root}", "--name=other", "--split=val"]) == 0
     assert (tmp_path / "recall_subset_submission_other.json").is_file()
+
+
+def test_submit_needs_a_test_server(run, tmp_path, capsys):
+    flags = ["submit", f"--workdir={run[0]}", f"--out={tmp_path}", "--split=val"]
+    for name in ("fashioniq", "none"):
+        assert main([*flags, "--set", f"eval.benchmark={name}"]) == 2
+        said = capsys.readouterr().err
+        assert f"has eval.benchmark={name}, which has no test server; there is one for: " in said
+        assert "circo, cirr. Name it and the folder of its data set, --set eval.benchm" in said
+
+
+MINE = """
+class Benchmark:
+    def {method}(self, retriever, folder, name):
+        file = folder + "/" + name
+        with open(file, "w") as out:
+            out.write(type(retriever).__name__)
+        return [file]
+
+def build(config):
+    assert (config.eval.root, config.eval.on_missing) == ("here", "error")
+    assert config.eval.split == TEST_SPLIT
+    return Benchmark()
+
+TEST_SPLIT = "hidden"
+"""
+
+
+def test_submit_for_a_benchmark_of_ones_own(run, tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(MINE.format(method="submit"))
+    flags = ["submit", f"--workdir={run[0]}", f"--out={tmp_path}", "--root=here", "--name=me"]
+    dropped = ["--set", "eval.on_missing=drop"]  # not in a submission
+    assert main([*flags, *dropped, "--set", f"eval.benchmark={file}"]) == 0
+    assert (tmp_path / "me").read_text() == "Retriever"
+    other = tmp_path / "other.py"
+    other.write_text(MINE.format(method="answer"))
+    assert main([*flags, "--set", f"eval.benchmark={other}"]) == 2
+    assert (
+        "other.py defines TEST_SPLIT, but its benchmark has no submit(" in capsys.readouterr().err
+    )
 
 
 def test_circo(run, tmp_path, capsys):
@@ -101,7 +142,7 @@ def test_circo(run, tmp_path, capsys):
     content = json.loads((tmp_path / "circo_submission_mine.json").read_text())
     assert set(content) == set("012345") and len(content["3"]) == 16
     assert main(["submit", *flags, "--set", "data.root=", f"--out={tmp_path}"]) == 2
-    assert "give the folder of the CIRCO data set" in capsys.readouterr().err
+    assert "give the folder of the circo data set" in capsys.readouterr().err
     assert main(["submit", *flags, f"--out={tmp_path}"]) == 2  # data.root is CIRR's
     assert f"no CIRCO annotations {root}" in capsys.readouterr().err
 

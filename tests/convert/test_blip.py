@@ -16,7 +16,7 @@ from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.data import tokens
 from cir_jax.errors import UserError
 from cir_jax.models.blip.layouts import LAYOUTS
-from cir_jax.towers import pos_embed
+from cir_jax.towers.blip import pos_embed
 from cir_jax.towers.blip import weight_rules as blip_rules
 from cir_jax.training.stage import TEMPERATURE
 from tests.convert import blip_files

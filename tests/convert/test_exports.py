@@ -105,3 +105,17 @@ def test_metadata_that_are_no_model_section(key, value, tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata)
     with pytest.raises(UserError, match=rf"its metadata are damaged \(ValueError\(.{key}="):
         identify.candidates(sources.open_source(tmp_path / "a.safetensors"))
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path):
+    functions, file = published.functions(), tmp_path / "x.safetensors"
+    params = {p: np.asarray(x) for p, x in functions.init(0).items()}
+    exporting.write(file, functions, params, params, layout="safetensors")
+    with safetensors.safe_open(file, "numpy") as written:
+        content = json.loads(written.metadata()["cir_jax"])
+    assert content["version"] == 1
+    metadata = {"cir_jax": json.dumps(content | {"version": 2})}
+    safetensors.torch.save_file({"a": torch.zeros(1)}, file, metadata)
+    message = r"x.safetensors is of version 2 of its format, and this code reads version 1; update"
+    with pytest.raises(UserError, match=message):
+        importing.read(file, functions)

@@ -185,7 +185,7 @@ def test_a_damaged_config(tensors, tmp_path):
 def settle(place, tower="auto", **changes):
     overrides = [f"model.tower={tower}", f"init_from={place}"]
     overrides += [f"{key}={value}" for key, value in changes.items()]
-    return weights.settled(config.load("base", overrides)).model
+    return weights.resolve(config.load("base", overrides)).model
 
 
 def test_auto_takes_the_size_of_the_file(tensors, tmp_path):
@@ -213,7 +213,7 @@ def test_auto_needs_weights():
     with pytest.raises(
         UserError, match=r"model.tower=auto takes the size of the weights in init_f"
     ):
-        weights.settled(config.load("base", ["model.tower=auto"]))
+        weights.resolve(config.load("base", ["model.tower=auto"]))
 
 
 def test_the_released_layouts_are_never_in_doubt(tensors, tmp_path):

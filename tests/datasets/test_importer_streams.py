@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from cir_jax.datasets.importing import json_text, run, streams
+from cir_jax.datasets.importing import json_stream, run, streams
 from cir_jax.errors import UserError
 from tests.datasets.importer_samples import LASCO, MEGAPAIRS, shard
 
@@ -20,7 +20,7 @@ def test_a_malformed_record_of_a_list_does_not_end_it(tmp_path, monkeypatch):
     text = f'[{good}, {{"qid": 1, }}, 17, "a, ]", [{{}}], {{"a": "\\"]}}" x}}, null, {good}\n]\n'
     (tmp_path / "lasco_train.json").write_text(text)
     for size in (1, 7, 1 << 20):
-        monkeypatch.setattr(json_text, "CHUNK", size)
+        monkeypatch.setattr(json_stream, "CHUNK", size)
         found = list(streams.records(tmp_path / "lasco_train.json"))
         assert [type(r) for _, r in found] == [dict, str, str, str, str, str, str, dict]
         assert found[0][1] == found[7][1] == LASCO
@@ -49,7 +49,7 @@ def test_lists_are_parsed_as_the_standard_parser_does(tmp_path, monkeypatch):
         file = tmp_path / "list.json"
         file.write_text(json.dumps(records, indent=indent, ensure_ascii=ascii_only), "utf-8")
         for size in (1, 5, 64, 1 << 20):
-            monkeypatch.setattr(json_text, "CHUNK", size)
+            monkeypatch.setattr(json_stream, "CHUNK", size)
             assert [r for _, r in streams.records(file)] == records
 
 
@@ -93,8 +93,8 @@ def test_rows_of_another_width_are_refused(tmp_path):
 
 
 def test_a_record_without_end_is_no_reason_to_read_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(json_text, "LONGEST", 4000)
-    monkeypatch.setattr(json_text, "CHUNK", 1000)
+    monkeypatch.setattr(json_stream, "LONGEST", 4000)
+    monkeypatch.setattr(json_stream, "CHUNK", 1000)
     (tmp_path / "a.json").write_text('[{"a": 1}, {"b": "' + "[" * 20000)
     with pytest.raises(UserError, match=r"a.json:2 has no end within 4000 characters"):
         list(streams.records(tmp_path / "a.json"))
@@ -102,7 +102,7 @@ def test_a_record_without_end_is_no_reason_to_read_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_files_are_read_as_far_as_records_are_asked_for(tmp_path, monkeypatch, packed):
-    monkeypatch.setattr(json_text, "CHUNK", 4096)
+    monkeypatch.setattr(json_stream, "CHUNK", 4096)
     content = json.dumps([LASCO] * 20_000).encode()
     (tmp_path / "a.json").write_bytes(gzip.compress(content, 0) if packed else content)
     read = 0

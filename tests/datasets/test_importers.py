@@ -111,7 +111,7 @@ def test_lasco(tmp_path):
     _, summary = take("lasco", tmp_path / "lasco_train.json", refused=tmp_path / "r.jsonl")
     assert summary.refused == {"malformed record": 2, "no reference": 1, "no target": 1}
     said = [json.loads(line)["detail"] for line in (tmp_path / "r.jsonl").read_text().splitlines()]
-    assert "not JSON compliant" in said[0] and "'a.jpg', expected [id, path]" in said[1]
+    assert "NaN is no number of JSON" in said[0] and "'a.jpg', expected [id, path]" in said[1]
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_every_refusal_is_counted_with_its_first(tmp_path):
         ("malformed record", json.dumps(good | {"q_text": ["x", 3]}), "holds 3, which is no text"),
         ("malformed record", json.dumps(good | {"hns": "2.jpg"}), "'hns' is '2.jpg'"),
         ("malformed record", json.dumps(good | {"q_img": "../1.jpg"}), "no path below a folder"),
-        ("malformed record", json.dumps(good | {"q_text": "\ud83d"}), "no form in JSON"),
-        ("malformed record", json.dumps(good | {"q_text": "\xff"}, ensure_ascii=False), "no form"),
+        ("malformed record", json.dumps(good | {"q_text": "\ud83d"}), "is no character"),
+        ("malformed record", json.dumps(good | {"q_text": "\xff"}, ensure_ascii=False), "is no ch"),
         ("no reference", json.dumps({"t_img": "2.jpg", "q_text": "x"}), "no q_img; it has: t_img"),
         ("no target", json.dumps(good | {"t_img": None}), "'t_img' is None"),
         ("no text", json.dumps(good | {"q_text": [" ", None]}), "'q_text' is"),
@@ -226,6 +226,15 @@ def test_every_refusal_is_counted_with_its_first(tmp_path):
     said = summary.lines()
     assert said[0] == "read 16 records of 1 files, wrote 1 triplets, refused 15"
     assert said[1].startswith(f"  malformed record: 8, first {source}:3: expected an object")
+
+
+def test_a_table_with_bytes_that_are_no_utf8(tmp_path):
+    """What no JSON reader has looked at is refused when it is written."""
+    source = table(tmp_path / "covr_train.csv", [COVR, COVR | {"pth1": "1/9"}])
+    source.write_bytes(source.read_bytes().replace(b"Leak", b"L\xffak", 1))
+    written, summary = take("webvid_covr", source)
+    assert len(written) == 1 and summary.refused == {"malformed record": 1}
+    assert "covr_train.csv:2: it cannot be written as JSON" in summary.first["malformed record"]
 
 
 def test_images_without_suffix_and_names_in_meta(tmp_path):

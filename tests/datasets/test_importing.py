@@ -147,10 +147,10 @@ def test_memory_does_not_grow_with_the_triplets(tmp_path):
 
 def test_an_importer_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from cir_jax.datasets.importers import contract\n"
+        "from cir_jax.datasets import importer\n"
         "OPTIONS = {'text': 'the column of the text'}\n"
         "def convert(record, text='t'):\n"
-        "    return contract.neutral(record['a'], record['b'], [record[text]], {})\n"
+        "    return importer.neutral(record['a'], record['b'], [record[text]], {})\n"
     )
     rows = [{"a": "1.jpg", "b": "2.jpg", "t": "x", "u": "y"}]
     source = table(tmp_path / "a.csv", rows)
@@ -166,8 +166,9 @@ def test_an_importer_of_ones_own(tmp_path):
 
 def test_importers_are_free_of_jax():
     code = (
-        "import sys; from cir_jax.datasets.importers import contract, importing\n"
-        "modules = [contract.load(name) for name in contract.names()]\n"
+        "import sys; from cir_jax.datasets import importer\n"
+        "from cir_jax.datasets.importing import run\n"
+        "modules = [importer.load(name) for name in importer.names()]\n"
         "assert len(modules) == 5, modules\n"
         "assert not {'jax', 'flax', 'pyarrow'} & set(sys.modules)"
     )

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
+from cir_jax.data.pixels import Crop
 from cir_jax.datasets import generated
 from cir_jax.errors import UserError
-from cir_jax.training import setup
 from tests import runs
 
 RELEASED = "data.generated=captions/cap.extend_clip.train.json"
@@ -104,7 +104,7 @@ def test_folder_of_images(fiq, tmp_path):
     (one,) = runs.load("fashioniq", fiq, *changes)
     assert one.paths.keys() == {"B0003"}
     with pytest.raises(UserError, match=r"generated triplet .*made.jsonl:1 names image 'deep/9.pn"):
-        setup.run(runs.tiny(tmp_path / "run", fiq, *changes))
+        runs.set_up(runs.tiny(tmp_path / "run", fiq, *changes))
     cc = tmp_path / "cc.json"
     runs.dump(cc, [{"reference": "deep/9.png", "target": "deep/9.png", "captions": ["x"],
                     "reference_name": "u", "target_name": "u"}])  # fmt: skip
@@ -128,6 +128,14 @@ def test_one_name_of_two_pictures_is_refused(fiq, tmp_path):
         own = record("B0000.png", "B0005", reference_path="a/B0000.png")
         made = lines(tmp_path / "known.jsonl", own)
         runs.load("fashioniq", fiq, f"data.generated={made}")
+
+
+def test_a_part_of_an_image_is_another_picture(tmp_path):
+    runs.write_image(tmp_path / "a.png", (60, 60, 60))
+    part = Crop(str(tmp_path / "a.png"), (0, 0, 5, 5))
+    made = lines(tmp_path / "made.jsonl", record("a.png", "a.png", reference_path="a.png"))
+    with pytest.raises(UserError, match=r"'a.png' is .*/a.png, and .*/a.png box 0, 0, 5, 5 before"):
+        read(made, known={"a.png": part})
 
 
 def test_one_picture_of_two_paths_is_one(fiq, tmp_path):

@@ -13,7 +13,8 @@ from PIL import Image
 from cir_jax.data.image_table import ImageTable
 from cir_jax.errors import UserError
 from cir_jax.losses import sampled
-from cir_jax.training import setup
+from cir_jax.training import setup, train
+from cir_jax.training.state import State
 from tests import runs
 
 
@@ -36,28 +37,28 @@ def first(root):
 
 def prepared(root, *changes, **options):
     changes = ("batch=8", "eval.benchmark=none", *changes)
-    return setup.run(runs.tiny(root / "run", root, *changes, **{"stage": 2} | options))
+    return runs.set_up(runs.tiny(root / "run", root, *changes, **{"stage": 2} | options))
 
 
 def test_rows_come_after_the_labelled_ones(fiq):
-    plain = prepared(fiq).data
-    more = prepared(fiq, "data.unlabelled=split,extra,list.json")
-    images = more.data.images
+    plain = prepared(fiq)[1].triplets
+    _, data = prepared(fiq, "data.unlabelled=split,extra,list.json")
+    images = data.triplets.images
     assert images.names[: len(plain.images)] == plain.images.names
-    np.testing.assert_array_equal(more.data.target_id, plain.target_id)
+    np.testing.assert_array_equal(data.triplets.target_id, plain.target_id)
     assert len(images) == 30 + 3 and images.unlabelled == 33 - len(plain.images)
     assert images.names[-3:] == ("extra/copy.png", "extra/deep/0.png", "extra/deep/1.png")
     assert images.fingerprint() != plain.images.fingerprint()
     # References are those of the triplets, as before.
-    assert len(more.references) == len(np.unique(plain.reference_id))
-    count = prepared(fiq, "data.unlabelled=split", "data.unlabelled_count=2").data.images
+    assert len(data.references) == len(np.unique(plain.reference_id))
+    count = prepared(fiq, "data.unlabelled=split", "data.unlabelled_count=2")[1].triplets.images
     assert count.names == images.names[: len(plain.images) + 2]
 
 
 def test_summary_says_how_many(fiq):
-    run = prepared(fiq, "data.unlabelled=extra")
-    state = type("State", (), {"trained": {}})
-    assert f"{len(run.data.images)} images, 3 of them unlabelled" in setup.summary(run, state)
+    made, data = prepared(fiq, "data.unlabelled=extra")
+    said = train.summary(made, data, State({}, {}, None))
+    assert f"{len(data.triplets.images)} images, 3 of them unlabelled" in said
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -65,7 +66,7 @@ def test_the_picture_of_a_labelled_image_does_not_come_in(known, fiq, tmp_path):
     """By the file of equal images where it names them, else by the pixels."""
     names = sorted(p.stem for p in (fiq / "images").iterdir())
     group = {name: i for i, name in enumerate(names)}
-    labelled = prepared(fiq).data.images.names
+    labelled = prepared(fiq)[1].triplets.images.names
     rest = [n for n in names if n not in labelled]
     group[rest[0]] = group[labelled[0]]  # said to be alike, and not compared
     group[rest[2]] = group[rest[1]]
@@ -74,16 +75,15 @@ def test_the_picture_of_a_labelled_image_does_not_come_in(known, fiq, tmp_path):
         group["extra/deep/1.png"] = 91
     runs.dump(tmp_path / "optimized_images.json", [names, names, group])
     change = f"data.optimized={tmp_path / 'optimized_images.json'}"
-    images = prepared(fiq, "data.unlabelled=split,extra", change).data.images
+    images = prepared(fiq, "data.unlabelled=split,extra", change)[1].triplets.images
     want = [*labelled, rest[1], *rest[3:], "extra/deep/0.png", "extra/deep/1.png"]
     assert sorted(images.names) == sorted(want)
 
 
 def test_every_row_is_encoded_and_may_be_a_negative(fiq, tmp_path):
     """No row of the bank is empty: a row of zeros would be a negative that every query knows."""
-    run = prepared(fiq, "data.unlabelled=split", f"loss.bank_path={tmp_path}")
-    state = type("State", (), {"fixed": run.functions.init(0)})
-    bank = setup.bank(run, state)
+    made, data = prepared(fiq, "data.unlabelled=split", f"loss.bank_path={tmp_path}")
+    bank, _ = setup.build_bank(made, data, made.functions.init(0))
     targets = np.asarray(bank.targets)[: bank.rows]
     assert bank.rows == 30
     np.testing.assert_allclose(np.linalg.norm(targets, axis=-1), 1.0, rtol=1e-5)
@@ -104,7 +104,7 @@ def test_every_row_is_encoded_and_may_be_a_negative(fiq, tmp_path):
             ("data.unlabelled=extra", "data.unlabelled_count=4"),
             r"data.unlabelled_count=4, but there are 3 images that no triplet names; use 0",
         ),
-        (("data.unlabelled_count=-1",), r"data.unlabelled_count=-1 is negative; use 0 for all"),
+        (("data.unlabelled_count=-1",), r"data.unlabelled_count=-1 is out of range; it must be at"),
         (("data.unlabelled_count=5",), r"data.unlabelled_count=5, but data.unlabelled names no im"),
     ],
 )
@@ -129,7 +129,7 @@ def test_one_name_of_two_pictures(fiq, tmp_path):
 
 def test_the_bank_of_other_pictures_by_the_same_names_is_refused(fiq, tmp_path):
     def table(place):
-        return prepared(fiq, f"data.unlabelled={tmp_path / place / 'more'}").data.images
+        return prepared(fiq, f"data.unlabelled={tmp_path / place / 'more'}")[1].triplets.images
 
     for seed, place in enumerate("ab"):
         for i in range(2):  # without compression all files have one size and one beginning
@@ -169,14 +169,16 @@ def test_images_of_the_evaluation_of_a_folder_stay_out(tmp_path):
 
     def names(*changes):
         return set(
-            prepared(root, "data.unlabelled=split", *changes, data="folder").data.images.names
+            prepared(root, "data.unlabelled=split", *changes, data="folder")[
+                1
+            ].triplets.images.names
         )
 
     assert names() == {f"{i}.png" for i in (0, 1, 5, 6, 7, 8, 9, 10, 11)}
     assert names("eval.split=test") == {f"{i}.png" for i in (0, 1, 7, 8, 9, 10, 11)}
     (root / "gallery.txt").write_text("7\n8.png\n0\n")
     assert names() == {f"{i}.png" for i in (0, 1, 5, 6, 9, 10, 11)}
-    by_folder = prepared(root, "data.unlabelled=images", data="folder").data.images.names
+    by_folder = prepared(root, "data.unlabelled=images", data="folder")[1].triplets.images.names
     assert set(by_folder) == {"0.png", "1.png", *(f"images/{i}.png" for i in (5, 6, 9, 10, 11))}
     (root / "gallery.txt").write_text("\n".join(map(str, range(12))))
     with pytest.raises(

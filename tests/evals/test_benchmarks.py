@@ -12,9 +12,9 @@ from cir_jax import config
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
+from cir_jax.evals import benchmark
 from cir_jax.evals.benchmarks import cirr, fashioniq, folder
 from cir_jax.evals.benchmarks import emoji as emoji_benchmark
-from cir_jax.training import setup
 
 
 def slow_ranks(tiny, functions, files, queries, removed):
@@ -269,19 +269,19 @@ def settings(name, root, **values):
 
 def test_build_from_a_config(tiny, fashion, cirr_root, own):
     """All three layouts lie in one folder here: their files do not meet."""
-    made = setup.benchmark(
+    made = benchmark.build(
         settings("fashioniq", fashion, **{"data.categories": "('shirt',)", "eval.gallery": "val"})
     )
     assert list(made.tasks) == ["shirt"] and len(made.tasks["shirt"].names) == 9
-    assert len(setup.benchmark(settings("cirr", cirr_root)).task.triplets) == 9
-    assert len(setup.benchmark(settings("folder", own)).task.triplets) == 5
+    assert len(benchmark.build(settings("cirr", cirr_root)).task.triplets) == 9
+    assert len(benchmark.build(settings("folder", own)).task.triplets) == 5
     for name, place in (("fashioniq", fashion), ("cirr", cirr_root), ("folder", own)):
-        assert setup.benchmark(settings(name, "elsewhere", **{"eval.root": place}))
-    assert setup.benchmark(settings("none", "")) is None
+        assert benchmark.build(settings(name, "elsewhere", **{"eval.root": place}))
+    assert benchmark.build(settings("none", "")) is None
     with pytest.raises(
         UserError, match=r"no 'cir' in benchmarks; there are: circo, cirr, emoji, fashi"
     ):
-        setup.benchmark(settings("cir", ""))
+        benchmark.build(settings("cir", ""))
 
 
 def test_openmoji(tiny, tmp_path, monkeypatch):

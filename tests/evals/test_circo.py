@@ -9,13 +9,13 @@ import pytest
 
 from cir_jax import config
 from cir_jax.errors import UserError
-from cir_jax.evals import circo_submission, metrics
+from cir_jax.evals import benchmark, metrics
 from cir_jax.evals.benchmarks import circo
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import run_report
 from cir_jax.evals.reports.report import write_report
 from cir_jax.evals.reports.sections import Queries, text_table
-from cir_jax.training import setup
+from cir_jax.evals.submissions import circo as submission
 from tests import runs, zero_shot_sets
 
 
@@ -246,13 +246,13 @@ def predictions(tiny, tmp_path):
 
 
 def test_submission(predictions, tmp_path):
-    path = circo_submission.write(tmp_path / "out", "mine", predictions)
+    path = submission.write(tmp_path / "out", "mine", predictions)
     assert path.name == "circo_submission_mine.json"
     content = json.loads(path.read_text())
     assert list(content) == ["0", "1", "2"]
     for images in content.values():
         assert len(images) == len(set(images)) == 50 and all(100 <= n < 160 for n in images)
-    circo_submission.check_file(path, ["0", "1", "2"], predictions.gallery)
+    submission.check(content, ["0", "1", "2"], predictions.gallery)
 
 
 @pytest.mark.parametrize(
@@ -271,26 +271,26 @@ def test_refused_submissions(predictions, spoil, message):
     content = {number: list(images) for number, images in predictions.best.items()}
     spoil(content)
     with pytest.raises(UserError, match=message):
-        circo_submission.check(content, ["0", "1", "2"], predictions.gallery)
+        submission.check(content, ["0", "1", "2"], predictions.gallery)
 
 
 def test_a_wrong_file_is_not_written(predictions, tmp_path):
     predictions.best["1"][0] = predictions.best["1"][1]
     with pytest.raises(UserError, match="more than once"):
-        circo_submission.write(tmp_path / "out", "x", predictions)
+        submission.write(tmp_path / "out", "x", predictions)
     assert not (tmp_path / "out").exists()
 
 
 def test_build_takes_eval_root(root):
     changes = ("eval.benchmark=circo", f"eval.root={root}", "eval.shared_concept=with")
-    made = setup.benchmark(config.load("clip_sum:fashioniq", [*changes, "data.root=elsewhere"]))
+    made = benchmark.build(config.load("clip_sum:fashioniq", [*changes, "data.root=elsewhere"]))
     assert made.task.triplets[1].eval_text == "Find a picture that also a house, but has 1 dogs."
     template = "eval.concept_template={concept}: {caption}"
-    made = setup.benchmark(
+    made = benchmark.build(
         config.load("clip_sum:fashioniq", ["eval.benchmark=circo", f"data.root={root}", template])
     )
     assert made.task.triplets[1].eval_text == "has 1 dogs"
     with pytest.raises(UserError, match="no CIRCO annotations nowhere"):
-        setup.benchmark(
+        benchmark.build(
             config.load("clip_sum:fashioniq", ["eval.benchmark=circo", "eval.root=nowhere"])
         )

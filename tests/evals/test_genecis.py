@@ -11,11 +11,10 @@ import pytest
 from cir_jax import config
 from cir_jax.datasets.readers import genecis as reader
 from cir_jax.errors import UserError
-from cir_jax.evals import metrics
+from cir_jax.evals import benchmark, metrics
 from cir_jax.evals.benchmarks import genecis
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import run_report
-from cir_jax.training import setup
 from tests import runs, zero_shot_sets
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
@@ -145,6 +144,6 @@ def test_other_numbers_of_candidates(tiny, own):
 
 def test_build(root):
     changes = ["eval.benchmark=genecis", f"eval.root={root}", "eval.tasks=focus_object"]
-    assert list(setup.benchmark(config.load("clip_sum:cirr", changes)).tasks) == ["focus_object"]
+    assert list(benchmark.build(config.load("clip_sum:cirr", changes)).tasks) == ["focus_object"]
     with pytest.raises(UserError, match="GeneCIS has no task 'objects'"):
-        setup.benchmark(config.load("clip_sum:cirr", [*changes[:2], "eval.tasks=objects"]))
+        benchmark.build(config.load("clip_sum:cirr", [*changes[:2], "eval.tasks=objects"]))

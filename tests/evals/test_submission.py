@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.evals import submission
 from cir_jax.evals.benchmarks import cirr
+from cir_jax.evals.submissions import cirr as submission
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def test_files(tiny, cirr_root, tmp_path, predictions):
         assert len(set(members)) == 3 and f"test1-{i}" not in members
         inside = [n for n in names if n in members]  # one order, in the gallery and in the subset
         assert inside == [n for n in members if n in inside]
-    submission.check_file(recall, "recall", predictions)
-    submission.check_file(subset, "recall_subset", predictions)
+    submission.check(json.loads(recall.read_text()), "recall", predictions)
+    submission.check(json.loads(subset.read_text()), "recall_subset", predictions)
 
 
 def test_predictions_are_the_ranking_of_val(tiny, cirr_root, predictions):
@@ -88,17 +88,15 @@ def test_refused_recall_files(predictions, spoil, message):
         submission.check(wrong, "recall", predictions)
 
 
-def test_refused_subset_files(predictions, tmp_path):
+def test_refused_subset_files(predictions):
     wrong = content(predictions, "recall_subset")
     outside = next(n for n in predictions.recall["43"] if n not in predictions.members["43"])
     wrong["43"][1] = outside
     with pytest.raises(UserError, match=f"'{outside}', which is not in the query's subset"):
         submission.check(wrong, "recall_subset", predictions)
     wrong["43"] = wrong["43"][:2]
-    file = tmp_path / "file.json"
-    file.write_text(json.dumps(wrong))
     with pytest.raises(UserError, match=r"file.json pair 43 has 2 names, expected 3 for recall_s"):
-        submission.check_file(file, "recall_subset", predictions)
+        submission.check(wrong, "recall_subset", predictions, "file.json")
 
 
 def test_files_that_are_too_large(predictions, monkeypatch, tmp_path):

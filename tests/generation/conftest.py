@@ -3,7 +3,7 @@
 
 import pytest
 
-from cir_jax.generation import patience
+from cir_jax.generation import retry
 from tests.generation import tiny_vlm
 
 
@@ -16,14 +16,14 @@ def vlm(tmp_path_factory):
 @pytest.fixture
 def quick(monkeypatch):
     """Backoff in hundredths of a second."""
-    monkeypatch.setattr(patience, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(patience, "LONGEST_DELAY", 0.05)
-    monkeypatch.setattr(patience, "OUTAGE", 0.01)
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(retry, "LONGEST_DELAY", 0.05)
+    monkeypatch.setattr(retry, "OUTAGE", 0.01)
 
 
 @pytest.fixture
 def said(monkeypatch):
     """The lines that people are told."""
     lines = []
-    monkeypatch.setattr(patience.progress, "say", lambda *m: lines.append(" ".join(map(str, m))))
+    monkeypatch.setattr(retry.progress, "say", lambda *m: lines.append(" ".join(map(str, m))))
     return lines

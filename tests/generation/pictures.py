@@ -17,6 +17,8 @@ from cir_jax.main import main
 CAPTIONER = """
 import json, time
 from cir_jax.generation.captioner import Reply
+KEYS = {"url": ("", "file of its calls", None), "timeout": (0.0, "seconds of a reply", None)}
+
 
 class Captioner:
     def __init__(self, section, seed):

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from ml_collections import ConfigDict
 
+from cir_jax.generation import retry
 from cir_jax.generation.captioner import Reply, Request
 from cir_jax.generation.captioners import server
 
@@ -50,7 +51,7 @@ def ask(where, requests=None, **changes):
 
 def in_flight_threads():
     """What must be gone after a run."""
-    return [t for t in threading.enumerate() if t.name == "in flight" or "asyncio" in t.name]
+    return [t for t in threading.enumerate() if t.name == retry.THREAD or "asyncio" in t.name]
 
 
 GOOD = {k: Reply(k, f"about {k}") for k in "abc"}

@@ -218,7 +218,7 @@ class Scripted:
 def write(tmp_path, captioner):
     section = pictures.config(tmp_path, "in").caption
     wanted = {key: Request(key, "p") for key in "ab"}
-    return generate_text.write(
+    return generate_text.generate(
         tmp_path / "w.jsonl", captioner, wanted, section, key="image", seed=1, title=""
     )
 

@@ -117,7 +117,7 @@ def test_files_of_the_released_project(tmp_path):
     table = ImageTable.from_sets([TripletSet("s", triplets, paths)], str(made))
     assert table.names == ("a", "b", "d")
     assert table.rows("abcdef").tolist() == [0, 1, 1, 2, 0, 1]
-    assert dedupe.read_table(made, paths) == dedupe.Groups(groups.members, groups.of)
+    assert dedupe.read_groups(made, paths) == dedupe.Groups(groups.members, groups.of)
 
 
 def test_a_table_instead_of_comparing(tmp_path, opened):
@@ -136,10 +136,10 @@ def test_the_names_of_a_table_stand_for_their_groups(tmp_path):
     table = tmp_path / "optimized_images.json"
     table.write_text(json.dumps([["c", "b"], ["?", "?"], {"c": 0, "b": 1, "a": 1, "d": 1}]))
     paths = {name: f"{name}.png" for name in "abcd"}
-    groups = dedupe.read_table(table, paths)
+    groups = dedupe.read_groups(table, paths)
     assert groups.members == (("c",), ("b", "a", "d")) and groups.first("d") == "b"
     del paths["b"]  # not in this set: then the first that is
-    assert dedupe.read_table(table, paths).members == (("c",), ("a", "d"))
+    assert dedupe.read_groups(table, paths).members == (("c",), ("a", "d"))
 
 
 def test_a_list_of_numbers_instead_of_comparing(tmp_path, opened):
@@ -158,7 +158,7 @@ def test_a_list_of_numbers_instead_of_comparing(tmp_path, opened):
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=r"groups \d numbers, and there are 4 images"):
-            dedupe.read_table(file, paths)
+            dedupe.read_groups(file, paths)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_list_of_numbers_instead_of_comparing(tmp_path, opened):
 def test_bad_tables(tmp_path, content, message):
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
-        dedupe.read_table(tmp_path / "t.json", {"a": "a.png", "b": "b.png"})
+        dedupe.read_groups(tmp_path / "t.json", {"a": "a.png", "b": "b.png"})
 
 
 @pytest.mark.parametrize(
@@ -207,15 +207,17 @@ def test_as_many_images_in_memory_as_threads(tmp_path, monkeypatch, count):
 
     monkeypatch.setattr(image_hashes, "open_image", open_image)
     paths = {str(i): file for i in range(count)}
-    found = image_hashes.look(paths, tmp_path / "hashes.jsonl", perceptual=True, threads=3)
-    assert total == count and len(set(found.pixels.values())) == 1 and len(found.near) == count
+    found = image_hashes.hash_images(paths, tmp_path / "hashes.jsonl", perceptual=True, threads=3)
+    assert (
+        total == count and len(set(found.pixels.values())) == 1 and len(found.perceptual) == count
+    )
     assert 1 <= most <= 3 and alive == 0
 
 
 def test_what_was_looked_at_is_not_opened_again(tmp_path, opened):
     root, journal = pictures.folder(tmp_path / "in", 40), tmp_path / "hashes.jsonl"
     paths = {f.name: str(f) for f in sorted(root.iterdir())}
-    first = image_hashes.look(paths, journal)
+    first = image_hashes.hash_images(paths, journal)
     assert sorted(opened) == sorted(paths.values())
     content = journal.read_bytes()
     assert [r["image"] for r in pictures.lines(journal)] == list(paths)
@@ -223,14 +225,18 @@ def test_what_was_looked_at_is_not_opened_again(tmp_path, opened):
     cut = b"".join(content.splitlines(keepends=True)[:25])
     journal.write_bytes(cut + b'{"image": "25.p')
     opened.clear()
-    assert image_hashes.look(paths, journal) == first and journal.read_bytes() == content
+    assert image_hashes.hash_images(paths, journal) == first and journal.read_bytes() == content
     assert sorted(opened) == sorted(paths.values())[25:]
     opened.clear()
-    assert image_hashes.look(paths, journal) == first and opened == []
+    assert image_hashes.hash_images(paths, journal) == first and opened == []
     # Perceptual hashes were not made: all are opened once more.
-    assert len(image_hashes.look(paths, journal, perceptual=True).near) == len(opened) == 40
+    assert (
+        len(image_hashes.hash_images(paths, journal, perceptual=True).perceptual)
+        == len(opened)
+        == 40
+    )
     opened.clear()
-    assert image_hashes.look(paths, journal).pixels == first.pixels and opened == []
+    assert image_hashes.hash_images(paths, journal).pixels == first.pixels and opened == []
 
 
 def test_a_replaced_file_is_looked_at_again(tmp_path, opened):
@@ -260,8 +266,10 @@ def test_a_replaced_shard_is_looked_at_again(tmp_path):
     again = packed(tmp_path / "a.tar", [1, 2, 3])
     assert again.keys() == paths.keys()
     assert [len(g) for g in run(again, tmp_path / "made")[1].members] == [1, 1, 1]
-    records = [image_hashes._stamp(RecordImage(str(tmp_path), number)) for number in (0, 1)]
-    assert records[0] != records[1] and len(records[0]) == 3 and image_hashes._stamp(b"x") == []
+    records = [image_hashes._file_stamp(RecordImage(str(tmp_path), number)) for number in (0, 1)]
+    assert (
+        records[0] != records[1] and len(records[0]) == 3 and image_hashes._file_stamp(b"x") == []
+    )
 
 
 def test_unreadable_images(tmp_path, opened, capsys):
@@ -294,16 +302,16 @@ def test_unreadable_images(tmp_path, opened, capsys):
 
 def test_an_image_without_rgb(tmp_path, monkeypatch):
     monkeypatch.setattr(image_hashes, "open_image", lambda source: Image.new("La", (2, 2)))
-    found = image_hashes.look({"a": "a.png"}, tmp_path / "h.jsonl")
+    found = image_hashes.hash_images({"a": "a.png"}, tmp_path / "h.jsonl")
     assert found.problems["a"].startswith("image a.png has no RGB pixels (conversion from La")
 
 
 @pytest.mark.parametrize("line", ["{}", '{"image": "00.png", "file": %s}', '{"image": []}'])
 def test_a_damaged_record(tmp_path, line):
     paths = {f.name: str(f) for f in pictures.folder(tmp_path / "in", 3).iterdir()}
-    image_hashes.look(paths, tmp_path / "h.jsonl")
-    stamp = json.dumps(image_hashes._stamp(paths["00.png"]))
+    image_hashes.hash_images(paths, tmp_path / "h.jsonl")
+    stamp = json.dumps(image_hashes._file_stamp(paths["00.png"]))
     content = (tmp_path / "h.jsonl").read_text()
     (tmp_path / "h.jsonl").write_text((line % stamp if "%" in line else line) + "\n" + content)
     with pytest.raises(UserError, match=r"h.jsonl:1 is no record of an image; remove that line"):
-        image_hashes.look(paths, tmp_path / "h.jsonl")
+        image_hashes.hash_images(paths, tmp_path / "h.jsonl")

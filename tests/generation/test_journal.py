@@ -154,7 +154,7 @@ def test_places_where_nothing_can_be_written(tmp_path):
         lambda: journal.Journal(tmp_path / "folder"),
         lambda: journal.write_json(tmp_path / "file" / "w.json", 1),
         lambda: journal.write_json(tmp_path / "folder", 1),
-        lambda: journal.alone(tmp_path / "file").__enter__(),
+        lambda: journal.locked(tmp_path / "file").__enter__(),
     ):
         with pytest.raises(UserError, match=r"cannot be written .*(irectory|exists)"):
             write()
@@ -162,16 +162,16 @@ def test_places_where_nothing_can_be_written(tmp_path):
 
 
 def _hold(folder, ready):
-    with journal.alone(folder):
+    with journal.locked(folder):
         ready.set()
         time.sleep(600)  # until it is killed
 
 
 def test_one_process_at_a_time(tmp_path):
-    with journal.alone(tmp_path / "made"):
+    with journal.locked(tmp_path / "made"):
         with pytest.raises(UserError, match=r"another process is at work in .*made; wait for it"):
-            journal.alone(tmp_path / "made").__enter__()
-    with journal.alone(tmp_path / "made"):
+            journal.locked(tmp_path / "made").__enter__()
+    with journal.locked(tmp_path / "made"):
         pass
     spawned = multiprocessing.get_context("spawn")
     ready = spawned.Event()
@@ -180,11 +180,11 @@ def test_one_process_at_a_time(tmp_path):
     try:
         assert ready.wait(60)
         with pytest.raises(UserError, match="another process is at work"):
-            journal.alone(tmp_path / "made").__enter__()
+            journal.locked(tmp_path / "made").__enter__()
     finally:
         other.kill()
         other.join()
-    with journal.alone(tmp_path / "made"):  # the lock of a killed process is gone with it
+    with journal.locked(tmp_path / "made"):  # the lock of a killed process is gone with it
         assert (tmp_path / "made").is_dir()
 
 

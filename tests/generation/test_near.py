@@ -38,7 +38,7 @@ def test_near_groups_are_those_of_all_comparisons(monkeypatch, tile):
     bits = bits[random.permutation(40)]
     names = [str(i) for i in range(40)]
     hashes = {n: np.packbits(row).tobytes() for n, row in zip(names, bits, strict=True)}
-    found = dedupe.join_near([[n] for n in names], hashes, 10)
+    found = dedupe.join_near_duplicates([[n] for n in names], hashes, 10)
     # Connected components by hand.
     reach = (bits[:, None] != bits[None]).sum(-1) <= 10
     for _ in range(6):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from cir_jax.errors import UserError
-from cir_jax.generation import patience
+from cir_jax.generation import retry
 from cir_jax.generation.captioner import Reply, Request
 from cir_jax.generation.captioners import server
 from tests.generation.scripted import (
@@ -87,7 +87,7 @@ def test_server_that_comes_up(monkeypatch):
         if not servers:
             servers.append(Scripted(port=port).__enter__())
 
-    monkeypatch.setattr(patience.progress, "say", say)
+    monkeypatch.setattr(retry.progress, "say", say)
     keys = [str(i) for i in range(12)]
     try:
         url = f"http://127.0.0.1:{port}/v1"
@@ -147,14 +147,14 @@ def test_every_try_waits_its_turn():
     class Turns:
         count = 0
 
-        async def turn(self):
+        async def wait(self):
             self.count += 1
 
     with Scripted(lambda n, b: BAD["500"] if n < 2 else (200, completion("x"), {})) as fake:
         captioner = server.Captioner.from_config(section(url=fake.url, per_minute=9), 0, [])
-        captioner._pace = Turns()
+        captioner._rate_limit = Turns()
         assert len(list(captioner.generate([Request(k, k) for k in "abc"]))) == 3
-        assert captioner._pace.count == len(fake.bodies) == 5
+        assert captioner._rate_limit.count == len(fake.bodies) == 5
 
 
 def test_close_takes_back_what_is_in_flight():
@@ -190,7 +190,7 @@ def test_ctrl_c():
     code = (
         "import signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
-        "from tests.positives.scaling.scripted import section\n"
+        "from tests.generation.scripted import section\n"
         "from cir_jax.generation.captioners import server\n"
         "from cir_jax.generation.captioner import Request\n"
         "captioner = server.Captioner.from_config(section(url=sys.argv[1], timeout=3600.), 0, [])\n"

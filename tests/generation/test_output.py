@@ -15,7 +15,7 @@ from cir_jax.datasets.records import RecordImage
 from cir_jax.errors import UserError
 from cir_jax.generation import output, steps
 from cir_jax.generation.images import Pool
-from cir_jax.generation.modify import Made
+from cir_jax.generation.modify import Generated
 from tests import runs
 
 COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200)]
@@ -183,8 +183,8 @@ def test_linked_folders(linked, tmp_path):
 
 def test_errors(tmp_path):
     with pytest.raises(UserError, match=r"output.layout='cir' is unknown; there are: fashioniq"):
-        output.check(config.load("positives:folder", ["output.layout=cir"]))
+        output.check_output(config.load("positives:folder", ["output.layout=cir"]))
     packed = Pool({"a": RecordImage("packed/x", 3), "b": "b.png"})
-    made = [Made({"reference": "b", "target": "a"}, ("x", "y"), ("z",))]
+    made = [Generated({"reference": "b", "target": "a"}, ("x", "y"), ("z",))]
     with pytest.raises(UserError, match=r"layout=cc names images by .* packed/x\[3\]"):
         output.run(config.load("positives:folder", ["output.layout=cc"]), made, packed, tmp_path)

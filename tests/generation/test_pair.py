@@ -13,6 +13,8 @@ from cir_jax.errors import UserError
 from cir_jax.generation import features, pair
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
+from cir_jax.generation.trained import no_run
+from cir_jax.retrieval import load
 
 NAMES = [f"i{n}" for n in range(12)]
 
@@ -22,11 +24,11 @@ def pool_of(known=(), names=NAMES):
     return Pool(dict.fromkeys(names, ""), triplets=triplets)
 
 
-def draw(workdir, *changes, known=(), groups=None, names=NAMES):
+def draw(workdir, *changes, known=(), groups=None, names=NAMES, open_run=no_run):
     """[(reference, target)], as returned, after a look at the file."""
     groups = groups or Groups.make([[n] for n in names])
     made = config.load("positives:folder", changes)
-    found = pair.run(made, pool_of(known, names), groups, names, workdir)
+    found = pair.run(made, pool_of(known, names), groups, names, workdir, open_run)
     assert [json.loads(line) for line in (workdir / pair.FILE).open()] == found
     return [(p["reference"], p["target"]) for p in found]
 
@@ -163,22 +165,25 @@ def test_no_such_run(tmp_path):
                 *(tmp_path, f"pair.method={method}", *rest),
                 f"pair.run={tmp_path / 'nowhere'}",
                 known=[("i0", "i1")],
+                open_run=load.from_run,
             )
+    with pytest.raises(UserError, match=r"pair.run=x needs a function that opens a trained run"):
+        draw(tmp_path, "pair.method=mined", "pair.run=x", known=[("i0", "i1")])
 
 
 def test_features_of_a_file(tmp_path):
     given = np.arange(1, 13, dtype=np.float16).reshape(4, 3)
     np.save(tmp_path / "f.npy", given)
     unit = given.astype(np.float32) / np.linalg.norm(given.astype(np.float32), axis=1)[:, None]
-    found = features.of_file(str(tmp_path / "f.npy"), "", list("abcd"))
+    found = features.from_file(str(tmp_path / "f.npy"), "", list("abcd"))
     np.testing.assert_allclose(found, unit, rtol=1e-6)
     (tmp_path / "n.json").write_text('["d", "x", "a", "b"]')
     (tmp_path / "n.txt").write_bytes("\ufeffd\nx\na\nb\n".encode())
     for names in ("n.json", "n.txt"):
-        found = features.of_file(str(tmp_path / "f.npy"), str(tmp_path / names), list("abd"))
+        found = features.from_file(str(tmp_path / "f.npy"), str(tmp_path / names), list("abd"))
         np.testing.assert_allclose(found, unit[[2, 3, 0]], rtol=1e-6)
         with pytest.raises(UserError, match=rf"{names} lacks 1 of 3 images, 'c' the first"):
-            features.of_file(str(tmp_path / "f.npy"), str(tmp_path / names), list("abc"))
+            features.from_file(str(tmp_path / "f.npy"), str(tmp_path / names), list("abc"))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +216,7 @@ def test_unusable_files_of_features(content, names, message, tmp_path):
     if isinstance(names, bytes):
         listed.write_bytes(names)
     with pytest.raises(UserError, match=message):
-        features.of_file(str(file), str(listed) if names else "", ["a", "b", "c"])
+        features.from_file(str(file), str(listed) if names else "", ["a", "b", "c"])
 
 
 def test_pairs_of_a_file(tmp_path):

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.generation import patience
+from cir_jax.generation import retry
 from cir_jax.generation.captioner import Request
 from cir_jax.generation.captioners import local, server
 from tests import runs
@@ -87,10 +87,10 @@ def test_killed_in_the_middle(process, requests, expected, monkeypatch):
             waits.set()
             process.start()
 
-    monkeypatch.setattr(patience.progress, "say", say)
-    monkeypatch.setattr(patience, "FIRST_DELAY", 0.2)
-    monkeypatch.setattr(patience, "LONGEST_DELAY", 1.0)
-    monkeypatch.setattr(patience, "OUTAGE", 0.5)
+    monkeypatch.setattr(retry.progress, "say", say)
+    monkeypatch.setattr(retry, "FIRST_DELAY", 0.2)
+    monkeypatch.setattr(retry, "LONGEST_DELAY", 1.0)
+    monkeypatch.setattr(retry, "OUTAGE", 0.5)
     replies = []
     for reply in captioner(process, concurrency=3, wait=tiny_vlm.START_SECONDS).generate(requests):
         replies.append(reply)
@@ -108,4 +108,4 @@ def test_stays_away(process, requests):
     with pytest.raises(UserError, match=message):
         for _ in captioner(process, concurrency=3, wait=1.5).generate(requests):
             process.kill()
-    assert not [t for t in threading.enumerate() if t.name == "in flight"]
+    assert not [t for t in threading.enumerate() if t.name == retry.THREAD]

@@ -2,6 +2,7 @@
 """The client of a captioning server that works: what it asks, what it makes of replies."""
 
 import io
+import sys
 
 import pytest
 from PIL import Image
@@ -46,6 +47,16 @@ def test_sampling():
         drawn = [(b["seed"], b["temperature"], b.get("top_p")) for b in fake.bodies]
     assert drawn[:3] == drawn[3:] and len({seed for seed, *_ in drawn}) == 3
     assert [rest for _, *rest in drawn[:3]] == [[0.0, None], [0.7, 0.9], [0.7, 0.9]]
+
+
+def test_without_the_http_client(monkeypatch):
+    """Found with the config, before anything is asked, and only by who asks for a server."""
+    for library in ("httpx2", "anyio"):
+        with monkeypatch.context() as missing:
+            missing.setitem(sys.modules, library, None)
+            with pytest.raises(UserError, match=rf"caption.captioner=server needs {library}.*"
+                               r"pip install 'cir_jax\[caption\]'"):  # fmt: skip
+                contract.check(section(), "caption")
 
 
 def test_images(tmp_path):

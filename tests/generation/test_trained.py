@@ -13,8 +13,9 @@ from cir_jax.errors import UserError
 from cir_jax.generation import features, hard_negatives, pair
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
+from cir_jax.generation.trained import no_run
 from cir_jax.retrieval import load
-from cir_jax.training import setup, train
+from cir_jax.training import train
 from tests import runs
 
 
@@ -62,13 +63,12 @@ def encoded(run, paths):
 
 
 @pytest.mark.parametrize("model, per_image", [("cross_attention", 1), ("sprc_shaped", 32)])
-def test_features_of_a_run(model, per_image, run, pool, tmp_path, monkeypatch):
+def test_features_of_a_run(model, per_image, run, pool, tmp_path):
     names, paths = list(pool.paths), list(pool.paths.values())
-    found = features.of_run(run(model), names, paths, tmp_path, opened)
+    found = features.from_run(run(model), names, paths, tmp_path, opened)
     assert load.from_run(run(model))[1].functions.target_shape[0] == per_image
     np.testing.assert_allclose(found, encoded(run(model), paths), atol=1e-6)
-    monkeypatch.setattr(setup, "restore", None)  # what is kept needs no model
-    again = features.of_run(run(model), names, paths, tmp_path, opened)
+    again = features.from_run(run(model), names, paths, tmp_path, no_run)  # it is kept
     np.testing.assert_array_equal(again, found)
 
 
@@ -78,7 +78,7 @@ def test_features_are_never_stale(root, pool, tmp_path):
     kept.mkdir()
 
     def now():
-        return features.of_run(str(workdir), names, paths, kept, opened)
+        return features.from_run(str(workdir), names, paths, kept, opened)
 
     fast = "optim.learning_rate=3e-2"
     trains(workdir, root, "steps=1", fast)
@@ -112,7 +112,7 @@ def test_a_full_disk_while_features_are_kept(run, pool, tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(UserError, match=r"features.npy cannot be written \(3 requested and 1 wri"):
-        features.of_run(
+        features.from_run(
             run("cross_attention"), ["a"], [next(iter(pool.paths.values()))], tmp_path, opened
         )
     assert not (tmp_path / features.MADE_OF).exists()
@@ -216,7 +216,7 @@ def test_mining_errors(run, pool, tmp_path):
 
 
 def test_mined_pairs_are_told(run, pool, tmp_path, capsys):
-    found = hard_negatives.confused(
+    found = hard_negatives.mine(
         run("cross_attention"), pool, alone(pool), list(pool.paths), 5, 1, opened
     )
     said = capsys.readouterr().out

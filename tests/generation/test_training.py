@@ -157,10 +157,11 @@ def test_zero_shot_configs_of_the_benchmarks(data, stage, tmp_path):
         f"workdir={tmp_path / 'run'}", f"data.root={root}", "eval.benchmark=none", "batch=8",
         f"model.name={runs.stand_in('cross_attention')}", "model.dtype=float32", "steps=1",
     )  # fmt: skip
-    run = setup.run(config.load(spec, changes))
-    assert run.data.sources == ("generated",) and len(run.data.triplets) > 8
-    batch = next(setup.batches(run))
-    names = np.asarray(run.data.images.names)
+    made, read = runs.set_up(config.load(spec, changes))
+    triplets = read.triplets
+    assert triplets.sources == ("generated",) and len(triplets.triplets) > 8
+    batch = next(setup.make_batches(made, read, None))
+    names = np.asarray(triplets.images.names)
     pairs = set(zip(names[batch["reference_id"]], names[batch["target_id"]], strict=True))
     keys = ("candidate", "target") if data == "fashioniq" else ("reference", "target_hard")
     keys = ("reference", "target") if data != name else keys

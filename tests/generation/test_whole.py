@@ -15,7 +15,7 @@ import pytest
 
 from cir_jax import config as configs
 from cir_jax.datasets.readers import emoji
-from cir_jax.generation import patience
+from cir_jax.generation import retry
 from cir_jax.main import main
 from cir_jax.training import train
 from tests import runs
@@ -121,7 +121,7 @@ def when_written(file, count, act):
 def test_a_server_killed_and_restarted(drawings, expected, process, tmp_path, monkeypatch, capsys):
     """First the run outlasts the outage; then one gives up, and the same command finishes it."""
     for name, value in (("FIRST_DELAY", 0.2), ("LONGEST_DELAY", 1.0), ("OUTAGE", 0.5)):
-        monkeypatch.setattr(patience, name, value)
+        monkeypatch.setattr(retry, name, value)
     server = (
         *with_model("server", process.folder, f"caption.url={process.url}"),
         "caption.concurrency=2",

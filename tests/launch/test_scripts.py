@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every launch script: shellcheck, --help, --dry-run and bad flags."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,10 @@ import pytest
 from tests.launch.calls import HERE, LAUNCH, call, program
 
 SCRIPTS = sorted(p.name for p in LAUNCH.glob("*.sh") if p.name != "environment.sh")
+# Arguments that a shell on the way would take apart, drop or run.
+HARD = ["--init-from", "a b.pt", "it's.pt", "--set", 'data.root=/a $HOME/`pwd`/"x"/*', "--set",
+        "modify.templates=('{target} && {reference}', '#;|<>\\!')", "--set", "data.root=", "",
+        "--set", "model.name=für\nmich.py"]  # fmt: skip
 DRY = {
     "demo.sh": ["--seeds", "3"],
     "test.sh": ["-k", "bank"],
@@ -52,10 +58,13 @@ def test_dry_run_prints_and_changes_nothing(script, tmp_path):
 @pytest.mark.parametrize(
     "script, arguments, message",
     [
-        ("local_gpu.sh", ["--confg", "x"], "unknown flag --confg; see --help"),
-        ("local_gpu.sh", [], "no --config given"),
+        ("local_gpu.sh", ["--confg", "x"], "no --config given to cir-jax train, but --confg x;"),
+        ("local_gpu.sh", [], "no --config given to cir-jax train; see --help"),
         ("local_gpu.sh", ["--config"], "--config needs a value"),
-        ("slurm_gpu.sh", ["--node", "2"], "unknown flag --node"),
+        ("local_gpu.sh", ["--config", "x", "--dry-run"], "--dry-run stands after the first flag"),
+        ("slurm_gpu.sh", ["--node", "2"], "no --config given to cir-jax train, but --node 2;"),
+        ("slurm_gpu.sh", ["--config", "x", "--nodes", "2"], "--nodes stands after the first flag"),
+        ("slurm_gpu.sh", ["--nodes"], "--nodes needs a value"),
         ("slurm_gpu.sh", ["--gpus", "all", "--config", "x"], "'all' is no number above 0"),
         ("local_processes.sh", [], "no command of cir-jax given"),
         ("local_processes.sh", ["--processes", "0", "train"], "'0' is no number above 0"),
@@ -98,6 +107,58 @@ def test_gpu_extra_follows_the_driver(driver, extra, tmp_path, fake_python):
     assert lines[-1] == "train --config clip_sum:cirr,stage=1"
 
 
+SHOW = """#!/usr/bin/env python3
+import json, pathlib, sys
+pathlib.Path(__file__).with_name("arguments").write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+def shown(venv):
+    """What the stand-in for cir-jax in `venv` was given."""
+    return json.loads((venv / "bin/arguments").read_text())
+
+
+@pytest.mark.parametrize("own", [[], ["--"]])
+def test_gpu_script_hands_flags_on_unchanged(own, tmp_path, fake_python):
+    program(tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\necho 580.65.06\n")
+    assert call("local_gpu.sh", "--config", "x", **fake_python).returncode == 0
+    program(tmp_path / "venv/bin/cir-jax", SHOW)
+    flags = ["--config", "x:y,stage=1", *HARD]
+    done = call("local_gpu.sh", *own, *flags, **fake_python)
+    assert done.returncode == 0, done.stderr
+    assert shown(tmp_path / "venv") == ["train", *flags]
+
+
+@pytest.mark.parametrize("script", ["local_gpu.sh", "slurm_gpu.sh"])
+def test_a_dry_run_prints_what_bash_reads_back(script, tmp_path):
+    """Also a flag that script and command both have: after -- it belongs to the command."""
+    flags = ["--config", "x:y,stage=1", "--dry-run", *HARD]
+    venv = tmp_path / "a venv"
+    done = call(script, "--dry-run", "--", *flags, CIR_JAX_VENV=str(venv))
+    assert done.returncode == 0, done.stderr
+    assert not venv.exists()
+    program(venv / "bin/cir-jax", SHOW)
+    for name, text in (("sbatch", WRAPPED), ("srun", RUN)):
+        program(tmp_path / "bin" / name, text)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    last = done.stdout.splitlines()[-1]
+    subprocess.run(["bash", "-c", last], env=os.environ | {"PATH": path}, check=True)
+    assert shown(venv) == ["train", *flags]
+
+
+# As sbatch does it: the string becomes a script of sh.
+WRAPPED = """#!/usr/bin/env bash
+printf '%s\\n' "${@:1:$#-2}" >"$0.options"
+printf '#!/bin/sh\\n%s\\n' "${!#}" >"$0.script"
+sh "$0.script"
+"""
+RUN = """#!/usr/bin/env bash
+echo "$CIR_JAX_DISTRIBUTED $1 $2 $3" >"$0.options"
+shift 3
+"$@"
+"""
+
+
 @pytest.mark.parametrize(
     "says, message",
     [("echo 470.82.01", "driver 470.82.01 is older than 525"), ("exit 9", "nvidia-smi finds no")],
@@ -111,24 +172,25 @@ def test_gpu_script_stops_without_a_usable_gpu(says, message, tmp_path, fake_pyt
 
 def test_slurm_job(tmp_path):
     """One task per GPU; srun is told the CPUs again, and flags reach the run as they were given."""
-    log = tmp_path / "log"
-    program(tmp_path / "bin" / "sbatch", f'#!/bin/sh\nprintf "%s\\n" "$@" >{log}\n')
-    program(tmp_path / "venv" / "bin" / "cir-jax", "#!/bin/sh\n")
-    flags = ["--nodes", "2", "--gpus", "4", "--cpus", "12", "--account", "a", "--config", "x:y"]
+    program(tmp_path / "bin" / "sbatch", WRAPPED)
+    program(tmp_path / "bin" / "srun", RUN)
+    program(tmp_path / "venv" / "bin" / "cir-jax", SHOW)
+    flags = ["--config", "x:y", *HARD]
+    own = ["--nodes", "2", "--gpus", "4", "--cpus", "12", "--account", "a"]
     done = call(
         "slurm_gpu.sh",
+        *own,
         *flags,
-        "--set",
-        "data.root=/a b",
-        PATH=f"{tmp_path}/bin:/usr/bin:/bin",
+        PATH=f"{tmp_path}/bin:{os.environ['PATH']}",
         CIR_JAX_VENV=str(tmp_path / "venv"),
     )
     assert done.returncode == 0, done.stderr
-    *options, wrapped = log.read_text().strip().splitlines()
-    assert " ".join(options).startswith("--job-name cir_jax --nodes 2 --ntasks-per-node 4")
-    assert "--account a" in " ".join(options) and "--cpus-per-task 12" in " ".join(options)
-    assert wrapped.startswith("CIR_JAX_DISTRIBUTED=auto srun --cpus-per-task 12 ")
-    assert wrapped.endswith(r"train --config x:y --set data.root=/a\ b ".strip())
+    options = " ".join((tmp_path / "bin/sbatch.options").read_text().split())
+    assert options.startswith("--job-name cir_jax --nodes 2 --ntasks-per-node 4")
+    assert "--account a" in options and "--cpus-per-task 12" in options
+    said = (tmp_path / "bin/srun.options").read_text()
+    assert said == "auto --cpus-per-task 12 --kill-on-bad-exit=1\n"
+    assert shown(tmp_path / "venv") == ["train", *flags]
 
 
 def test_slurm_needs_an_installed_environment(tmp_path):

@@ -126,7 +126,7 @@ def test_masks_start_on_their_own_quarter():
     masks = np.asarray(tgcir._masks(32))
     want = np.kron(np.eye(4), np.ones(8)) * 0.9 + 0.1
     np.testing.assert_allclose(masks, want, atol=1e-7)
-    assert tgcir._masks(30).shape == (4, 30) and model._masks(30)[3, 28:] == pytest.approx(0.1)
+    assert tgcir._masks(30).shape == (4, 30) and tgcir._masks(30)[3, 28:] == pytest.approx(0.1)
 
 
 def test_gates_compute_in_the_type_of_the_config():
@@ -226,12 +226,10 @@ def test_rates_of_stage_one():
     assert float(updates["gate/fc2/bias"]) == pytest.approx(-1e-4, rel=0.01)
     assert float(updates["visual/proj"]) == pytest.approx(-1e-5, rel=0.01)
     assert float(updates[stages.TEMPERATURE]) == pytest.approx(-1e-6, rel=0.01)
-    for drops, shown in (((4,), r"\(4,\)"), (("half",), r"\('half',\)")):
-        message = rf"optim.drops={shown} are shares of the run; use numbers between 0 and 1"
+    for drops, shown in (("4", r"\(4,\)"), ("half", r"\('half',\)")):
+        message = rf"optim.drops={shown} is out of range; each number must be above 0 and below 1"
         with pytest.raises(UserError, match=message):
-            with c.unlocked():
-                c.optim.drops = drops
-            optim.schedule(c.optim, 10)
+            config.load("tgcir:cirr,stage=1", [f"optim.drops={drops}"])
 
 
 def test_emoji_and_quicktest_are_tiny():

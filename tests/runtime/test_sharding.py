@@ -154,9 +154,8 @@ def test_optimizer_options_and_errors():
         ("optim.warmup_steps=10", r"optim.warmup_steps=10 is not below the 10 steps"),
         ("optim.no_decay=('c',)", r"optim.no_decay: 'c' match no parameter"),
     ):
-        bad = configs.load("base", [change])
         with pytest.raises(UserError, match=message):
-            optim.build(bad.optim, params, 10)
+            optim.build(configs.load("base", [change]).optim, params, 10)
 
 
 def test_schedules():

@@ -2,32 +2,27 @@
 """The experiments of the README run at a tiny size, are kept, and end in tables and a plot."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import runs
 from tools import evidence, evidence_plot
 
 HERE = Path(__file__).parents[2]
 
 
-def run(out, *flags):
-    """The script as people start it; its JSON and what it said."""
-    command = [sys.executable, "tools/evidence.py", "--quick", "--seeds=1", f"--out={out}", *flags]
-    one_device = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def test_quick(tmp_path, capsys):
+    """The script as people start it."""
+    flags = ["--quick", "--seeds=1", f"--out={tmp_path}", "--questions", "negatives"]
     done = subprocess.run(
-        command, cwd=HERE, env=one_device, capture_output=True, text=True, timeout=900
-    )
+        [sys.executable, "tools/evidence.py", *flags], cwd=HERE, env=runs.one_device(),
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return json.loads((out / "evidence.json").read_text()), done.stdout
-
-
-def test_quick(tmp_path):
-    flags = ("--questions", "negatives")
-    results, said = run(tmp_path, *flags)
+    results, said = json.loads((tmp_path / "evidence.json").read_text()), done.stdout
     rows = results["negatives"]
     assert list(rows) == ["16", "all"]
     assert all(
@@ -35,8 +30,8 @@ def test_quick(tmp_path):
     )
     assert f"| all | {rows['all'][0]['cirr_recall_at1']:.2f} |" in said
     assert "equal training time" in (tmp_path / "evidence.svg").read_text()
-    again, said_again = run(tmp_path, *flags)
-    assert again == results
+    assert evidence.main(flags) == results
+    said_again = capsys.readouterr().out
     assert "seed 0 zero:" in said and "seed 0 zero:" not in said_again  # it was kept
 
 

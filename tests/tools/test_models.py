@@ -2,7 +2,6 @@
 """The table of models is made of kept runs; every model goes through both stages."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cir_jax import plugins
+from tests import runs
 from tools import models
 
 HERE = Path(__file__).parents[2]
@@ -21,20 +21,15 @@ def test_every_model_of_the_package_is_in_the_table():
     assert there == set(models.MODELS)
 
 
-def run(out):
+def test_quicktests_through_both_stages(tmp_path, capsys):
     """The script as people start it, with the models whose quicktest no other test runs."""
-    command = [sys.executable, "tools/models.py", "--quick", "--out", str(out), "--models"]
-    one_device = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    one_device["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    flags = ["--quick", "--out", str(tmp_path), "--models", *NEW]
     done = subprocess.run(
-        [*command, *NEW], cwd=HERE, env=one_device, capture_output=True, text=True, timeout=900
-    )
+        [sys.executable, "tools/models.py", *flags], cwd=HERE, env=runs.one_device(),
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return json.loads((out / "models.json").read_text()), done.stdout
-
-
-def test_quicktests_through_both_stages(tmp_path):
-    first, said = run(tmp_path)
+    first, said = json.loads((tmp_path / "models.json").read_text()), done.stdout
     assert tuple(first) == NEW
     for name, stages in first.items():
         assert all(stages[s]["steps"] == 20 and len(stages[s]["epochs"]) >= 1 for s in stages)
@@ -42,8 +37,7 @@ def test_quicktests_through_both_stages(tmp_path):
         assert all(0 < x <= 100 for x in scores), name
     assert f"| `sprc` | {first['sprc']['one']['epochs'][0]:.1f}" in said
     assert "sprc, stage 1: " in said
-    again, said_again = run(tmp_path)
-    assert again == first and "sprc, stage" not in said_again  # they were kept
+    assert models.main(flags) == first and "sprc, stage" not in capsys.readouterr().out  # kept
 
 
 def test_a_stage_that_was_stopped_is_not_kept(tmp_path, monkeypatch):

@@ -8,15 +8,15 @@ import torch
 from flax import nnx
 
 from cir_jax.towers.clip.sizes import TextSize
-from cir_jax.towers.layers import Block, LayerNorm, run_blocks
+from cir_jax.towers.layers import Block, LayerNorm, run_blocks, stack
 from tests.towers import weights
 
 
 def test_remat_keeps_less_and_changes_no_gradient():
     layers = 8
-    make = lambda: Block(
-        TextSize(32, layers, 2), causal=True, activation="gelu", rngs=nnx.Rngs(0), stack=(layers,)
-    )
+    size = TextSize(32, layers, 2)
+    block = lambda rngs: Block(size, causal=True, activation="gelu", rngs=rngs)
+    make = lambda: stack(block, layers, nnx.Rngs(0))
     graph, params = nnx.split(weights.scrambled(make))
     x = np.random.default_rng(0).normal(size=(16, 32, 32)).astype(np.float32)
 

@@ -137,9 +137,9 @@ def test_dropout_is_in_every_part_and_needs_a_key(former, monkeypatch):
     ours, (slots, text, image) = former[1], inputs()
     drawn, draw = [], jax.random.bernoulli
 
-    def noted(key, kept, shape):
-        drawn.append((kept, shape))
-        return draw(key, kept, shape)
+    def noted(key, p, shape, **options):
+        drawn.append((p, tuple(shape)))
+        return draw(key, p, shape, **options)
 
     monkeypatch.setattr(jax.random, "bernoulli", noted)
     jax.eval_shape(lambda *x: ours(*x), slots, text, image)

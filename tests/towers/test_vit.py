@@ -12,7 +12,7 @@ from flax import nnx
 
 from cir_jax.errors import UserError
 from cir_jax.towers.clip import sizes
-from cir_jax.towers.vit import VisionTransformer
+from cir_jax.towers.clip.vit import VisionTransformer
 from tests.towers import weights
 
 RANDOM = np.random.default_rng(0)

@@ -12,6 +12,7 @@ import pytest
 from cir_jax import config as configs
 from cir_jax import contract as models
 from cir_jax.bank import bank as banks
+from cir_jax.bank import references
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import optim, sharding
 from cir_jax.training import stage as stages
@@ -48,24 +49,31 @@ def abstract_batch(stage, functions, config, mesh):
         "reference": described((size, *functions.reference_shape), ml_dtypes.bfloat16, place),
     }
     always = dict.fromkeys(("reference_id", "target_id", "text_id", "source_id"), ids)
-    return always | {name: fields[name] for name in stage.fields}
+    read = (*stage.fields, *([reference_field(config)] if stage.needs_bank else []))
+    return always | {name: fields[name] for name in read}
 
 
-def abstract_bank(stage, functions, mesh):
+def reference_field(config):
+    """The batch field of the references of stage two; "auto" is taken for "device"."""
+    return references.FIELDS.get(config.loss.references, "reference_row")
+
+
+def abstract_bank(config, functions, mesh):
     """The bank of FashionIQ, as shapes; references only where the stage reads them from it."""
     place, rows = meshes.row_sharding(mesh), -(-ROWS // mesh.size) * mesh.size
-    references = None
-    if not {"reference", "reference_pixels"} & set(stage.fields):
-        references = described((rows, *functions.reference_shape), jnp.float32, place)
+    held = None
+    if reference_field(config) == "reference_row":
+        held = described((rows, *functions.reference_shape), jnp.float32, place)
     targets = described((rows, *functions.target_shape), jnp.float32, place)
-    return banks.Bank(targets, references, ROWS)
+    return banks.Bank(targets, held, ROWS)
 
 
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_step_is_lowered(name, number):
     config = configs.load(
-        f"{name}:fashioniq,stage={number}", ["model.dtype=bfloat16", "loss.bank_block=1024"]
+        f"{name}:fashioniq,stage={number}",
+        ["model.dtype=bfloat16", *(["loss.bank_block=1024"] if number == 2 else [])],
     )
     mesh = meshes.make(4, 2)
     functions = models.build(config.model)
@@ -80,7 +88,7 @@ def test_step_is_lowered(name, number):
     trained = {p: {**fixed, **extra}[p] for p in paths}
     optimizer = optim.build(config.optim, paths, 1000)
     state = jax.eval_shape(optimizer.init, trained)
-    bank = abstract_bank(stage, functions, mesh) if stage.needs_bank else None
+    bank = abstract_bank(config, functions, mesh) if stage.needs_bank else None
     batch = abstract_batch(stage, functions, config, mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     update = step.make(stage, functions, optimizer, 1)

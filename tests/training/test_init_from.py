@@ -11,9 +11,7 @@ import torch
 from cir_jax import config, main, weights
 from cir_jax.convert import importing
 from cir_jax.runtime import checkpoint
-from cir_jax.training import setup
-from cir_jax.training import state as start
-from cir_jax.training.train import State
+from cir_jax.training.state import start
 from tests import runs
 from tests.convert import published
 from tests.convert.published import VIT
@@ -250,8 +248,8 @@ def test_stage_one_from_two_trees_says_which_it_takes(root, tmp_path, capsys):
     place = tgcir_problem.saved(tmp_path / "best.pt", tgcir_problem.theirs(2), epoch=3)
     changes = ["loss.auxiliary=()", f"model.context={tgcir_problem.CONTEXT}", f"init_from={place}"]
     chosen = flags(root, tmp_path / "run", *changes, tower=tgcir_problem.TOWER, config="tgcir")
-    run = setup.run(config.load(chosen[1], chosen[3::2]))
-    state, _ = start.state(run, State)
+    made, data = runs.set_up(config.load(chosen[1], chosen[3::2]))
+    state, _ = start(made, data.steps)
     said = capsys.readouterr().out
     assert "warning" in said and "masks" in said and "those of the query" in said
     query = tgcir_problem.weights(2).query

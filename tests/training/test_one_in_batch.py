@@ -100,7 +100,8 @@ def test_crossed_types_do_not_go_with_gradient_caching():
 @pytest.mark.parametrize("stage", ["two_bank", "zero_image_text"])
 def test_other_stages_refuse_the_keys_of_this_one(stage):
     for change in ("loss.auxiliary=align:1", "loss.negative_types=query"):
-        with pytest.raises(UserError, match=f"is of stage one, and stage {stage} does not read it"):
+        message = f"read by stage=one_in_batch, but this config has stage={stage}"
+        with pytest.raises(UserError, match=message):
             prepared("clip_sum", stage, (1, 1), change, f"stage={stage}")
 
 

@@ -46,7 +46,7 @@ def start_process(workdir, root):
     """The same run in a process that can be killed."""
     script = (
         "import sys; sys.path.insert(0, sys.argv[3]); import tests.conftest\n"
-        "from cir_jax import train; from tests import runs\n"
+        "from cir_jax.training import train; from tests import runs\n"
         f"train.train(runs.tiny(sys.argv[1], sys.argv[2], *{CHANGES!r}))"
     )
     here = str(Path(__file__).parents[2])

@@ -11,7 +11,7 @@ from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
 from cir_jax.retrieval import load
 from cir_jax.runtime import checkpoint, metrics
-from cir_jax.training import setup, train
+from cir_jax.training import train
 from tests import runs
 
 
@@ -63,9 +63,9 @@ def test_both_stages(model, root, tmp_path, opened):
     seen = losses(tmp_path / "two")
     assert np.mean(seen[-6:]) < np.mean(seen[:6])
     assert set(two["triplets"]) == {"fashioniq", "generated"}
-    run = setup.run(config)
+    _, data = runs.set_up(config)
     # Once for its target row and all its references together.
-    assert opened == dict.fromkeys(map(str, run.data.images.paths), 1)
+    assert opened == dict.fromkeys(map(str, data.triplets.images.paths), 1)
 
 
 def test_stage_two_keeps_the_index_and_uses_its_bank_again(root, tmp_path, opened):
@@ -126,7 +126,7 @@ def test_stage_zero_needs_captions(root, tmp_path):
     with pytest.raises(
         UserError, match=r"trains on image captions, and data set 'fashioniq' has no"
     ):
-        setup.run(runs.tiny(tmp_path, root, stage=0))
+        runs.set_up(runs.tiny(tmp_path, root, stage=0))
 
 
 def test_time_limit_ends_a_run(root, tmp_path):

@@ -25,7 +25,7 @@ import numpy as np
 from PIL import Image
 
 from cir_jax.data.pixels import open_image
-from cir_jax.generation import dedupe, windows
+from cir_jax.generation import dedupe, similarity
 from cir_jax.runtime import mesh as meshes
 from tools.benchmarks import timing
 
@@ -72,7 +72,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         def compared() -> None:
             journal = Path(folder) / "hashes.jsonl"
             journal.unlink(missing_ok=True)
-            dedupe.look(paths, journal, threads=args.threads)
+            dedupe.hash_images(paths, journal, threads=args.threads)
 
         busy: dict[str, list[float]] = {"decode": [], "dedupe": []}
 
@@ -103,17 +103,17 @@ def pair(args: argparse.Namespace) -> dict[str, Any]:
     mesh = meshes.make(devices=jax.devices()[: args.devices])
     random = np.random.default_rng(0)
     made = random.standard_normal((args.features, args.width), np.float32)
-    features = windows.unit(made, "random features")
+    features = similarity.unit_rows(made, "random features")
     del made
     rows = np.arange(min(args.rows, args.features))
     ranks = [random.integers(*args.window, 1) for _ in rows]
 
     def products() -> None:
-        for _ in windows.similarities(features, rows, mesh, args.block):
+        for _ in similarity.similarities(features, rows, mesh, args.block):
             pass
 
     def ranked() -> list:
-        return windows.at_ranks(features, ranks, rows=rows, mesh=mesh, block=args.block)
+        return similarity.at_ranks(features, ranks, rows=rows, mesh=mesh, block=args.block)
 
     seconds = timing.alternate({"products": products, "ranked": ranked}, args.repeats)
     return {
@@ -156,7 +156,7 @@ def _peak(folder: str, count: int, args: argparse.Namespace) -> float:
         "folder, count, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])\n"
         "files = sorted(Path(folder).glob('*.jpg'))\n"
         "paths = {f'image-{i}': str(files[i % len(files)]) for i in range(count)}\n"
-        "dedupe.look(paths, Path(folder) / f'{count}.jsonl', threads=threads)\n"
+        "dedupe.hash_images(paths, Path(folder) / f'{count}.jsonl', threads=threads)\n"
         "from tools.benchmarks.positives import peak\n"
         "print(peak())\n"
     )

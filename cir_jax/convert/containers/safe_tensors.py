@@ -2,23 +2,27 @@
 """Weights in the safetensors format, alone or in shards with an index.
 
 A file is the length of its header (8 bytes, little-endian), the header in JSON (name -> type, shape
-and place of the bytes), and the values one after another. Only the header is read here; values come
-when `Tensor.read` is called. The safetensors library has no bfloat16 for numpy, and writes only
-what is all in memory, so neither direction uses it.
+and place of the bytes), and the values one after another. Values are read by the library of the
+format, when `Tensor.read` is called. Two things it does not do, and they are here: it takes a name
+that comes twice, and where a header is wrong it names neither the tensor nor the sizes. It writes
+only what is all in memory, so `write` is ours as well.
 """
 
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
 from cir_jax.convert.containers import file_kinds, spans
-from cir_jax.convert.containers.spans import Span
 from cir_jax.convert.containers.tensors import DTYPES, Tensor
+from cir_jax.data import json_files
 from cir_jax.errors import UserError
 
 # What the format calls each type.
@@ -59,23 +63,19 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     if not looks_like(path):
         raise file_kinds.explain(path, "a safetensors file")
-
-    def work(file: BinaryIO) -> tuple[bytes, int]:
-        length = _LENGTH.unpack(file.read(_LENGTH.size))[0]
-        size = os.fstat(file.fileno()).st_size - length - _LENGTH.size
-        if size < 0:
-            raise UserError(f"{path} is cut within its header; fetch the file again")
-        return file.read(length), size
-
-    header, size = file_kinds.guarded(path, work)
-    entries = _json(path, header)
+    entries, size = file_kinds.guarded(path, partial(_header, path))
     metadata = entries.pop(_METADATA, {})
     if type(metadata) is not dict or not all(type(v) is str for v in metadata.values()):
         raise UserError(f"{path}: its {_METADATA} is no table of texts; write the file anew")
-    places = {name: _place(path, name, entry) for name, entry in entries.items()}
-    _check_cover(path, places, size)
-    offset = _LENGTH.size + len(header)
-    return {name: place.tensor(offset) for name, place in places.items()}, metadata
+    for name, entry in entries.items():
+        _check_entry(path, name, entry)
+    _check_cover(path, entries, size)
+    _opened(path, lambda file: file.metadata())  # its own checks, before anything is read
+    tensors = {
+        name: Tensor(tuple(entry["shape"]), _TYPES[entry["dtype"]], partial(_values, path, name))
+        for name, entry in entries.items()
+    }
+    return tensors, metadata
 
 
 def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -91,8 +91,8 @@ def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str,
       UserError: the index is no such table or names a file outside its folder, a file is missing
         or lacks a tensor, or what `read` finds.
     """
-    found = _json(index, file_kinds.guarded(index, lambda file: file.read(_MOST_HEADER)))
-    listed = found.get("weight_map")
+    content = _json(index, file_kinds.guarded(index, lambda file: file.read(_MOST_HEADER)))
+    listed = content.get("weight_map")
     if type(listed) is not dict or not listed:
         raise UserError(f'{index} has no "weight_map" of tensor -> file; fetch it again')
     metadata: dict[str, str] = {}
@@ -149,40 +149,49 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, 
         file.write(spans.raw(tensors[name]))
 
 
-@dataclass(frozen=True)
-class _Place:
-    """A checked entry of a header: `start` and `end` count bytes after it."""
+def _header(path: str | os.PathLike, file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """(what the header lists, bytes of the values behind it) of an open file."""
+    length = _LENGTH.unpack(file.read(_LENGTH.size))[0]
+    size = os.fstat(file.fileno()).st_size - length - _LENGTH.size
+    if size < 0:
+        raise UserError(f"{path} is cut within its header; fetch the file again")
+    return _json(path, file.read(length)), size
 
-    path: str | os.PathLike
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
-    def tensor(self, offset: int) -> Tensor:
-        span = Span(self.path, offset + self.start, math.prod(self.shape), self.dtype)
-        return Tensor(self.shape, self.dtype, lambda: span.read().reshape(self.shape))
+def _opened(path: str | os.PathLike, work: Callable[[Any], Any]) -> Any:
+    """What `work` returns for the file that the library has opened.
+
+    It maps the file, and what was read of a mapping stays in memory while it is open: so a file is
+    opened for each tensor, and never for all of them.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return work(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); fetch the file again") from None
+
+
+def _values(path: str | os.PathLike, name: str) -> np.ndarray:
+    """The values of a tensor, at an address where jax takes them without another copy."""
+    values = _opened(path, lambda file: file.get_tensor(name))
+    aligned = spans.empty(values.shape, values.dtype)
+    aligned[...] = values
+    return aligned
 
 
 def _json(path: str | os.PathLike, text: bytes) -> dict[str, Any]:
-    """A JSON object; one that names a key twice has no meaning that readers agree on."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a name comes twice")
-        return found
-
+    """A JSON object; one that has a key twice has no meaning that readers agree on."""
     try:
-        found = json.loads(text, object_pairs_hook=once)
-        if type(found) is not dict:
-            raise ValueError(f"a {type(found).__name__}, not an object")
-    except (ValueError, RecursionError) as error:
+        content = json_files.loads(text.decode())
+        if type(content) is not dict:
+            raise ValueError(f"a {type(content).__name__}, not an object")
+    except ValueError as error:
         raise UserError(f"{path} holds no sound JSON ({error}); fetch the file again") from None
-    return found
+    return content
 
 
-def _place(path: str | os.PathLike, name: str, entry: Any) -> _Place:
+def _check_entry(path: str | os.PathLike, name: str, entry: Any) -> None:
+    """Raises UserError unless type, shape and place of a tensor are sound and agree."""
     where = f"{path}: tensor {name[:200]!r}"
     entry = entry if type(entry) is dict else {}
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -196,26 +205,24 @@ def _place(path: str | os.PathLike, name: str, entry: Any) -> _Place:
             f"{where} has type {str(dtype)[:50]!r}, and only {', '.join(_TYPES)} are read; convert "
             "it to one of them with the tool that wrote it"
         )
-    place = _Place(path, _TYPES[dtype], tuple(shape), *offsets)
-    need = math.prod(shape) * DTYPES[place.dtype].itemsize
-    if place.end - place.start != need:
+    have, need = offsets[1] - offsets[0], math.prod(shape) * DTYPES[_TYPES[dtype]].itemsize
+    if have != need:
         raise UserError(
-            f"{where} takes {place.end - place.start} bytes, and its shape {place.shape} of "
-            f"{dtype} needs {need}; fetch the file again"
+            f"{where} takes {have} bytes, and its shape {tuple(shape)} of {dtype} needs {need}; "
+            "fetch the file again"
         )
-    return place
 
 
-def _check_cover(path: str | os.PathLike, places: Mapping[str, _Place], size: int) -> None:
+def _check_cover(path: str | os.PathLike, entries: Mapping[str, Any], size: int) -> None:
     """The tensors follow each other without gap or overlap, up to the end of the file."""
     end = 0
-    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].end)):
-        if place.start != end:
+    for (start, stop), name in sorted((entry["data_offsets"], n) for n, entry in entries.items()):
+        if start != end:
             raise UserError(
-                f"{path}: tensor {name[:200]!r} starts at byte {place.start} of the values and the "
-                f"one before it ends at {end}; fetch the file again"
+                f"{path}: tensor {name[:200]!r} starts at byte {start} of the values and the one "
+                f"before it ends at {end}; fetch the file again"
             )
-        end = place.end
+        end = stop
     if end != size:
         raise UserError(
             f"{path} has {size} bytes of values and its header lists {end}: it is "

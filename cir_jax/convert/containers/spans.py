@@ -4,7 +4,7 @@
 import math
 import os
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +50,9 @@ class Span:
         strided = np.lib.stride_tricks.as_strided(found, shape, steps)
         return strided if strided.flags.c_contiguous else strided.copy(order="C")
 
-    def _fill(self, file: BinaryIO, into: np.ndarray) -> None:
+    def _fill(self, file: Any, into: np.ndarray) -> None:
         file.seek(self.start)
-        if file.readinto(memoryview(into)) != into.nbytes:
+        if file.readinto(into.data) != into.nbytes:
             raise UserError(f"{self.path} has become shorter since it was opened; fetch it again")
 
 
@@ -72,4 +72,4 @@ def raw(tensor: Tensor) -> memoryview:
     values = tensor.read()
     if values.shape != tensor.shape or values.dtype != DTYPES[tensor.dtype]:
         raise ValueError(f"read {values.dtype}{values.shape} for {tensor.dtype}{tensor.shape}")
-    return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data

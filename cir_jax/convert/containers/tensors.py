@@ -48,10 +48,10 @@ class Tensor:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def of(values: np.ndarray) -> Tensor:
+def of(values: np.ndarray | np.generic) -> Tensor:
     """A tensor that is in memory already, of one of DTYPES."""
-    values = np.asarray(values)
+    array = np.asarray(values)
     names = {known: name for name, known in DTYPES.items()}
-    dtype = names[values.dtype]
+    dtype = names[array.dtype]
     # ascontiguousarray would make a vector of a scalar.
-    return Tensor(values.shape, dtype, lambda: values.copy(order="C"))
+    return Tensor(array.shape, dtype, lambda: array.copy(order="C"))

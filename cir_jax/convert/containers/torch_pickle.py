@@ -14,6 +14,7 @@ numpy that training loops store beside them.
 import os
 import pickletools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,7 +265,7 @@ class _Machine:
 
 _nothing = lambda machine, _: None
 _push = _Machine.push
-_STEPS = {
+_STEPS: dict[str, Callable[[Any, Any], None]] = {
     "PROTO": _nothing,
     "FRAME": _nothing,
     "STOP": _nothing,

@@ -26,8 +26,8 @@ from cir_jax.data.annotations import SUFFIXES
 from cir_jax.datasets import importer as contract
 from cir_jax.datasets.importer import Refused
 from cir_jax.datasets.importing import streams
-from cir_jax.datasets.importing.partial import Lines, partial
 from cir_jax.datasets.importing.shards import Packed
+from cir_jax.datasets.importing.writer import Writer, open_writer
 from cir_jax.errors import UserError, nearest
 
 _FIELDS = ("reference", "target", "text", "texts", "id", "meta")  # of a converted record
@@ -98,18 +98,17 @@ def run(
 
     Raises:
       UserError: bad arguments, a file that cannot be read to its end or written, no triplet in it.
-        There is no `out` then, or the one that was there before.
+        An `out` that was there before is then as it was.
     """
     module = contract.load(importer) if isinstance(importer, str) else importer
-    name = Path(module.__file__).stem
+    name = Path(module.__file__ or importer).stem
     convert = functools.partial(module.convert, **_checked(options or {}, module, name))
     files = _files(sources, module, [p for p in (out, refused) if p], limit)
-    finish = _Finish(strip, suffix, source or name, images, Path(out).parent)
+    folder = Path(out).parent
+    finish = _Finish(strip, suffix, source or name, images, folder)
     summary, example = Summary(len(files)), None
-    with contextlib.ExitStack() as stack:
-        target = stack.enter_context(partial(out, overwrite))
-        rejects = stack.enter_context(partial(refused, overwrite, keep=True)) if refused else None
-        seen = stack.enter_context(_Seen.open(Path(out).parent))
+    listing = open_writer(refused, overwrite, keep=True) if refused else contextlib.nullcontext()
+    with open_writer(out, overwrite) as target, listing as rejects, _Seen.open(folder) as seen:
         for where, record in progress.bar(_records(module, files), title=name):
             summary.read += 1
             try:
@@ -250,7 +249,7 @@ class _Seen:
         return cursor.rowcount == 1
 
 
-def _write(target: Lines, triplet: dict[str, Any], seen: _Seen) -> None:
+def _write(target: Writer, triplet: dict[str, Any], seen: _Seen) -> None:
     if not seen.add(triplet):
         raise Refused(contract.DUPLICATE, f"{triplet['reference']!r} to {triplet['target']!r}")
     try:
@@ -258,7 +257,7 @@ def _write(target: Lines, triplet: dict[str, Any], seen: _Seen) -> None:
     except UserError:
         raise
     except ValueError as error:
-        raise Refused(contract.MALFORMED, f"it has no form in JSON ({error})") from None
+        raise Refused(contract.MALFORMED, f"it cannot be written as JSON ({error})") from None
 
 
 def _nothing(module: ModuleType, name: str, summary: Summary, record: dict | None) -> UserError:

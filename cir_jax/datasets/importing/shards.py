@@ -5,13 +5,13 @@ Images are neither decoded nor copied: a record names them, and where they lie i
 """
 
 import gzip
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
-from cir_jax.datasets.importing.json_text import Found
+from cir_jax.data import json_files
+from cir_jax.datasets.importing.json_stream import Found
 from cir_jax.errors import UserError
 
 _BATCH = 1024  # rows of a table in memory
@@ -69,7 +69,7 @@ def _readable(field: Any, above: str = "") -> list[str]:
     return [] if binary else [name]
 
 
-def tar(stream: BinaryIO, path: Path) -> Iterator[Found]:
+def tar(stream: IO[bytes], path: Path) -> Iterator[Found]:
     """("path:sample", sample) of a shard: adjacent members with equal names up to the first dot.
 
     A member that is an image or another file stands for itself, as "shard/member". Where the shard
@@ -79,7 +79,8 @@ def tar(stream: BinaryIO, path: Path) -> Iterator[Found]:
       tarfile.ReadError: the shard is cut.
     """
     shard = path.name.removesuffix(".gz").removesuffix(".tar")
-    number, key, sample = 0, None, {}
+    number, key = 0, None
+    sample: dict[str, Any] = {}
     with stream, tarfile.open(fileobj=stream, mode="r:") as members:
         for member in members:
             if not member.isfile():
@@ -92,7 +93,9 @@ def tar(stream: BinaryIO, path: Path) -> Iterator[Found]:
                     yield f"{path}:{number}", sample
                 key, sample = (folder, stem), {}
             if f".{kind}".endswith(_PARSED):
-                sample[kind] = _parsed(members.extractfile(member).read(), kind)
+                file_object = members.extractfile(member)
+                assert file_object is not None  # it is a file
+                sample[kind] = _parsed(file_object.read(), kind)
                 continue
             sample[kind] = f"{shard}/{member.name.removeprefix('./')}"
             if not isinstance(stream, gzip.GzipFile):
@@ -111,6 +114,6 @@ def _parsed(content: bytes, kind: str) -> Any:
     if not kind.endswith("json"):
         return text.strip()
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return json_files.loads(text)
+    except ValueError:
         return None

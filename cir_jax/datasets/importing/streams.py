@@ -15,10 +15,10 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, cast
 
-from cir_jax.datasets.importing import json_text, shards
-from cir_jax.datasets.importing.json_text import Found
+from cir_jax.datasets.importing import json_stream, shards
+from cir_jax.datasets.importing.json_stream import Found
 from cir_jax.errors import UserError
 
 
@@ -79,9 +79,9 @@ def _kind(path: Path) -> Iterator[Found]:
     if head[257:262] == b"ustar":
         return shards.tar(_binary(path), path)
     if start.startswith("["):
-        return json_text.array(_text(path, "\n"), path)
+        return json_stream.array(_text(path, "\n"), path)
     if start.startswith("{"):
-        return json_text.lines(_text(path, "\n"), path)
+        return json_stream.lines(_text(path, "\n"), path)
     if not start:
         raise UserError(f"{path} is empty; fetch it again")
     header = start.split("\n", 1)[0]
@@ -93,10 +93,10 @@ def _kind(path: Path) -> Iterator[Found]:
     )
 
 
-def _binary(path: Path) -> BinaryIO:
+def _binary(path: Path) -> IO[bytes]:
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
+    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
 def _text(path: Path, newline: str) -> io.TextIOWrapper:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Readers, plug-ins found by name: one module per layout of a data set."""
+"""Readers, plug-ins found by name; `cir_jax.datasets.reader` says what one must define."""

@@ -10,15 +10,20 @@ are those of its authors' data set.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, not_empty, read_json
+from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError, nearest
 
 SPLITS = ("val", "test")
 SOURCE = "circo"
+# Of the published files: split -> (queries, right answers), and all images.
+OFFICIAL = {"val": (220, 916), "test": (800, None)}
+OFFICIAL_IMAGES = 123_403
 _IMAGES = "COCO2017_unlabeled"
 
 
@@ -46,7 +51,7 @@ class Query:
 
 
 def queries(root: str | Path, split: str = "val") -> tuple[Query, ...]:
-    """The queries of a split, in file order; whether their images exist is not asked.
+    """The queries of a split, in file order; their images are not looked for.
 
     Raises:
       UserError: an unknown split, a missing file or field, a query number or an answer that comes
@@ -63,7 +68,7 @@ def queries(root: str | Path, split: str = "val") -> tuple[Query, ...]:
     return found
 
 
-def candidates(root: str | Path) -> tuple[list[str], dict[str, Any]]:
+def candidates(root: str | Path) -> tuple[list[str], dict[str, str]]:
     """Names of all images, in the order of their list, and the file of each. Both splits share it.
 
     Raises:
@@ -83,6 +88,33 @@ def candidates(root: str | Path) -> tuple[list[str], dict[str, Any]]:
     names = [name for name, _ in paths]
     _once(names, "image id", str(file))
     return names, dict(paths)
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts queries, right answers and images, and finds answers that are no candidates.
+
+    Raises:
+      UserError: categories are given, or a file is malformed.
+    """
+    if categories:
+        raise UserError(f"CIRCO has no categories, got {tuple(categories)}; leave them empty")
+    names, paths = candidates(root)
+    found = Examination(images=paths)
+    for split, (official, answers) in OFFICIAL.items():
+        if not found.has_files(split, [Path(root) / "annotations" / f"{split}.json"]):
+            continue
+        asked = queries(root, split)
+        found.count(f"{split} queries", len(asked), official)
+        if split == "val":
+            found.count("val right answers", sum(len(q.truths) for q in asked), answers)
+        found.outside += [
+            f"{split}/{q.query_id} ({name})"
+            for q in asked
+            for name in (q.reference, *q.truths)
+            if name not in paths
+        ]
+    found.count("images, all candidates", len(names), OFFICIAL_IMAGES)
+    return found
 
 
 def annotation_file(root: str | Path, split: str) -> Path:
@@ -110,11 +142,12 @@ def image_list(root: str | Path) -> Path:
 
 
 def _query(record: Any, where: str, split: str) -> Query:
-    texts = [
-        not_empty(field(record, key, where), where)[0]
-        for key in ("relative_caption", "shared_concept")
-    ]
-    one = Query(_number(record, "id", where), _number(record, "reference_img_id", where), *texts)
+    one = Query(
+        query_id=_number(record, "id", where),
+        reference=_number(record, "reference_img_id", where),
+        caption=not_empty(field(record, "relative_caption", where), where)[0],
+        concept=not_empty(field(record, "shared_concept", where), where)[0],
+    )
     if split == "test":
         return one
     target = _number(record, "target_img_id", where)
@@ -137,7 +170,7 @@ def _query(record: Any, where: str, split: str) -> Query:
     aspects = record.get("semantic_aspects", [])
     if not isinstance(aspects, list) or not all(isinstance(a, str) and a for a in aspects):
         raise UserError(f"{where}: 'semantic_aspects' is {aspects!r}, expected a list of words")
-    return Query(one.query_id, one.reference, *texts, target, truths, tuple(dict.fromkeys(aspects)))
+    return replace(one, target=target, truths=truths, aspects=tuple(dict.fromkeys(aspects)))
 
 
 def _number(record: Any, key: str, where: str) -> str:

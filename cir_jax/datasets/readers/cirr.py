@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, image_name, image_names, not_empty, read_json
+from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import records
+from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError
 
 SOURCE = "cirr"
+# Of the published files: split -> (queries, images).
+OFFICIAL = {"train": (28_225, 16_939), "val": (4_181, 2_297), "test1": (4_148, 2_315)}
 
 
 def read(
@@ -41,12 +45,12 @@ def read(
     return [TripletSet(SOURCE, triplets, paths)]
 
 
-def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:
     """Name -> file of all images that the split lists."""
     return gallery(root, split)[1]
 
 
-def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, Any]]:
+def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, ImageFile]]:
     """Names of all images of a split, in the order of its file, and the file of each.
 
     Raises:
@@ -61,6 +65,41 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
         raise UserError(f"{file} names no image; fetch it again")
     packed, folder = records.images(root), _image_folder(root, next(iter(listed.values())))
     return list(listed), {n: packed.get(n, str(folder / p)) for n, p in listed.items()}
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts queries and images per split, and finds names that a split does not list.
+
+    Raises:
+      UserError: no split is complete, categories are given, or a file is malformed.
+    """
+    found = Examination()
+    paths: dict[str, ImageFile] = {}
+    folder = annotation_folder(root)
+    for split, (official_queries, official_images) in OFFICIAL.items():
+        files = [
+            folder / "captions" / f"cap.rc2.{split}.json",
+            folder / "image_splits" / f"split.rc2.{split}.json",
+        ]
+        if not found.has_files(split, files):
+            continue
+        triplets = read(root, split, categories)[0].triplets
+        names, files_of = gallery(root, split)
+        paths |= files_of
+        found.count(f"{split} queries", len(triplets), official_queries)
+        found.count(f"{split} images", len(names), official_images)
+        found.check_names(names, triplets)
+        if split == "train":
+            found.note_unlabelled(names, triplets)
+        blank = [t.query_id for t in triplets if not t.eval_text.strip()]
+        if blank:
+            found.notes.append(
+                f"{len(blank)} {split} query without a text, used as it is: pair {', '.join(blank)}"
+            )
+    if not paths:
+        raise UserError(f"no split of CIRR is complete in {folder}: {found.problems[0]}")
+    found.images = paths
+    return found
 
 
 def annotation_folder(root: str | Path) -> Path:

@@ -19,7 +19,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,12 @@ from filelock import FileLock
 from PIL import Image
 
 from cir_jax import progress
+from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets.emoji_layouts import CATEGORIES, SUBSET, write_cirr, write_fashioniq
 from cir_jax.datasets.emoji_names import Emoji, by_likeness, captions_of, difference, parse
+from cir_jax.datasets.examination import Examination
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError
 
@@ -89,7 +91,7 @@ def _said(made: dict[str, int]) -> str:
 
 
 def ready(root: str | Path) -> Path:
-    """The folder of a set that `prepare` made in any way, or else makes now in the default one."""
+    """`root`, if it holds a set that `prepare` made with any options; else `prepare` makes one."""
     marker = Path(root) / "openmoji.json"
     if root and marker.is_file() and json.loads(marker.read_text())["made"]["version"] == VERSION:
         return Path(root)
@@ -108,14 +110,14 @@ def home(root: str | Path) -> Path:
     return ready(root) / "fashioniq"
 
 
-def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
     """As `fashioniq.images`."""
     return fashioniq.images(ready(root) / "fashioniq", split)
 
 
 def gallery(
     root: str | Path, category: str, split: str = "val", kind: str = "full"
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], dict[str, ImageFile]]:
     """As `fashioniq.gallery`."""
     return fashioniq.gallery(ready(root) / "fashioniq", category, split, kind)
 
@@ -128,6 +130,20 @@ def captions(root: str | Path) -> list[TripletSet]:
 def caption_file(root: str | Path) -> Path:
     """Descriptions of the training images, several each, the name of the drawing first."""
     return ready(root) / "captions.jsonl"
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """As `fashioniq.examine`, of a set that `prepare` made; nothing is made here.
+
+    Raises:
+      UserError: there is no such set in `root`.
+    """
+    if not (Path(root) / "openmoji.json").is_file():
+        raise UserError(
+            f"no OpenMoji set in {root}: openmoji.json is missing; a run with data.name=emoji and "
+            "this data.root makes one"
+        )
+    return fashioniq.examine(Path(root) / "fashioniq", categories or CATEGORIES)
 
 
 def _cache() -> Path:
@@ -183,10 +199,10 @@ def _size(emoji: list[Emoji], kind: str) -> int:
 
 
 def _draw(images: Path, emoji: list[Emoji], size: int) -> list[Emoji]:
-    """Renders into `images`, one file per different picture; those that are left.
+    """Renders into `images`, one file per different picture; returns the emoji that have a file.
 
-    OpenMoji draws some names alike ("artist" and "man artist", flags of territories). Twins would
-    put validation pictures into training, and make a target indistinguishable from another image.
+    OpenMoji draws some names alike ("artist" and "man artist", flags of territories). Kept twice,
+    a picture could be in training and in validation, or be the target and another candidate.
     """
     images.mkdir(parents=True)
     render = _packages()[1].svg_to_bytes
@@ -208,7 +224,7 @@ def _draw(images: Path, emoji: list[Emoji], size: int) -> list[Emoji]:
 
 
 def _plainness(emoji: Emoji) -> tuple:
-    """Of twins the first stays: one that says its gender, and says least beside."""
+    """Sort key: of names with one picture the first is kept, one with a gender and few tones."""
     return emoji.gender not in ("man", "woman"), len(emoji.tones), emoji.codes
 
 

@@ -10,17 +10,28 @@ The two texts of a triplet are joined in four ways for training and in one way f
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, image_files, image_name, not_empty, read_json
+from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import records
+from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError, nearest
 
 CATEGORIES = ("dress", "shirt", "toptee")
 SOURCE = "fashioniq"
+SPLITS = ("train", "val", "test")
+# Of the published files: category -> split -> (triplets, images).
+OFFICIAL = {
+    "dress": {"train": (5_985, 11_452), "val": (2_017, 3_817), "test": (2_024, 3_818)},
+    "shirt": {"train": (5_988, 19_036), "val": (2_038, 6_346), "test": (2_038, 6_346)},
+    "toptee": {"train": (6_027, 16_121), "val": (1_961, 5_373), "test": (2_056, 5_374)},
+}
+OFFICIAL_ENTRIES, OFFICIAL_IMAGES = 77_683, 74_381  # of all splits; an image may be in several
+OFFICIAL_TRAIN_IMAGES = 25_136  # that a train triplet names
 
 
 def read(
@@ -42,13 +53,62 @@ def read(
     return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
 
 
-def images(root: str | Path, split: str = "train") -> dict[str, Any]:
-    """Name -> file of all images that the split's files list; of all there are without such files.
+def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
+    """Name -> file of all images that the split files list, or of every image if there are none.
 
-    A listed image whose file is lost is known all the same: `on_missing` decides about it.
+    A listed image whose file is missing is among them: `data.on_missing` says what becomes of it.
     """
     there, listed = locate(root), _listed(root, split)
     return {n: there.get(n, _expected(root, n)) for n in listed} if listed else there
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts triplets and images per category and split, and finds names that no split lists.
+
+    Args:
+      root: the data set.
+      categories: () for the official ones if any of them is there, else for those that are there.
+
+    Raises:
+      UserError: no caption file at all, an unknown category, or a malformed file.
+    """
+    found = Examination()
+    chosen = _examined(root, categories)
+    every = chosen == list(CATEGORIES) and not categories
+    listed: list[str] = []
+    pool: list[str] = []
+    triplets: list[Triplet] = []
+    whole = every
+    for split in SPLITS:
+        for category in chosen:
+            files = [file(root, category, split) for file in (annotation_file, split_file)]
+            if not found.has_files(split, files):
+                whole = False
+                continue
+            official = OFFICIAL.get(category, {}).get(split, (None, None))
+            queries = read_category(root, category, split)
+            names = split_names(root, category, split)
+            found.count(f"{category} {split} triplets", len(queries), official[0])
+            found.count(f"{category} {split} images", len(names), official[1])
+            found.check_names(names, queries)
+            listed += names
+            if split == "train":
+                triplets, pool = triplets + queries, pool + names
+    different = dict.fromkeys(listed)
+    found.count("entries of all splits", len(listed), OFFICIAL_ENTRIES if whole else None)
+    found.count("different images", len(different), OFFICIAL_IMAGES if whole else None)
+    found.note_unlabelled(pool, triplets)
+    train = {n for t in triplets for n in (t.reference, t.target)}
+    found.count("images of train triplets", len(train), OFFICIAL_TRAIN_IMAGES if every else None)
+    if whole:
+        found.notes.append(
+            f"the official splits hold {OFFICIAL_ENTRIES:,} entries but {OFFICIAL_IMAGES:,} "
+            f"different images, so {OFFICIAL_IMAGES:,} files are a complete set"
+        )
+    there = locate(root)
+    found.note_folders(root, there)
+    found.images = {n: there.get(n, _expected(root, n)) for n in different}
+    return found
 
 
 def read_category(root: str | Path, category: str, split: str) -> list[Triplet]:
@@ -57,7 +117,7 @@ def read_category(root: str | Path, category: str, split: str) -> list[Triplet]:
     Raises:
       UserError: the file or a field is missing.
     """
-    file = caption_file(root, category, split)
+    file = annotation_file(root, category, split)
     return [
         _triplet(record, category, number, f"{file} record {number}", split)
         for number, record in enumerate(read_json(file))
@@ -78,7 +138,7 @@ def split_names(root: str | Path, category: str, split: str) -> list[str]:
     return names
 
 
-def caption_file(root: str | Path, category: str, split: str) -> Path:
+def annotation_file(root: str | Path, category: str, split: str) -> Path:
     """Where the annotated triplets of a category lie."""
     return Path(root) / "captions" / f"cap.{category}.{split}.json"
 
@@ -90,7 +150,7 @@ def split_file(root: str | Path, category: str, split: str) -> Path:
 
 def gallery(
     root: str | Path, category: str, split: str = "val", kind: str = "full"
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], dict[str, ImageFile]]:
     """Names of the gallery of a category, in order, and the file of each.
 
     Args:
@@ -142,9 +202,22 @@ def find_categories(root: str | Path, split: str, wanted: Sequence[str] = ()) ->
     return list(dict.fromkeys(wanted)) or official or found
 
 
-def locate(root: str | Path) -> dict[str, Any]:
+def locate(root: str | Path) -> Mapping[str, ImageFile]:
     """Name -> file of every image that is there, or its record in a packed data set."""
     return records.images(root) or image_files(Path(root) / "images")
+
+
+def _examined(root: str | Path, wanted: Sequence[str]) -> list[str]:
+    """The categories that `examine` looks at."""
+    captions = Path(root) / "captions"
+    splits = [s for s in SPLITS if any(captions.glob(f"cap.*.{s}.json"))] or ["train"]
+    found = {c for s in splits for c in find_categories(root, s)}
+    unknown = [c for c in wanted if c not in found]
+    if unknown:
+        find_categories(root, splits[0], unknown)  # raises, and lists what exists
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    return list(CATEGORIES) if found & set(CATEGORIES) else sorted(found)
 
 
 def clean(text: str) -> str:
@@ -181,7 +254,9 @@ def _triplet(record: Any, category: str, number: int, where: str, split: str) ->
     )
 
 
-def _known(triplets: list[Triplet], paths: dict[str, str], root: str | Path) -> dict[str, str]:
+def _known(
+    triplets: list[Triplet], paths: Mapping[str, ImageFile], root: str | Path
+) -> dict[str, ImageFile]:
     """A path for every name; where no file is found, the one that was expected."""
     names = {n for t in triplets for n in (t.reference, t.target) if n}
     return {n: paths.get(n, _expected(root, n)) for n in names}

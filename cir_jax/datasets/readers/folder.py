@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import image_name, image_names, not_empty, read_lines
+from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets.examination import Examination
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
 
@@ -53,12 +55,12 @@ def read(
     ]
 
 
-def images(root: str | Path, split: str = "train") -> dict[str, Any]:
+def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:
     """Name -> file of every image below images/, whatever the split; see `held_out`."""
     return NamedFiles.below(Path(root) / "images").files
 
 
-def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, Any]]:
+def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, ImageFile]]:
     """Names of the gallery, in order, and the file of each: gallery.txt, or the split's images.
 
     Raises:
@@ -81,10 +83,10 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     return names, {n: known.files.get(n, _expected(root, n)) for n in names}
 
 
-def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Any]:
+def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, ImageFile]:
     """Name -> file of the images that gallery.txt and the files of `splits` but "train" name.
 
-    Those of them that are there; none needs to be.
+    Images without a file are left out; gallery.txt and the files of splits may be absent.
 
     Raises:
       UserError: a malformed line, or a name that fits two files.
@@ -96,6 +98,31 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, An
             triplets = [t for one in read(root, split) for t in one.triplets]
             names += [n for t in triplets for n in (t.reference, t.target, *t.members)]
     return {n: known.files[n] for n in names if n in known.files}
+
+
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts triplets and gallery images, and finds targets of val that the gallery lacks.
+
+    Raises:
+      UserError: neither train.jsonl nor val.jsonl is there, or a line is malformed.
+    """
+    found = Examination()
+    paths: dict[str, ImageFile] = {}
+    splits = [s for s in ("train", "val") if (Path(root) / f"{s}.jsonl").is_file()]
+    if not splits:
+        raise UserError(f"neither train.jsonl nor val.jsonl in {root}; write one of them")
+    for split in splits:
+        sets = read(root, split, categories)
+        found.count(f"{split} triplets", sum(len(one.triplets) for one in sets))
+        for one in sets:
+            paths |= one.paths
+        if split == "val":
+            names, files = gallery(root, split)
+            paths |= files
+            found.count("gallery images", len(names))
+            found.check_names(names, [t for one in sets for t in one.triplets], targets_only=True)
+    found.images = paths
+    return found
 
 
 def triplet(record: dict[str, Any], where: str) -> Triplet:
@@ -138,7 +165,9 @@ def renamed(one: Triplet, known: NamedFiles, where: str) -> Triplet:
     )
 
 
-def _paths(root: str | Path, known: NamedFiles, triplets: Sequence[Triplet]) -> dict[str, Any]:
+def _paths(
+    root: str | Path, known: NamedFiles, triplets: Sequence[Triplet]
+) -> dict[str, ImageFile]:
     """The file of every image that the triplets name, or the one that is expected."""
     names = {n: None for t in triplets for n in (t.reference, t.target)}
     return {n: known.files.get(n, _expected(root, n)) for n in names}

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import field, image_files, not_empty, read_json
-from cir_jax.data.pixels import Crop
+from cir_jax.data.pixels import Crop, ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError, nearest
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
 SOURCE = "genecis"
+OFFICIAL = {"focus_object": 1_960, "change_object": 1_960}  # queries of the published files
 DILATION = 0.7  # of the authors' evaluation
 _FOLDERS = {"attribute": ("VG_100K_all", "VG_100K", "VG_100K_2"), "object": ("val2017",)}
 
@@ -39,7 +41,8 @@ def read_task(root: str | Path, task: str) -> TripletSet:
     """
     file = task_file(root, task)
     there = located(root, task)
-    triplets, paths = [], {}
+    triplets: list[Triplet] = []
+    paths: dict[str, ImageFile] = {}
     for number, record in enumerate(read_json(file)):
         where = f"{file} record {number}"
         others = field(record, "gallery", where)
@@ -76,6 +79,30 @@ def find_tasks(wanted: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(dict.fromkeys(wanted)) or TASKS
 
 
+def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
+    """Counts the queries and images of every task; `categories` are tasks.
+
+    Raises:
+      UserError: no task is there, one is unknown, or a file is malformed.
+    """
+    found = Examination()
+    paths: dict[str, ImageFile] = {}
+    for task in find_tasks(categories):
+        if not has_task(root, task):
+            found.problems.append(f"no annotation file genecis/{task}.json in {root}; fetch it")
+            continue
+        read = read_task(root, task)
+        items = {n for t in read.triplets for n in (t.reference, *t.members)}
+        found.count(f"{task} queries", len(read.triplets), OFFICIAL.get(task))
+        found.count(f"{task} images and parts of images", len(items))
+        paths |= {str(file_of(p)): file_of(p) for p in read.paths.values()}
+    if not paths:
+        raise UserError(f"no task of GeneCIS in {root}: {found.problems[0]}")
+    found.count("image files", len(paths))
+    found.images = paths
+    return found
+
+
 def task_file(root: str | Path, task: str) -> Path:
     """Where the queries of a task lie.
 
@@ -107,7 +134,7 @@ def located(root: str | Path, task: str) -> dict[str, str]:
     return found
 
 
-def file_of(path: Any) -> Any:
+def file_of(path: ImageFile) -> ImageFile:
     """The image file of one of `read_task`'s paths."""
     return path.source if isinstance(path, Crop) else path
 
@@ -122,7 +149,7 @@ def _kind(task: str) -> str:
 
 def _item(
     root: str | Path, task: str, there: Mapping[str, str], item: Any, where: str
-) -> tuple[str, Any]:
+) -> tuple[str, ImageFile]:
     """(name, path or crop) of an image of a record."""
     key = "image_id" if _kind(task) == "attribute" else "val_image_id"
     number = field(item, key, where)

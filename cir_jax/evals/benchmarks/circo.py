@@ -9,20 +9,30 @@ with, selects models. Source: arXiv 2303.15247; per aspect arXiv 2405.02951.
 
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cir_jax.data.triplets import Triplet
 from cir_jax.datasets.readers import circo
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals import benchmark, metrics
-from cir_jax.evals.circo_submission import COUNT, Predictions
+from cir_jax.evals.submissions import circo as submission
+from cir_jax.evals.submissions.circo import COUNT, Predictions
+from cir_jax.evals.submissions.delivery import deliver
 from cir_jax.retrieval.retriever import Retriever
+
+KEYS = {
+    "shared_concept": ("without", "whether the text of a query holds the concept that reference "
+                       "and target share", ("without", "with")),
+    "concept_template": ("Find a picture that also {concept}, but {caption}.",
+                         "the text of a query with its concept", None),
+}  # fmt: skip
 
 CONCEPTS = ("without", "with")
 # The wording of MegaPairs' evaluation (arXiv 2412.14475).
 TEMPLATE = "Find a picture that also {concept}, but {caption}."
+TEST_SPLIT = "test"
 
 
 class Benchmark:
@@ -114,11 +124,20 @@ class Benchmark:
         ids = [t.query_id for t in one.triplets]
         return Predictions(dict(zip(ids, numbers[rows].tolist(), strict=True)), numbers.tolist())
 
+    def submit(self, retriever: Retriever, folder: str | Path, name: str) -> list[Path]:
+        """Writes the file that the test server takes, see `cir_jax.evals.submissions.circo`."""
+        made = self.predict(retriever)
+
+        def write() -> list[Path]:
+            return [submission.write(folder, name, made)]
+
+        return deliver("CIRCO", made.best, COUNT, len(made.gallery), write)
+
     def _aspect_names(self) -> list[str]:
         return metrics.in_order(self.aspects)
 
 
-def build(config: Any) -> Benchmark:
+def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e, root = config.eval, benchmark.root(config)
     return Benchmark(root, e.split, e.shared_concept, e.concept_template, e.on_missing, e.examples)
@@ -149,7 +168,7 @@ def _check_texts(shared_concept: str, template: str) -> None:
         )
 
 
-def _check_images(queries: tuple[circo.Query, ...], known: dict[str, Any], split: str) -> None:
+def _check_images(queries: tuple[circo.Query, ...], known: dict[str, str], split: str) -> None:
     for query in queries:
         for name in (query.reference, *query.truths):
             if name not in known:

@@ -6,16 +6,20 @@ Source: arXiv 2108.04024, and the evaluation server of its authors.
 """
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cir_jax.datasets.readers import cirr
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark, metrics
-from cir_jax.evals.submission import COUNTS, Predictions
+from cir_jax.evals.submissions import cirr as submission
+from cir_jax.evals.submissions.cirr import COUNTS, Predictions
+from cir_jax.evals.submissions.delivery import deliver
 from cir_jax.retrieval import ranking
 from cir_jax.retrieval.retriever import Retriever
+
+TEST_SPLIT = "test1"
 
 
 class Benchmark:
@@ -101,6 +105,15 @@ class Benchmark:
             gallery=one.names,
         )
 
+    def submit(self, retriever: Retriever, folder: str | Path, name: str) -> list[Path]:
+        """Writes the two files that the test server takes, see `cir_jax.evals.submissions.cirr`."""
+        made = self.predict(retriever)
+
+        def write() -> list[Path]:
+            return submission.write(folder, name, made)
+
+        return deliver("CIRR", made.recall, COUNTS["recall"], len(made.gallery), write)
+
     def _member_rows(self, dropped: bool) -> np.ndarray:
         """[Q, M] gallery rows of the subsets, -1 to fill up."""
         one = self.task
@@ -125,7 +138,7 @@ class Benchmark:
         return rows
 
 
-def build(config: Any) -> Benchmark:
+def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
     return Benchmark(benchmark.root(config), e.split, e.on_missing, e.examples)

@@ -8,15 +8,22 @@ BLIP-2 rows, and SPRC), and "val", which ranks references and targets of the que
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals import benchmark, metrics
 from cir_jax.retrieval.retriever import Retriever
+
+KEYS = {
+    "gallery": ("full", "the images of the split, or of its triplets (the VAL protocol)",
+                ("full", "val")),
+    "reference": ("removed", "whether the reference is removed from the ranking, or kept",
+                  ("removed", "kept")),
+}  # fmt: skip
 
 REFERENCES = ("removed", "kept")
 
@@ -109,12 +116,12 @@ class Benchmark:
         return tasks
 
 
-def build(config: Any) -> Benchmark:
+def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     return in_layout(config, benchmark.root(config), config.data.categories)
 
 
-def in_layout(config: Any, root: str | Path, categories: Sequence[str]) -> Benchmark:
+def in_layout(config: ConfigDict, root: str | Path, categories: Sequence[str]) -> Benchmark:
     """The config's protocol over a data set that lies in FashionIQ's layout at `root`."""
     e = config.eval
     return Benchmark(root, categories, e.split, e.gallery, e.reference, e.on_missing, e.examples)

@@ -5,7 +5,8 @@ The reference is removed from the ranking. `average_recall`, the mean of the fou
 """
 
 from pathlib import Path
-from typing import Any
+
+from ml_collections import ConfigDict
 
 from cir_jax.datasets.readers import folder
 from cir_jax.evals import benchmark, metrics
@@ -64,7 +65,7 @@ class Benchmark:
         )
 
 
-def build(config: Any) -> Benchmark:
+def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
     return Benchmark(benchmark.root(config), e.split, e.on_missing, e.examples)

@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from cir_jax.datasets.readers import genecis
 from cir_jax.evals import benchmark, metrics
 from cir_jax.retrieval import ranking
 from cir_jax.retrieval.retriever import Retriever
+
+KEYS = {"tasks": ((), "tasks to rank; () = all four", None)}
 
 
 class Benchmark:
@@ -111,7 +114,7 @@ def _member_rows(one: benchmark.Task) -> np.ndarray:
     return rows
 
 
-def build(config: Any) -> Benchmark:
+def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
     return Benchmark(benchmark.root(config), e.tasks, e.on_missing, e.examples)

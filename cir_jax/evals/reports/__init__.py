@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of a run: sections, figures, pictures, and the page they make."""
+"""The HTML report of a run or an evaluation: what it contains, and how it is drawn."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Line charts as inline SVG: no script, no font and no file from anywhere else.
+"""Draws line charts as SVG inside the report's HTML; no script and no font is loaded.
 
 Colours are CSS variables of the page, so a chart follows its light or dark theme.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML page around a report: one file, no script, nothing loaded from anywhere."""
+"""The HTML page around the sections of a report, with its style; it loads no script or font."""
 
 from html import escape
 

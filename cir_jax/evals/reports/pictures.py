@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image file -> small data URI, so that a report is one file that shows its pictures anywhere."""
+"""Turns an image file into a small data URI, so that a report holds its pictures itself."""
 
 import base64
 import io
 from functools import lru_cache
-from typing import Any
 
 from PIL import Image
 
-from cir_jax.data.pixels import open_image
+from cir_jax.data.pixels import ImageFile, open_image
 from cir_jax.errors import UserError
 
 SIDE = 160  # longest side in pixels: twice the size on the page, for sharp screens
 _EXACT = 96  # drawings up to this side are kept exactly; JPEG would blur their edges
 
 
-def data_uri(source: Any) -> str:
+def data_uri(source: ImageFile) -> str:
     """The picture as "data:image/...;base64,...", at most `SIDE` pixels; "" if it cannot be read.
 
     A report is still worth having where an image has moved since.
@@ -27,7 +26,7 @@ def data_uri(source: Any) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _encoded(source: Any) -> str:
+def _encoded(source: ImageFile) -> str:
     image = open_image(source)
     exact = max(image.size) <= _EXACT
     transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports: sections in, one self-contained report.html out. Knows no run and no benchmark.
+"""Writes a list of sections as report.html, one file that needs no other file and no network.
 
     write_report(folder, "Two stages", [Tiles(...), Table(...), Curves(...), Queries(...)])
 
+It draws the sections of `cir_jax.evals.reports.sections` and knows neither runs nor benchmarks.
 Every text is escaped; pictures are embedded, so the file can be mailed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from cir_jax import files
+from cir_jax.data.pixels import ImageFile
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import figures, pictures
 from cir_jax.evals.reports.page import page
@@ -55,8 +57,7 @@ def _tiles(section: Tiles) -> str:
 def _table(section: Table) -> str:
     head = "".join(f"<th>{escape(c)}</th>" for c in section.columns)
     columns = list(zip(*section.rows, strict=True))
-    values = [[number_of(cell) for cell in column] for column in columns]
-    best = [max(v) if section.best and len(v) > 1 and None not in v else None for v in values]
+    best = [_largest(column) if section.best else None for column in columns]
     rows = []
     for row in section.rows:
         cells = []
@@ -68,6 +69,12 @@ def _table(section: Table) -> str:
         f'{_heading(section.title)}<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{_note(section.note)}"
     )
+
+
+def _largest(column: Sequence[Cell]) -> float | None:
+    """The largest number of a column of several numbers; None if any cell is none."""
+    numbers = [x for x in map(number_of, column) if x is not None]
+    return max(numbers) if 1 < len(numbers) == len(column) else None
 
 
 def _html(cell: Cell) -> str:
@@ -131,7 +138,7 @@ def _query(example: Example) -> str:
     return f'<div class="card query">{asked}<div class="found">{"".join(found)}</div></div>'
 
 
-def _figure(source: Any, kind: str, caption: str) -> str:
+def _figure(source: ImageFile, kind: str, caption: str) -> str:
     uri = pictures.data_uri(source)
     label = escape(caption, quote=True)
     if uri:
@@ -180,7 +187,7 @@ def _note(note: str) -> str:
     return f'<p class="soft">{escape(note)}</p>' if note else ""
 
 
-_RENDER = {
+_RENDER: dict[type[Section], Callable[[Any], str]] = {
     Tiles: _tiles,
     Table: _table,
     Curves: _curves,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves for people and programs: results.json and report.html in its folder."""
+"""Writes results.json and report.html of a training run or of one evaluation.
+
+`recall_table` is the table of scores that reports and terminals show.
+"""
 
 import json
 import platform
@@ -10,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from cir_jax import files
 from cir_jax.evals.benchmark import Result
@@ -33,33 +37,28 @@ _RECALL = re.compile(r"(?:(?P<group>.+)_)?(?P<kind>recall(?:_subset)?|map)_at(?P
 _COLUMNS = {"recall": "R", "recall_subset": "Rsub", "map": "mAP"}
 
 
-def keep(run: Any, result: Result) -> None:
+def keep(workdir: str | Path, result: Result) -> None:
     """Notes the best evaluation so far, so that a resumed run can report it."""
     if jax.process_index() == 0:
-        _write(Path(run.config.workdir) / _EXAMPLES, _plain(result))
+        _write(Path(workdir) / _EXAMPLES, _plain(result) | {"selection": result.selection})
 
 
-def write(run: Any, state: Any, bank_seconds: float, finished: bool) -> dict[str, Any]:
-    """Writes the report of a run as it stands, and returns the content of results.json."""
-    folder = Path(run.config.workdir)
+def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the report of a run as it stands, and returns the content of results.json.
+
+    Args:
+      workdir: folder of the run.
+      run: what the trainer knows of it, as JSON: "stage", "model", "step", "finished", "seconds",
+        "bank_seconds", "triplets", "dropped", "best", "history", "config".
+    """
+    folder = Path(workdir)
     best = _read(folder / _EXAMPLES)
     results = {
         "workdir": str(folder),
-        "stage": run.config.stage,
-        "model": f"{run.config.model.name} {run.config.model.tower}",
-        "step": state.step,
-        "finished": finished,
-        "seconds": state.seconds,
-        "bank_seconds": bank_seconds,
-        "triplets": {
-            name: int((run.data.source_of == i).sum()) for i, name in enumerate(run.data.sources)
-        },
-        "dropped": run.data.dropped,
-        "best": state.best,
+        **run,
         "scores": best.get("scores", {}),
+        "selection": best.get("selection", ""),  # runs of earlier versions did not note it
         "protocol": best.get("protocol", {}),
-        "history": state.history,
-        "config": run.config.to_dict(),
         "environment": environment(),
     }
     if jax.process_index() == 0:
@@ -75,7 +74,7 @@ def write(run: Any, state: Any, bank_seconds: float, finished: bool) -> dict[str
 
 
 def write_evaluation(
-    folder: str | Path, title: str, config: Any, result: Result, subtitle: str = ""
+    folder: str | Path, title: str, config: ConfigDict, result: Result, subtitle: str = ""
 ) -> Path:
     """Writes results.json and report.html of one evaluation to `folder`; process 0 only."""
     results = {
@@ -149,7 +148,7 @@ def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Ta
     """One row per category (and their average), or a single row and one per aspect; one column per
     recall or mean average precision.
 
-    The gallery's size and hash are in it: numbers compare only where both are the same.
+    The gallery's size and hash are in it: numbers are comparable only where both are the same.
     """
     found = {name: match for name in scores if (match := _RECALL.fullmatch(name))}
     recalls = list(dict.fromkeys(_column(m) for m in found.values()))

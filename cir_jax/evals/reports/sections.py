@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report is made of, as plain data: tiles, tables, curves, queries, facts, prose.
+"""The sections of a report as plain data: tiles, tables, curves, queries, facts, prose.
 
-`cir_jax.evals.reports.report` draws them; a table can also be printed on a terminal.
+`cir_jax.evals.reports.report` draws them as HTML; `text_table` prints a table on a terminal.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,7 +109,7 @@ def compare(
       runs: name -> scores of each seed.
       columns: metric -> column name.
     """
-    rows = [
+    rows: list[list[Cell]] = [
         [name, *(Spread.of([scores[metric] for scores in seeds]) for metric in columns)]
         for name, seeds in runs.items()
     ]

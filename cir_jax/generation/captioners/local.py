@@ -20,11 +20,17 @@ from cir_jax.errors import UserError, nearest
 from cir_jax.generation import caption_inputs
 from cir_jax.generation.captioner import Reply, Request, sampling
 
+KEYS = {
+    "batch": (8, "requests at a time", "[1, inf)"),
+    "device": ("auto", "cpu, cuda, ...", None),
+    "dtype": ("auto", "auto = bfloat16 on accelerators",
+              ("auto", "float32", "bfloat16", "float16")),
+}  # fmt: skip
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 class Captioner:
-    """Runs a model; see `contract`. The weights are loaded with the first request.
+    """Runs a model; see `captioner.Captioner`. The weights are loaded with the first request.
 
     Args:
       section: `config.caption` or `config.rewrite`.
@@ -36,7 +42,7 @@ class Captioner:
     """
 
     def __init__(self, section: ConfigDict, seed: int, images: bool):
-        caption_inputs.check(section)
+        caption_inputs.check_section(section)
         self._torch = _torch()
         self._section, self._seed = section, seed
         self._batch = int(caption_inputs.at_least(section, "batch", 1))
@@ -50,7 +56,8 @@ class Captioner:
                 f"model={section.model!r} is of type {self._config.model_type!r}, which reads no "
                 "images; give an image-text-to-text model such as LLaVA"
             )
-        self._model = self._processor = None
+        self._model: Any = None
+        self._processor: Any = None
         self._refusals = caption_inputs.Refusals(
             f"model {section.model}", "give another model or another prompt"
         )
@@ -66,7 +73,7 @@ class Captioner:
 
     @classmethod
     def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
-        """See `contract`."""
+        """See `captioner.Captioner`."""
         return cls(section, seed, images=len(names) > 0)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -231,7 +238,7 @@ def _load(kind: str, name: str, **options: Any) -> Any:
         ) from None
 
 
-def _sees(config: Any) -> bool:
+def _sees(config: ConfigDict) -> bool:
     from transformers.models.auto import modeling_auto
 
     return config.model_type in modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -262,7 +269,7 @@ def _dtype(name: str, device: Any) -> str:
     return name if name != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
 
 
-def _revision(config: Any, name: str) -> str:
+def _revision(config: ConfigDict, name: str) -> str:
     """The commit of a model of the hub; of a folder, a digest of its config and weight sizes."""
     if commit := getattr(config, "_commit_hash", None):
         return commit

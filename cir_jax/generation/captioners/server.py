@@ -2,28 +2,37 @@
 """Texts from any OpenAI-compatible server: vLLM, SGLang, llama.cpp, `transformers serve`.
 
 This is how captioning runs on a cluster: the model has the accelerators to itself, and many
-requests are in flight at once. A server that is away is waited for; see `patience`.
+requests are in flight at once. A server that is away is waited for; see `retry`.
 """
 
 import asyncio
 import errno
-import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import httpx2
 from ml_collections import ConfigDict
 
 from cir_jax.errors import UserError, nearest
 from cir_jax.generation import caption_inputs
 from cir_jax.generation.captioner import Reply, Request, sampling
-from cir_jax.generation.in_flight import in_flight
-from cir_jax.generation.patience import Failure, Pace, Patience, retry_after
+from cir_jax.generation.retry import Backoff, RateLimit, TryAgain, retry_after, run_concurrently
 
+if TYPE_CHECKING:
+    import httpx2
+
+KEYS = {
+    "url": ("", "its OpenAI-compatible address, e.g. http://localhost:8000/v1", None),
+    "concurrency": (8, "requests under way at a time", "[1, inf)"),
+    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, inf)"),
+    "timeout": (120.0, "seconds to wait for one reply", "(0, inf)"),
+    "wait": (600.0, "give up after so many seconds without any reply", "[0, inf)"),
+    "key_variable": ("OPENAI_API_KEY", "environment variable that holds the key, if any", None),
+}
 ENDPOINT = "/chat/completions"
 CONNECT = 10.0  # seconds; a host that does not even accept is away
 OWN_FAILURES = 5  # of one request, before a plain request is sent to see whose fault it is
@@ -40,7 +49,7 @@ def check(section: ConfigDict) -> None:
 
 
 class Captioner:
-    """Asks a server; see `contract`.
+    """Asks a server; see `captioner.Captioner`.
 
     Args:
       section: `config.caption` or `config.rewrite`.
@@ -51,7 +60,8 @@ class Captioner:
     """
 
     def __init__(self, section: ConfigDict, seed: int):
-        caption_inputs.check(section)
+        self._httpx2 = _http_library()
+        caption_inputs.check_section(section)
         self._section, self._seed = section, seed
         self._base = _base(section.url)
         self._limit = caption_inputs.token_limit(section)
@@ -59,8 +69,8 @@ class Captioner:
         if section.timeout <= 0:
             raise UserError(f"timeout={section.timeout} is no time; give the seconds of a reply")
         self._who = f"server {self._base}"
-        self._patience = Patience(self._who, caption_inputs.at_least(section, "wait", 0))
-        self._pace = Pace(caption_inputs.at_least(section, "per_minute", 0))
+        self._backoff = Backoff(self._who, caption_inputs.at_least(section, "wait", 0))
+        self._rate_limit = RateLimit(caption_inputs.at_least(section, "per_minute", 0))
         self._refusals = caption_inputs.Refusals(
             self._who,
             f"correct model={section.model!r}, max_side or max_tokens, or look at the server's log",
@@ -76,7 +86,7 @@ class Captioner:
 
     @classmethod
     def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
-        """See `contract`; nothing is asked of the server yet."""
+        """See `captioner.Captioner`; nothing is asked of the server yet."""
         return cls(section, seed)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -89,49 +99,50 @@ class Captioner:
             model, or refuses the first requests.
         """
         # An outage before this call is none of its business.
-        self._patience = Patience(self._who, self._section.wait)
-        client = httpx2.AsyncClient(
-            # The time of a try is bounded by asyncio.timeout, their number by in_flight.
-            timeout=httpx2.Timeout(None, connect=CONNECT),
-            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        self._backoff = Backoff(self._who, self._section.wait)
+        authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        client = self._httpx2.AsyncClient(
+            base_url=self._base,
+            headers={"Content-Type": "application/json"} | authorization,
+            # asyncio.timeout bounds the time of a try, run_concurrently the number of them.
+            timeout=self._httpx2.Timeout(None, connect=CONNECT),
+            limits=self._httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
-        return in_flight(
+        return run_concurrently(
             requests, lambda request: self._answer(client, request), self._concurrency, client
         )
 
-    async def _answer(self, client: httpx2.AsyncClient, request: Request) -> Reply:
+    async def _answer(self, client: "httpx2.AsyncClient", request: Request) -> Reply:
         try:
             body = await asyncio.to_thread(self._body, request)
         except UserError as error:
             return caption_inputs.unreadable(request.key, error)
-        own = 0
-        for tries in itertools.count(1):
-            await self._pace.turn()
+        tries = own = 0
+        while True:
+            tries += 1
+            await self._rate_limit.wait()
             try:
                 text, problem = await self._post(client, body)
-            except _UnfitError as error:
+                self._refusals.success()
+                return Reply(request.key, text, problem)
+            except _RefusedError as error:
                 why = self._refusals.refused(f"refused by the server: {error}")
                 return Reply(request.key, "", why, final=True)
-            except Failure as failure:
+            except TryAgain as failure:
                 own += failure.own
-                suspect = failure.own and (own >= OWN_FAILURES or self._patience.exhausted)
+                suspect = failure.own and (own >= OWN_FAILURES or self._backoff.exhausted)
                 if suspect and await self._serves(client, request):
                     why = f"failed {tries} times while others succeed: {failure.reason}"
                     return Reply(request.key, "", self._refusals.refused(why), final=True)
-                await asyncio.sleep(self._patience.failure(failure, tries))
-            else:
-                self._refusals.success()
-                return Reply(request.key, text, problem)
-        raise AssertionError("itertools.count ends never")
+                await asyncio.sleep(self._backoff.failure(failure, tries))
 
-    async def _serves(self, client: httpx2.AsyncClient, request: Request) -> bool:
+    async def _serves(self, client: "httpx2.AsyncClient", request: Request) -> bool:
         """Whether a harmless request of the same kind is answered: then this one is at fault."""
-        harmless = replace(
-            request, prompt="Say yes.", image=request.image and caption_inputs.Grey()
-        )
+        image = request.image and caption_inputs.GreyImage()
+        harmless = replace(request, prompt="Say yes.", image=image)
         try:
             await self._post(client, self._body(harmless))
-        except (Failure, _UnfitError):
+        except (TryAgain, _RefusedError):
             return False
         return True
 
@@ -160,82 +171,80 @@ class Captioner:
             body["top_p"] = self._section.top_p
         return json.dumps(body).encode()
 
-    async def _post(self, client: httpx2.AsyncClient, body: bytes) -> tuple[str, str]:
+    async def _post(self, client: "httpx2.AsyncClient", body: bytes) -> tuple[str, str]:
         """(text, problem) of one try.
 
         Raises:
-          Failure: it may succeed later.
-          _UnfitError: this request will never.
+          TryAgain: it may succeed later.
+          _RefusedError: this request will never.
           UserError: none will.
         """
-        headers = {"Content-Type": "application/json"} | self._authorization()
         try:
             async with asyncio.timeout(self._section.timeout):
-                response = await client.post(self._base + ENDPOINT, content=body, headers=headers)
+                response = await client.post(ENDPOINT, content=body)
         except TimeoutError:
-            raise Failure(f"no answer within {self._section.timeout:g} s", own=True) from None
-        except httpx2.ConnectTimeout:
-            raise Failure(f"no connection within {CONNECT:g} s") from None
-        except httpx2.ConnectError as error:
-            raise Failure(_cause(error)) from None
-        except httpx2.TransportError as error:
-            raise Failure(_cause(error), own=True) from None
+            raise TryAgain(f"no answer within {self._section.timeout:g} s", own=True) from None
+        except self._httpx2.ConnectTimeout:
+            raise TryAgain(f"no connection within {CONNECT:g} s") from None
+        except self._httpx2.ConnectError as error:
+            raise TryAgain(_cause(error)) from None
+        except self._httpx2.TransportError as error:
+            raise TryAgain(_cause(error), own=True) from None
         if response.status_code != 200:
-            await self._raise(client, response)
+            await self._raise_for_status(client, response)
         try:
             choice = response.json()["choices"][0]
             text, reason = choice["message"].get("content") or "", choice.get("finish_reason")
             text = text.strip()
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise Failure(f"a reply without choices: {self._words(response)}", own=True) from None
-        self._patience.success()
+            raise TryAgain(f"a reply without choices: {self._said(response)}", own=True) from None
+        self._backoff.success()
         if reason == "length":
             return text, f"cut at {self._limit} tokens"
         if reason == "content_filter":
             return "", "withheld by the server's content filter"
         return text, ""
 
-    async def _raise(self, client: httpx2.AsyncClient, response: httpx2.Response) -> None:
-        status, words = response.status_code, self._words(response)
+    async def _raise_for_status(
+        self, client: "httpx2.AsyncClient", response: "httpx2.Response"
+    ) -> None:
+        status, words = response.status_code, self._said(response)
         said = f"{status} {response.reason_phrase}" + (f" ({words})" if words else "")
         if status in LATER or status >= 500:
             after = retry_after(response.headers.get("Retry-After"))
-            raise Failure(said, own=status >= 500 and status not in AWAY, after=after)
+            raise TryAgain(said, own=status >= 500 and status not in AWAY, after=after)
         if status in UNFIT:
-            raise _UnfitError(said)
+            raise _RefusedError(said)
         variable = self._section.key_variable
-        if status in DENIED:
+        if status in DENIED and variable:
             held = "is not accepted" if self._key else "is not set"
             remedy = (
                 f"the environment variable {variable} (key_variable) {held}; put the server's key "
                 "there"
-                if variable
-                else "name the environment variable that holds the server's key in key_variable"
             )
+        elif status in DENIED:
+            remedy = "name the environment variable that holds the server's key in key_variable"
         elif status == 404:
-            remedy = await self._models(client)
+            remedy = await self._not_found(client)
         else:
             remedy = "correct url, which is the address before /chat/completions"
         raise UserError(f"{self._who} answered {said}; {remedy}")
 
-    async def _models(self, client: httpx2.AsyncClient) -> str:
+    async def _not_found(self, client: "httpx2.AsyncClient") -> str:
         """What to do about "not found": names what the server has, if it tells."""
         model = self._section.model
         try:
             async with asyncio.timeout(CONNECT):
-                response = await client.get(self._base + "/models", headers=self._authorization())
+                response = await client.get("/models")
             names = [entry["id"] for entry in response.json()["data"]]
-        except (TimeoutError, httpx2.HTTPError, ValueError, LookupError, TypeError):
+        except (TimeoutError, self._httpx2.HTTPError, ValueError, LookupError, TypeError):
             names = []
         if not names:
             return f"correct url, which usually ends in /v1, or model={model!r}"
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         return f"model={model!r} is not among what it offers: {shown}.{nearest(model, names)}"
 
-    def _authorization(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
-
-    def _words(self, response: httpx2.Response) -> str:
+    def _said(self, response: "httpx2.Response") -> str:
         """The server's own message, on one line, cut, without the key."""
         try:
             said = response.json()
@@ -247,8 +256,20 @@ class Captioner:
         return (words.replace(self._key, "***") if self._key else words)[:LONGEST_MESSAGE]
 
 
-class _UnfitError(Exception):
+class _RefusedError(Exception):
     """The server refuses this request, and would refuse it again."""
+
+
+def _http_library() -> ModuleType:
+    try:
+        import anyio  # noqa: F401 (retry.run_concurrently needs it)
+        import httpx2
+    except ImportError as error:
+        raise UserError(
+            f"captioner=server needs {error.name}, which is not installed; "
+            "pip install 'cir_jax[caption]', or use captioner=local"
+        ) from None
+    return httpx2
 
 
 def _base(url: str) -> str:
@@ -289,5 +310,8 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     number = getattr(error, "errno", None)
-    said = os.strerror(number) if number in errno.errorcode else str(error)
+    if isinstance(number, int) and number in errno.errorcode:
+        said = os.strerror(number)
+    else:
+        said = str(error)
     return (said or type(error).__name__)[:LONGEST_MESSAGE].lower()

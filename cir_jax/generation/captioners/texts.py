@@ -9,16 +9,26 @@ that the file belongs to other images.
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import lists
+from cir_jax.generation import image_lists
 from cir_jax.generation.captioner import Reply, Request
 
+KEYS = {
+    "caption.file": ((), "files of captions", "paths"),
+    "caption.text_field": ("", "their column or key; '' = caption, captions, title, alt_text, text",
+                           None),
+    "caption.unknown": ("error", "captions of images that are not in the set", ("error", "ignore")),
+    "caption.duplicates": ("error", "of several captions of one image",
+                           ("error", "first", "last")),
+}  # fmt: skip
 DUPLICATES = ("error", "first", "last")
 UNKNOWN = ("error", "ignore")
 
 
-def check(section: Any) -> None:
+def check(section: ConfigDict) -> None:
     """Raises UserError if this is asked to write, or its files are not there."""
     if "file" not in section:
         raise UserError("captioner texts looks captions up; it cannot rewrite texts")
@@ -28,11 +38,11 @@ def check(section: Any) -> None:
                 f"caption.{key}={section[key]!r} is unknown; there are: {', '.join(allowed)}"
             )
     if section.file:  # else the set of images may bring its own
-        lists.expand(section.file)
+        image_lists.expand(section.file)
 
 
 class Captioner:
-    """See `contract`.
+    """See `captioner.Captioner`.
 
     Args:
       texts: image name -> caption.
@@ -53,7 +63,7 @@ class Captioner:
         return name in self.texts
 
     @classmethod
-    def from_config(cls, section: Any, seed: int, names: Sequence[str]) -> "Captioner":
+    def from_config(cls, section: ConfigDict, seed: int, names: Sequence[str]) -> "Captioner":
         """Reads the files of `caption.file`.
 
         Raises:
@@ -65,7 +75,7 @@ class Captioner:
                 "caption.file is empty; captioner texts needs .json, .jsonl, .csv, .tsv or .tar "
                 "files of captions"
             )
-        files = lists.expand(section.file)
+        files = image_lists.expand(section.file)
         return cls(_read(files, section, names), files)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
@@ -76,14 +86,17 @@ class Captioner:
             yield Reply(request.key, text, problem, final=True)
 
 
-def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str, str]:
-    known = NamedFiles(dict.fromkeys(names))
+def _read(files: Sequence[str], section: ConfigDict, names: Sequence[str]) -> dict[str, str]:
+    no_files: dict[str, Any] = dict.fromkeys(names)
+    known = NamedFiles(no_files)
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
-    read, with_text, entry = 0, 0, None
-    for read, entry in enumerate(lists.entries(files), start=1):  # noqa: B007
-        found = entry.texts(section.text_field)
-        with_text += bool(found) or not entry.record.keys().isdisjoint(lists.TEXT_KEYS)
+    read = with_text = 0
+    last: dict[str, Any] = {}
+    for entry in image_lists.entries(files):
+        read += 1
+        found, last = entry.texts(section.text_field), entry.record
+        with_text += bool(found) or not entry.record.keys().isdisjoint(image_lists.TEXT_KEYS)
         if not found:
             continue
         names_here = (known.name(n, entry.where) for n in entry.names)
@@ -108,7 +121,7 @@ def _read(files: Sequence[str], section: Any, names: Sequence[str]) -> dict[str,
     if read and not with_text:
         raise UserError(
             f"{', '.join(files)}: none of {read} records has a text; the last has: "
-            f"{', '.join(entry.record)}. Name the one of the text in caption.text_field"
+            f"{', '.join(last)}. Name the one of the text in caption.text_field"
         )
     if not texts:
         raise UserError(

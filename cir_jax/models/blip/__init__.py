@@ -12,8 +12,16 @@ from cir_jax.models.blip.model import (
     sharding,
 )
 
+KEYS = {
+    "tower": ("RN50x4", "size of the encoders, see cir_jax/towers/blip/sizes.py; auto = that of "
+              "init_from", "size of cir_jax.towers.blip.sizes"),
+    "dropout": (0.0, "of the text encoder, in steps of training", "[0, 1)"),
+    "train_image": (False, "stage one trains the image side too", None),
+}  # fmt: skip
+
 __all__ = [
     "CUT_PADDING",
+    "KEYS",
     "LAYOUTS",
     "REFERENCE_ROWS",
     "TOKENIZER",

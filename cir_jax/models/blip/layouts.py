@@ -23,8 +23,8 @@ from cir_jax.errors import UserError
 from cir_jax.files import whole
 from cir_jax.models.blip.model import size_of
 from cir_jax.models.clip_sum import layouts as clip_sum
-from cir_jax.towers import image_transformer, pos_embed
-from cir_jax.towers.blip import huggingface, sizes, weight_rules
+from cir_jax.towers import image_transformer
+from cir_jax.towers.blip import huggingface, pos_embed, sizes, weight_rules
 from cir_jax.towers.blip.sizes import BlipSize
 
 MARK = "text_encoder.encoder.layer.0.crossattention.self.query.weight"

@@ -13,8 +13,14 @@ from cir_jax.models.clip_combiner.model import (
     sharding,
 )
 
+KEYS = {
+    "tower": ("RN50x4", "size of the encoders, see cir_jax/towers/clip/sizes.py; auto = that of "
+              "init_from", "size of cir_jax.towers.clip.sizes"),
+}  # fmt: skip
+
 __all__ = [
     "CUT_PADDING",
+    "KEYS",
     "LAYOUTS",
     "NEW",
     "REFERENCE_ROWS",

@@ -54,8 +54,12 @@ def _agrees(size: ClipSize, context: int, sure: bool) -> Callable[[str, Any], bo
 
 def _bare(size: ClipSize) -> ClipSize:
     """What shapes say of a size."""
-    vision, text = (dataclasses.replace(x, heads=1) for x in (size.vision, size.text))
-    return dataclasses.replace(size, vision=vision, text=text, activation="")
+    return dataclasses.replace(
+        size,
+        vision=dataclasses.replace(size.vision, heads=1),
+        text=dataclasses.replace(size.text, heads=1),
+        activation="",
+    )
 
 
 def _found(
@@ -242,7 +246,10 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
-_OPENAI = {"ignored": (clip.COUNTERS, clip.ABOUT, clip.MASK), "extra": clip.counters}
+_OPENAI: dict[str, Any] = {
+    "ignored": (clip.COUNTERS, clip.ABOUT, clip.MASK),
+    "extra": clip.counters,
+}
 LAYOUTS = (
     Layout(
         "huggingface",

@@ -17,8 +17,8 @@ from cir_jax.errors import UserError
 from cir_jax.towers.clip import sizes
 from cir_jax.towers.clip.resnet import ModifiedResNet
 from cir_jax.towers.clip.text import TextTransformer
+from cir_jax.towers.clip.vit import VisionTransformer
 from cir_jax.towers.layers import DTYPES, unit
-from cir_jax.towers.vit import VisionTransformer
 
 TOKENIZER = "clip"
 CUT_PADDING = True  # causal and read at the end of text
@@ -36,9 +36,11 @@ class Model(nnx.Module):
                 f"model.image_size={side}, but tower {config.tower!r} takes "
                 f"{size.vision.image}; set model.image_size=0"
             )
-        options = {"dtype": DTYPES[config.dtype], "remat": config.remat, "rngs": rngs}
-        smooth = {"activation": size.activation}
-        if _is_vit(config):
+        options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "remat": config.remat}
+        options["rngs"] = rngs
+        smooth: dict[str, Any] = {"activation": size.activation}
+        self.visual: Any  # models on this one also take the tokens of a ViT
+        if isinstance(size.vision, sizes.VisionTransformerSize):
             self.visual = VisionTransformer(size.vision, size.embedding, **smooth, **options)
         else:
             self.visual = ModifiedResNet(size.vision, size.embedding, **options)
@@ -47,7 +49,7 @@ class Model(nnx.Module):
         )
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
-    def reference(self, pixels: jax.Array, text: jax.Array) -> jax.Array:
+    def reference(self, pixels: jax.Array, text: jax.Array | None) -> jax.Array:
         """[B, S, S, 3] -> [B, 1, D] raw image features; the text is not used."""
         return self.visual(pixels)[:, None]
 
@@ -99,6 +101,7 @@ def sharding(config: Any) -> list[tuple[str, tuple]]:
         (r".*/blocks/mlp/fc2/kernel", (None, "model", None)),
     ]
     text = [(r"text/token_embedding", ("model", None))]
+    visual: list[tuple[str, tuple]]
     if _is_vit(config):
         visual = [(r"visual/patch_kernel", (None, None, None, "model"))]
     else:

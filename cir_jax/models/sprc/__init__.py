@@ -14,9 +14,16 @@ from cir_jax.models.sprc.model import (
     sharding,
 )
 
+KEYS = {
+    "tower": ("RN50x4", "size of the encoders, see cir_jax/towers/blip2/sizes.py; auto = that of "
+              "init_from", "size of cir_jax.towers.blip2.sizes"),
+    "train_image": (False, "stage one trains the image side too", None),
+}  # fmt: skip
+
 __all__ = [
     "AUXILIARY",
     "CUT_PADDING",
+    "KEYS",
     "LAYOUTS",
     "NEW",
     "REFERENCE_ROWS",

@@ -158,7 +158,7 @@ def former_rules(config: Any) -> list[Rule]:
 def heads(prefix: str, tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> dict[str, Tensor]:
     """What our model has none of, see the module docstring; `kept` are scalars of the source."""
     width = tensors[prefix + "query_tokens"].shape[-1]
-    found = {}
+    found: dict[str, Tensor] = {}
     ends = ("bert.embeddings.word_embeddings.weight", "cls.predictions", "bert.embeddings")
     for words in [name for name in tensors if name.endswith(ends[0])]:
         head, embeddings = (words.removesuffix(ends[0]) + end for end in ends[1:])
@@ -219,7 +219,7 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     return [place / "config.json", place / "model.safetensors"]
 
 
-_LAVIS = {"ignored": IGNORED, "copied": (WORD_HEAD,)}
+_LAVIS: dict[str, Any] = {"ignored": IGNORED, "copied": (WORD_HEAD,)}
 LAYOUTS = (
     Layout(
         "spn",

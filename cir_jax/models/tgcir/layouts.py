@@ -117,13 +117,13 @@ def told(tensors: Mapping[str, Tensor], config: Any, where: str) -> Mapping[str,
 
 def temperature(tensors: Mapping[str, Tensor], kept: Mapping[str, Any]) -> dict[str, Tensor]:
     """The learned inverse temperature, as it came or as TG-CIR starts with it."""
-    return {LEARNED: of(np.float32([kept.get(LEARNED, START)]))}
+    return {LEARNED: of(np.asarray([kept.get(LEARNED, START)], np.float32))}
 
 
 def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
     """Stage one as .pt; a temperature that the run ended with is put in."""
     if written.temperature:
-        tensors = tensors | {LEARNED: of(np.float32([1 / written.temperature]))}
+        tensors = tensors | {LEARNED: of(np.asarray([1 / written.temperature], np.float32))}
     return WRITE(place, tensors, written)
 
 

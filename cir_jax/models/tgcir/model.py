@@ -17,6 +17,8 @@ released code for FashionIQ and CIRR. In stage one a teacher that sees the targe
 by the losses of AUXILIARY; nothing else reads `teacher_*` and `token_weights`.
 """
 
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -96,7 +98,7 @@ class Model(clip_sum.Model):
         self.teacher_replace = Gate(width, dtype=dtype, rngs=rngs)
         self.token_weights = nnx.Param(jnp.ones((GLOBAL + LOCAL,), jnp.float32))
 
-    def reference(self, pixels: jax.Array, text: jax.Array) -> jax.Array:
+    def reference(self, pixels: jax.Array, text: jax.Array | None) -> jax.Array:
         """[B, S, S, 3] -> [B, 12, D] tokens, not normalised; the text is not used."""
         positions = self.visual.tokens(pixels)
         return self._tokens(self.visual.feature(positions), self.image_projection(positions))
@@ -112,11 +114,15 @@ class Model(clip_sum.Model):
         positions = self.text.tokens(text)
         return self._tokens(self.text.feature(positions, text), self.text_projection(positions))
 
-    def fuse(self, reference: jax.Array, features: jax.Array) -> jax.Array:
-        """[B, 12, D] and [B, 12, D] -> [B, D]."""
+    def fuse(
+        self, reference: jax.Array, features: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, 12, D] and [B, 12, D] -> [B, D]; there is no dropout."""
         return self._fused(reference.astype(jnp.float32), features)[0]
 
-    def compose(self, reference: jax.Array, text: jax.Array) -> jax.Array:
+    def compose(
+        self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
         """[B, 12, D] and [B, T] -> [B, D]; there is no dropout."""
         return self.fuse(reference, self.text_features(text))
 
@@ -141,7 +147,10 @@ class Model(clip_sum.Model):
             "teacher_query": _flat(unit(keep_t * shown + replace_t * told) * weights),
             "teacher_target": _flat(unit(target) * weights),
             "mask_constraint": _square(keep_t + replace_t - 1),
-            "orthogonality": sum(map(_overlap, (reference, target, features))) / 3,
+            "orthogonality": functools.reduce(
+                operator.add, map(_overlap, (reference, target, features))
+            )
+            / 3,
             "mask_distillation": _square(keep - taught[0]) + _square(1 - keep - taught[1]),
         }
         return query, unit(target.mean(axis=1))[:, None], extras

@@ -6,6 +6,8 @@ Understanding and Generation", ICML 2022, section 3.1, the image-grounded text e
 embeddings are of words and positions alone, without token types; there is no pooler.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,31 +16,22 @@ from cir_jax.errors import UserError
 from cir_jax.towers import bert
 from cir_jax.towers.blip.sizes import CONTEXT, VOCABULARY
 from cir_jax.towers.clip.sizes import TextSize
-from cir_jax.towers.layers import run_stack
+from cir_jax.towers.layers import run_stack, stack
 
 PAD = 0  # token id that nobody attends to
 
 
 class Layer(nnx.Module):
-    """Self-attention, cross-attention to the image, MLP.
+    """Self-attention, cross-attention to the image, MLP, [B, T, C] -> [B, T, C].
 
     Args:
       size: see `cir_jax.towers.clip.sizes`.
-      image_width: width of the image tokens.
+      image_width: C', width of the image tokens.
       rate: dropout.
-      stack: (layers,), or () for a single layer.
     """
 
-    def __init__(
-        self,
-        size: TextSize,
-        image_width: int,
-        *,
-        rate: float = 0.0,
-        rngs: nnx.Rngs,
-        stack: tuple = (),
-    ):
-        options = {"rate": rate, "rngs": rngs, "stack": stack}
+    def __init__(self, size: TextSize, image_width: int, *, rate: float = 0.0, rngs: nnx.Rngs):
+        options: dict[str, Any] = {"rate": rate, "rngs": rngs}
         self.attention = bert.Attention(size.width, size.heads, **options)
         self.cross = bert.Attention(size.width, size.heads, source=image_width, **options)
         self.mlp = bert.Mlp(size.width, size.mlp or 4 * size.width, **options)
@@ -53,7 +46,7 @@ class Layer(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Token ids and image tokens -> one state per token.
+    """Token ids [B, T] and image tokens [B, R, C'] -> one state per token, [B, T, C].
 
     Nobody attends to padding, so a text may be padded to any length: its states do not change.
 
@@ -79,7 +72,9 @@ class TextEncoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.embeddings = bert.Embeddings(VOCABULARY, context or CONTEXT, size.width, rngs=rngs)
-        self.layers = Layer(size, image_width, rate=rate, rngs=rngs, stack=(size.layers,))
+        self.layers = stack(
+            lambda rngs: Layer(size, image_width, rate=rate, rngs=rngs), size.layers, rngs
+        )
         self.rate = rate
         self.dtype = dtype
         self.remat = remat

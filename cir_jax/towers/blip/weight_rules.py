@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.errors import UserError
-from cir_jax.towers import pos_embed
+from cir_jax.towers.blip import pos_embed
 from cir_jax.towers.blip.sizes import HEAD, VOCABULARY, BlipSize, check, normal_form
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 from cir_jax.weight_rules import CONVOLUTION, LINEAR, Ignored, Rule, dense, norm

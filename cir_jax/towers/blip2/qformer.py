@@ -20,7 +20,7 @@ from flax import nnx
 from cir_jax.errors import UserError
 from cir_jax.towers import bert
 from cir_jax.towers.blip2.sizes import POSITIONS, VOCABULARY, QFormerSize
-from cir_jax.towers.layers import run_stack
+from cir_jax.towers.layers import run_stack, stack
 
 PAD = 0  # token id that nobody attends to
 BERT_WIDTH = 768
@@ -32,16 +32,15 @@ class Layer(nnx.Module):
 
     Args:
       size: see `cir_jax.towers.blip2.sizes`.
-      image_width: width of the image tokens; 0 for a layer that does not look at them.
-      stack: (layers,), or () for a single layer.
+      image_width: C', width of the image tokens; 0 for a layer that does not look at them.
     """
 
-    def __init__(self, size: QFormerSize, image_width: int, *, rngs: nnx.Rngs, stack: tuple = ()):
+    def __init__(self, size: QFormerSize, image_width: int, *, rngs: nnx.Rngs):
         width, inner = size.width, size.mlp or 4 * size.width
         # BERT's deviation is right for its width: in a narrow Q-Former slots, which are the same
         # tokens for all images, would at first hardly see any of them.
         std = bert.STD * (BERT_WIDTH / width) ** 0.5
-        options = {"rate": DROPOUT, "std": std, "rngs": rngs, "stack": stack}
+        options = {"rate": DROPOUT, "std": std, "rngs": rngs}
         self.attention = bert.Attention(width, size.heads, **options)
         cross = {"source": image_width, **options}
         self.cross = bert.Attention(width, size.heads, **cross) if image_width else None
@@ -72,9 +71,8 @@ class Pair(nnx.Module):
     """Two layers, of which the first looks at the image: what a scan runs over."""
 
     def __init__(self, size: QFormerSize, image_width: int, *, rngs: nnx.Rngs):
-        stack = (size.layers // 2,)
-        self.even = Layer(size, image_width, rngs=rngs, stack=stack)
-        self.odd = Layer(size, 0, rngs=rngs, stack=stack)
+        self.even = Layer(size, image_width, rngs=rngs)
+        self.odd = Layer(size, 0, rngs=rngs)
 
     def __call__(
         self,
@@ -90,7 +88,7 @@ class Pair(nnx.Module):
 
 
 class QFormer(nnx.Module):
-    """Slots, a text and an image -> one state per slot and token.
+    """R slots, T tokens of a text and an image -> one state each, [B, R + T, C] float32.
 
     Nobody attends to padding, so a text may be padded to any length: no other state changes.
 
@@ -111,7 +109,7 @@ class QFormer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.embeddings = bert.Embeddings(VOCABULARY, POSITIONS, size.width, rngs=rngs)
-        self.pairs = Pair(size, image_width, rngs=rngs)
+        self.pairs = stack(lambda rngs: Pair(size, image_width, rngs=rngs), size.layers // 2, rngs)
         self.dtype = dtype
         self.remat = remat
 

@@ -82,8 +82,11 @@ def known(size: Blip2Size) -> Blip2Size:
 def bare(size: Blip2Size) -> Blip2Size:
     """What shapes say of a size."""
     size = sizes.normal_form(size)
-    vision, former = (dataclasses.replace(x, heads=1) for x in (size.vision, size.former))
-    return dataclasses.replace(size, vision=vision, former=former)
+    return dataclasses.replace(
+        size,
+        vision=dataclasses.replace(size.vision, heads=1),
+        former=dataclasses.replace(size.former, heads=1),
+    )
 
 
 def tower_of_former(tensors: Mapping[str, Tensor], where: str) -> str:

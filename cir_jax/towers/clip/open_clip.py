@@ -44,7 +44,7 @@ _BLOCKS = {
         (False,),
     ),
 }  # fmt: skip
-PLAIN = {
+PLAIN: dict[str, dict[str, tuple]] = {
     "": {
         "quick_gelu": (False, True),
         "custom_text": (False,),  # True names the tensors of the text side otherwise

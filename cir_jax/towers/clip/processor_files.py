@@ -179,7 +179,7 @@ def _transformers_tokenizer(folder: Path, **options: Any) -> Any:
 
     # A vocabulary may have a word with a line separator of Unicode: only newlines end a line.
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [tuple(x.split()) for x in lines if x and not x.startswith("#version")]
+    merges: Any = [tuple(x.split()) for x in lines if x and not x.startswith("#version")]
     return CLIPTokenizer(vocab=read_json(folder / "vocab.json"), merges=merges, **options)
 
 
@@ -228,8 +228,8 @@ def _compare(path: Path, theirs: Any, vocabulary: dict[str, int]) -> None:
 def _image_settings(paths: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """Those files that say something about pixels, and what they say."""
     found = [(p, read_json(p)) for p in paths if p.name in (PREPROCESSOR, PROCESSOR)]
-    found = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
-    return [(path, settings) for path, settings in found if isinstance(settings, dict)]
+    said = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
+    return [(path, settings) for path, settings in said if isinstance(settings, dict)]
 
 
 def _image_differences(settings: dict[str, Any], image: int | None) -> list[str]:

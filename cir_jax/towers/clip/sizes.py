@@ -49,7 +49,7 @@ class ResNetSize:
     """
 
     image: int
-    blocks: tuple[int, int, int, int]
+    blocks: tuple[int, ...]  # four
     width: int
     heads: int
 
@@ -183,6 +183,7 @@ def _mlp(part: VisionTransformerSize | TextSize) -> str:
 
 
 def _written(found: re.Match) -> ClipSize:
+    vision: ResNetSize | VisionTransformerSize
     number = {key: int(value) for key, value in found.groupdict("0").items() if key != "blocks"}
     if found["side"]:
         blocks = tuple(map(int, found["blocks"].split(".")))

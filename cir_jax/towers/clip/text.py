@@ -7,11 +7,11 @@ from flax import nnx
 
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.sizes import CONTEXT, VOCABULARY, TextSize
-from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks
+from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
 
 
 class TextTransformer(nnx.Module):
-    """A causal transformer, read at the end-of-text token.
+    """A causal transformer, read at the end-of-text token, [B, T] ids -> [B, D] float32.
 
     Nothing behind that token is seen by it, so a text may be cut to any length that keeps it: the
     feature does not change, and the cost falls with the length.
@@ -38,8 +38,10 @@ class TextTransformer(nnx.Module):
     ):
         self.token_embedding = normal(rngs, (VOCABULARY, size.width), 0.02)
         self.position = normal(rngs, (context or CONTEXT, size.width), 0.01)
-        self.blocks = Block(
-            size, causal=True, activation=activation, rngs=rngs, stack=(size.layers,)
+        self.blocks = stack(
+            lambda rngs: Block(size, causal=True, activation=activation, rngs=rngs),
+            size.layers,
+            rngs,
         )
         self.norm_out = LayerNorm(size.width)
         self.proj = normal(rngs, (size.width, embedding), size.width**-0.5)

@@ -123,6 +123,7 @@ def openai_size(
     def mlp(root: str) -> int:
         return shape(f"{root}.resblocks.0.mlp.c_fc.weight", 2)[0]
 
+    vision: VisionTransformerSize | ResNetSize
     if prefix + "visual.proj" in tensors:
         width, embedding = shape("visual.proj", 2)
         patch = shape("visual.conv1.weight", 4)[-1]
@@ -250,8 +251,9 @@ def as_openai_computes(size: ClipSize) -> str:
     parts.append(("vision", wide * size.vision.width, size.vision.heads))
     said = [f"{name} has {heads} heads, not {width} / {HEAD}" for name, width, heads in parts
             if heads * HEAD != width]  # fmt: skip
-    said += [f"{name} has an MLP of {part.mlp}, not 4 x {part.width}" for name, part in
-             (("vision", size.vision), ("text", size.text)) if getattr(part, "mlp", 0)]  # fmt: skip
+    for name, part in (("vision", size.vision), ("text", size.text)):
+        if not isinstance(part, ResNetSize) and part.mlp:
+            said.append(f"{name} has an MLP of {part.mlp}, not 4 x {part.width}")
     if size.activation != "quick_gelu":
         said.append(f"its activation is {size.activation}, not QuickGELU")
     return "; ".join(said)

@@ -7,13 +7,18 @@ arXiv 2101.06983): the loss is still that of the whole batch, exactly. `loss.aux
 that a model's own paper states, `loss.negative_types` replaces the kind of negatives.
 """
 
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError, nearest
 from cir_jax.losses import in_batch, negative_types
@@ -22,6 +27,18 @@ from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage
 
 Rows = dict[str, jax.Array]
+
+
+KEYS = {
+    "temperature": (0.02, "of the softmax", "(0, inf)"),
+    "learn_temperature": (False, "train it, from `temperature` on", None),
+    "auxiliary": ((), "losses of the model's own beside the contrastive one, 'name:weight'; the "
+                      "model's file lists them", None),
+    "negative_types": (("target",), "an ablation: what of another example replaces a part of the "
+                       "triplet to make a negative; their losses are averaged",
+                       ("target", "query", "text", "reference")),
+    "chunk": (0, "images per encoder chunk (gradient caching); 0 = all at once", "[0, inf)"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,7 @@ class Stage:
     needs_bank: bool = False
 
     @classmethod
-    def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
+    def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
         """Raises UserError if the batch does not split into chunks that divide over the mesh, or
         for auxiliary losses or types of negatives that do not exist or do not go together."""
         loss = config.loss
@@ -68,7 +85,7 @@ class Stage:
         query: Params,
         index: Params,
         batch: Rows,
-        bank: Any,
+        bank: Bank | None,
         key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of each query over the batch's targets, and what is added to it, [B]."""
@@ -85,13 +102,13 @@ class Stage:
         rows = {name: batch[name] for name in self.fields}
         composed, targets, extras = _in_chunks(encode, rows, key, self.chunk)
         tau = stage.temperature(self, query)
-        metrics = {"temperature": tau}
+        metrics = {"temperature": jnp.asarray(tau)}
         if self.negative_types == ("target",):
             losses = in_batch.in_batch_loss(composed, targets, tau)
         else:
             crossed = _crossed(functions, query, index, rows, key)
             kinds = negative_types.losses(self.negative_types, composed, targets, tau, crossed)
-            losses = sum(kinds.values()) / len(kinds)
+            losses = functools.reduce(operator.add, kinds.values()) / len(kinds)
             metrics |= {f"{name}_negatives": x.mean() for name, x in kinds.items()}
         if self.auxiliary:
             added = functions.auxiliary(query, composed, targets, extras, tau)
@@ -151,7 +168,7 @@ def _crossed(
     keys = jax.random.split(key, 3)
 
     def turned(x: jax.Array, shift: jax.Array) -> jax.Array:
-        return jax.numpy.roll(x, -shift, axis=0)
+        return jnp.roll(x, -shift, axis=0)
 
     if functions.per_triplet:
 

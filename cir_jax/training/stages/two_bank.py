@@ -8,20 +8,39 @@ Source: section 3.3 ("scaling negatives") of arXiv 2404.11317.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from cir_jax.bank import references
+from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
-from cir_jax.errors import UserError
 from cir_jax.losses import in_bank, sampled
 from cir_jax.params import Params
 from cir_jax.training import stage
 
 # The batch field that a reference comes from, by the place where references lie.
+KEYS = {
+    "temperature": (0.02, "of the softmax", "(0, inf)"),
+    "learn_temperature": (False, "train it with the query, as BLIP4CIR and SPRC do", None),
+    "bank_negatives": (0, "sampled negatives per query; 0 = the whole bank", "[0, inf)"),
+    "bank_block": (4096, "bank rows per block on each device", "[1, inf)"),
+    "bank_dtype": ("float32", "of the bank on the devices; bfloat16 takes half the memory",
+                   ("float32", "bfloat16")),
+    "bank_path": ("", "where the bank is kept; '' = <workdir>/bank", "path"),
+    "references": ("auto", "where references lie: on the devices, on disk (bfloat16, beside the "
+                   "bank, read with the batches), or nowhere (recompute: encoded in every step); "
+                   "auto = device up to 4 GB on each, else disk",
+                   ("auto", "device", "disk", "recompute")),
+    "reference_text": ("per_triplet", "models whose reference depends on the text: a reference for "
+                       "every text, or one per image (last_caption: a mismatch, as the released "
+                       "code has it)", ("per_triplet", "last_caption")),
+    "exclude_reference": (False, "the query's own reference is no negative", None),
+    "exclude_positives": (False, "other targets of the same query are no negatives", None),
+}  # fmt: skip
+
 FIELDS = {"device": "reference_row", "disk": "reference", "recompute": "reference_pixels"}
 
 
@@ -33,32 +52,29 @@ class Stage:
     mesh: Mesh
     negatives: int = 0
     block: int = 4096
+    recompute: bool = False  # references are encoded in every step
     extra: dict[str, float] = field(default_factory=dict)
-    fields: tuple[str, ...] = ("text", "reference_row")
+    fields: tuple[str, ...] = ("text",)
     roles: tuple[str, ...] = ("query",)
     index_is_query: bool = False
     reads: str = "triplets"
     needs_bank: bool = True
 
     @classmethod
-    def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
-        """Raises UserError for a negative number of negatives, or impossible references.
-
-        "auto" is taken for "device" here: the trainer, which knows how many references there are,
-        settles it before.
-        """
+    def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
+        """Raises UserError for texts of references that do not go with the model."""
         loss = config.loss
-        stage.check_keys_of_stage_one(config)
-        if loss.bank_negatives < 0:
-            raise UserError(
-                f"loss.bank_negatives={loss.bank_negatives} is negative; use 0 for the whole bank"
-            )
-        references.check(loss, functions.per_triplet)
-        fields = ("text", FIELDS.get(loss.references, FIELDS["device"]))
-        if loss.exclude_reference or loss.exclude_positives:
-            fields = (*fields, "exclude_id")
-        extra = stage.temperature_leaf(config)
-        return cls(loss.temperature, mesh, loss.bank_negatives, loss.bank_block, extra, fields)
+        references.check_texts(loss, functions.per_triplet)
+        excludes = loss.exclude_reference or loss.exclude_positives
+        return cls(
+            loss.temperature,
+            mesh,
+            loss.bank_negatives,
+            loss.bank_block,
+            loss.references == "recompute",
+            stage.temperature_leaf(config),
+            ("text", "exclude_id") if excludes else ("text",),
+        )
 
     def loss(
         self,
@@ -66,7 +82,7 @@ class Stage:
         query: Params,
         index: Params,
         batch: dict[str, jax.Array],
-        bank: Any,
+        bank: Bank,
         key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross-entropy of each query over the bank's rows, [B]."""
@@ -91,15 +107,16 @@ class Stage:
                 block=self.block,
                 mesh=self.mesh,
             )
-        return losses, {"temperature": tau}
+        return losses, {"temperature": jnp.asarray(tau)}
 
     def _reference(
-        self, functions: Functions, index: Params, batch: dict[str, jax.Array], bank: Any
+        self, functions: Functions, index: Params, batch: dict[str, jax.Array], bank: Bank
     ) -> jax.Array:
         """[B, R, C] float32, constant."""
-        if "reference" in self.fields:
-            return batch["reference"].astype(jnp.float32)
-        if "reference_pixels" in self.fields:
+        if self.recompute:
             reference = functions.reference(index, batch["reference_pixels"], batch["text"])
             return jax.lax.stop_gradient(reference.astype(jnp.float32))
+        if "reference" in batch:  # read from disk with the batch
+            return batch["reference"].astype(jnp.float32)
+        assert bank.references is not None  # they lie there where they are neither of the above
         return in_bank.lookup(bank.references, batch["reference_row"], self.mesh)

@@ -8,17 +8,17 @@ figure 3: both directions over the global batch.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
 from cir_jax.losses import in_batch
 from cir_jax.params import LOGIT_SCALE, Params
-from cir_jax.training import stage
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,8 @@ class Stage:
     extra: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def from_config(cls, config: Any, functions: Functions, mesh: Mesh) -> "Stage":
+    def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
         """Raises UserError for a model that cannot be pretrained on captions."""
-        stage.check_keys_of_stage_one(config)
         if LOGIT_SCALE not in functions.abstract:
             raise UserError(
                 f"model {config.model.name!r} has no {LOGIT_SCALE!r} parameter, so stage zero "
@@ -49,7 +48,7 @@ class Stage:
         query: Params,
         index: Params,
         batch: dict[str, jax.Array],
-        bank: Any,
+        bank: Bank | None,
         key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """CLIP's symmetric loss of captions and images, [B]; logs the scale."""

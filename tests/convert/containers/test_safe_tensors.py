@@ -4,6 +4,7 @@
 import io
 import json
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,40 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path):
     assert total == sum(range(8)) and most < 2.5 * (1 << 20)
 
 
+def test_no_file_stays_open_or_mapped(tmp_path):
+    """What the library has read of a mapped file stays in memory while it is open."""
+    state = {name: torch.full((1 << 16,), i) for i, name in enumerate("ab")}
+    path = written(tmp_path / "w", ours(state), {})
+    found, _ = safe_tensors.read(path)
+    values = [found[name].read() for name in "ab"]
+    assert [int(x[-1]) for x in values] == [0, 1]
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    assert path not in {entry.resolve() for entry in Path("/proc/self/fd").iterdir()}
+
+
+def test_jax_takes_values_where_they_are(tmp_path):
+    """At a multiple of 64 bytes; from any other address it copies what goes to a CPU."""
+    state = {f"{i}": torch.arange(i + 1.0) for i in range(20)}
+    found, _ = safe_tensors.read(written(tmp_path / "w", ours(state), {}))
+    values = [tensor.read() for tensor in found.values()]
+    assert [x.ctypes.data % 64 for x in values] == [0] * 20
+    assert all(x.flags.c_contiguous and x.flags.writeable for x in values)
+
+
+@pytest.mark.parametrize("then", ["cut", "gone", "another"])
+def test_a_file_that_changes_after_it_was_opened(then, tmp_path):
+    path = written(tmp_path / "w", ours({"a": torch.ones(100)}), {})
+    found, _ = safe_tensors.read(path)
+    if then == "cut":
+        path.write_bytes(path.read_bytes()[:-8])
+    elif then == "gone":
+        path.unlink()
+    else:
+        written(path, ours({"b": torch.ones(100)}), {})
+    with pytest.raises(UserError, match=r"w cannot be read \(.*\); fetch the file again"):
+        found["a"].read()
+
+
 def test_a_tensor_that_reads_otherwise_than_it_says_is_a_defect():
     with pytest.raises(ValueError, match="for float32"):
         one = Tensor((2,), "float32", lambda: np.zeros(3, np.float32))
@@ -125,7 +160,7 @@ EIGHT = bytes(8)
 DAMAGED = {
     "garbage": (b"{" + b"\xff" * 20, EIGHT, "no sound JSON.*fetch"),
     "deep": (b'{"a":' + b"[" * 100_000, EIGHT, "no sound JSON.*fetch"),
-    "twice": (b'{"a":{},"a":{}}', b"", "a name comes twice.*fetch"),
+    "twice": (b'{"a":{},"a":{}}', b"", "no sound JSON .*has the key 'a' twice.*fetch"),
     "entry": ({"a": 3}, EIGHT, "'a' has no shape or no place.*fetch"),
     "offsets": ({"a": entry(offsets=(0, 4, 8))}, EIGHT, "'a' has no shape or no place"),
     "axes": ({"a": entry(shape=[1] * 33)}, EIGHT, "'a' has no shape or no place"),
@@ -138,6 +173,7 @@ DAMAGED = {
     "more": ({"a": entry()}, bytes(9), "9 bytes .* lists 8: it is not what was written; fetch"),
     "metadata": ({"__metadata__": {"a": 1}}, b"", "no table of texts.*write the file anew"),
     "float8": ({"a": entry("F8_E4M3", (8,))}, EIGHT, "'a' has type 'F8_E4M3'.*BOOL are read.*conv"),
+    "complex": ({"a": entry("C64", (1,))}, EIGHT, "'a' has type 'C64'.*BOOL are read.*convert"),
     "unknown": ({"a": entry(None)}, EIGHT, "'a' has type 'None'.*convert"),
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images at given ranks of similarity, for sets whose N x N similarities fit nowhere.
+"""Images at given ranks of similarity, for sets whose N x N similarities do not fit into memory.
 
 The similarities of a block of images with all others are one matrix product on the mesh. What is
 at rank r of each row is then found on the host by partial selection, which is linear in N: the
@@ -83,7 +83,7 @@ def similarities(
         yield first, np.asarray(scores)[: len(rows) - first]
 
 
-def unit(features: np.ndarray, where: str) -> np.ndarray:
+def unit_rows(features: np.ndarray, where: str) -> np.ndarray:
     """A float32 copy of [N, C] whose rows have unit length.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.generation import windows
+from cir_jax.generation import similarity
 from cir_jax.runtime import mesh as meshes
 
 
@@ -32,7 +32,9 @@ def test_equals_a_full_stable_sort(devices, model, block):
     features[[7, 19, 40]] = features[3]  # twins, one of them before and some behind
     rows = random.permutation(53)[:29]
     ranks = [np.asarray([0, 52, *random.integers(0, 53, n % 4)]) for n in range(29)]
-    found = windows.at_ranks(features, ranks, rows=rows, mesh=mesh_of(devices, model), block=block)
+    found = similarity.at_ranks(
+        features, ranks, rows=rows, mesh=mesh_of(devices, model), block=block
+    )
     order = sorted_out(features, rows)
     for n, (numbers, similarities) in enumerate(found):
         np.testing.assert_array_equal(numbers, order[n, ranks[n]])
@@ -41,8 +43,8 @@ def test_equals_a_full_stable_sort(devices, model, block):
 
 
 def test_all_ranks_of_all_images():
-    features = windows.unit(np.random.default_rng(0).standard_normal((40, 6)), "x")
-    found = windows.at_ranks(features, [np.arange(40)] * 40, mesh=mesh_of(8), block=2)
+    features = similarity.unit_rows(np.random.default_rng(0).standard_normal((40, 6)), "x")
+    found = similarity.at_ranks(features, [np.arange(40)] * 40, mesh=mesh_of(8), block=2)
     numbers = np.stack([one for one, _ in found])
     np.testing.assert_array_equal(numbers, sorted_out(features, np.arange(40)))
     similarities = np.stack([scores for _, scores in found])
@@ -53,7 +55,7 @@ def test_all_ranks_of_all_images():
 def test_an_image_ranks_first_for_itself_whatever_rounding_makes_of_a_twin():
     features = np.eye(4, dtype=np.float32)
     features[3] = [1.0001, 0, 0, 0]  # more similar to image 0 than that is to itself
-    ((numbers, similarities),) = windows.at_ranks(
+    ((numbers, similarities),) = similarity.at_ranks(
         features, [np.arange(4)], rows=np.asarray([0]), mesh=mesh_of(1)
     )
     assert numbers.tolist() == [0, 3, 1, 2] and similarities[0] == 1
@@ -62,16 +64,16 @@ def test_an_image_ranks_first_for_itself_whatever_rounding_makes_of_a_twin():
 def test_no_array_of_all_pairs():
     count, width, block, devices = 3000, 8, 16, 4
     mesh = mesh_of(devices)
-    features = windows.unit(np.random.default_rng(0).standard_normal((count, width)), "x")
+    features = similarity.unit_rows(np.random.default_rng(0).standard_normal((count, width)), "x")
     rows = jax.ShapeDtypeStruct((block * devices,), np.int32)
-    program = windows._product(mesh)
+    program = similarity._product(mesh)
     sizes = [x.aval.size for x in every_array(jax.make_jaxpr(program)(features, rows).jaxpr)]
     assert max(sizes) == count * block * devices  # a block of rows, and not count x count
     of_device = program.lower(features, rows).compile().memory_analysis()
     assert of_device.temp_size_in_bytes <= 4 * count * (block + 2 * width)
     ranks = [np.asarray([1500])] * count
     tracemalloc.start()
-    found = windows.at_ranks(features, ranks, mesh=mesh, block=block)
+    found = similarity.at_ranks(features, ranks, mesh=mesh, block=block)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found) == count
@@ -88,10 +90,10 @@ def every_array(jaxpr):
 
 
 def test_blocks_cover_the_rows_once():
-    features = windows.unit(np.random.default_rng(1).standard_normal((30, 3)), "x")
+    features = similarity.unit_rows(np.random.default_rng(1).standard_normal((30, 3)), "x")
     rows = np.arange(30)[::-1]
     for block in (1, 7, 100):
-        blocks = list(windows.similarities(features, rows, mesh_of(4), block))
+        blocks = list(similarity.similarities(features, rows, mesh_of(4), block))
         starts = [start for start, _ in blocks]
         assert starts == list(range(0, 30, min(4 * block, 32)))
         scores = np.concatenate([part for _, part in blocks])
@@ -100,18 +102,18 @@ def test_blocks_cover_the_rows_once():
 
 def test_as_many_ranks_as_rows():
     with pytest.raises(ValueError, match="ranks of 2 images for 3 rows"):
-        windows.at_ranks(np.eye(3, dtype=np.float32), [np.zeros(1, int)] * 2, mesh=mesh_of(1))
+        similarity.at_ranks(np.eye(3, dtype=np.float32), [np.zeros(1, int)] * 2, mesh=mesh_of(1))
 
 
 def test_unit_rows():
     given = np.asarray([[3, 4], [1e-6, 0], [0, -7]], np.float64)
     before = given.copy()
-    rows = windows.unit(given, "x")
+    rows = similarity.unit_rows(given, "x")
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, [[0.6, 0.8], [1, 0], [0, -1]], atol=1e-7)
     np.testing.assert_array_equal(given, before)
     same = given.astype(np.float32)
-    windows.unit(same, "x")
+    similarity.unit_rows(same, "x")
     np.testing.assert_array_equal(same, before.astype(np.float32))
 
 
@@ -121,4 +123,4 @@ def test_rows_without_direction_are_refused(bad):
     features[[2, 4]] = 0
     features[[2, 4], 1] = bad
     with pytest.raises(UserError, match=r"my.npy: 2 of 5 rows are zero or not finite, row 2 the f"):
-        windows.unit(features, "my.npy")
+        similarity.unit_rows(features, "my.npy")

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.generation import caption_inputs, patience
-from cir_jax.generation.patience import Failure, Pace, Patience
+from cir_jax.generation import caption_inputs, retry
+from cir_jax.generation.retry import Backoff, RateLimit, TryAgain
 
 
 class Clock:
@@ -26,11 +26,11 @@ class Clock:
 def test_pace(per_minute):
     """No 60 seconds hold more starts, wherever they begin, and none are wasted."""
     clock, starts = Clock(), []
-    pace = Pace(per_minute, clock, clock.sleep)
+    pace = RateLimit(per_minute, clock, clock.sleep)
 
     async def run():
         for i in range(3 * per_minute):
-            await pace.turn()
+            await pace.wait()
             starts.append(clock.now)
             clock.now += 0.02 * (i % 3)  # the request itself
 
@@ -47,10 +47,10 @@ def test_pace_of_many_at_once():
     async def sleep(seconds):
         naps.append(seconds)
 
-    pace = Pace(30, clock, sleep)
+    pace = RateLimit(30, clock, sleep)
 
     async def run():
-        await asyncio.gather(*(pace.turn() for _ in range(5)))
+        await asyncio.gather(*(pace.wait() for _ in range(5)))
 
     asyncio.run(run())
     assert naps == [2.0, 4.0, 6.0, 8.0]
@@ -58,17 +58,17 @@ def test_pace_of_many_at_once():
 
 def test_no_limit():
     clock = Clock()
-    asyncio.run(Pace(0, clock, clock.sleep).turn())
+    asyncio.run(RateLimit(0, clock, clock.sleep).wait())
     assert clock.now == 1000.0
 
 
 def test_backoff(said):
     """Doubles up to a limit, with jitter; each delay is told once, whoever comes with it."""
     clock = Clock()
-    waits = Patience("server X", 600, clock)
+    waits = Backoff("server X", 600, clock)
     for tries in range(1, 9):
         for _ in range(16):
-            delay = waits.failure(Failure("connection refused"), tries)
+            delay = waits.failure(TryAgain("connection refused"), tries)
             nominal = min(2.0 ** (tries - 1), 30)
             assert nominal <= delay <= 1.25 * nominal
         clock.now += nominal
@@ -77,15 +77,15 @@ def test_backoff(said):
     clock.now += 2
     waits.success()
     assert said[-1] == "server X answers again, after 123 s" and waits.waited == 0
-    waits.failure(Failure("refused"), 1)
+    waits.failure(TryAgain("refused"), 1)
     assert len(said) == 6
 
 
 def test_isolated_failures_are_not_news(said):
     clock = Clock()
-    waits = Patience("server X", 600, clock)
+    waits = Backoff("server X", 600, clock)
     for _ in range(100):
-        waits.failure(Failure("429"), 3)
+        waits.failure(TryAgain("429"), 3)
         clock.now += 0.2
         waits.success()
     assert said == []
@@ -93,33 +93,33 @@ def test_isolated_failures_are_not_news(said):
 
 def test_gives_up():
     clock = Clock()
-    waits = Patience("server X", 50, clock)
+    waits = Backoff("server X", 50, clock)
     clock.now += 1000  # nothing was asked, so nothing failed
-    waits.failure(Failure("refused"), 9)
+    waits.failure(TryAgain("refused"), 9)
     clock.now += 49
     assert not waits.exhausted
-    assert waits.failure(Failure("refused"), 9) == pytest.approx(1)
+    assert waits.failure(TryAgain("refused"), 9) == pytest.approx(1)
     waits.success()
     clock.now += 49
-    waits.failure(Failure("refused"), 9)
+    waits.failure(TryAgain("refused"), 9)
     clock.now += 50
     assert waits.exhausted
     with pytest.raises(UserError, match=r"server X has given no reply for 50 s; .*wait=50\. .*ref"):
-        waits.failure(Failure("refused"), 9)
+        waits.failure(TryAgain("refused"), 9)
 
 
 def test_retry_after(said):
-    waits = Patience("server X", 100, Clock())
-    assert 20 <= waits.failure(Failure("429", after=20.0), 1) <= 25
+    waits = Backoff("server X", 100, Clock())
+    assert 20 <= waits.failure(TryAgain("429", after=20.0), 1) <= 25
     assert "429; trying again in 2" in said[0]
-    assert waits.failure(Failure("429", after=0.0), 5) == 0
+    assert waits.failure(TryAgain("429", after=0.0), 5) == 0
     with pytest.raises(UserError, match="asks to wait 101 s; the limit is wait=100"):
-        waits.failure(Failure("429", after=101.0), 1)
-    assert patience.retry_after("7") == 7 and patience.retry_after("-1") == 0
+        waits.failure(TryAgain("429", after=101.0), 1)
+    assert retry.retry_after("7") == 7 and retry.retry_after("-1") == 0
     date = email.utils.formatdate(time.time() + 500, usegmt=True)
-    assert 400 < patience.retry_after(date) <= 500
+    assert 400 < retry.retry_after(date) <= 500
     for unusable in (None, "", "soon", "nan", "inf"):
-        assert patience.retry_after(unusable) is None
+        assert retry.retry_after(unusable) is None
 
 
 def test_refusals():

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """JSON arrays and JSON lines of any size, one record in memory at a time.
 
-The standard parser wants the whole text. Here it is given a window that moves along an array; where
-it fails, quotes and brackets tell a malformed record, which is skipped, from one that is not read
-to its end yet.
+Python's parser wants the whole text. Here it is given a window that moves along an array; where it
+fails, quotes and brackets tell a malformed record, which is skipped, from one that is not read to
+its end yet. A streaming parser such as ijson stops at the first malformed record, keeps the last of
+two equal keys, and (its C backend) reads half of a surrogate pair as a question mark.
 """
 
 import io
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import json_files
 from cir_jax.errors import UserError
 
 Found = tuple[str, dict[str, Any] | str]  # ("file:number", record or what is wrong with it)
@@ -22,7 +24,6 @@ CHUNK = 1 << 20  # characters read at once
 LONGEST = 16 << 20  # characters; in a longer record, its end was not found
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],"]', re.DOTALL)
 _SPACE = re.compile(r"[\s,]*")
-_DECODER = json.JSONDecoder()
 
 
 class _Array:
@@ -46,7 +47,8 @@ class _Array:
     def peek(self) -> str:
         """The next character that is neither space nor comma; "" at the end of the file."""
         while True:
-            self.at = _SPACE.match(self.text, self.at).end()
+            space = _SPACE.match(self.text, self.at)
+            self.at = space.end() if space else self.at
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.grow():
@@ -62,10 +64,10 @@ class _Array:
             problem = "expected an object"
             if self.text[self.at] == "{":
                 try:
-                    value, self.at = _DECODER.raw_decode(self.text, self.at)
+                    value, self.at = json_files.decode(self.text, self.at)
                     return value
-                except (ValueError, RecursionError) as error:
-                    problem = _no_json(error)
+                except ValueError as error:
+                    problem = _problem(error)
             # Malformed, or not read to its end? Brackets tell, and where the next record begins.
             end = _end(self.text, self.at)
             if end is not None:
@@ -130,13 +132,15 @@ def lines(stream: io.TextIOBase, path: Path) -> Iterator[Found]:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                if good and not line.endswith("\n"):
+                record = json_files.loads(line)
+            except ValueError as error:
+                # A key that comes twice may be found before the end that is missing.
+                malformed = isinstance(error, json.JSONDecodeError) or _end(line, 0) is None
+                if good and malformed and not line.endswith("\n"):
                     raise UserError(
                         f"{path}:{number} ends too early: the file is cut; fetch it again"
                     ) from None
-                record = _no_json(error)
+                record = _problem(error)
             else:
                 good += 1
                 if not isinstance(record, dict):
@@ -144,5 +148,5 @@ def lines(stream: io.TextIOBase, path: Path) -> Iterator[Found]:
             yield f"{path}:{number}", record
 
 
-def _no_json(error: Exception) -> str:
-    return f"no JSON ({getattr(error, 'msg', error)})"
+def _problem(error: ValueError) -> str:
+    return f"no JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)

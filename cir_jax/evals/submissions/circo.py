@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError
 
 COUNT = 50  # images per query
@@ -45,18 +44,13 @@ def write(folder: str | Path, name: str, predictions: Predictions) -> Path:
     return path
 
 
-def check_file(path: str | Path, asked: Sequence[str], gallery: Sequence[int]) -> None:
-    """`check` for a file on disk."""
-    check(read_json(path, dict), asked, gallery, str(path))
-
-
 def check(
     content: Mapping[str, Any],
     asked: Sequence[str],
     gallery: Sequence[int],
     where: str = "submission",
 ) -> None:
-    """Refuses what the server would refuse, and what it would score as zero without a word.
+    """Refuses what the server would refuse, or would score as zero without an error.
 
     Args:
       content: the object of a file.

@@ -13,7 +13,7 @@ from cir_jax.errors import UserError
 
 
 @dataclass
-class Lines:
+class Writer:
     """The file while it is written; `written` records so far."""
 
     file: BinaryIO | None = None
@@ -24,7 +24,7 @@ class Lines:
 
         Args:
           record: the record.
-          anything: write what JSON and UTF-8 have no form for nevertheless, escaped or as text.
+          anything: also write what JSON or UTF-8 cannot hold, escaped or as text.
 
         Raises:
           ValueError: it holds such characters or numbers.
@@ -32,13 +32,14 @@ class Lines:
         line = json.dumps(
             record, ensure_ascii=anything, allow_nan=anything, default=str if anything else None
         ).encode()
+        assert self.file is not None  # inside the `with` of `open_writer`
         self.file.write(line + b"\n")
         self.written += 1
 
 
 @contextmanager
-def partial(path: str | Path, overwrite: bool = False, keep: bool = False) -> Iterator[Lines]:
-    """`with partial("out.jsonl") as lines: lines.write(record)` writes out.jsonl.partial.
+def open_writer(path: str | Path, overwrite: bool = False, keep: bool = False) -> Iterator[Writer]:
+    """`with open_writer("out.jsonl") as lines: lines.write(record)` writes out.jsonl.partial.
 
     Args:
       path: the file. Its folder is made.
@@ -50,7 +51,7 @@ def partial(path: str | Path, overwrite: bool = False, keep: bool = False) -> It
       UserError: there is such a file; or it cannot be written (disk full), in which case nothing is
         left of it and a file that was there stays.
     """
-    path, lines, stopped = Path(path), Lines(), None
+    path, lines, stopped = Path(path), Writer(), None
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file")
     if path.exists() and not overwrite:

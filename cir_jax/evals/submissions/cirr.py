@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError
 
 VERSION = "rc2"
@@ -39,7 +38,7 @@ class Predictions:
     gallery: Sequence[str]
 
 
-def write(folder: str | Path, name: str, predictions: Predictions) -> tuple[Path, Path]:
+def write(folder: str | Path, name: str, predictions: Predictions) -> list[Path]:
     """Checks both files and writes them to `folder`; nothing is written if one is wrong.
 
     Raises:
@@ -55,19 +54,13 @@ def write(folder: str | Path, name: str, predictions: Predictions) -> tuple[Path
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    recall, subset = texts
-    return recall, subset
-
-
-def check_file(path: str | Path, metric: str, predictions: Predictions) -> None:
-    """`check` for a file on disk."""
-    check(read_json(path, dict), metric, predictions, str(path))
+    return list(texts)
 
 
 def check(
     content: Mapping[str, Any], metric: str, predictions: Predictions, where: str = "submission"
 ) -> None:
-    """Refuses what the server would refuse, and what it would score as zero without a word.
+    """Refuses what the server would refuse, or would score as zero without an error.
 
     Args:
       content: the object of a file.

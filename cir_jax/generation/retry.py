@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a client waits for a server: pace, backoff, and when to give up. No I/O here.
+"""Requests to a server: how many at once, how many a minute, when to try again, when to give up.
 
-One `Patience` and one `Pace` are shared by all requests in flight, because it is the server that is
-away and not a request: what counts is the time since anything succeeded, and one line tells of it.
+One `Backoff` and one `RateLimit` are shared by all requests in flight, because it is the server
+that is away and not a request: what counts is the time since anything succeeded, and one line tells
+of it. The retries of client libraries (openai) and of tenacity count the tries of one request.
 """
 
 import asyncio
 import email.utils
+import itertools
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent import futures
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 from cir_jax import progress
 from cir_jax.errors import UserError
@@ -18,9 +23,13 @@ from cir_jax.errors import UserError
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds; doubled from one to the other
 JITTER = 0.25  # requests that failed together must not come back together
 OUTAGE = 5.0  # seconds without success from which the return of the server is worth a line
+THREAD = "requests in flight"  # name of the thread of the event loop
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 
-class Failure(Exception):
+class TryAgain(Exception):
     """A try that failed and may succeed later.
 
     Attributes:
@@ -35,7 +44,7 @@ class Failure(Exception):
         self.reason, self.own, self.after = reason, own, after
 
 
-class Patience:
+class Backoff:
     """What all requests know together of a server that does not answer.
 
     Args:
@@ -66,7 +75,7 @@ class Patience:
             self._said = 0.0
         self._since = None
 
-    def failure(self, failure: Failure, tries: int) -> float:
+    def failure(self, error: TryAgain, tries: int) -> float:
         """Seconds to sleep after the try number `tries` (from 1) of a request failed.
 
         Raises:
@@ -75,24 +84,24 @@ class Patience:
         if self._since is None:
             self._since = self._clock()
         waited = self.waited
-        asked = failure.after or 0.0
+        asked = error.after or 0.0
         if waited >= self._wait or asked > self._wait:
             wish = f" and asks to wait {asked:.0f} s" if asked > self._wait else ""
             raise UserError(
                 f"{self._who} has given no reply for {waited:.0f} s{wish}; the limit is "
-                f"wait={self._wait:g}. Its last answer: {failure.reason}. What is written is kept: "
+                f"wait={self._wait:g}. Its last answer: {error.reason}. What is written is kept: "
                 "when the server is up again, the same command goes on from there."
             )
         delay = min(FIRST_DELAY * 2.0 ** min(tries - 1, 10), LONGEST_DELAY)
-        delay = max(asked, delay if failure.after is None else 0.0)
+        delay = max(asked, delay if error.after is None else 0.0)
         delay = delay * random.uniform(1, 1 + JITTER)
         if delay > (1 + JITTER) * self._said and (waited >= FIRST_DELAY or delay > 2 * OUTAGE):
-            progress.say(f"{self._who}: {failure.reason}; trying again in {delay:.0f} s")
+            progress.say(f"{self._who}: {error.reason}; trying again in {delay:.0f} s")
             self._said = delay
         return min(delay, max(self._wait - waited, 0.0))
 
 
-class Pace:
+class RateLimit:
     """Starts evenly spaced, so that no 60 seconds hold more than `per_minute` of them.
 
     Args:
@@ -110,7 +119,7 @@ class Pace:
         self._clock, self._sleep = clock, sleep
         self._next = 0.0
 
-    async def turn(self) -> None:
+    async def wait(self) -> None:
         """Returns when the next request may start."""
         now = self._clock()
         start = max(now, self._next)
@@ -131,3 +140,39 @@ def retry_after(value: str | None) -> float | None:
         except ValueError:
             return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None
+
+
+def run_concurrently(
+    requests: Iterable[Asked],
+    answer: Callable[[Asked], Awaitable[Answer]],
+    limit: int,
+    client: AbstractAsyncContextManager[Any],
+) -> Iterator[Answer]:
+    """`answer` of each request, in the order in which they come; at most `limit` run at once.
+
+    They run in one event loop on a thread of its own: threads that block on a socket cannot be
+    taken back after a Ctrl-C, tasks can. `requests` are drawn by the caller's thread and only as
+    fast as answers are taken. When the iterator is closed, or anything raises, all that run are
+    cancelled, and `client` is closed and the thread gone before that returns. The first exception
+    of an `answer` is raised here, after the answers that came with it.
+    """
+    from anyio.from_thread import start_blocking_portal  # of the extra `caption`
+
+    requests = iter(requests)
+    running: set[Any] = set()
+    with (
+        start_blocking_portal(name=THREAD) as loop,
+        loop.wrap_async_context_manager(client),
+    ):
+        try:
+            while True:
+                for request in itertools.islice(requests, limit - len(running)):
+                    running.add(loop.start_task_soon(answer, request))
+                if not running:
+                    return
+                done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+                for future in sorted(done, key=lambda f: f.exception() is not None):
+                    yield future.result()
+        finally:
+            for future in running:
+                future.cancel()

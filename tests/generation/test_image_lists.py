@@ -10,7 +10,7 @@ from PIL import Image
 
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError
-from cir_jax.generation import images, lists
+from cir_jax.generation import image_lists, images
 from tests import runs
 from tests.datasets.importer_samples import shard
 from tests.generation import pictures
@@ -27,8 +27,8 @@ def picture(seed=0):
 
 def found(*files, root="", key=""):
     """[(name, path, texts)] of lists."""
-    expanded = lists.expand([str(f) for f in files])
-    return [(e.name, str(e.path), e.texts(key)) for e in lists.entries(expanded, root)]
+    expanded = image_lists.expand([str(f) for f in files])
+    return [(e.name, str(e.path), e.texts(key)) for e in image_lists.entries(expanded, root)]
 
 
 def table(tab):
@@ -74,7 +74,7 @@ def test_keys(tmp_path):
     ]
     file = tmp_path / "l.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in records))
-    entries = list(lists.entries([str(file)]))
+    entries = list(image_lists.entries([str(file)]))
     assert [e.name for e in entries] == ["7", "http://u/1", "http://u/2", "n.jpg", "f.jpg"]
     assert [e.path.removeprefix(f"{tmp_path}/") for e in entries] == [
         "p/7.jpg", "1.jpg", "2.jpg", "n.jpg", "f.jpg"
@@ -95,7 +95,7 @@ def test_shards(tmp_path):
         "4.json": b'{"caption": ["", "four"]}',
     }  # fmt: skip
     file = shard(tmp_path / "0.tar", members)
-    entries = list(lists.entries([str(file)]))
+    entries = list(image_lists.entries([str(file)]))
     assert [(e.name, e.texts()) for e in entries] == [
         ("x/1", ("uno",)),
         ("3", ()),
@@ -149,20 +149,20 @@ def test_which_files(tmp_path):
     for name in ("b.jsonl", "a.csv", "notes.txt", "c.tar"):
         (tmp_path / name).write_text("")
     every = [str(tmp_path / n) for n in ("a.csv", "b.jsonl", "c.tar")]
-    assert lists.expand([str(tmp_path)]) == every
-    assert lists.expand([str(tmp_path / "c.tar"), str(tmp_path / "*.[jct]*[lrv]")]) == [
+    assert image_lists.expand([str(tmp_path)]) == every
+    assert image_lists.expand([str(tmp_path / "c.tar"), str(tmp_path / "*.[jct]*[lrv]")]) == [
         every[2], *every[:2]
     ]  # fmt: skip
     (tmp_path / "c_stats.json").write_text("{}")  # as img2dataset writes
     (tmp_path / "folder.json").mkdir()  # is none
-    assert lists.expand([str(tmp_path)]) == every
+    assert image_lists.expand([str(tmp_path)]) == every
     (tmp_path / "[1].json").write_text("")
-    assert lists.expand([str(tmp_path / "[1].json")]) == [str(tmp_path / "[1].json")]
+    assert image_lists.expand([str(tmp_path / "[1].json")]) == [str(tmp_path / "[1].json")]
     for name in ("gone.csv", "gone/*.csv", "fold*.json"):
         with pytest.raises(UserError, match=r"is no file, and no folder with .json, .jsonl"):
-            lists.expand([str(tmp_path / name)])
+            image_lists.expand([str(tmp_path / name)])
     with pytest.raises(UserError, match=r"notes.txt is none of .*; convert it to .jsonl"):
-        lists.expand([str(tmp_path / "notes.txt")])
+        image_lists.expand([str(tmp_path / "notes.txt")])
 
 
 def pool(root, *changes, recipe="folder"):

@@ -117,8 +117,8 @@ def entries(files: Sequence[str], root: str = "") -> Iterator[Entry]:
                 yield from _packed(where, record)
                 continue
             record = {key.strip(): value for key, value in record.items()}
-            names = (_walk(record, k) for k in NAME_KEYS)
-            names = tuple(str(n) for n in names if isinstance(n, str | int) and n != "")
+            named = (_walk(record, k) for k in NAME_KEYS)
+            names = tuple(str(n) for n in named if isinstance(n, str | int) and n != "")
             if not names:
                 raise UserError(
                     f"{where} names no image; it has: {', '.join(record)}, and one of "

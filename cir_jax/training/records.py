@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves in its folder: metrics, evaluations, checkpoints, and the report."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from cir_jax import progress
+from cir_jax.config import to_json
+from cir_jax.evals.benchmark import Benchmark
+from cir_jax.evals.reports import run_report
+from cir_jax.retrieval import load
+from cir_jax.retrieval.retriever import Retriever
+from cir_jax.runtime import checkpoint, metrics
+from cir_jax.training.setup import Data, Setup
+from cir_jax.training.state import State
+
+
+class Records:
+    """Writes the records of one run. Use it in a `with`: leaving it waits for what is written.
+
+    Args:
+      setup: of the run.
+      data: its triplets.
+      step: at which the run starts; metrics of later steps, of a run that was killed, are cut off.
+    """
+
+    def __init__(self, setup: Setup, data: Data, step: int):
+        self._setup, self._data = setup, data
+        folder = Path(setup.config.workdir)
+        self._logger = metrics.Logger(setup.config.workdir, step)
+        self._last = checkpoint.Checkpoints(folder / checkpoint.LAST, setup.config.checkpoint.keep)
+        self._best = checkpoint.Checkpoints(folder / checkpoint.BEST, keep=1)
+        self._retriever: Retriever | None = None
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._last.close()
+        self._best.close()
+        self._logger.close()
+
+    def log(self, state: State, values: dict[str, jax.Array]) -> None:
+        """Notes the metrics of a step; the loss of each source, where there are several."""
+        found = {k: np.asarray(v) for k, v in values.items()}
+        counts, sums = found.pop("source_count"), found.pop("source_loss")
+        numbers = {k: float(v) for k, v in found.items()}
+        for name, count, total in zip(self._data.triplets.sources, counts, sums, strict=True):
+            numbers[f"count/{name}"] = float(count)
+            if count:
+                numbers[f"loss/{name}"] = float(total / count)
+        self._logger.write(state.step, numbers | {"seconds": state.seconds})
+
+    def evaluate(self, state: State, benchmark: Benchmark) -> None:
+        """Scores the model as it is, and keeps its parameters if it is the best so far."""
+        result = benchmark.run(self._retriever_of(state))
+        entry = {"step": state.step, "seconds": state.seconds, "score": result.score}
+        state.history.append(entry | result.scores)
+        self._logger.write(state.step, {f"eval/{k}": v for k, v in result.scores.items()})
+        epoch = state.step / self._data.steps_per_epoch
+        progress.say(
+            f"step {state.step} (epoch {epoch:.1f}): {result.selection} {result.score:.2f}"
+        )
+        if state.best is None or result.score > state.best:
+            state.best = result.score
+            for later in (s for s in self._best.steps() if s >= state.step):
+                self._best.forget(later)  # of a run that was killed and went on from before it
+            self._best.save(state.step, _tree(state), self._record(state))
+            # Two writers at once would wait at each other's barriers on several hosts.
+            self._best.wait()
+            run_report.keep(self._setup.config.workdir, result)
+
+    def save(self, state: State) -> None:
+        """Starts writing a checkpoint that the run can go on from."""
+        tree = _tree(state) | {"optimizer": state.optimizer}
+        self._last.save(state.step, tree, self._record(state))
+
+    def report(self, state: State, bank_seconds: float, finished: bool) -> dict[str, Any]:
+        """Writes results.json and report.html; the content of the former."""
+        config, triplets = self._setup.config, self._data.triplets
+        counts = np.bincount(triplets.source_of, minlength=len(triplets.sources))
+        results = {
+            "stage": config.stage,
+            "model": f"{config.model.name} {config.model.tower}",
+            "step": state.step,
+            "finished": finished,
+            "seconds": state.seconds,
+            "bank_seconds": bank_seconds,
+            "triplets": dict(zip(triplets.sources, counts.tolist(), strict=True)),
+            "dropped": triplets.dropped,
+            "best": state.best,
+            "history": state.history,
+            "config": config.to_dict(),
+        }
+        return run_report.write(config.workdir, results)
+
+    def _retriever_of(self, state: State) -> Retriever:
+        setup = self._setup
+        query = {**state.fixed, **state.trained}
+        index = query if setup.stage.index_is_query else state.fixed
+        if self._retriever is None:
+            self._retriever = load.from_parameters(
+                setup.config, setup.functions, setup.mesh, index, query
+            )
+        else:
+            self._retriever.set_index(index)
+            self._retriever.set_query(query)
+        return self._retriever
+
+    def _record(self, state: State) -> dict[str, Any]:
+        setup = self._setup
+        return {
+            "config": to_json(setup.config),
+            "git": checkpoint.git_hash(),
+            "paths": {"fixed": sorted(state.fixed), "trained": sorted(state.trained)},
+            "shapes": {p: list(s.shape) for p, s in setup.functions.abstract.items()},
+            "index_is_query": setup.stage.index_is_query,
+            "step": state.step,
+            "seconds": state.seconds,
+            "best": state.best,
+            "history": state.history,
+            "data": state.data,
+            "source": state.source,
+        }
+
+
+def _tree(state: State) -> dict[str, Any]:
+    return {"fixed": state.fixed, "trained": state.trained}
