@@ -141,8 +141,8 @@ class Attention(nnx.Module):
       std: of the random kernels of queries, keys and values.
       out_std: of the random output kernel.
       causal: a token sees itself and what is before it.
-      key_bias: False leaves the bias of the keys out, as EVA does. It would add the same to all logits
-        of a query, so the softmax does not see it.
+      key_bias: False leaves the bias of the keys out, as EVA does. It would add the same to all
+        logits of a query, so the softmax does not see it.
     """
 
     # nnx.MultiHeadAttention splits its kernels by heads, [C, H, C / H]; ours are [C, C], as
