@@ -65,11 +65,9 @@ def write(
     Raises:
       UserError: an unknown layout, tree or type, or the place cannot be written.
     """
-    known = formats(functions.config.name)
-    _check_choice("--format", layout, known)
     _check_choice("--tree", tree, TREES)
     _check_choice("--dtype", dtype, DTYPES)
-    chosen, record = known[layout], record or {}
+    chosen, record = _layout(functions.config.name, layout), record or {}
     rules, apart = chosen.rules_of(functions), chosen.index_rules(functions.config)
     if tree == "retrieval" and chosen.two_trees:
         params = query
@@ -79,7 +77,7 @@ def write(
         params = _tree(functions, index, query, tree, single)
     differ = [p for p in functions.abstract if tree == "retrieval" and _differ(index[p], params[p])]
     beside = tables.leaves(apart, index if tree == "retrieval" else params)
-    parts = [(rules, tables.leaves(rules, params)), (apart, beside)]
+    parts = ((rules, tables.leaves(rules, params)), (apart, beside))
     expanded = [(tables.expand(*part), part[1]) for part in parts]
     dtypes = _dtypes([name for table, _ in expanded for name in table], dtype, layout, record)
     tensors = _tensors(chosen, expanded, dtypes, record)
@@ -89,6 +87,12 @@ def write(
     )
     assert chosen.write is not None  # `formats` has no other
     return chosen.write(Path(place), tensors, written)
+
+
+def _layout(model: str, name: str) -> Layout:
+    known = formats(model)
+    _check_choice("--format", name, known)
+    return known[name]
 
 
 def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
