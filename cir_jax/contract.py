@@ -62,7 +62,6 @@ from cir_jax import plugins, rules
 from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
 from cir_jax.params import Params
-from cir_jax.towers.layers import DTYPES
 
 ROLES = ("index", "query", "statistic", "pretrain")
 PACKAGE = "cir_jax.models"
@@ -287,8 +286,6 @@ def build(config: Any) -> Functions:
         config = config.copy_and_resolve_references()
         with config.unlocked():
             config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if config.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.dtype!r}; use auto, {' or '.join(DTYPES)}")
     model = nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     flat = flatten_dict(nnx.to_pure_dict(state))

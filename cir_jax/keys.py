@@ -187,7 +187,8 @@ def _check(key: str, value: Any, rule: tuple | str) -> None:
 def _check_choices(key: str, value: Any, elements: tuple, choices: tuple) -> None:
     for one in elements:
         if one not in choices:
-            said = ", ".join(map(str, choices[:-1])) + f" or {choices[-1]}"
+            names = [str(choice) or "nothing" for choice in choices]
+            said = f"{', '.join(names[:-1])} or {names[-1]}"
             raise UserError(f"{key}={value!r} is unknown; use {said}.{nearest(str(one), choices)}")
 
 

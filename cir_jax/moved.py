@@ -3,9 +3,10 @@
 
 import importlib.abc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import NoReturn
 
 # Folders that are no more. What is in them and not named below has kept its name.
 FOLDERS = {
@@ -27,13 +28,14 @@ FILES = {
         "data": "triplets image_table annotations inspection",
         "datasets.readers": "fashioniq cirr circo folder emoji genecis",
         "datasets": "importers.contract:importer importers.importing:importing.run",
-        "datasets.importing": "importers.partial:partial importers.streams:streams "
-        "importers.shards:shards importers.json_text:json_text",
+        "datasets.importing": "importers.partial:writer importers.streams:streams "
+        "importers.shards:shards importers.json_text:json_stream",
     },
     "positives.scaling": {
-        "generation": "looks:image_hashes mine:hard_negatives writing:generate_text "
+        "generation": "lists:image_lists looks:image_hashes mine:hard_negatives "
+        "windows:similarity writing:generate_text "
         "captioners.contract:captioner captioners.inputs:caption_inputs "
-        "captioners.in_flight:in_flight captioners.patience:patience",
+        "captioners.in_flight:retry captioners.patience:retry",
     },
     "negatives": {
         "bank": "bank bank_build:build bank_files:files bank_folder:files references",
@@ -42,6 +44,7 @@ FILES = {
     "evals": {
         "retrieval": "ranking retrieval:retriever",
         "evals.benchmarks": "circo cirr emoji fashioniq folder genecis",
+        "evals.submissions": "circo_submission:circo submission:cirr",
         "evals.reports": "figures page pictures report run_report sections",
     },
     "convert": {
@@ -49,14 +52,13 @@ FILES = {
         "containers.mistaken:containers.file_kinds",
         "models": "blip:blip.layouts clip_combiner:clip_combiner.layouts "
         "clip_sum:clip_sum.layouts sprc:sprc.layouts tgcir:tgcir.layouts",
-        "towers": "positions:pos_embed",
         "towers.clip": "clip:weight_rules huggingface open_clip processor_files",
-        "towers.blip": "blip_rules:weight_rules blip_huggingface:huggingface",
+        "towers.blip": "positions:pos_embed blip_rules:weight_rules blip_huggingface:huggingface",
         "towers.blip2": "blip2_rules:weight_rules blip2_shapes:shapes "
         "blip2_huggingface:huggingface",
     },
     "towers": {
-        "towers.clip": "clip_sizes:sizes clip_resnet:resnet clip_text:text",
+        "towers.clip": "clip_sizes:sizes clip_resnet:resnet clip_text:text vit",
         "towers.blip": "blip_sizes:sizes med",
         "towers.blip2": "blip2_sizes:sizes qformer",
         "models.tgcir": "token_learner",
@@ -68,6 +70,8 @@ ALSO = {
     "cir_jax.retrieval.load",
     "train": "; its function is also cir_jax.train",
 }
+# Names that went to another file, where their own is still there: module -> file, names.
+NAMES = {"convert.tables": ("weight_rules", ("dense", "norm", "LINEAR", "CONVOLUTION"))}
 
 
 def new_name(name: str) -> str | None:
@@ -82,6 +86,18 @@ def new_name(name: str) -> str | None:
     if old in FOLDERS:
         return f"cir_jax.{FOLDERS[old]}"
     return f"cir_jax.{FOLDERS[folder]}.{file}" if folder in FOLDERS else None
+
+
+def names_of(module: str) -> Callable[[str], NoReturn]:
+    """`__getattr__` of a module of NAMES."""
+    file, names = NAMES[module.removeprefix("cir_jax.")]
+
+    def missing(name: str) -> NoReturn:
+        if name in names:
+            raise ImportError(f"{module}.{name} is cir_jax.{file}.{name} now", name=module)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return missing
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -100,7 +116,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        def missing(attribute: str) -> None:
+        def missing(attribute: str) -> NoReturn:
             new = new_name(module.__name__)
             raise AttributeError(f"{module.__name__} is {new} now; it has no {attribute!r} here")
 

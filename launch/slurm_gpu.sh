@@ -7,8 +7,10 @@
 #                                 [--] FLAGS OF cir-jax train
 # Example: bash launch/slurm_gpu.sh --nodes 2 --gpus 8 --config clip_sum:cirr,stage=1 \
 #            --init-from RN50x4.pt --set data.root=DATA
-# The checkout and its .venv (made by launch/local_gpu.sh or pip install -e '.[cuda]') must lie on a
-# file system that all nodes see, and so must workdir. A job that is requeued resumes.
+# Before anything is queued, `cir-jax train --dry-run` reads flags and data here, on the CPU, as if this
+# machine had all devices of the job. The checkout and its .venv (made by launch/local_gpu.sh or
+# pip install -e '.[cuda]') must lie on a file system that all nodes see, and so must workdir. A job
+# that is requeued resumes.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -37,6 +39,9 @@ need sbatch "run this on a login node of a Slurm cluster"
 [ "$DRY_RUN" = 1 ] || [ -x "$VENV/bin/cir-jax" ] ||
   fail "no cir-jax in $VENV; install it there first: pip install -e '.[cuda]'"
 
+# A typo, a batch that does not divide, data that is not there: all of it shows now, not in the job.
+execute env JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=$((nodes * gpus)) \
+  "$VENV/bin/cir-jax" train --dry-run "$@"
 command="$(quote "$VENV/bin/cir-jax" train "$@")"
 options=(--job-name cir_jax --nodes "$nodes" --ntasks-per-node "$gpus" --gpus-per-node "$gpus"
   --cpus-per-task "$cpus" --time "$time" --requeue --signal TERM@120)

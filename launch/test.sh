@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Lints and tests the project: installs what it needs into .venv, then runs ruff and pytest.
+# Lints and tests the project: installs what it needs into .venv, then runs ruff, mypy and pytest.
 #
 # usage: bash launch/test.sh [--dry-run] [flags of pytest, e.g. -k bank]
 set -euo pipefail

@@ -19,8 +19,8 @@ OLD = {
     ),
     "convert.containers": "mistaken",
     "evals": (
-        "circo cirr emoji fashioniq figures folder genecis page pictures ranking report "
-        "retrieval run_report sections"
+        "circo circo_submission cirr emoji fashioniq figures folder genecis page pictures "
+        "ranking report retrieval run_report sections submission"
     ),
     "models": "contract",
     "negatives": (
@@ -43,7 +43,8 @@ OLD = {
     "positives.scaling.captioners": "contract in_flight inputs local patience server texts",
     "runtime": "files progress rules start weights",
     "stages": "contract one_in_batch two_bank zero_image_text",
-    "towers": "blip2_sizes blip_sizes clip_resnet clip_sizes clip_text med qformer token_learner",
+    "towers": "blip2_sizes blip_sizes clip_resnet clip_sizes clip_text med qformer "
+    "token_learner vit",
 }
 MODULES = [".".join(filter(None, ("cir_jax", f, m))) for f, ms in OLD.items() for m in ms.split()]
 
@@ -69,6 +70,7 @@ def test_an_old_import_says_the_new_name(name):
         ("from cir_jax.train import train", "is cir_jax.training.train now; .* also cir_jax.train"),
         ("import cir_jax.build", "are `from_run` and `from_weights` of cir_jax.retrieval.load"),
         ("from cir_jax import build", "cir_jax.build is cir_jax.training.setup now"),
+        ("from cir_jax.convert.tables import dense", "tables.dense is cir_jax.weight_rules.dense"),
         ("import cir_jax.positives.triplets", "triplets is cir_jax.data.triplets now"),
         ("from cir_jax.positives.scaling import mine", "is cir_jax.generation.hard_negatives now"),
         ("from cir_jax.positives.scaling.captioners.contract import Reply", "generation.captioner"),

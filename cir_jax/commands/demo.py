@@ -35,7 +35,7 @@ NOTE = """Two benchmarks of the same validation images: their annotations are wr
 layouts of FashionIQ (recall@10 and @50 per category, averaged) and CIRR (recall and subset recall),
 and read and ranked by the code that reads and ranks those data sets. The control starts from the
 same stage one and trains on with in-batch negatives for as many seconds as stage two needed, its
-bank included (with the compilation of its encoder; that of training steps is on nobody's clock);
+bank included (with the compilation of its encoder; that of training steps is not counted);
 compare stage two with it, and with nothing else. Stage two with generated triplets sees more
 triplets and takes more steps.
 """

@@ -65,10 +65,9 @@ def write(
     Raises:
       UserError: an unknown layout, tree or type, or the place cannot be written.
     """
-    known = formats(functions.config.name)
-    flags = {"--format": (layout, known), "--tree": (tree, TREES), "--dtype": (dtype, DTYPES)}
-    _check_choices(flags)
-    chosen, record = known[layout], record or {}
+    _check_choice("--tree", tree, TREES)
+    _check_choice("--dtype", dtype, DTYPES)
+    chosen, record = _layout(functions.config.name, layout), record or {}
     rules, apart = chosen.rules_of(functions), chosen.index_rules(functions.config)
     if tree == "retrieval" and chosen.two_trees:
         params = query
@@ -78,32 +77,29 @@ def write(
         params = _tree(functions, index, query, tree, single)
     differ = [p for p in functions.abstract if tree == "retrieval" and _differ(index[p], params[p])]
     beside = tables.leaves(apart, index if tree == "retrieval" else params)
-    expanded = [
-        (tables.expand(rules, tables.leaves(rules, params)), params),
-        (tables.expand(apart, beside), beside),
-    ]
+    parts = ((rules, tables.leaves(rules, params)), (apart, beside))
+    expanded = [(tables.expand(*part), part[1]) for part in parts]
     dtypes = _dtypes([name for table, _ in expanded for name in table], dtype, layout, record)
-    tensors: dict[str, Tensor] = {}
-    for table, values in expanded:
-        tensors |= tables.tensors_of(table, values, dtypes)
-    tensors |= {copy: tensors[of] for copy, of in tied.names(chosen.copied, tensors).items()}
-    tensors |= chosen.extra(tensors, record.get("kept", {}))
-    temperature = float(query.get(TEMPERATURE, temperature))
+    tensors = _tensors(chosen, expanded, dtypes, record)
+    tau = float(query.get(TEMPERATURE, temperature))
     written = Written(
-        functions.config, index, tuple(differ), epoch, temperature, tuple(files), dtypes, data or {}
+        functions.config, index, tuple(differ), epoch, tau, tuple(files), dtypes, data or {}
     )
     assert chosen.write is not None  # `formats` has no other
     return chosen.write(Path(place), tensors, written)
 
 
-def _check_choices(given: Mapping[str, tuple[str, Collection[str]]]) -> None:
-    """Raises UserError unless each flag has one of its values."""
-    for name, (value, choices) in given.items():
-        if value not in choices:
-            raise UserError(
-                f"{name}={value} is unknown; there are: {', '.join(choices)}."
-                f"{nearest(value, choices)}"
-            )
+def _layout(model: str, name: str) -> Layout:
+    known = formats(model)
+    _check_choice("--format", name, known)
+    return known[name]
+
+
+def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise UserError(
+            f"{flag}={value} is unknown; there are: {', '.join(choices)}.{nearest(value, choices)}"
+        )
 
 
 def _dtypes(
@@ -118,6 +114,20 @@ def _dtypes(
             f"those of {layout}; give --dtype float32, or --format {record['layout']}"
         )
     return record.get("dtypes", {})
+
+
+def _tensors(
+    chosen: Layout,
+    expanded: Sequence[tuple[tables.Table, Params]],
+    dtypes: Mapping[str, str],
+    record: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """Everything that goes into the file: of each table, copies, and what PyTorch wants beside."""
+    tensors: dict[str, Tensor] = {}
+    for table, values in expanded:
+        tensors |= tables.tensors_of(table, values, dtypes)
+    tensors |= {copy: tensors[of] for copy, of in tied.names(chosen.copied, tensors).items()}
+    return tensors | chosen.extra(tensors, record.get("kept", {}))
 
 
 def _tree(

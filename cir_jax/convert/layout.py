@@ -27,7 +27,7 @@ class Found:
     Attributes:
       group: key of the state dict inside the file; "" where the file is one.
       config: keys of a config's `model` section -> values, from the shapes and configs.
-      doubt: what the file does not say and the config must; "" if it says everything.
+      doubt: what the file leaves open, so that the config must say it; "" if nothing.
       agrees: (key, value a config has) -> True if the file may be of that; where there is doubt,
         more than one value is.
       tensors: what the rules are about, where the file stores it in another form; None if they are

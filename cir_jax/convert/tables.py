@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax import moved
 from cir_jax import rules as path_rules
 from cir_jax.convert.arrays import FLOAT32, copy, finite, float32
 from cir_jax.convert.containers.spans import empty
@@ -24,6 +25,7 @@ from cir_jax.convert.containers.tensors import DTYPES, FLOATS, Tensor
 from cir_jax.errors import UserError
 from cir_jax.weight_rules import SAME, Ignored, Rule
 
+__getattr__ = moved.names_of(__name__)  # names that were here until version 0.1.0
 _FIELD = re.compile(r"\{(\w+)\}")
 _LISTED = 6  # names of one kind of trouble that a message shows
 

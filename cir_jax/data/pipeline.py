@@ -156,6 +156,8 @@ def _check(data: TrainingData, options: Options) -> None:
         )
     if "reference_pixels" in options.fields and (data.reference_id < 0).any():
         raise UserError("image-caption pairs have no reference image; they train in stage zero")
+    if options.mixing not in ("concatenate", "weights"):
+        raise UserError(f"data.mixing={options.mixing!r} is unknown; use concatenate or weights")
     if options.mixing == "weights" and len(options.weights) != len(data.sources):
         raise UserError(
             f"data.weights={options.weights} for {len(data.sources)} sources "

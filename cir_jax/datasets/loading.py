@@ -33,8 +33,6 @@ def load(config: ConfigDict, captions: bool) -> list[TripletSet]:
             f"stage zero trains on image captions, and data set {data.name!r} has none; set "
             "data.captions to a file of {image_id, image_path, caption} records"
         )
-    if data.annotated < -1:
-        raise UserError(f"data.annotated={data.annotated}; use -1 for all, 0 for none, or a number")
     if not data.annotated and not data.generated:
         raise UserError(
             "data.annotated=0 leaves no triplet; set data.generated to files of generated ones"

@@ -20,7 +20,7 @@ from cir_jax import progress
 from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError
 from cir_jax.generation import journal
-from cir_jax.generation.image_hashes import BITS, hash_images
+from cir_jax.generation.image_hashes import hash_images
 from cir_jax.generation.images import Pool
 
 HASHES, GROUPS, TABLE = "hashes.jsonl", "same_image_list.json", "optimized_images.json"
@@ -55,17 +55,13 @@ class Groups:
 
 
 def check_dedupe(config: ConfigDict) -> None:
-    """Raises UserError for settings that fit no set of images."""
+    """Raises UserError for settings of `dedupe` that do not go together."""
     near = config.dedupe.near
-    if not -1 <= near < BITS // 2:
-        raise UserError(f"dedupe.near={near}; use -1 for off, or 0 to {BITS // 2 - 1} bits")
     if config.dedupe.optimized and near >= 0:
         raise UserError(
             f"dedupe.near={near} compares images, and dedupe.optimized={config.dedupe.optimized} "
             "says that none are; set one of them"
         )
-    if config.data.on_missing not in ("error", "drop"):
-        raise UserError(f"data.on_missing={config.data.on_missing!r} is unknown; use error or drop")
 
 
 def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:

@@ -66,15 +66,9 @@ def check_section(section: ConfigDict, name: str, fields: Iterable[str]) -> None
     """Checks `config.caption` or `config.rewrite`, called `name` in messages.
 
     Raises:
-      UserError: no such captioner, a prompt that cannot be filled in, or a number without sense.
+      UserError: no such captioner, or a prompt that cannot be filled in.
     """
     contract.load(section.captioner)
-    for key, reader in (("url", "server"), ("file", "texts")):
-        if section.get(key) and section.captioner in {"local", "server", "texts"} - {reader}:
-            raise UserError(
-                f"{name}.{key} is set, but {name}.captioner={section.captioner} would not look at "
-                f"it; set {name}.captioner={reader}"
-            )
     sample = {f: "x" for f in fields}
     try:
         section.prompt.format(**sample, words=section.words)
@@ -85,11 +79,6 @@ def check_section(section: ConfigDict, name: str, fields: Iterable[str]) -> None
         ) from None
     if not section.prompt.strip():
         raise UserError(f"{name}.prompt is empty; say what to write")
-    for key in ("words", "attempts"):
-        if section[key] < 1:
-            raise UserError(f"{name}.{key}={section[key]} is below 1")
-    if section.max_words < 0:
-        raise UserError(f"{name}.max_words={section.max_words} is negative; 0 is 4 x words")
     contract.check(section, name)
 
 

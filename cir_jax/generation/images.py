@@ -71,8 +71,6 @@ def read(config: ConfigDict) -> Pool:
             f"data.images={data.images!r} is unknown; there are: {', '.join(IMAGES)}."
             f"{nearest(data.images, IMAGES)}"
         )
-    if data.threads < 1:
-        raise UserError(f"data.threads={data.threads} is below 1; the default is 16")
     if data.lists and data.name != "list":
         raise UserError(f"data.lists is set, but data.name={data.name} would not look at it; set "
                         "data.name=list")  # fmt: skip

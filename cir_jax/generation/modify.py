@@ -89,24 +89,13 @@ def check_modify(config: ConfigDict) -> None:
                 f"modify.templates: {template!r} does not name {{target}}; write templates with "
                 "commas as modify.templates=('a','b')"
             )
-    if config.modify.context < 3:
-        raise UserError(
-            f"modify.context={config.modify.context} leaves no room for a text between the tokens "
-            "of its start and its end; CLIP's context is 77"
-        )
     section = config.rewrite
     if section.captioner:
         generate_text.check_section(section, "rewrite", _FIELDS)
-        if section.texts < 1:
-            raise UserError(
-                f"rewrite.texts={section.texts} is below 1; to rewrite none, leave "
-                "rewrite.captioner empty"
-            )
-    elif section.url or section.texts != 1 or section.keep_templates:
+    elif section.texts != 1 or section.keep_templates:
         raise UserError(
-            f"rewrite.url={section.url!r}, rewrite.texts={section.texts}, rewrite.keep_templates="
-            f"{section.keep_templates}, but rewrite.captioner is empty, which rewrites nothing; "
-            "set it, e.g. to server"
+            f"rewrite.texts={section.texts}, rewrite.keep_templates={section.keep_templates}, but "
+            "rewrite.captioner is empty, which rewrites nothing; set it, e.g. to server"
         )
 
 

@@ -10,23 +10,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cir_jax.datasets.shards import TarImage
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import UserError
 from cir_jax.generation import journal
 from cir_jax.generation.images import Pool
 from cir_jax.generation.modify import Generated
 
 FILE = "triplets.jsonl"
-LAYOUTS = ("", "fashioniq", "cirr", "cc")
 
 
 def check_output(config: ConfigDict) -> None:
-    """Raises UserError for a layout that does not exist."""
-    layout = config.output.layout
-    if layout not in LAYOUTS:
-        raise UserError(
-            f"output.layout={layout!r} is unknown; there are: {', '.join(LAYOUTS[1:])}, or nothing."
-            f"{nearest(layout, LAYOUTS)}"
-        )
+    """Raises UserError where the triplets would have no name."""
     if not config.output.source:
         raise UserError("output.source is empty; name the source, e.g. generated")
 

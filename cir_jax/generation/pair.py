@@ -26,7 +26,6 @@ from cir_jax.generation.images import Pool
 from cir_jax.generation.trained import OpenRun, no_run
 
 FILE = "pairs.jsonl"
-METHODS = ("random", "window", "mined", "file")
 
 
 def run(
@@ -82,18 +81,8 @@ def run(
 
 
 def check_pair(config: ConfigDict) -> None:
-    """Raises UserError for settings that fit no set of images, whatever it is."""
+    """Raises UserError for settings of `pair` that do not go together."""
     section = config.pair
-    if section.method not in METHODS:
-        raise UserError(
-            f"pair.method={section.method!r} is unknown; there are: {', '.join(METHODS)}."
-            f"{nearest(section.method, METHODS)}"
-        )
-    if section.per_image < 1 or section.keep < 0 or section.block < 1:
-        raise UserError(
-            f"pair.per_image={section.per_image}, pair.keep={section.keep}, pair.block="
-            f"{section.block}: at least 1, 0 and 1"
-        )
     for key, methods in (
         ("features", ("window",)), ("feature_names", ("window",)), ("run", ("window", "mined")),
         ("window", ("window",)), ("file", ("file",)),
@@ -120,7 +109,7 @@ def _check_window(section: ConfigDict) -> None:
     if section.feature_names and not section.features:
         raise UserError("pair.feature_names needs pair.features, the .npy file of its rows")
     window = tuple(section.window)
-    if len(window) != 2 or not all(type(rank) is int for rank in window):
+    if len(window) != 2 or not all(isinstance(rank, int) for rank in window):
         raise UserError(f"pair.window={window}; give two ranks, from and to, e.g. 100,200")
 
 

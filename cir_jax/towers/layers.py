@@ -75,7 +75,8 @@ def in_type_of_input(arrays: Any, /, *, dtype: Any = None, inexact: bool = True)
 
     flax would take the wider type, and so compute in float32 whatever the input is.
     """
-    return tuple(x if x is None else x.astype(arrays[0].dtype) for x in arrays)
+    x, *parameters = arrays
+    return x, *(p if p is None else p.astype(x.dtype) for p in parameters)
 
 
 class Dense(nnx.Linear):
@@ -140,8 +141,8 @@ class Attention(nnx.Module):
       std: of the random kernels of queries, keys and values.
       out_std: of the random output kernel.
       causal: a token sees itself and what is before it.
-      key_bias: False leaves the bias of the keys out, as EVA has it. It adds the same to all logits
-        of a query, so the softmax does not see it.
+      key_bias: False leaves the bias of the keys out, as EVA does. It would add the same to all
+        logits of a query, so the softmax does not see it.
     """
 
     # nnx.MultiHeadAttention splits its kernels by heads, [C, H, C / H]; ours are [C, C], as
@@ -289,13 +290,13 @@ def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
 
 def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
     """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C]."""
-    return run_stack(blocks, x, lambda block, x, key: block(x), remat=remat)
+    return run_stack(blocks, x, lambda x, block, key: block(x), remat=remat)
 
 
 def run_stack(
-    stack: nnx.Module,
+    stacked: nnx.Module,
     x: jax.Array,
-    apply: Callable[[Any, jax.Array, jax.Array | None], jax.Array],
+    apply: Callable[[jax.Array, Any, jax.Array | None], jax.Array],
     key: jax.Array | None = None,
     *,
     remat: bool,
@@ -303,17 +304,17 @@ def run_stack(
     """Applies the layers of what `stack` gives one after the other, by one scan.
 
     Args:
-      stack: the module.
+      stacked: the module.
       x: what goes through, [B, T, C].
-      apply: (one layer, x, its dropout key or None) -> x.
+      apply: (x, one layer, its dropout key or None) -> x.
       key: of the dropout; None for none.
       remat: keep only the input of each layer and compute the rest again in the backward pass.
     """
-    layers = len(jax.tree.leaves(nnx.state(stack))[0])
+    layers = len(jax.tree.leaves(nnx.state(stacked))[0])
     keys = None if key is None else jax.random.split(key, layers)
     # graph=False takes a module as its arrays. Otherwise flax would also write them back after the
     # scan, which it refuses for a module that was made outside of the function being traced.
     # A scan already keeps the two passes apart; the barriers of prevent_cse would only cost time.
     body = nnx.remat(apply, prevent_cse=False, graph=False) if remat else apply
-    scan = nnx.scan(body, in_axes=(0, nnx.Carry, 0), out_axes=nnx.Carry, graph=False)
-    return scan(stack, x, keys)
+    scan = nnx.scan(body, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry, graph=False)
+    return scan(x, stacked, keys)

@@ -274,7 +274,7 @@ def test_its_config_trains_nothing(capsys):
         ("modify.templates={reference}", "does not name {target}"),
         ("rewrite.captioner=servr", "no 'servr' in captioners"),
         ("output.layout=cir", "output.layout='cir' is unknown"),
-        ("dedupe.near=99", "dedupe.near=99; use -1 for off"),
+        ("dedupe.near=99", "dedupe.near=99 is out of range"),
         ("output.source=", "output.source is empty"),
         ("data.on_missing=skip", "data.on_missing='skip' is unknown"),
     ],

@@ -43,7 +43,7 @@ def released(number, kind="vit"):
     """The recipe of stage two, and stage one with the same optimizer, as its trainer has it."""
     changes = [
         f"model.tower={SIZES[kind]}", "model.dtype=float32", f"model.context={CONTEXT}",
-        f"batch={BATCH}", "loss.bank_block=16",
+        f"batch={BATCH}", *(["loss.bank_block=16"] if number == 2 else []),
     ]  # fmt: skip
     if number == 1:
         changes += [f"optim.learning_rate={RATE}", "loss.temperature=0.02"]

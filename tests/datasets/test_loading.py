@@ -50,7 +50,7 @@ def test_annotated_triplets(fiq):
     assert chosen[7] != keys(runs.load("fashioniq", fiq, "data.annotated=7", "seed=3"))
     with pytest.raises(UserError, match=r"data.annotated=33, but there are 32 annotated triplets"):
         runs.load("fashioniq", fiq, "data.annotated=33")
-    with pytest.raises(UserError, match=r"data.annotated=-2; use -1 for all, 0 for none, or a num"):
+    with pytest.raises(UserError, match=r"data.annotated=-2 is out of range; it must be at least"):
         runs.load("fashioniq", fiq, "data.annotated=-2")
     with pytest.raises(UserError, match=r"data.annotated=0 leaves no triplet; set data.generated"):
         runs.load("fashioniq", fiq, "data.annotated=0")

@@ -178,7 +178,10 @@ def test_bad_tables(tmp_path, content, message):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [("dedupe.near=64", "dedupe.near=64; use -1 .* 63"), ("data.on_missing=skip", "use error or")],
+    [
+        ("dedupe.near=64", "dedupe.near=64 is out of range; .* at most 63"),
+        ("data.on_missing=skip", "use error or"),
+    ],
 )
 def test_bad_settings(tmp_path, change, message):
     with pytest.raises(UserError, match=message):

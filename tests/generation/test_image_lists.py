@@ -197,7 +197,7 @@ def test_a_folder(tmp_path):
         (("data.root=/no/such/folder",), "data.root=/no/such/folder is no folder"),
         (("data.images=al",), r"data.images='al' is unknown.*Did you mean 'all'"),
         (("data.images=triplets",), "data.name=folder has no annotated triplet; set all"),
-        (("data.threads=0",), "data.threads=0 is below 1"),
+        (("data.threads=0",), "data.threads=0 is out of range"),
         (("pair.references_only=True",), "has no annotated triplet, which pair.references_only"),
         (("data.name=list",), "data.lists is empty; set it to .json"),
         (("data.name=fashionq",), "Did you mean 'fashioniq'"),

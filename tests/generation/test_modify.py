@@ -109,8 +109,8 @@ def test_only_the_text_that_is_too_long_falls_back(tmp_path, capsys):
         ("modify.templates={target.name}", r"cannot be filled in \(AttributeError"),
         ("modify.templates={target[name]}", r"cannot be filled in \(TypeError"),
         ("modify.templates=3", r"modify.templates: 3 cannot be filled in"),
-        ("modify.context=0", r"modify.context=0 leaves no room for a text .*CLIP's context is 77"),
-        ("modify.context=2", r"modify.context=2 leaves no room"),
+        ("modify.context=0", r"modify.context=0 is out of range; it must be at least 3"),
+        ("modify.context=2", r"modify.context=2 is out of range"),
     ],
 )  # fmt: skip
 def test_template_errors(change, message, tmp_path):
@@ -215,9 +215,9 @@ def test_files_of_rewritten_texts(keep, tmp_path, rewriter):
         ("rewrite.prompt={image}", r"rewrite.prompt='{image}' cannot be filled in"),
         (
             "rewrite.texts=0",
-            r"rewrite.texts=0 is below 1; to rewrite none, leave rewrite.captioner",
+            r"rewrite.texts=0 is out of range; it must be at least 1",
         ),
-        ("rewrite.words=0", r"rewrite.words=0 is below 1"),
+        ("rewrite.words=0", r"rewrite.words=0 is out of range"),
     ],
 )
 def test_rewriting_errors(change, message, tmp_path, rewriter):
@@ -225,7 +225,17 @@ def test_rewriting_errors(change, message, tmp_path, rewriter):
         made(tmp_path, *rewriter[0], change)
 
 
-@pytest.mark.parametrize("change", ["url=http://x/v1", "texts=3", "keep_templates=true"])
-def test_settings_of_no_rewriter(change, tmp_path):
-    with pytest.raises(UserError, match=r"but rewrite.captioner is empty, which rewrites nothing"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "url=http://x/v1",
+            r"read by rewrite.captioner=server, but this config has rewrite.captio",
+        ),
+        ("texts=3", r"but rewrite.captioner is empty, which rewrites nothing"),
+        ("keep_templates=true", r"but rewrite.captioner is empty, which rewrites nothing"),
+    ],
+)
+def test_settings_of_no_rewriter(change, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         made(tmp_path, f"rewrite.{change}")

@@ -182,7 +182,7 @@ def test_linked_folders(linked, tmp_path):
 
 
 def test_errors(tmp_path):
-    with pytest.raises(UserError, match=r"output.layout='cir' is unknown; there are: fashioniq"):
+    with pytest.raises(UserError, match=r"output.layout='cir' is unknown; use nothing, fashioniq"):
         output.check_output(config.load("positives:folder", ["output.layout=cir"]))
     packed = Pool({"a": RecordImage("packed/x", 3), "b": "b.png"})
     made = [Generated({"reference": "b", "target": "a"}, ("x", "y"), ("z",))]

@@ -107,15 +107,18 @@ def test_gpu_extra_follows_the_driver(driver, extra, tmp_path, fake_python):
     assert lines[-1] == "train --config clip_sum:cirr,stage=1"
 
 
+# Notes each call, and fails if it is told to.
 SHOW = """#!/usr/bin/env python3
-import json, pathlib, sys
-pathlib.Path(__file__).with_name("arguments").write_text(json.dumps(sys.argv[1:]))
+import json, os, pathlib, sys
+with pathlib.Path(__file__).with_name("calls").open("a") as file:
+    file.write(json.dumps([os.environ.get("XLA_FLAGS", ""), sys.argv[1:]]) + "\\n")
+sys.exit(int(os.environ.get("FAILS", 0)))
 """
 
 
 def shown(venv):
-    """What the stand-in for cir-jax in `venv` was given."""
-    return json.loads((venv / "bin/arguments").read_text())
+    """What the stand-in for cir-jax in `venv` was given, call by call: [XLA_FLAGS, arguments]."""
+    return [json.loads(line) for line in (venv / "bin/calls").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("own", [[], ["--"]])
@@ -126,7 +129,7 @@ def test_gpu_script_hands_flags_on_unchanged(own, tmp_path, fake_python):
     flags = ["--config", "x:y,stage=1", *HARD]
     done = call("local_gpu.sh", *own, *flags, **fake_python)
     assert done.returncode == 0, done.stderr
-    assert shown(tmp_path / "venv") == ["train", *flags]
+    assert shown(tmp_path / "venv")[-1][1] == ["train", *flags]
 
 
 @pytest.mark.parametrize("script", ["local_gpu.sh", "slurm_gpu.sh"])
@@ -143,7 +146,7 @@ def test_a_dry_run_prints_what_bash_reads_back(script, tmp_path):
     path = f"{tmp_path}/bin:{os.environ['PATH']}"
     last = done.stdout.splitlines()[-1]
     subprocess.run(["bash", "-c", last], env=os.environ | {"PATH": path}, check=True)
-    assert shown(venv) == ["train", *flags]
+    assert [arguments for _, arguments in shown(venv)] == [["train", *flags]]
 
 
 # As sbatch does it: the string becomes a script of sh.
@@ -170,27 +173,38 @@ def test_gpu_script_stops_without_a_usable_gpu(says, message, tmp_path, fake_pyt
     assert not Path(fake_python["LOG"]).exists()
 
 
-def test_slurm_job(tmp_path):
-    """One task per GPU; srun is told the CPUs again, and flags reach the run as they were given."""
+@pytest.fixture
+def slurm(tmp_path):
+    """Queues with stand-ins for sbatch, srun and cir-jax."""
     program(tmp_path / "bin" / "sbatch", WRAPPED)
     program(tmp_path / "bin" / "srun", RUN)
     program(tmp_path / "venv" / "bin" / "cir-jax", SHOW)
+    path, venv = f"{tmp_path}/bin:{os.environ['PATH']}", str(tmp_path / "venv")
+    return lambda *flags, **more: call("slurm_gpu.sh", *flags, PATH=path, CIR_JAX_VENV=venv, **more)
+
+
+def test_slurm_job(slurm, tmp_path):
+    """One task per GPU; srun is told the CPUs again, and flags reach the run as they were given."""
     flags = ["--config", "x:y", *HARD]
-    own = ["--nodes", "2", "--gpus", "4", "--cpus", "12", "--account", "a"]
-    done = call(
-        "slurm_gpu.sh",
-        *own,
-        *flags,
-        PATH=f"{tmp_path}/bin:{os.environ['PATH']}",
-        CIR_JAX_VENV=str(tmp_path / "venv"),
-    )
+    done = slurm("--nodes", "2", "--gpus", "4", "--cpus", "12", "--account", "a", *flags)
     assert done.returncode == 0, done.stderr
     options = " ".join((tmp_path / "bin/sbatch.options").read_text().split())
     assert options.startswith("--job-name cir_jax --nodes 2 --ntasks-per-node 4")
     assert "--account a" in options and "--cpus-per-task 12" in options
     said = (tmp_path / "bin/srun.options").read_text()
     assert said == "auto --cpus-per-task 12 --kill-on-bad-exit=1\n"
-    assert shown(tmp_path / "venv") == ["train", *flags]
+    checked, run = shown(tmp_path / "venv")
+    assert checked == [
+        "--xla_force_host_platform_device_count=8",
+        ["train", "--dry-run", *flags],
+    ]
+    assert run[1] == ["train", *flags]
+
+
+def test_what_cir_jax_refuses_is_not_queued(slurm, tmp_path):
+    done = slurm("--node", "2", "--config", "x", FAILS="2")
+    assert done.returncode == 2
+    assert len(shown(tmp_path / "venv")) == 1 and not (tmp_path / "bin/sbatch.options").exists()
 
 
 def test_slurm_needs_an_installed_environment(tmp_path):

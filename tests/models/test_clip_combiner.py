@@ -93,8 +93,8 @@ def test_dropout_is_behind_each_relu_and_keeps_the_mean(monkeypatch):
     params, image, text, _ = problem()
     masks, draw = [], jax.random.bernoulli
 
-    def noted(key, kept, shape):
-        masks.append((kept, draw(key, kept, shape)))
+    def noted(key, p, shape, **options):
+        masks.append((p, draw(key, p, shape, **options)))
         return masks[-1][1]
 
     monkeypatch.setattr(jax.random, "bernoulli", noted)

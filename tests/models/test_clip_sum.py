@@ -149,7 +149,7 @@ def test_a_smaller_context_is_taken_from_the_config():
 
 
 def test_errors():
-    with pytest.raises(UserError, match=r"model.dtype='float16'; use auto, float32 or bfloat16"):
+    with pytest.raises(UserError, match=r"model.dtype='float16' is unknown; use auto, float32"):
         build("tiny-vit", "model.dtype=float16")
     with pytest.raises(UserError, match=r"model.image_size=96, but tower 'tiny-vit' takes 64; set"):
         build("tiny-vit", "model.image_size=96")

@@ -193,5 +193,5 @@ def test_errors():
         config.load("sprc:cirr,stage=0")
     with pytest.raises(UserError, match=r"model.image_size=32, but tower 'tiny-blip2' takes 64"):
         contract.build(config.load("sprc:quicktest", ["model.image_size=32"]).model)
-    with pytest.raises(UserError, match=r"model.dtype='float16'; use auto"):
+    with pytest.raises(UserError, match=r"model.dtype='float16' is unknown; use auto"):
         contract.build(config.load("sprc:quicktest", ["model.dtype=float16"]).model)

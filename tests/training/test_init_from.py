@@ -37,8 +37,8 @@ def flags(root, workdir, *changes, tower=VIT, stage=1, config="clip_sum"):
     keys = (
         f"workdir={workdir}", f"data.root={root}", f"model.tower={tower}", "model.dtype=float32",
         "batch=8", "steps=1", "data.threads=2", "eval.batch=16", "eval.examples=2", "log_every=1",
-        "optim.learning_rate=0.0", "loss.bank_block=16", "eval.benchmark=none",
-        *changes,
+        "optim.learning_rate=0.0", "eval.benchmark=none",
+        *(["loss.bank_block=16"] if stage == 2 else []), *changes,
     )  # fmt: skip
     found = ["--config", f"{config}:fashioniq,stage={stage}"]
     return found + [x for key in keys for x in ("--set", key)]

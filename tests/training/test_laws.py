@@ -43,7 +43,8 @@ def prepared(model, stage, shape=(1, 1), *changes):
     """(functions, stage, mesh, parameters, batch, bank) of a random problem."""
     # With a small epsilon Adam's first step is a sign, and gradients that are zero but for rounding
     # (the bias of attention keys) would flip it.
-    config = runs.tiny("unused", "unused", "optim.epsilon=1e-3", *changes, model=model)
+    changes = ("optim.epsilon=1e-3", *changes)
+    config = runs.tiny("unused", "unused", *changes, model=model, stage=STAGES.index(stage))
     mesh = meshes.make(*shape, jax.devices()[: shape[0] * shape[1]])
     functions, params = built(model)
     made = stages.load(stage).Stage.from_config(config, functions, mesh)
@@ -257,7 +258,7 @@ def test_errors():
         prepared("clip_sum", "one_in_batch", (1, 1), "loss.chunk=3")
     with pytest.raises(UserError, match=r"loss.chunk 3 does not divide over 2 devices"):
         prepared("clip_sum", "one_in_batch", (2, 1), "loss.chunk=3")
-    with pytest.raises(UserError, match=r"bank_negatives=-1 is negative"):
+    with pytest.raises(UserError, match=r"bank_negatives=-1 is out of range"):
         prepared("clip_sum", "two_bank", (1, 1), "loss.bank_negatives=-1")
     with pytest.raises(UserError, match=r"no 'tow_bank' in stages; there are: one_in_batch, two_b"):
         stages.load("tow_bank")

@@ -80,7 +80,7 @@ def test_target_alone_is_the_stage_and_an_order_does_not_matter():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("loss.negative_types=targets", r"must name one or more of target, query, text, reference"),
+        ("loss.negative_types=targets", r"'targets',\) is unknown; use target, query, text or ref"),
         ("loss.negative_types=()", r"must name one or more of"),
         ("loss.negative_types=text,text", r"each once"),
         ("loss.auxiliary=align:1", r"model 'clip_sum' has no loss 'align', nor any other"),

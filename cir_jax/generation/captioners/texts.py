@@ -24,19 +24,12 @@ KEYS = {
     "caption.duplicates": ("error", "of several captions of one image",
                            ("error", "first", "last")),
 }  # fmt: skip
-DUPLICATES = ("error", "first", "last")
-UNKNOWN = ("error", "ignore")
 
 
 def check(section: ConfigDict) -> None:
     """Raises UserError if this is asked to write, or its files are not there."""
     if "file" not in section:
         raise UserError("captioner texts looks captions up; it cannot rewrite texts")
-    for key, allowed in (("unknown", UNKNOWN), ("duplicates", DUPLICATES)):
-        if section[key] not in allowed:
-            raise UserError(
-                f"caption.{key}={section[key]!r} is unknown; there are: {', '.join(allowed)}"
-            )
     if section.file:  # else the set of images may bring its own
         image_lists.expand(section.file)
 

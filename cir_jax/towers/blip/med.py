@@ -98,7 +98,7 @@ class TextEncoder(nnx.Module):
         mask, image = text != PAD, image.astype(self.dtype)
         x = self.embeddings.finish(self.embeddings.lookup(text), self.rate, first)
 
-        def apply(layer: Layer, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        def apply(x: jax.Array, layer: Layer, key: jax.Array | None) -> jax.Array:
             return layer(x, image, mask, key)
 
         return run_stack(self.layers, x.astype(self.dtype), apply, rest, remat=self.remat)

@@ -184,7 +184,7 @@ class QFormer(nnx.Module):
         x = run_stack(
             self.pairs if image is not None else _without_image(self.pairs),
             x,
-            lambda pair, x, key: pair(x, mask, image, slots, key),
+            lambda x, pair, key: pair(x, mask, image, slots, key),
             keys[1],
             remat=self.remat,
         )

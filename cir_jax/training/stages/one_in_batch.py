@@ -146,12 +146,10 @@ def _weights(texts: Iterable[str], functions: Functions) -> tuple[tuple[str, flo
 def _types(names: Iterable[str]) -> tuple[str, ...]:
     """The types of negatives, in one order whatever that of the config."""
     names = tuple(names)
-    strange = [name for name in names if name not in negative_types.TYPES]
-    if strange or not names or len(set(names)) < len(names):
-        hint = nearest(strange[0], negative_types.TYPES) if strange else ""
+    if not names or len(set(names)) < len(names):
         raise UserError(
             f"loss.negative_types={names} must name one or more of "
-            f"{', '.join(negative_types.TYPES)}, each once.{hint}"
+            f"{', '.join(negative_types.TYPES)}, each once"
         )
     return tuple(name for name in negative_types.TYPES if name in names)
 
