@@ -20,4 +20,4 @@ cd "$ROOT"
 execute "$VENV/bin/ruff" check .
 execute "$VENV/bin/ruff" format --check .
 execute "$VENV/bin/mypy"
-execute "$VENV/bin/python" -m pytest -q -n 2 --dist worksteal "${flags[@]+"${flags[@]}"}"
+execute "$VENV/bin/python" -m pytest -q -n 2 --dist worksteal --durations=20 "${flags[@]+"${flags[@]}"}"

@@ -27,7 +27,21 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from tests import programs
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What takes longest is started first, so that no worker is left alone with it at the end.
+LONG = ("test_readme.py", "test_wheel.py", "test_models.py", "test_processes.py", "test_laws.py")
+
+
+def pytest_sessionstart():
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        programs.drop_oldest(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]), programs.LIMIT)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,6 +4,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 from tests.launch.calls import LAUNCH, call, program
@@ -78,13 +79,14 @@ def test_failure_ends_a_process_that_does_not_listen(tmp_path):
 
 def test_interrupt_lets_all_save(tmp_path):
     saves = program(tmp_path / "saves", SAVES)
+    # Where the tests run in the background, the signal is ignored, and a shell keeps to that.
+    heard = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    heard += "os.execvp('bash', ['bash', *sys.argv[1:]])"
     running = subprocess.Popen(
-        ["bash", str(LAUNCH / "local_processes.sh"), "train"],
+        [sys.executable, "-c", heard, str(LAUNCH / "local_processes.sh"), "train"],
         env=os.environ | {"CIR_JAX": str(saves), "PLACE": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # Where the tests run in the background, the signal is ignored, and a shell keeps to that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not all((tmp_path / f"started-{i}").exists() for i in (0, 1)):
         assert running.poll() is None

@@ -18,15 +18,3 @@ KEYS = {
     "dropout": (0.0, "of the text encoder, in steps of training", "[0, 1)"),
     "train_image": (False, "stage one trains the image side too", None),
 }  # fmt: skip
-
-__all__ = [
-    "CUT_PADDING",
-    "KEYS",
-    "LAYOUTS",
-    "REFERENCE_ROWS",
-    "TOKENIZER",
-    "Model",
-    "image_size",
-    "roles",
-    "sharding",
-]

@@ -19,17 +19,3 @@ KEYS = {
               "init_from", "size of cir_jax.towers.blip2.sizes"),
     "train_image": (False, "stage one trains the image side too", None),
 }  # fmt: skip
-
-__all__ = [
-    "AUXILIARY",
-    "CUT_PADDING",
-    "KEYS",
-    "LAYOUTS",
-    "NEW",
-    "REFERENCE_ROWS",
-    "TOKENIZER",
-    "Model",
-    "image_size",
-    "roles",
-    "sharding",
-]

@@ -18,17 +18,3 @@ KEYS = {
     "tower": ("RN50x4", "size of the encoders, see cir_jax/towers/clip/sizes.py; auto = that of "
               "init_from", "size of cir_jax.towers.clip.sizes"),
 }  # fmt: skip
-
-__all__ = [
-    "AUXILIARY",
-    "CUT_PADDING",
-    "KEYS",
-    "LAYOUTS",
-    "NEW",
-    "REFERENCE_ROWS",
-    "TOKENIZER",
-    "Model",
-    "image_size",
-    "roles",
-    "sharding",
-]
