@@ -4,9 +4,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from flax import nnx
 
+from cir_jax.errors import UserError
 from cir_jax.towers.clip.sizes import TextSize
 from cir_jax.towers.layers import Block, Dense, LayerNorm, Mlp, run_blocks, run_stack, stack
 from tests.towers import weights
@@ -38,15 +40,17 @@ def test_layers_of_a_stack_are_rows_of_one_draw():
     """Runs of earlier releases hold values that begin so: a seed must go on giving the same."""
     rngs, same = nnx.Rngs(7), nnx.Rngs(7)
     made = stack(lambda rngs: Mlp(4, 6, 0.5, 0.25, activation="gelu", rngs=rngs), 3, rngs)
-    for kernel, shape, std in (
-        (made.fc1.kernel, (3, 4, 6), 0.5),
-        (made.fc2.kernel, (3, 6, 4), 0.25),
-    ):
+    for dense, shape, std in ((made.fc1, (3, 4, 6), 0.5), (made.fc2, (3, 6, 4), 0.25)):
         want = std * jax.random.normal(same.params(), shape)
-        np.testing.assert_array_equal(kernel[...], want)
+        np.testing.assert_array_equal(dense.kernel[...], want)
     assert made.fc1.bias.shape == (3, 6) and not made.fc1.bias[...].any()
     # It took as many keys as one layer does, so what comes next is drawn as it was.
     np.testing.assert_array_equal(*(jax.random.key_data(r.params()) for r in (rngs, same)))
+
+
+def test_a_tower_without_layers():
+    with pytest.raises(UserError, match="a tower of 0 layers, where it needs at least 1; name"):
+        stack(lambda rngs: Dense(4, 4, 0.5, rngs=rngs), 0, nnx.Rngs(0))
 
 
 def test_a_scan_runs_the_layers_in_turn_each_with_its_own_key():
