@@ -138,7 +138,7 @@ def test_errors(changes, message, tmp_path):
         (["pair.window=10000,20000"], r"window=10000,20000 does not fit 12 images, whose ranks"),
         (["pair.window=3,13"], r"pair.window=3,13 does not fit 12 images, whose ranks are 0 to 11"),
         (["pair.window=5,5"], "pair.window=5,5 does not fit"),
-        (["pair.window=-1,5"], rr"pair.window=\(-1, 5\) is out of range"),
+        (["pair.window=-1,5"], r"pair.window=\(-1, 5\) is out of range"),
         (["pair.window=12,0"], "pair.window=12,0 does not fit"),
         (["pair.window=3"], r"pair.window=\(3,\); give two ranks, from and to"),
         (["pair.window=far,near"], r"pair.window=\('far', 'near'\) is out of range"),
