@@ -9,12 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The programs of tests are tiny and run a few times: what costs is compiling them well. The last
-# flag takes the older, quicker way to kernels; jaxlib stops at it from 0.11 on.
+# The programs of tests are tiny and run a few times: what costs is compiling them well. Eight
+# devices on two busy cores may wait for each other longer than the 40 s after which XLA ends the
+# process. The last flag takes the older, quicker way to kernels; jaxlib stops at it from 0.11 on.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
     + " --xla_cpu_use_fusion_emitters=false"
     * version("jaxlib").startswith("0.10.")
 ).strip()

@@ -20,7 +20,7 @@ from cir_jax import UserError, main, weights
 from cir_jax.convert import importing
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Preprocess
-from cir_jax.retrieval import load, retriever
+from cir_jax.retrieval import load, ranking, retriever
 from cir_jax.runtime import encode
 from cir_jax.runtime import mesh as meshes
 from tests import runs
@@ -274,6 +274,20 @@ def test_eight_threads_get_what_one_gets(place, paths):
     for got, job in zip(together, jobs, strict=True):
         for a, b in zip(got, work(alone, job), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_programs_reach_all_devices_in_one_order(place, paths, monkeypatch):
+    held, compiled, programs = [], encode._compiled, ranking._programs
+
+    def watched(program):
+        return lambda *x: held.append(meshes.LAUNCH.locked()) or program(*x)
+
+    monkeypatch.setattr(encode, "_compiled", lambda *x: watched(compiled(*x)))
+    monkeypatch.setattr(ranking, "_programs", lambda mesh: [*map(watched, programs(mesh))])
+    model = cir_jax.load(place)
+    rows = model.encode_images(paths)
+    model.rank(model.encode_queries(None, TEXTS), rows, k=1)
+    assert held == [True] * 3 and not meshes.LAUNCH.locked()
 
 
 def test_a_model_of_several_rows_whose_reference_reads_the_text(paths, tmp_path):

@@ -171,13 +171,14 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
     assert set(converted) == {"verify"}
     assert (folder / "runs/fiq2/report.html").is_file()
     for name in ("spn-cirr", "zero-shot-cirr", "combiner-cirr", "tgcir1", "blip-cirr2", "sprc2",
-                 "cirr2-circo", "zero-shot-circo", "cirr2-genecis"):  # fmt: skip
+                 "cirr2-circo", "zero-shot-circo", "cirr2-genecis", "my-model2",
+                 "my-data"):  # fmt: skip
         assert (folder / "runs" / name / "report.html").is_file()
     CLIPModel.from_pretrained(folder / "DATA/clip-large-hf")
     assert len(list((folder / "submission").iterdir())) == 2
     assert len(list((folder / "submission-circo").iterdir())) == 1
     assert len(server.bodies) == len(runs.COLORS)
-    for name in ("emoji-positives", "photos", "titles", "fiq-positives"):
+    for name in ("emoji-positives", "photos", "titles", "fiq-positives", "my-captions"):
         assert (folder / "runs" / name / "triplets.jsonl").read_text().count("\n") >= 3
     assert json.loads((folder / "DATA/lasco.jsonl").read_text())["text"] == "greener"
     train = cir_jax.train

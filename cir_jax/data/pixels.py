@@ -182,12 +182,6 @@ def open_image(source: Any) -> Image.Image:
     return image
 
 
-def normalize(pixels: np.ndarray) -> np.ndarray:
-    """uint8 [..., 3] -> float32: / 255, minus CLIP's mean, over its deviation."""
-    scaled = pixels.astype(np.float32) / np.float32(255)
-    return (scaled - np.asarray(IMAGE_MEAN, np.float32)) / np.asarray(IMAGE_STD, np.float32)
-
-
 def _crop_centre(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     # Python rounds halves to even, and so does the pipeline this one must match.

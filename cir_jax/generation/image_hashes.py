@@ -21,7 +21,6 @@ from cir_jax.data.pixels import open_image
 from cir_jax.errors import UserError
 from cir_jax.generation import journal
 
-BITS = 128  # of a perceptual hash
 _TASK = 16  # images a thread is given at a time
 
 

@@ -236,7 +236,8 @@ def _blocks(
     for start in range(0, len(query), size):
         rows = np.minimum(np.arange(start, start + size), len(query) - 1)
         block = [_place(x[rows], replicated) for x in (query.astype(np.float32), *columns)]
-        pieces.append(program(*block, candidates))
+        with meshes.LAUNCH:
+            pieces.append(program(*block, candidates))
         if len(pieces) > 2:  # bounds what is in flight on the device
             jax.block_until_ready(pieces[-3])
     joined = jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts]), *pieces)

@@ -92,7 +92,8 @@ def stream(
     before = None
     rows = _rows(batch, max(len(items), least), mesh)
     for start, fields, count in _batches(items, load, rows, mesh, threads):
-        out = program(params, fields)
+        with meshes.LAUNCH:
+            out = program(params, fields)
         if before:  # keep one batch in flight: copying waits for the one before it
             yield _to_host(*before)
         before = start, out, count

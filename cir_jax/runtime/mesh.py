@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device mesh. Axes: "data" (batch rows, bank rows) and "model" (parameters, bank rows)."""
 
+import threading
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -9,6 +11,9 @@ from cir_jax.errors import UserError
 DATA = "data"
 MODEL = "model"
 AXES = (DATA, MODEL)
+# Held while a program is started. Two that threads start at once could reach the devices in
+# different orders, and then each waits in a collective for a device that the other one has.
+LAUNCH = threading.Lock()
 
 
 def make(data: int = -1, model: int = 1, devices: list[jax.Device] | None = None) -> Mesh:

@@ -27,6 +27,7 @@ class Embeddings(nnx.Module):
     """
 
     def __init__(self, vocabulary: int, positions: int, width: int, *, rngs: nnx.Rngs):
+        # Bare tables: nnx.Embed would put them at words/embedding, where no checkpoint has them.
         self.words = normal(rngs, (vocabulary, width), STD)
         self.positions = normal(rngs, (positions, width), STD)
         self.norm = LayerNorm(width, epsilon=EPSILON)
@@ -89,6 +90,7 @@ class Attention(nnx.Module):
         def split(y: jax.Array) -> jax.Array:
             return y.reshape(*y.shape[:2], self.heads, -1)
 
+        # Written out, since jax.nn.dot_product_attention has no dropout of the weights.
         query, value = split(self.query(x)), split(self.value(source))
         logits = jnp.einsum(
             "bthd,buhd->bhtu", query, split(self.key(source)), preferred_element_type=jnp.float32

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
+from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 LAYERS = "layers"  # name of the axis over which `stack` maps
 M = TypeVar("M", bound=nnx.Module)
@@ -220,7 +221,7 @@ class Block(nnx.Module):
 
     def __init__(
         self,
-        size: Any,
+        size: VisionTransformerSize | TextSize,
         *,
         causal: bool,
         activation: str,
@@ -283,7 +284,12 @@ def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
       make: rngs -> one layer. Its random parameters are drawn by `normal` or `Dense`.
       layers: L, length of the new axis.
       rngs: `make` takes as many keys from it as for a single layer.
+
+    Raises:
+      UserError: no layers.
     """
+    if layers < 1:
+        raise UserError(f"a tower of {layers} layers, where it needs at least 1; name another size")
     mapped = nnx.vmap(make, in_axes=None, out_axes=0, axis_size=layers, axis_name=LAYERS)
     return mapped(rngs)
 

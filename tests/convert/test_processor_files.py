@@ -10,6 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPTokenizer
 
+from cir_jax import contract
 from cir_jax.data import pixels, tokens
 from cir_jax.errors import UserError
 from cir_jax.towers.clip import sizes
@@ -70,7 +71,7 @@ def test_the_image_processor_makes_the_pixels_of_plain_clip(written):
     )
     processor = AutoImageProcessor.from_pretrained(written)
     theirs = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    ours = pixels.normalize(pixels.Preprocess(336, "none")(picture))
+    ours = contract.normalize(pixels.Preprocess(336, "none")(picture))
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 

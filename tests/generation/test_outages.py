@@ -28,7 +28,7 @@ from tests.generation.scripted import (
 )
 from tests.generation.tiny_vlm import free_port
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("quick")
 
 
