@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hard defaults for every test: eight CPU devices, no silent broadcasting, no silent warnings."""
 
+import contextlib
+import ctypes
+import gc
 import os
 from importlib.metadata import version
 from pathlib import Path
@@ -51,3 +54,6 @@ def drop_programs():
     """Compiled programs are kept as long as a process lives; no module needs those of another."""
     yield
     jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not everywhere is glibc
+        ctypes.CDLL(None).malloc_trim(0)  # it keeps what is freed: gigabytes, after compiling

@@ -30,7 +30,7 @@ HERE = Path(__file__).parents[1]
 TINY = (
     f"model.name={runs.stand_in('cross_attention')}",
     "model.tower=tiny-vit", "steps=2", "epochs=1", "batch=8", "eval.examples=2", "data.threads=2",
-    "optim.warmup_steps=0",
+    "optim.warmup_steps=0", "data.text_lengths=32",
 )  # fmt: skip
 
 

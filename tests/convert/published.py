@@ -4,6 +4,7 @@
 import collections
 import functools
 import json
+import warnings
 
 import safetensors.torch
 import torch
@@ -65,7 +66,11 @@ def torchscript(path, tower=VIT):
         "encode_image": torch.zeros(1, 3, side, side),
         "encode_text": torch.tensor([[49406, 5, 49407]]),
     }
-    torch.jit.trace_module(network, inputs, check_trace=False).save(str(path))
+    with warnings.catch_warnings():
+        # The format is an old one, and what is traced depends on sizes that never change here.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", ".torch.jit.trace", DeprecationWarning)
+        torch.jit.trace_module(network, inputs, check_trace=False).save(str(path))
     return path
 
 
