@@ -40,6 +40,7 @@ def describe(setup: Setup, data: Data) -> str:
         ("parameters", f"{total:,}, of which {trained:,} train"),
         ("triplets", f"{sources}; {len(triplets.images):,} images"),
         ("steps", f"{data.steps:,} of {config.batch}, {data.steps_per_epoch:,} per epoch"),
+        ("batch", meshes.share(config.batch, setup.mesh) or f"{config.batch:,} rows"),
         ("devices", f"{setup.mesh.size} {jax.devices()[0].platform}, data={_axes(setup)}"),
         *(
             (what, f"{gigabytes(size)} on each device")

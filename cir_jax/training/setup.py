@@ -93,21 +93,26 @@ def make(config: ConfigDict) -> Setup:
       UserError: values that do not go together, or a benchmark whose data is not there.
     """
     mesh = meshes.make(config.mesh.data, config.mesh.model)
-    meshes.check_batch(config.batch, mesh)
     if config.max_seconds > 0 and jax.process_count() > 1:
         raise UserError(
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
     functions = contract.build(config.model)
+    # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
+    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
+    meshes.check_batch(config.batch, mesh)
+    benchmark = benchmarks.build(config)
+    if benchmark or stage.needs_bank:
+        meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
     return Setup(
         config=config,
         mesh=mesh,
         functions=functions,
-        stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
+        stage=stage,
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
-        benchmark=benchmarks.build(config),
+        benchmark=benchmark,
     )
 
 
