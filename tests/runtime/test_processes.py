@@ -39,15 +39,16 @@ def launch(*arguments, env=()):
     )
 
 
-def train_with_two(config, workdir):
-    """Trains this config in another run folder, with two processes of two devices each."""
+def train_with_two(config, workdir, devices=2, env=()):
+    """Trains this config in another run folder, with two processes of as many devices each."""
     file, text = workdir.with_suffix(".py"), configs.to_json(config)
     file.write_text(
         "from cir_jax import config\n\n\ndef get_config(arg=''):\n"
         f"    loaded = config.from_json({text!r}).copy_and_resolve_references()\n"
         f"    loaded.unlock()\n    loaded.workdir = {str(workdir)!r}\n    return loaded\n"
     )
-    done = launch("--processes", "2", "--devices", "2", "train", "--config", str(file))
+    count = ("--processes", "2", "--devices", str(devices))
+    done = launch(*count, "train", "--config", str(file), env=env)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
