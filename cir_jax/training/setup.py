@@ -5,7 +5,7 @@
 data; `read_data`, `build_bank` and `make_batches` return values, which the trainer hands on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,25 @@ def make(config: ConfigDict) -> Setup:
       UserError: values that do not go together, or a benchmark whose data is not there.
     """
     mesh = meshes.make(config.mesh.data, config.mesh.model)
-    meshes.check_batch(config.batch, mesh)
     if config.max_seconds > 0 and jax.process_count() > 1:
         raise UserError(
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
+    return replace(assemble(config, mesh), benchmark=benchmarks.build(config))
+
+
+def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+    """The parts of a run that need no data, on a mesh whose devices may be elsewhere: no benchmark.
+
+    Args:
+      config: resolved.
+      mesh: of the run.
+
+    Raises:
+      UserError: values that do not go together.
+    """
+    meshes.check_batch(config.batch, mesh)
     functions = contract.build(config.model)
     return Setup(
         config=config,
@@ -107,7 +120,7 @@ def make(config: ConfigDict) -> Setup:
         stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
-        benchmark=benchmarks.build(config),
+        benchmark=None,
     )
 
 
