@@ -5,7 +5,7 @@
 data; `read_data`, `build_bank` and `make_batches` return values, which the trainer hands on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,24 @@ def make(config: ConfigDict) -> Setup:
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
+    return replace(assemble(config, mesh), benchmark=benchmarks.build(config))
+
+
+def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+    """The parts of a run that need no data, on a mesh whose devices may be elsewhere: no benchmark.
+
+    Args:
+      config: resolved.
+      mesh: of the run.
+
+    Raises:
+      UserError: values that do not go together.
+    """
     functions = contract.build(config.model)
     # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
     stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
     meshes.check_batch(config.batch, mesh)
-    benchmark = benchmarks.build(config)
-    if benchmark or stage.needs_bank:
+    if stage.needs_bank or config.eval.benchmark != "none":
         meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
     return Setup(
         config=config,
@@ -112,7 +124,7 @@ def make(config: ConfigDict) -> Setup:
         stage=stage,
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
-        benchmark=benchmark,
+        benchmark=None,
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from cir_jax import contract, weights
 from cir_jax.training import train
 from tests import runs
-from tests.runtime.test_processes import HERE, losses, train_with_two
+from tests.runtime.test_processes import HERE, losses, train_with
 
 INTERLEAVED = Path(__file__).parent / "interleaved"
 
@@ -31,7 +31,7 @@ def test_hosts_whose_devices_interleave_equal_one_process(model, stage, devices,
     alone = runs.tiny(tmp_path / "one", root, *changes, stage=stage, model=model)
     results = train.train(alone)
     path = os.pathsep.join([str(INTERLEAVED), str(HERE)])
-    train_with_two(alone, tmp_path / "two", devices, {"PYTHONPATH": path})
+    train_with(2, devices, alone, tmp_path / "two", {"PYTHONPATH": path})
     want, got = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(want) == 3 and got == pytest.approx(want, rel=2e-5)
     other = json.loads((tmp_path / "two" / "results.json").read_text())
