@@ -5,7 +5,7 @@
 data; `read_data`, `build_bank` and `make_batches` return values, which the trainer hands on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,21 +93,38 @@ def make(config: ConfigDict) -> Setup:
       UserError: values that do not go together, or a benchmark whose data is not there.
     """
     mesh = meshes.make(config.mesh.data, config.mesh.model)
-    meshes.check_batch(config.batch, mesh)
     if config.max_seconds > 0 and jax.process_count() > 1:
         raise UserError(
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
+    return replace(assemble(config, mesh), benchmark=benchmarks.build(config))
+
+
+def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+    """The parts of a run that need no data, on a mesh whose devices may be elsewhere: no benchmark.
+
+    Args:
+      config: resolved.
+      mesh: of the run.
+
+    Raises:
+      UserError: values that do not go together.
+    """
     functions = contract.build(config.model)
+    # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
+    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
+    meshes.check_batch(config.batch, mesh)
+    if stage.needs_bank or config.eval.benchmark != "none":
+        meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
     return Setup(
         config=config,
         mesh=mesh,
         functions=functions,
-        stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
+        stage=stage,
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
-        benchmark=benchmarks.build(config),
+        benchmark=None,
     )
 
 
@@ -192,7 +209,6 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
       store: references on disk, as `build_bank` returned them.
     """
     config = setup.config
-    mine = encode.local_rows(config.batch, setup.mesh)
     field = (references.FIELDS[data.place],) if data.place else ()
     options = loader.Options(
         batch=config.batch,
@@ -206,7 +222,7 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         exclude_positives=config.loss.exclude_positives,
         cache_pixels=config.data.cache_pixels,
         threads=config.data.threads,
-        process=(mine.start // len(mine), config.batch // len(mine)),
+        rows=encode.local_rows(config.batch, setup.mesh),
     )
     sources = loader.Sources(setup.preprocess, data.references, store)
     return pipeline.batches(data.triplets, options, sources)

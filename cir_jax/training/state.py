@@ -66,9 +66,9 @@ def start(setup: Setup, steps: int) -> tuple[State, optax.GradientTransformation
     Raises:
       UserError: the run folder holds a run of another config, or the weights are not this model's.
     """
-    abstract, optimizer = _abstract(setup, steps)
+    shapes, optimizer = abstract(setup, steps)
     last = checkpoint.Checkpoints(Path(setup.config.workdir) / checkpoint.LAST)
-    found = checkpoint.restore_newest(last, abstract, lambda record: _check_same(setup, record))
+    found = checkpoint.restore_newest(last, shapes, lambda record: _check_same(setup, record))
     last.close()
     if found:
         step, tree, record = found
@@ -79,11 +79,11 @@ def start(setup: Setup, steps: int) -> tuple[State, optax.GradientTransformation
         return State(**tree, step=step, **kept), optimizer
     index, query, source = _fresh(setup)
     extra = setup.stage.extra
-    begin = {p: query[p] if p in query else np.float32(extra[p]) for p in abstract["trained"]}
+    begin = {p: query[p] if p in query else np.float32(extra[p]) for p in shapes["trained"]}
     trained = sharding.place(begin, setup.shardings)
     places = sharding.optimizer_shardings(optimizer, trained, setup.shardings, setup.mesh)
     initial = jax.jit(optimizer.init, out_shardings=places)(trained)
-    fixed = sharding.place({p: index[p] for p in abstract["fixed"]}, setup.shardings)
+    fixed = sharding.place({p: index[p] for p in shapes["fixed"]}, setup.shardings)
     return State(fixed, trained, initial, source=source), optimizer
 
 
@@ -126,7 +126,7 @@ def _say_what_is_left(setup: Setup, found: weights.Weights) -> None:
         )
 
 
-def _abstract(setup: Setup, steps: int) -> tuple[dict[str, Any], optax.GradientTransformation]:
+def abstract(setup: Setup, steps: int) -> tuple[dict[str, Any], optax.GradientTransformation]:
     """Shapes and shardings of the tree of a checkpoint of this run, and the optimizer."""
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     paths = stages.trainable(setup.stage, setup.functions)
