@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cir_jax import keys
-from cir_jax.bank.references import BYTES, gigabytes
+from cir_jax.bank.references import BYTES
+from cir_jax.files import gigabytes
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage as stages
 from cir_jax.training import state as states

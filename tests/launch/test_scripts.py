@@ -11,7 +11,8 @@ import pytest
 
 from tests.launch.calls import HERE, LAUNCH, call, program
 
-SCRIPTS = sorted(p.name for p in LAUNCH.glob("*.sh") if p.name != "environment.sh")
+SOURCED = {"environment.sh", "together.sh"}  # by the others
+SCRIPTS = sorted(p.name for p in LAUNCH.glob("*.sh") if p.name not in SOURCED)
 # Arguments that a shell on the way would take apart, drop or run.
 HARD = ["--init-from", "a b.pt", "it's.pt", "--set", 'data.root=/a $HOME/`pwd`/"x"/*', "--set",
         "modify.templates=('{target} && {reference}', '#;|<>\\!')", "--set", "data.root=", "",
