@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of ours: there whole or not at all, of a version that is read. Free of jax, for readers."""
 
+import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,12 +12,59 @@ from typing import Any, BinaryIO
 from cir_jax.errors import UserError
 
 
-def full(path: Path, error: OSError) -> UserError:
-    """What to say when a file cannot be written."""
+_NO_ROOM = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EFBIG: "EFBIG"}
+
+
+def full(path: Path, error: OSError, need: int = 0) -> UserError:
+    """What to say when a file cannot be written.
+
+    Args:
+      path: the file.
+      error: what the system said.
+      need: bytes that the file takes, if that is known.
+    """
+    room = f"{room_for(need, path)}; make" if error.errno in _NO_ROOM else "Make"
     return UserError(
-        f"{path} cannot be written ({error.strerror or error}); what it held is kept. Make room or "
-        "correct that, then give the same command again"
+        f"{path} cannot be written ({error.strerror or error}); what it held is kept. {room} room "
+        "or correct that, then give the same command again"
     )
+
+
+def room_for(need: int, place: Path) -> str:
+    """A clause that says how many bytes are wanted at a place, and how many are free there."""
+    there = next((p for p in (place, *place.absolute().parents) if p.exists()), Path("/"))
+    free = f"{gigabytes(shutil.disk_usage(there).free)} are free there"
+    return f"It needs {gigabytes(need)}, and {free}" if need else free
+
+
+def lacks_room(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, also where a library tells of it in words alone."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        words = str(error)
+        if any(name in words or os.strerror(code) in words for code, name in _NO_ROOM.items()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def put(path: str | Path, content: bytes) -> None:
+    """Writes a file of this content, or leaves `path` as it was.
+
+    Raises:
+      UserError: the disk is full or fails.
+    """
+    with whole(path, lambda path, error: full(path, error, len(content))) as file:
+        file.write(content)
 
 
 @contextmanager

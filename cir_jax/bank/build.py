@@ -19,9 +19,10 @@ from jax.sharding import Mesh
 from cir_jax import progress
 from cir_jax.bank import files
 from cir_jax.bank.bank import Inputs
-from cir_jax.bank.references import Plan, gigabytes
+from cir_jax.bank.references import Plan
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
+from cir_jax.files import gigabytes
 from cir_jax.params import Params
 from cir_jax.runtime import encode
 

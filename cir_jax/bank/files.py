@@ -31,7 +31,6 @@ from filelock import FileLock, Timeout
 from jax.experimental import multihost_utils
 
 from cir_jax import files
-from cir_jax.bank.references import gigabytes
 from cir_jax.errors import UserError
 
 VERSION = 1  # of the folder of a bank, its references included
@@ -174,7 +173,7 @@ class Writer:
         if needed <= free:
             return ""
         return (
-            f"the bank needs {gigabytes(needed)} in {self.folder}, and {gigabytes(free)} are free "
+            f"the bank needs {files.gigabytes(needed)} in {self.folder}, and {files.gigabytes(free)} are free "
             "there; make room, set loss.bank_path to a folder on a larger disk, or set "
             "loss.references=recompute"
         )

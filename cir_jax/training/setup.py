@@ -111,13 +111,17 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     Raises:
       UserError: values that do not go together.
     """
-    meshes.check_batch(config.batch, mesh)
     functions = contract.build(config.model)
+    # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
+    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
+    meshes.check_batch(config.batch, mesh)
+    if stage.needs_bank or config.eval.benchmark != "none":
+        meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
     return Setup(
         config=config,
         mesh=mesh,
         functions=functions,
-        stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
+        stage=stage,
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
         benchmark=None,

@@ -139,12 +139,13 @@ def summary(setup: Setup, data: Data, state: State) -> str:
     abstract = setup.functions.abstract
     trained = {p: x for p, x in state.trained.items() if p in abstract}
     learned = f", and {', '.join(setup.stage.extra)}" if setup.stage.extra else ""
+    share = meshes.share(config.batch, setup.mesh)
     return (
         f"{config.model.name} {config.model.tower}, stage {config.stage}: "
         f"{optim.size(trained):,} of {optim.size(abstract):,} parameters train{learned}\n"
         f"  triplets: {sources}; {images}\n"
         f"  {data.steps:,} steps of {config.batch}, {data.steps_per_epoch:,} per epoch, on "
         f"{setup.mesh.size} {jax.devices()[0].platform} device(s), {jax.process_count()} "
-        f"process(es)\n"
+        f"process(es){share and f'; {share}'}\n"
         f"  workdir: {config.workdir}"
     )
