@@ -2,6 +2,9 @@
 """What a run logs: JSON lines and TensorBoard events, written by process 0."""
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +27,8 @@ class Logger:
         self._events: Any = None
         if jax.process_index() != 0:
             return
-        from tensorboardX import SummaryWriter  # it imports PyTorch where that is installed
+        with _no_import_of("torch"):
+            from tensorboardX import SummaryWriter
 
         path = Path(folder) / FILE
         kept = [line for line in read(path) if line["step"] <= step]
@@ -60,3 +64,16 @@ def read(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+@contextmanager
+def _no_import_of(package: str) -> Iterator[None]:
+    """Lets an import go without an optional package: PyTorch takes longer to load than jax."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # Python's way to say "not there"
+    try:
+        yield
+    finally:
+        del sys.modules[package]

@@ -205,7 +205,6 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
       store: references on disk, as `build_bank` returned them.
     """
     config = setup.config
-    mine = encode.local_rows(config.batch, setup.mesh)
     field = (references.FIELDS[data.place],) if data.place else ()
     options = loader.Options(
         batch=config.batch,
@@ -219,7 +218,7 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         exclude_positives=config.loss.exclude_positives,
         cache_pixels=config.data.cache_pixels,
         threads=config.data.threads,
-        process=(mine.start // len(mine), config.batch // len(mine)),
+        rows=encode.local_rows(config.batch, setup.mesh),
     )
     sources = loader.Sources(setup.preprocess, data.references, store)
     return pipeline.batches(data.triplets, options, sources)
