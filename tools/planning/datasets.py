@@ -61,7 +61,8 @@ def find(
         if known is None:
             why = f"data.name={config.data.name!r}"
         raise UserError(
-            f"how many triplets and images {why} has is not known here; give {' and '.join(missing)}"
+            f"how many triplets and images {why} has is not known here; give "
+            f"{' and '.join(missing)}"
         )
     base = known() if known else Counts(0, 0, 0, 1, 0, 0, "the command line")
     if config.data.annotated >= 0 and not triplets:

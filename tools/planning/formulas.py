@@ -2,11 +2,11 @@
 """FLOP of a step by formula, from the sizes of the encoders: a check of what is counted in a trace.
 
 A product of [m, k] and [k, n] takes 2 m k n. A layer of T tokens of width w with an MLP of inner
-width i takes 8 T w^2 + 4 T w i for its six matrices and 4 T^2 w for attention. What trains is passed
-three times in effect: the gradients of input and of weights take as much as the forward pass each.
-What is frozen, and has nothing below it that trains, is passed once. Norms, activations, lookups and
-heads of one vector are left out. Source of the count by passes: Kaplan et al., arXiv 2001.08361,
-section 2.1.
+width i takes 8 T w^2 + 4 T w i for its six matrices and 4 T^2 w for attention. What trains is
+passed three times in effect: the gradients of input and of weights take as much as the forward pass
+each. What is frozen, and has nothing below it that trains, is passed once. Norms, activations,
+lookups and heads of one vector are left out. Source of the count by passes: Kaplan et al., arXiv
+2001.08361, section 2.1.
 """
 
 import dataclasses
@@ -118,7 +118,13 @@ def step(program: Program) -> float | None:
     total *= config.batch
     if program.place:
         rows, width = setup.functions.target_shape
-        total += 4.0 * config.batch * (config.loss.bank_negatives or program.counts.images) * rows * width
+        total += (
+            4.0
+            * config.batch
+            * (config.loss.bank_negatives or program.counts.images)
+            * rows
+            * width
+        )
     return total
 
 
@@ -190,7 +196,9 @@ def _sprc(config: Any, text: int) -> Passes:
         both = 2 if config.loss.auxiliary else 1  # images that go through the encoder in one pass
     again = layers(tokens, vision.width, vision.layers, vision.mlp) - _last(vision, tokens)
     read = 0 if trains or config.stage != "one_in_batch" else both
-    return Passes(*(image_transformer(vision), words, trains, trains * again, words), image_read=read)
+    return Passes(
+        *(image_transformer(vision), words, trains, trains * again, words), image_read=read
+    )
 
 
 _PASSES = {

@@ -188,7 +188,12 @@ def _groups(rest: str, mesh: Mesh) -> list[list[int]]:
             last = [axes.index(n) for n in names]
             first = [i for i in range(len(axes)) if i not in last]
             width = math.prod(sizes[n] for n in names)
-            return ids.reshape(list(sizes.values())).transpose(first + last).reshape(-1, width).tolist()
+            return (
+                ids.reshape(list(sizes.values()))
+                .transpose(first + last)
+                .reshape(-1, width)
+                .tolist()
+            )
     if pairs := _PAIRS.search(rest):
         return [[int(n) for n in pair.split(",")] for pair in re.findall(r"\d+,\d+", pairs[1])]
     return [list(range(mesh.size))]
@@ -201,11 +206,7 @@ def _axes(groups: list[list[int]], mesh: Mesh) -> str:
         return "?"
     places = [np.stack(np.unravel_index(np.asarray(g), sizes)) for g in groups]
     vary = {tuple(bool(np.ptp(row)) for row in one) for one in places}
-    named = [
-        name
-        for i, name in enumerate(mesh.shape)
-        if any(one[i] for one in vary)
-    ]
+    named = [name for i, name in enumerate(mesh.shape) if any(one[i] for one in vary)]
     return "+".join(named) or "?"
 
 

@@ -64,15 +64,15 @@ def load(spec: str, changes: list[str]) -> ConfigDict:
     """
     config = configs.load(spec, changes)
     if "stage" not in config:
-        raise UserError(f"--config {spec} makes triplets and trains nothing; plan a run that trains")
+        raise UserError(
+            f"--config {spec} makes triplets and trains nothing; plan a run that trains"
+        )
     if config.model.dtype == "auto":  # of this machine that would be float32
         config = configs.override(config, ["model.dtype=bfloat16"])
     return setups.resolve(config)
 
 
-def build(
-    config: ConfigDict, mesh: Mesh, chip: Chip, counts: Counts, text: int = 0
-) -> Program:
+def build(config: ConfigDict, mesh: Mesh, chip: Chip, counts: Counts, text: int = 0) -> Program:
     """The step of a run.
 
     Args:
@@ -97,7 +97,14 @@ def build(
         number = counts.triplets * counts.texts if by_text else counts.references
         place = _place(setup, number, chip)
     program = Program(
-        setup, counts, place or "", number or 0, text_length(setup, text), steps, None, ()  # type: ignore[arg-type]
+        setup,
+        counts,
+        place or "",
+        number or 0,
+        text_length(setup, text),
+        steps,
+        None,
+        (),  # type: ignore[arg-type]
     )
     shapes, optimizer = states.abstract(setup, steps)
     places = jax.tree.map(lambda x: x.sharding, (shapes["trained"], shapes["optimizer"]))

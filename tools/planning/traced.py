@@ -5,7 +5,7 @@ Both walk the jaxpr with its inner programs. A loop's body counts as often as it
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +17,11 @@ BFLOAT16, FLOAT32, HIGHEST = "bfloat16", "float32", "float32 at highest precisio
 # compiler joins them with what reads them.
 _JOINED = frozenset(
     (
-        "abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy cos div eq exp "
-        "exp2 expand_dims expm1 floor ge gt integer_pow iota is_finite le log log1p logistic lt max "
-        "min mul ne neg not or pad pow reduce_precision rem reshape rev round rsqrt select_n sign "
-        "sin slice sqrt square squeeze stop_gradient sub tanh transpose xor erf erf_inv "
-        "erfc optimization_barrier"
+        "abs add add_any and broadcast_in_dim ceil clamp convert_element_type copy cos div eq erf "
+        "erf_inv erfc exp exp2 expand_dims expm1 floor ge gt integer_pow iota is_finite le log "
+        "log1p logistic lt max min mul ne neg not optimization_barrier or pad pow reduce_precision "
+        "rem reshape rev round rsqrt select_n sign sin slice sqrt square squeeze stop_gradient sub "
+        "tanh transpose xor"
     ).split()
 )
 _SMALL = 16  # an input that is this much smaller than the largest one is not counted beside it
@@ -101,8 +101,8 @@ def waiting(jaxpr: core.Jaxpr, in_place: int = 0) -> float:
     """Bytes of the values that wait for their use at the worst moment, beside the arguments.
 
     An estimate of the temporaries of the compiled program. Values that a compiler joins with their
-    only large input are not counted, but keep that input alive; what crosses the border of a loop is
-    counted in the type it has there. Padding of layouts and room for copies are not known here.
+    only large input are not counted, but keep that input alive; what crosses the border of a loop
+    is counted in the type it has there. Padding of layouts and room for copies are not known here.
 
     Args:
       jaxpr: a program.
@@ -138,9 +138,7 @@ def _roots(jaxpr: core.Jaxpr) -> dict[Any, Any]:
         if equation.primitive.name not in _JOINED or len(equation.outvars) > 1:
             continue
         made = _size(equation.outvars[0])
-        large = {
-            root.get(v, v) for v in _variables(equation.invars) if _size(v) * _SMALL >= made
-        }
+        large = {root.get(v, v) for v in _variables(equation.invars) if _size(v) * _SMALL >= made}
         if len(large) == 1:
             root[equation.outvars[0]] = large.pop()
     return root
