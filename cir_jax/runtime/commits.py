@@ -10,6 +10,7 @@ bucket; steps made in either way are read in both.
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -40,7 +41,8 @@ class _Checked(atomicity.TemporaryPathBase):
 
     async def _write_metadata(self) -> None:
         """What Orbax would change in its own file after the checksums were taken."""
-        store, self._checkpoint_metadata_store = self._checkpoint_metadata_store, None
+        store: Any = self._checkpoint_metadata_store
+        self._checkpoint_metadata_store = None
         if store is None:
             return
         file = self.get() / _METADATA
