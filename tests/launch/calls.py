@@ -20,7 +20,7 @@ case "$*" in
     rm -f "${!#}/bin/python"
     touch "${!#}/pyvenv.cfg"
     cp "$0" "${!#}/bin/python"
-    for program in cir-jax ruff; do cp "$0" "${!#}/bin/$program"; done
+    for program in cir-jax ruff; do cp "${RUNS:-$0}" "${!#}/bin/$program"; done
     ;;
   "-m pip --version") [ ! -f "$HOME/no_pip" ] ;;
   "-m ensurepip") rm "$HOME/no_pip" ;;

@@ -11,7 +11,7 @@ import pytest
 
 from tests.launch.calls import HERE, LAUNCH, call, program
 
-SOURCED = {"environment.sh", "together.sh"}  # by the others
+SOURCED = {"environment.sh", "together.sh", "cloud_tpu.sh"}  # by the others
 SCRIPTS = sorted(p.name for p in LAUNCH.glob("*.sh") if p.name not in SOURCED)
 # Arguments that a shell on the way would take apart, drop or run.
 HARD = ["--init-from", "a b.pt", "it's.pt", "--set", 'data.root=/a $HOME/`pwd`/"x"/*', "--set",
@@ -24,6 +24,7 @@ DRY = {
     "local_processes.sh": ["train", "--config", "clip_sum:quicktest"],
     "slurm_gpu.sh": None,  # installs nothing
     "tpu_pod.sh": None,  # takes the flag after its action
+    "tpu_worker.sh": None,
 }
 POD = ["--name", "my-pod", "--zone", "us-central1-a"]
 
@@ -74,6 +75,16 @@ def test_dry_run_prints_and_changes_nothing(script, tmp_path):
         ("tpu_pod.sh", ["create", "--name", "x"], "--zone is missing"),
         ("tpu_pod.sh", ["create", *POD, "--tpye", "v4-8"], "unknown flag --tpye"),
         ("tpu_pod.sh", ["create", *POD, "--type", "v9-8", "--dry-run"], "no runtime is known"),
+        (
+            "tpu_pod.sh",
+            ["create", *POD, "--type", "tpu7x-16"],
+            "no TPU7x, only GKE has: see",
+        ),
+        ("tpu_pod.sh", ["create", *POD, "--spot", "--reserved"], "exclude each other"),
+        ("tpu_pod.sh", ["create", *POD, "--labels"], "--labels needs a value"),
+        ("tpu_pod.sh", ["babysit", *POD], "babysit needs a command after --"),
+        ("tpu_pod.sh", ["logs", *POD, "--worker", "all"], "'all' is no number"),
+        ("tpu_worker.sh", ["begin"], "unknown action begin"),
         ("tpu_pod.sh", ["start", *POD], "start needs a command after --"),
         ("tpu_pod.sh", ["mount", *POD, "--dry-run"], "mount needs --bucket NAME"),
         ("tpu_pod.sh", ["mount", *POD, "--dry-run", "--bucket", "a;b"], "is no name of a bucket"),
