@@ -37,7 +37,8 @@ KEYS = {
     "negative_types": (("target",), "an ablation: what of another example replaces a part of the "
                        "triplet to make a negative; their losses are averaged",
                        ("target", "query", "text", "reference")),
-    "chunk": (0, "images per encoder chunk (gradient caching); 0 = all at once", "[0, inf)"),
+    "chunk": (0, "images per encoder chunk over all devices (gradient caching), more where these "
+                 "are more; 0 = all at once", "[0, inf)"),
 }  # fmt: skip
 
 
