@@ -99,6 +99,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 0  # steps between checkpoints; 0 = at every evaluation
     c.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+    # Of two runs in one workdir the second is refused. After a host died another one may go on with
+    # its run once it was not seen for so many seconds; on the same host at once.
+    c.checkpoint.lease_seconds = 120.0
     keys.add(c)
     return c
 
@@ -157,4 +160,5 @@ ALLOWED = {
     "eval.examples": "[0, inf)",
     "checkpoint.every_steps": "[0, inf)",
     "checkpoint.keep": "[1, inf)",
+    "checkpoint.lease_seconds": "[1, inf)",
 }
