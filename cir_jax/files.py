@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 from cir_jax.errors import UserError
 
-
 _NO_ROOM = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EFBIG: "EFBIG"}
 
 

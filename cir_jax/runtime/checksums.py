@@ -3,8 +3,8 @@
 
     checksums.json    {"version", "algorithm", "about", "files": {path: [bytes, checksum]}, "own"}
 
-`own` is the checksum of the rest of the list, so that damage to the list is found as well. XXH3 with
-128 bits takes 0.09 s per GB on one core, a tenth of zlib's CRC-32 and of SHA-256; it finds damage,
+`own` is the checksum of the rest of the list, so that damage to the list is found as well. XXH3
+takes 0.09 s per GB on one core, a fifth of zlib's CRC-32 and a tenth of SHA-256; it finds damage,
 not forgery. Free of jax.
 """
 
@@ -21,10 +21,11 @@ from cir_jax import files
 from cir_jax.errors import UserError
 
 NAME = "checksums.json"
+OWN = "own"
 ALGORITHM = "xxh3_128"
 VERSION = 1
 _THREADS = 8  # that read files
-_CHUNK = 4 << 20  # bytes read at a time; they stay in the cache of a core while they are hashed
+_CHUNK = 1 << 19  # bytes read at a time; they stay in the cache of a core while they are hashed
 
 
 class Damaged(UserError):
@@ -58,7 +59,7 @@ def write(folder: str | Path, about: Mapping[str, Any], leave_out: Iterable[str]
     with ThreadPoolExecutor(_THREADS) as pool:
         found = dict(zip(paths, pool.map(of_file, [folder / p for p in paths]), strict=True))
     content = {"version": VERSION, "algorithm": ALGORITHM, "about": dict(about), "files": found}
-    files.put(folder / NAME, json.dumps(content | {"own": _own(content)}, indent=1).encode())
+    files.put(folder / NAME, sealed(content))
 
 
 def exists(folder: str | Path) -> bool:
@@ -76,15 +77,31 @@ def read(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / NAME
     try:
-        content = dict(json.loads(path.read_bytes()))
-        own = content.pop("own")
+        content = opened(path.read_bytes(), NAME)
     except FileNotFoundError:
         raise Damaged(f"{NAME} is missing") from None
-    except (ValueError, TypeError, KeyError):
-        raise Damaged(f"{NAME} is not what was written") from None
-    if own != _own(content):
-        raise Damaged(f"{NAME} is not what was written")
     files.check_version(content, VERSION, str(path))
+    return content
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """JSON of a mapping with its own checksum, as its last entry."""
+    return json.dumps({**content, OWN: _own(content)}, indent=1).encode()
+
+
+def opened(text: bytes, name: str) -> dict[str, Any]:
+    """What `sealed` was given.
+
+    Raises:
+      Damaged: `text` is something else; the message calls it by `name`.
+    """
+    try:
+        content = dict(json.loads(text))
+        own = content.pop(OWN)
+    except (ValueError, TypeError, KeyError):
+        own, content = None, {}
+    if own is None or own != _own(content):
+        raise Damaged(f"{name} is not what was written")
     return content
 
 

@@ -45,9 +45,7 @@ class _Checked(atomicity.TemporaryPathBase):
             return
         file = self.get() / _METADATA
         await asyncio.to_thread(store.wait_until_finished)
-        await asyncio.to_thread(
-            store.update, file_path=file, commit_timestamp_nsecs=time.time_ns()
-        )
+        await asyncio.to_thread(store.update, file_path=file, commit_timestamp_nsecs=time.time_ns())
         await asyncio.to_thread(store.wait_until_finished)
 
 

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cir_jax.bank import build, files
+from cir_jax.bank import build, files, folders
 from cir_jax.errors import UserError
+from cir_jax.runtime import checksums
 
 KIND = np.dtype("float32")
 ARRAYS = {"targets": ((10, 1, 64), KIND), "references": ((20, 8, 64), KIND)}
@@ -43,7 +44,9 @@ def gone_on(folder, maker="A", value=1.0):
     assert sorted(p.name for p in folder.iterdir()) == [
         "bank.json",
         "references.npy",
+        "references.sums",
         "targets.npy",
+        "targets.sums",
     ]
     return done, files.load(folder, {"parameters": maker})["targets"]
 
@@ -100,20 +103,28 @@ def version_of(path):
 
 
 def set_version(path, version):
-    """Rewrites a record with this version, or with none."""
+    """Rewrites a record with this version, or as 0.1.0 wrote it: with none, nor checksums."""
     content = json.loads(path.read_text()) | {"version": version}
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    content.pop(checksums.OWN, None)
+    if version is None:
+        for name in ("version", "checksums", "tails"):
+            content.pop(name, None)
+        path.write_text(json.dumps(content))
+    else:
+        path.write_bytes(checksums.sealed(content))
 
 
 def test_versions_of_a_bank(tmp_path):
     begun(tmp_path, "A", 10)
     gone_on(tmp_path)
     record = tmp_path / files.RECORD
-    assert version_of(record) == files.VERSION == 1
+    assert version_of(record) == files.VERSION == 2
     set_version(record, None)  # as version 0.1.0 wrote it
     assert len(files.load(tmp_path, {"parameters": "A"})["targets"]) == 10
-    set_version(record, 2)
-    message = r"the bank in .* is of version 2 of its format, and this code reads version 1; update"
+    set_version(record, 3)
+    message = (
+        r"the bank in .* is of version 3 of its format, and this code reads versions 1 to 2; upd"
+    )
     with pytest.raises(UserError, match=message):
         files.load(tmp_path, {"parameters": "A"})
 
@@ -121,10 +132,10 @@ def test_versions_of_a_bank(tmp_path):
 def test_versions_of_a_bank_that_was_begun(tmp_path):
     begun(tmp_path, "A", 5)
     record = tmp_path / files.PARTIAL
-    assert version_of(record) == files.VERSION == 1
-    set_version(record, 2)
+    assert version_of(record) == files.VERSION == 2
+    set_version(record, 3)
     with pytest.raises(
-        UserError, match=r"was begun in .* is of version 2 .* reads version 1; upda"
+        UserError, match=r"was begun in .* is of version 3 .* reads versions 1 to 2; u"
     ):
         files.Writer(tmp_path, ARRAYS, {"parameters": "A"})
     set_version(record, None)
@@ -171,16 +182,16 @@ def test_a_file_is_no_folder(below, tmp_path):
     (tmp_path / "bank").write_text("a file")
     message = r"the bank cannot be in .*bank.* \((File exists|Not a directory)\); set loss.bank_pa"
     with pytest.raises(UserError, match=message):
-        files.make_folder(tmp_path / "bank" / below)
+        folders.make(tmp_path / "bank" / below)
 
 
 def test_one_run_builds_at_a_time(tmp_path):
-    held = files.lock(tmp_path)
+    held = folders.lock(tmp_path)
     message = r"another run is building the bank in .*; wait for it, or set loss.bank_path to anot"
     with pytest.raises(UserError, match=message):
-        files.lock(tmp_path)
+        folders.lock(tmp_path)
     held.release()
-    files.lock(tmp_path).release()
+    folders.lock(tmp_path).release()
 
 
 def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
