@@ -99,7 +99,7 @@ def make(config: ConfigDict) -> Setup:
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
-    functions = contract.build(config.model)
+    functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
     return Setup(
         config=config,
         mesh=mesh,
