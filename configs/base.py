@@ -86,6 +86,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along the batch; -1 = all that are left
     c.mesh.model = 1  # devices along the parameters, all in one TPU slice or in one node of GPUs
+    # Parameters, moments and gradients are also split over the devices along the batch, and each
+    # layer is gathered where it is used: for models that do not fit a chip.
+    c.mesh.fsdp = False
 
     c.eval = ConfigDict()
     c.eval.benchmark = "fashioniq"  # of cir_jax.evals.benchmarks, a .py file, or "none"
