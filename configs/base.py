@@ -85,7 +85,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along the batch; -1 = all that are left
-    c.mesh.model = 1  # devices along the parameters
+    c.mesh.model = 1  # devices along the parameters, all in one TPU slice or in one node of GPUs
+    # Parameters, moments and gradients are also split over the devices along the batch, and each
+    # layer is gathered where it is used: for models that do not fit a chip.
+    c.mesh.fsdp = False
 
     c.eval = ConfigDict()
     c.eval.benchmark = "fashioniq"  # of cir_jax.evals.benchmarks, a .py file, or "none"
@@ -93,7 +96,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.split = "val"
     c.eval.on_missing = "error"  # or "drop": rank without missing images, and say so
     c.eval.every = 1  # epochs between evaluations; 0 = at the end only
-    c.eval.batch = 128  # images or queries per encoding batch
+    c.eval.batch = 128  # images or queries per encoding batch, made to fit all devices
     c.eval.examples = 24  # queries shown in the report
 
     c.checkpoint = ConfigDict()
