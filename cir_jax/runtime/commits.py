@@ -32,6 +32,8 @@ def is_step(path: str | Path) -> bool:
 class _Checked(atomicity.TemporaryPathBase):
     """Writes the checksums of a step just before it appears. Items within a step have none."""
 
+    _checkpoint_metadata_store: Any
+
     async def finalize(self) -> None:
         if self.get_final().name.isdigit():
             await self._write_metadata()
@@ -41,7 +43,7 @@ class _Checked(atomicity.TemporaryPathBase):
 
     async def _write_metadata(self) -> None:
         """What Orbax would change in its own file after the checksums were taken."""
-        store: Any = self._checkpoint_metadata_store
+        store = self._checkpoint_metadata_store
         self._checkpoint_metadata_store = None
         if store is None:
             return
