@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -94,6 +95,35 @@ def whole(
         if isinstance(error, OSError):
             raise failed(path, error) from None
         raise
+
+
+_BUCKET = re.compile(r"(?P<kind>gs|s3|az|abfss?|hdfs|r2)://(?P<bucket>[^/]*)/?(?P<path>.*)")
+
+
+def check_local(what: str, place: str) -> None:
+    """Checks that a place is one of the file system: a bucket is used through a mount.
+
+    Args:
+      what: names the place in the message, e.g. the key of a config.
+      place: a path.
+
+    Raises:
+      UserError: it is the address of a bucket, which would be taken for a folder `gs:`.
+    """
+    found = _BUCKET.match(place.strip())
+    if found is None:
+        return
+    bucket, mount = found["bucket"], f"/mnt/{found['bucket']}"
+    how = f"mount it first (with the program of its maker, e.g. to {mount})"
+    if found["kind"] == "gs":
+        how = (
+            "mount it first on every host (`launch/tpu_pod.sh mount --bucket "
+            f"{bucket} ...`, or `gcsfuse --implicit-dirs {bucket} {mount}`)"
+        )
+    raise UserError(
+        f"{what}={place} is the address of a bucket, and files are read and written by their "
+        f"paths; {how}, then give {mount}/{found['path']}"
+    )
 
 
 def check_version(record: Mapping[str, Any], newest: int, what: str) -> None:

@@ -80,6 +80,7 @@ def environment() -> dict[str, str]:
         "TPU_ACCELERATOR_TYPE": _ANY_SLICE,
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes at once; none has a TPU
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # jax could not read such programs back
         "TPU_MIN_LOG_LEVEL": os.environ.get("TPU_MIN_LOG_LEVEL", "3"),
     }
 

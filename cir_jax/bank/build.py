@@ -129,9 +129,7 @@ def _load(
         on_devices = {n: x for n, x in (found or {}).items() if (n, inputs.place) != _ON_DISK}
         checked = [files.check(x, _spans(len(x), mesh)) for x in on_devices.values()]
         if not all(checked):
-            progress.say(
-                f"the bank in {folder} was made before it had checksums: it is not checked"
-            )
+            progress.say(f"the bank in {folder} was made before banks had checksums: not checked")
         return found
 
     elsewhere = f"another process cannot use the bank in its {folder}; it says why"

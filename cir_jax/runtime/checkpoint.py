@@ -362,11 +362,6 @@ def restore_newest(
             progress.say(f"damaged checkpoint: {damaged[-1]}; trying the one before it")
             continue
         record = checkpoints.record(step)
-        if not checkpoints.has_checksums(step):
-            progress.say(
-                f"step {step} in {checkpoints.folder} was made before steps had checksums: it is "
-                "not checked"
-            )
         check(record)
         return step, checkpoints.restore_checked(step, abstract), record
     if not damaged:

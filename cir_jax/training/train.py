@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.bank.bank import Bank
 from cir_jax.runtime import encode, interrupts, optim
+from cir_jax.runtime import lease as leases
 from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime.lease import Lease
 from cir_jax.training import setup as setups
 from cir_jax.training import state as states
 from cir_jax.training import step
@@ -40,7 +42,13 @@ def train(config: ConfigDict) -> dict[str, Any]:
     """
     setup = setups.make(setups.resolve(config))
     data = setups.read_data(setup)
-    state, tx = states.start(setup, data.steps)
+    with leases.hold(config.workdir, config.checkpoint.lease_seconds) as lease:
+        return _train(setup, data, lease)
+
+
+def _train(setup: Setup, data: Data, lease: Lease) -> dict[str, Any]:
+    """Trains while nobody else does so in the run folder."""
+    state, tx = states.start(setup, data)
     progress.say(summary(setup, data, state))
     began = time.monotonic()
     bank, store = setups.build_bank(setup, data, state.fixed)
@@ -50,7 +58,7 @@ def train(config: ConfigDict) -> dict[str, Any]:
         batches.set_state(state.data)
     places = jax.tree.map(lambda x: x.sharding, (state.trained, state.optimizer))
     update = step.make(setup.stage, setup.functions, tx, len(data.triplets.sources), places)
-    with Records(setup, data, state.step) as records:
+    with Records(setup, data, state.step, lease) as records:
         finished = _loop(setup, data, state, update, batches, bank, records)
     return records.report(state, bank_seconds, finished)
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run in a process that has libtpu (tools/slices.py): compiles what a run compiles for TPU slices,
-and prints the collectives of each program as JSON."""
+"""Run in a process that has libtpu (tools/slices.py): compiles for TPU slices what a run compiles
+there, and prints the collectives of each program as JSON.
+
+Parameters, batches, bank and gallery are shapes with the shardings that a run gives them.
+"""
 
 import json
-import sys
+import math
 
 import jax
 import jax.numpy as jnp
 
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, references
-from cir_jax.retrieval import ranking, retriever
+from cir_jax.retrieval import ranking
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import setup as setups
@@ -20,10 +23,11 @@ from tests import runs
 from tools import slices
 from tools.planning import hlo
 
-BATCH = 32
-TEXT = 16
-ROWS = 2**17  # of bank and gallery: far larger than anything else, so that moving it stands out
-QUERIES = 64
+# Devices, and those along "model".
+SLICES = (("v5e:4x4", 1), ("v6e:4x4", 2), ("2xv5p:2x2x2", 1))
+BATCH, TEXT, QUERIES = 32, 16, 64
+# Far more than all else together, so that moving a part of a bank would stand out.
+BANK, GALLERY = 2**24, 2**17
 
 
 def array(shape, dtype, place):
@@ -51,58 +55,62 @@ def training(mesh, stage):
     if setup.stage.needs_bank:
         everywhere = meshes.row_sharding(mesh)
         parts = (setup.functions.target_shape, setup.functions.reference_shape)
-        held = banks.Bank(*(array((ROWS, *p), jnp.float32, everywhere) for p in parts), ROWS - 5)
+        held = banks.Bank(*(array((BANK, *p), jnp.float32, everywhere) for p in parts), BANK - 5)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = (shapes["trained"], shapes["optimizer"], shapes["fixed"])
     return update, (*state, fields, held, array(key.shape, key.dtype, one)), setup
 
 
 def encoding(mesh, setup):
-    """Name -> (program, arguments) of what encodes: the bank, a gallery, queries."""
-    functions, rows = setup.functions, meshes.batch_sharding(mesh)
+    """(program, arguments) of a batch of the bank: targets and references of images."""
+    functions = setup.functions
     places = sharding.parameter_shardings(functions, mesh)
     params = {p: array(x.shape, x.dtype, places[p]) for p, x in functions.abstract.items()}
-    pixels = array((BATCH, functions.image_size, functions.image_size, 3), jnp.uint8, rows)
-    reference = array((BATCH, *functions.reference_shape), jnp.float32, rows)
-    text = array((BATCH, TEXT), jnp.int32, rows)
-    programs = retriever._programs(functions)
-    found = {
-        "bank": (build._program(functions, "device"), {"pixels": pixels}),
-        "gallery": (programs.image, {"pixels": pixels}),
-        "queries": (programs.compose, {"reference": reference, "text": text}),
-    }
-    return {n: (encode._compiled(f, mesh), (params, fields)) for n, (f, fields) in found.items()}
+    shape = (BATCH, functions.image_size, functions.image_size, 3)
+    pixels = array(shape, jnp.uint8, meshes.batch_sharding(mesh))
+    return encode._compiled(build._program(functions, "device"), mesh), (params, {"pixels": pixels})
 
 
 def counting(mesh, setup):
-    """Name -> (program, arguments) of what ranks."""
+    """(program, arguments) of the ranks of a block of queries."""
     one, width = meshes.replicated(mesh), setup.functions.target_shape[1]
-    gallery = array((ROWS, 1, width), jnp.float32, meshes.row_sharding(mesh))
-    query = array((QUERIES, width), jnp.float32, one)
-    column = array((QUERIES,), jnp.int32, one)
-    count, top = ranking._programs(mesh)
-    return {
-        "ranks": (count, (query, column, column, gallery, ROWS - 5)),
-        "top": (top, (query, column, gallery, ROWS - 5, 10)),
+    gallery = array((GALLERY, 1, width), jnp.float32, meshes.row_sharding(mesh))
+    query, column = array((QUERIES, width), jnp.float32, one), array((QUERIES,), jnp.int32, one)
+    return ranking._programs(mesh)[0], (query, column, column, gallery, GALLERY - 5)
+
+
+def compiled(on, model):
+    """The programs of a machine.
+
+    {"shape" of the mesh; "slices"; "width": D; "reference": R x C; "trained": bytes on a device of
+    the parameters that train in stage two; "programs": {name: {"collectives": [[kind, axes, times,
+    bytes]], "whole": whether all that a host reads lies on every device}}}
+    """
+    mesh = meshes.make(model=model, devices=slices.devices(on))
+    *first, setup = training(mesh, 1)
+    *second, _ = training(mesh, 2)
+    steps = {"stage one": first, "stage two": second}
+    others = {"bank": encoding(mesh, setup), "ranks": counting(mesh, setup)}
+    trained = jax.tree.leaves(second[1][0])
+    found = {
+        "shape": mesh.devices.shape,
+        "slices": len({getattr(d, "slice_index", 0) for d in mesh.devices.flat}),
+        "width": setup.functions.target_shape[1],
+        "reference": math.prod(setup.functions.reference_shape),
+        "trained": sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in trained),
+        "programs": {},
     }
-
-
-def main(on, model):
-    mesh = meshes.make(model=int(model), devices=slices.devices(on))
-    *one, setup = training(mesh, 1)
-    *two, _ = training(mesh, 2)
-    programs = {"stage one": one, "stage two": two, **encoding(mesh, setup), **counting(mesh, setup)}
-    found = {}
-    for name, (program, arguments) in programs.items():
-        import time; t=time.time()
-        compiled = program.lower(*arguments).compile()
-        listed, unknown = hlo.collectives(compiled.as_text(), mesh)
-        found[name] = [(c.kind, c.axes, c.times, c.bytes) for c in listed]
-        print(name, round(time.time()-t,1), *found[name], unknown, sep="\n   ", file=sys.stderr)
-        if name.startswith("stage"):
-            print("  not replicated metrics", [ (k,s) for k,s in compiled.output_shardings[2].items() if not s.is_fully_replicated], file=sys.stderr)
+    for name, (program, arguments) in (steps | others).items():
+        done = program.lower(*arguments).compile()
+        listed, unknown = hlo.collectives(done.as_text(), mesh)
+        assert not unknown, (name, unknown)
+        read = done.output_shardings[2] if name in steps else done.output_shardings
+        found["programs"][name] = {
+            "collectives": [(c.kind, c.axes, c.times, c.bytes) for c in listed],
+            "whole": all(x.is_fully_replicated for x in jax.tree.leaves(read)),
+        }
     return found
 
 
 if __name__ == "__main__":
-    print(json.dumps({" ".join(one.split(",")): main(*one.split(",")) for one in sys.argv[1:]}))
+    print(json.dumps({on: compiled(on, model) for on, model in SLICES}))

@@ -5,6 +5,7 @@ TPU slices are those that libtpu describes on a CPU, see tools/slices.py; it is 
 of their own. Nodes of GPUs are made up. What runs, runs on CPU devices in the same order.
 """
 
+import collections
 import itertools
 import json
 import os
@@ -19,10 +20,13 @@ from cir_jax import contract, weights
 from cir_jax.data import loader, pipeline, tokens
 from cir_jax.training import train
 from tests import runs
+from tests.runtime.compiled import BANK, BATCH, QUERIES, SLICES
 from tests.runtime.layouts import EACH, MACHINES, MODELS
 from tests.runtime.test_processes import HERE, losses, train_with
 from tools import slices
 
+# Mesh axes that collectives may be over, by the devices along "model".
+AXES = {1: {"data"}, 2: {"data", "model", "data+model"}}
 INTERLEAVED = Path(__file__).parent / "interleaved"
 
 
@@ -43,7 +47,7 @@ def described(program, *arguments):
         timeout=400,
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(found, name):
@@ -120,6 +124,50 @@ def test_hosts_draw_one_sequence_of_triplets(on, model, machines, tmp_path):
             assert part.keys() == whole.keys()
             for name, values in part.items():
                 np.testing.assert_array_equal(values, whole[name][rows])
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """Machine -> what is compiled for it, see tests/runtime/compiled.py."""
+    return described("tests.runtime.compiled")
+
+
+@pytest.mark.parametrize("on, model", SLICES)
+def test_what_crosses_devices_in_a_step(on, model, programs):
+    """Gradients, and the embeddings of a batch: no part of the bank, and nothing of [B, N]."""
+    found = programs[on]
+    one, two = (found["programs"][name] for name in ("stage one", "stage two"))
+    share = BANK // np.prod(found["shape"])  # rows of the bank on a device
+    for step in (one, two):
+        assert step["whole"]  # each host reads the metrics
+        assert {axes for _, axes in total(step)} <= AXES[model]
+        assert sum(total(step).values()) < 4 * share * min(found["width"], BATCH)
+    # Gradients are summed once over "data", and once more between slices. Beside them travel [B, D]
+    # and smaller pieces; with a "model" axis also activations of [B, T, C].
+    summed, slack = total(two)["all-reduce", "data"], 64 * 4 * BATCH * found["width"] * model
+    assert 0.9 * found["trained"] < summed < 1.1 * found["trained"]
+    assert sum(total(two).values()) - summed < slack + found["trained"] * (found["slices"] - 1)
+
+
+@pytest.mark.parametrize("on, model", SLICES)
+def test_what_crosses_devices_in_encoding_and_ranking(on, model, programs):
+    found = programs[on]["programs"]
+    assert found["bank"]["whole"] and found["ranks"]["whole"]
+    rows = 4 * BATCH * (programs[on]["width"] + programs[on]["reference"])
+    over = {k: size for k, size in total(found["bank"]).items() if k[1] != "model"}
+    assert over == {("all-gather", "data"): rows}  # the rows of a batch, to all hosts
+    # Of each query the score of its target, and how many are ahead of it.
+    axes = "data" if model == 1 else "data+model"
+    times = programs[on]["slices"]  # inside of a slice, then between two
+    assert total(found["ranks"]) == {("all-reduce", axes): times * 2 * 4 * QUERIES}
+
+
+def total(program):
+    """(kind, axes) -> bytes that all of them move in one run."""
+    found = collections.Counter()
+    for kind, axes, _, size in program["collectives"]:
+        found[kind, axes] += size
+    return found
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 """A plan: what a run needs on a machine, and what it takes there."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -70,7 +69,7 @@ class Plan:
     program: Program
     memory: Memory
     refused: float
-    products: Counter
+    products: dict[str, float]
     formula: float | None
     collectives: Sequence[Collective]
     listed: bool
@@ -109,9 +108,9 @@ def make(spec: str, on: str, options: Options) -> Plan:
     done = None
     if machine.chip.tpu and options.compiles:
         done = compiled.compile_step(program, on)
-    found = memory.find(program, machine.chip, done)
-    devices = program.setup.mesh.size
-    products = traced.products(traced.whole(program.update, program.arguments), devices)
+    jaxpr = traced.whole(program.update, program.arguments)
+    found = memory.find(program, jaxpr, machine.chip, done)
+    products = traced.products(jaxpr, program.setup.mesh.size)
     listed = done is not None and not done.refused
     collectives = list(done.collectives) if done and listed else network.by_shapes(program)
     encoding = {

@@ -2,13 +2,12 @@
 """What is known of each accelerator: memory, speed, links, and the host it comes with.
 
 Peaks are those of the makers, without sparsity, and no program reaches them: a time that follows
-from them is a floor. Sources: CLOUD is docs.cloud.google.com/tpu/docs (the page of each version),
-BOOK "How To Scale Your Model" (jax-ml.github.io/scaling-book, chapter "TPUs"), NVIDIA the data
-sheet of each GPU, VM the machine type with most of the GPU in the list of a cloud.
+from them is a floor. The source of each chip is named beside it, and in every plan.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from cir_jax.errors import UserError, nearest
 
@@ -16,6 +15,8 @@ GB, GIB, TERA = 1e9, 2.0**30, 1e12
 # A program of jax takes at most this share of the memory of a GPU, unless
 # XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise (docs.jax.dev, "GPU memory allocation").
 GPU_SHARE = 0.75
+CLOUD = "docs.cloud.google.com/tpu/docs, the page of the version"
+BOOK = '"How To Scale Your Model", jax-ml.github.io/scaling-book, on TPUs'
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def _tpu(
     dcn: float,
     pcie: float,
     per_chip: int = 1,
-    source: str = "CLOUD; links one way: half of the bidirectional bandwidth",
+    source: str = f"{CLOUD}; links: half of the bidirectional bandwidth",
 ) -> Chip:
     """A TPU, from the numbers of a chip.
 
@@ -76,7 +77,7 @@ def _tpu(
       link: GB/s over all links, one way.
       vcpus: of a host of four chips.
       dcn: Gbit/s of a host.
-      pcie: GB/s to a chip (BOOK).
+      pcie: GB/s to a chip.
       per_chip: devices.
       source: of the peak, the memory and the links.
     """
@@ -92,7 +93,8 @@ def _tpu(
         network=dcn * GB / 8,
         pcie=pcie * GB / per_chip,
         cores=vcpus / 2 / (4 * per_chip),
-        source=f"{source}; usable memory: libtpu's compiler; host of four chips: CLOUD; PCIe: BOOK",
+        source=f"{source}; usable memory: what libtpu's compiler allows; host: that of four chips; "
+        f"PCIe: {BOOK}",
         per_chip=per_chip,
         tpu=True,
     )
@@ -134,14 +136,25 @@ def _gpu(
         network=network * GB / 8,
         pcie=pcie * GB,
         cores=vcpus / 2 / gpus,
-        source=f"NVIDIA; usable memory: {GPU_SHARE:.0%} of the card, jax's default; host: VM {vm}",
+        source=f"NVIDIA's data sheet; usable memory: {GPU_SHARE:.0%} of the card, jax's default; "
+        f"host: {vm}",
     )
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        _tpu("v4", 30.75, 275, 1228, 270, 240, 200, 16, source="CLOUD; links: BOOK, 6 of 45 GB/s"),
+        _tpu(
+            "v4",
+            30.75,
+            275,
+            1228,
+            270,
+            240,
+            200,
+            16,
+            source=f"{CLOUD}; links: {BOOK}, 6 of 45 GB/s",
+        ),
         _tpu("v5e", 15.75, 197, 819, 200, 112, 200, 16),
         _tpu("v5p", 95.74, 459, 2765, 600, 208, 200, 16),
         _tpu("v6e", 31.25, 918, 1638, 400, 180, 400, 32),
@@ -177,7 +190,7 @@ def find(name: str) -> Chip:
     )
 
 
-def changed(chip: Chip, **values: float) -> Chip:
+def changed(chip: Chip, **values: Any) -> Chip:
     """The chip with the numbers that a user knows better; 0 leaves one as it is."""
     known = {key: value for key, value in values.items() if value}
     if not known:

@@ -54,11 +54,12 @@ class Memory:
         return "yes" if self.step + spread <= self.limit else "perhaps"
 
 
-def find(program: Program, chip: Chip, done: Compiled | None) -> Memory:
+def find(program: Program, jaxpr: Any, chip: Chip, done: Compiled | None) -> Memory:
     """The memory of a run.
 
     Args:
       program: its step.
+      jaxpr: the step, as `traced.whole` gives it.
       chip: what a device has.
       done: the step as it was compiled; None: by shapes.
     """
@@ -79,7 +80,8 @@ def find(program: Program, chip: Chip, done: Compiled | None) -> Memory:
             temporaries = max(temporaries, done.refused - stays - batch)
     else:
         temporaries = done.temporaries + done.results
-        padding = done.arguments - stays - batch
+        read = zip(jax.tree.leaves(program.arguments), traced.reads(jaxpr), strict=True)
+        padding = done.arguments - sum(_on_device(x) for x, needed in read if needed)
         if padding > 1e6:
             parts["padding of layouts"] = padding
     parts["gradients"] = min(gradients, temporaries)

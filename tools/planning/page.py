@@ -66,7 +66,7 @@ def values(plan: Plan, remedies: Sequence[Remedy] = (), price: float = 0.0) -> d
         "fits": plan.memory.fits,
         "remedies": [dataclasses.asdict(r) for r in remedies],
         "collectives": [dataclasses.asdict(c) for c in plan.collectives],
-        "flop_of_a_device": dict(plan.products),
+        "flop_of_a_device": plan.products,
         "flop_by_formula": plan.formula,
         "floors": plan.floors.step,
         "bound": plan.floors.bound,
@@ -286,12 +286,12 @@ def _measured(rows: Iterable[Row]) -> Lines:
 
 
 def _tera(flop: float) -> str:
-    return f"{flop / 1e12:,.4g} TFLOP"
+    return f"{flop / 1e12:,.4g} TFLOP" if flop >= 1e10 else f"{flop / 1e9:,.4g} GFLOP"
 
 
 def _time(seconds: float) -> str:
     if seconds < 1:
-        return f"{seconds * 1e3:,.1f} ms"
+        return f"{seconds * 1e3:,.3g} ms"
     if seconds < 120:
         return f"{seconds:,.1f} s"
     return f"{seconds / 60:,.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

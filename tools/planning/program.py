@@ -91,32 +91,23 @@ def build(config: ConfigDict, mesh: Mesh, chip: Chip, counts: Counts, text: int 
             f"batch {config.batch} is larger than the {counts.triplets} triplets; use a smaller one"
         )
     steps = config.steps or config.epochs * (counts.triplets // config.batch)
-    number = place = None
+    number, place = 0, ""
     if setup.stage.needs_bank:
         by_text = setup.functions.per_triplet and config.loss.reference_text == "per_triplet"
         number = counts.triplets * counts.texts if by_text else counts.references
         place = _place(setup, number, chip)
-    program = Program(
-        setup,
-        counts,
-        place or "",
-        number or 0,
-        text_length(setup, text),
-        steps,
-        None,
-        (),  # type: ignore[arg-type]
-    )
+    length = text_length(setup, text)
     shapes, optimizer = states.abstract(setup, steps)
     places = jax.tree.map(lambda x: x.sharding, (shapes["trained"], shapes["optimizer"]))
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = (
         *(shapes["trained"], shapes["optimizer"], shapes["fixed"]),
-        batch(program),
-        bank(program),
+        _batch(setup, place, length),
+        _bank(setup, place, counts.images, number),
         _put(key.shape, key.dtype, meshes.replicated(mesh)),
     )
     update = step.make(setup.stage, setup.functions, optimizer, 1, places)
-    return dataclasses.replace(program, update=update, arguments=arguments)
+    return Program(setup, counts, place, number, length, steps, update, arguments)
 
 
 def on_one_device(program: Program, chip: Chip) -> Program:
@@ -138,10 +129,12 @@ def on_one_device(program: Program, chip: Chip) -> Program:
             config.loss.chunk //= data
         if program.place:
             config.loss.references = program.place
-    # Rows of a global batch that other devices' rows of the bank are compared with come on top.
-    rows = {"images": -(-counts.images // size), "references": -(-program.references // size)}
-    mesh = meshes.make(1, 1, jax.devices()[:1])
-    return build(config, mesh, chip, dataclasses.replace(counts, **rows), program.text)
+    own = dataclasses.replace(
+        counts,
+        images=-(-counts.images // size),
+        references=-(-program.references // size),
+    )
+    return build(config, meshes.make(1, 1, jax.devices()[:1]), chip, own, program.text)
 
 
 def text_length(setup: Setup, wanted: int) -> int:
@@ -166,15 +159,14 @@ def _place(setup: Setup, rows: int, chip: Chip) -> str:
     return "device" if values * references.BYTES["device"] / setup.mesh.size <= allowed else "disk"
 
 
-def batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(setup: Setup, place: str, text: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The fields of a batch, as `cir_jax.data.pipeline.batches` gives them."""
-    setup = program.setup
     size, side, loss = setup.config.batch, setup.functions.image_size, setup.config.loss
     excluded = 0
     if "exclude_id" in setup.stage.fields:
         excluded = loss.exclude_reference + EXCLUDED * loss.exclude_positives
     shapes = {
-        "text": ((size, program.text), jnp.int32),
+        "text": ((size, text), jnp.int32),
         "reference_pixels": ((size, side, side, 3), jnp.uint8),
         "target_pixels": ((size, side, side, 3), jnp.uint8),
         "reference_row": ((size,), jnp.int32),
@@ -182,29 +174,25 @@ def batch(program: Program) -> dict[str, jax.ShapeDtypeStruct]:
         "exclude_id": ((size, excluded), jnp.int32),
     }
     ids = dict.fromkeys(("reference_id", "target_id", "text_id", "source_id"), ((size,), jnp.int32))
-    extra = (references.FIELDS[program.place],) if program.place else ()
+    extra = (references.FIELDS[place],) if place else ()
     read = ids | {name: shapes[name] for name in (*setup.stage.fields, *extra)}
-    place = meshes.batch_sharding(setup.mesh)
-    return {name: _put(shape, dtype, place) for name, (shape, dtype) in read.items()}
+    rows = meshes.batch_sharding(setup.mesh)
+    return {name: _put(shape, dtype, rows) for name, (shape, dtype) in read.items()}
 
 
-def bank(program: Program) -> banks.Bank | None:
-    """The bank on the devices, as `cir_jax.bank.bank.place` puts it there."""
-    setup = program.setup
-    if not program.place:
+def _bank(setup: Setup, place: str, images: int, references: int) -> Any:
+    """The bank on the devices, as `cir_jax.bank.bank.place` puts it there; None without one."""
+    if not place:
         return None
-    place, devices = meshes.row_sharding(setup.mesh), setup.mesh.size
+    rows, devices = meshes.row_sharding(setup.mesh), setup.mesh.size
 
-    def rows(number: int, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return _put((-(-number // devices) * devices, *shape), dtype, place)
+    def filled(number: int, shape: tuple[int, ...], dtype: Any) -> Any:
+        return _put((-(-number // devices) * devices, *shape), dtype, rows)
 
-    targets = rows(
-        program.counts.images, setup.functions.target_shape, jnp.dtype(setup.config.loss.bank_dtype)
-    )
-    held = None
-    if program.place == "device":
-        held = rows(program.references, setup.functions.reference_shape, jnp.float32)
-    return banks.Bank(targets, held, program.counts.images)
+    kind, held = jnp.dtype(setup.config.loss.bank_dtype), None
+    if place == "device":
+        held = filled(references, setup.functions.reference_shape, jnp.float32)
+    return banks.Bank(filled(images, setup.functions.target_shape, kind), held, images)
 
 
 def _put(shape: tuple[int, ...], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:

@@ -48,7 +48,7 @@ def find(plan: Plan, options: Options) -> list[Remedy]:
             )
         except UserError:  # does not go with the mesh or with the other values
             continue
-        parts = memory.find(program, plan.machine.chip, None).parts
+        parts = memory.find(program, None, plan.machine.chip, None).parts
         estimate = parts["gradients"] + parts["activations"]
         needs = sum(parts.values()) + (scale - 1) * estimate
         if needs < plan.memory.step:

@@ -5,12 +5,13 @@ Both walk the jaxpr with its inner programs. A loop's body counts as often as it
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 BFLOAT16, FLOAT32, HIGHEST = "bfloat16", "float32", "float32 at highest precision"
 # Values of these are computed again where they are read, or are other views of the same bytes: a
@@ -28,21 +29,24 @@ _SMALL = 16  # an input that is this much smaller than the largest one is not co
 
 
 def whole(update: jax.stages.Wrapped, arguments: tuple[Any, ...]) -> core.Jaxpr:
-    """The program of a step, without what no result needs."""
-    from jax.interpreters import partial_eval
-
+    """The program of a step, without what no result needs; all arguments are there."""
     jaxpr = update.trace(*arguments).jaxpr.jaxpr
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
-def products(jaxpr: core.Jaxpr, devices: int) -> Counter:
+def reads(jaxpr: core.Jaxpr) -> list[bool]:
+    """Of each argument, whether the program reads it: a compiled program has no others."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[1]
+
+
+def products(jaxpr: core.Jaxpr, devices: int) -> dict[str, float]:
     """FLOP of one device: type of the product -> number. Additions and multiplications count apart.
 
     Args:
       jaxpr: of a step on global arrays.
       devices: over which the work is split; what stands in a `shard_map` is one device's already.
     """
-    found: Counter = Counter()
+    found: dict[str, float] = defaultdict(float)
 
     def add(part: core.Jaxpr, times: float) -> None:
         for equation in part.eqns:
@@ -56,7 +60,7 @@ def products(jaxpr: core.Jaxpr, devices: int) -> Counter:
                 add(inner, each * count)
 
     add(jaxpr, 1 / devices)
-    return found
+    return dict(found)
 
 
 def _kind(equation: Any) -> str:
@@ -89,7 +93,7 @@ def _inner(equation: Any) -> Iterator[tuple[core.Jaxpr, float]]:
     if equation.primitive.name == "cond":
         yield parameters["branches"][0].jaxpr, 1
         return
-    times = parameters.get("length", 1) if equation.primitive.name == "scan" else 1
+    times: float = parameters["length"] if equation.primitive.name == "scan" else 1
     for value in parameters.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
             one = getattr(one, "jaxpr", one)
