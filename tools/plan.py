@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own fol
 import jax
 
 from cir_jax import config as configs
-from cir_jax import progress
 from cir_jax.errors import UserError
 from tools import slices
 from tools.planning import analysis, chips, machines, measured, page, recipes, remedies
@@ -58,6 +57,7 @@ def _one(args: argparse.Namespace, argv: list[str]) -> int:
         # The compiler is found by a process that is started with its place.
         command = [sys.executable, __file__, *argv]
         return subprocess.run(command, env=os.environ | slices.environment()).returncode
+    taken = measured.parse(args.measured)
     options = Options(
         changes=tuple(args.overrides),
         chip={k: v for k, v in (("cores", args.cores), ("network", args.network * 1e9)) if v},
@@ -72,10 +72,10 @@ def _one(args: argparse.Namespace, argv: list[str]) -> int:
     else:
         rows = measured.of(plan, measured.read(args.table))
         print(page.text(plan, found, args.price, rows))
-    if args.measured:
-        versions = f"jax {jax.__version__}"
-        for row in measured.add(plan, args.measured, versions, args.table):
-            progress.say(f"{args.table}: {row.what} {row.measured:g}, predicted {row.predicted:g}")
+    if taken:
+        for row in measured.add(plan, taken, f"jax {jax.__version__}", args.table):
+            said = f"{args.table}: {row.what} {row.measured:g}, predicted {row.predicted:g}"
+            print(said, file=sys.stderr)
     return int(plan.memory.fits == "no")
 
 

@@ -140,8 +140,8 @@ def encoders(program: Program) -> dict[str, Any]:
 
 
 def _bytes(x: Any) -> float:
-    return math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
+    return math.prod(x.shape) * x.dtype.itemsize
 
 
 def _on_device(x: Any) -> float:
-    return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize  # of a key too
