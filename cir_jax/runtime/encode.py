@@ -162,7 +162,7 @@ def local_rows(batch: int, mesh: Mesh, process: int | None = None) -> np.ndarray
       [n] int, read-only.
     """
     process = jax.process_index() if process is None else process
-    places = meshes.batch_sharding(mesh).devices_indices_map((batch,))
+    places: Any = meshes.batch_sharding(mesh).devices_indices_map((batch,))
     held = np.zeros(batch, bool)
     for device, index in places.items():
         if device.process_index == process:
@@ -180,7 +180,7 @@ def place(rows: np.ndarray, sharding: jax.sharding.NamedSharding, batch: int) ->
     # no order of devices can mistake them.
     numbers = local_rows(batch, sharding.mesh)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(batch)
         first = int(np.searchsorted(numbers, start))
         return rows[first : first + stop - start]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run leaves in its folder: metrics, evaluations, checkpoints, and the report."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import checkpoint, metrics
+from cir_jax.runtime.lease import Lease
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
 
@@ -26,10 +28,11 @@ class Records:
       setup: of the run.
       data: its triplets.
       step: at which the run starts; metrics of later steps, of a run that was killed, are cut off.
+      lease: of the run folder; it is looked at before each save.
     """
 
-    def __init__(self, setup: Setup, data: Data, step: int):
-        self._setup, self._data = setup, data
+    def __init__(self, setup: Setup, data: Data, step: int, lease: Lease):
+        self._setup, self._data, self._lease = setup, data, lease
         folder = Path(setup.config.workdir)
         self._logger = metrics.Logger(setup.config.workdir, step)
         self._last = checkpoint.Checkpoints(folder / checkpoint.LAST, setup.config.checkpoint.keep)
@@ -45,9 +48,10 @@ class Records:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._last.close()
-        self._best.close()
-        self._logger.close()
+        with ExitStack() as stack:  # all are closed, also when one fails
+            stack.callback(self._logger.close)
+            stack.callback(self._best.close)
+            stack.callback(self._last.close)
 
     def log(self, state: State, values: dict[str, jax.Array]) -> None:
         """Notes the metrics of a step; the loss of each source, where there are several."""
@@ -72,6 +76,7 @@ class Records:
         )
         if state.best is None or result.score > state.best:
             state.best = result.score
+            self._lease.check()
             for later in (s for s in self._best.steps() if s >= state.step):
                 self._best.forget(later)  # of a run that was killed and went on from before it
             self._best.save(state.step, _tree(state), self._record(state))
@@ -81,6 +86,7 @@ class Records:
 
     def save(self, state: State) -> None:
         """Starts writing a checkpoint that the run can go on from."""
+        self._lease.check()
         tree = _tree(state) | {"optimizer": state.optimizer}
         self._last.save(state.step, tree, self._record(state))
 
@@ -129,6 +135,7 @@ class Records:
             "best": state.best,
             "history": state.history,
             "data": state.data,
+            "fingerprints": self._data.fingerprints,
             "source": state.source,
         }
 

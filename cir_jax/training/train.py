@@ -16,7 +16,9 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.bank.bank import Bank
 from cir_jax.runtime import encode, interrupts, optim
+from cir_jax.runtime import lease as leases
 from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime.lease import Lease
 from cir_jax.training import setup as setups
 from cir_jax.training import state as states
 from cir_jax.training import step
@@ -40,7 +42,13 @@ def train(config: ConfigDict) -> dict[str, Any]:
     """
     setup = setups.make(setups.resolve(config))
     data = setups.read_data(setup)
-    state, tx = states.start(setup, data.steps)
+    with leases.hold(config.workdir, config.checkpoint.lease_seconds) as lease:
+        return _train(setup, data, lease)
+
+
+def _train(setup: Setup, data: Data, lease: Lease) -> dict[str, Any]:
+    """Trains while nobody else does so in the run folder."""
+    state, tx = states.start(setup, data)
     progress.say(summary(setup, data, state))
     began = time.monotonic()
     bank, store = setups.build_bank(setup, data, state.fixed)
@@ -50,7 +58,7 @@ def train(config: ConfigDict) -> dict[str, Any]:
         batches.set_state(state.data)
     places = jax.tree.map(lambda x: x.sharding, (state.trained, state.optimizer))
     update = step.make(setup.stage, setup.functions, tx, len(data.triplets.sources), places)
-    with Records(setup, data, state.step) as records:
+    with Records(setup, data, state.step, lease) as records:
         finished = _loop(setup, data, state, update, batches, bank, records)
     return records.report(state, bank_seconds, finished)
 
@@ -139,12 +147,13 @@ def summary(setup: Setup, data: Data, state: State) -> str:
     abstract = setup.functions.abstract
     trained = {p: x for p, x in state.trained.items() if p in abstract}
     learned = f", and {', '.join(setup.stage.extra)}" if setup.stage.extra else ""
+    share = meshes.share(config.batch, setup.mesh)
     return (
         f"{config.model.name} {config.model.tower}, stage {config.stage}: "
         f"{optim.size(trained):,} of {optim.size(abstract):,} parameters train{learned}\n"
         f"  triplets: {sources}; {images}\n"
         f"  {data.steps:,} steps of {config.batch}, {data.steps_per_epoch:,} per epoch, on "
         f"{setup.mesh.size} {jax.devices()[0].platform} device(s), {jax.process_count()} "
-        f"process(es)\n"
+        f"process(es){share and f'; {share}'}\n"
         f"  workdir: {config.workdir}"
     )
