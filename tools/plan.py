@@ -62,6 +62,7 @@ def _one(args: argparse.Namespace, argv: list[str]) -> int:
         changes=tuple(args.overrides),
         chip={k: v for k, v in (("cores", args.cores), ("network", args.network * 1e9)) if v},
         speeds=Speeds(args.decode_ms / 1e3, args.disk * 1e9),
+        process_per_gpu=args.process_per_gpu,
         compiles=not args.by_shapes,
         **{k: getattr(args, k) for k in ("triplets", "images", "queries", "gallery", "text")},
     )
@@ -131,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--gallery", type=_count, default=0, help="images of an evaluation")
     data.add_argument("--text", type=_count, default=0, help="tokens of the longest in a batch")
     host = parser.add_argument_group("the host, where you know better")
+    host.add_argument(
+        "--process-per-gpu", action="store_true", help="as launch/local_gpu.sh --process-per-gpu"
+    )
     host.add_argument("--cores", type=float, default=0.0, help="of a host, for each device")
     host.add_argument("--network", type=float, default=0.0, help="GB/s that a host sends")
     host.add_argument(

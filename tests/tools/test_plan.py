@@ -175,7 +175,7 @@ def test_a_step_that_the_compiler_refuses(quick):
     """Nothing is known but what it needs at least, and the page says whose word that is."""
     done = compiled.Compiled(refused=70e9)
     program, chip = quick.program, quick.machine.chip
-    found = memory.find(program, None, chip, done)
+    found = memory.find(program, chip, done=done)
     assert found.step >= 70e9 and found.fits == "no" and found.compiled
     said = page.text(dataclasses.replace(quick, memory=found, refused=done.refused))
     assert "which the compiler of H100 refuses" in said

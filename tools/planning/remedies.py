@@ -48,10 +48,7 @@ def find(plan: Plan, options: Options) -> list[Remedy]:
             )
         except UserError:  # does not go with the mesh or with the other values
             continue
-        # Of the step alone: what an evaluation takes does not change with these.
-        alone = dataclasses.replace(program.counts, gallery=0)
-        program = dataclasses.replace(program, counts=alone)
-        parts = memory.find(program, None, plan.machine.chip, None).parts
+        parts = memory.find(program, plan.machine.chip).parts
         estimate = parts["gradients"] + parts["activations"]
         needs = sum(parts.values()) + (scale - 1) * estimate
         if needs < plan.memory.step:
