@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cir_jax import files, progress
+from cir_jax import files
 from tools.planning import hlo
 from tools.planning.hlo import Collective
 from tools.planning.program import Program
@@ -57,8 +58,8 @@ def compile_step(program: Program, on: str) -> Compiled:
     said = "\n".join((text, on, jax.__version__, library, *devices))
     kept = _folder() / f"{hashlib.sha256(said.encode()).hexdigest()}.json"
     if kept.is_file():
-        return _from_json(json.loads(kept.read_text()))
-    progress.say(f"compiling the step for {on}: a minute or more")
+        return from_json(json.loads(kept.read_text()))
+    print(f"compiling the step for {on}: a minute or more", file=sys.stderr, flush=True)
     found = _compile(lowered, program)
     with files.whole(kept) as file:
         file.write(json.dumps(dataclasses.asdict(found)).encode())
@@ -95,7 +96,8 @@ def over(message: str) -> float:
     return float(number) * 2.0 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit]
 
 
-def _from_json(values: dict[str, Any]) -> Compiled:
+def from_json(values: dict[str, Any]) -> Compiled:
+    """The inverse of `dataclasses.asdict`, of what JSON makes of that."""
     listed = tuple(Collective(**c) for c in values.pop("collectives"))
     return Compiled(**{**values, "collectives": listed, "loops": tuple(values.pop("loops"))})
 
