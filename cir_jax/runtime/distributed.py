@@ -37,6 +37,17 @@ def initialize() -> None:
     else:
         return
     progress.set_process(jax.process_index())
+    _compile_anew()
+
+
+def _compile_anew() -> None:
+    """Leaves the cache of compiled programs alone where several processes have CPU devices.
+
+    A program that comes from it takes its collectives in another order in each process: a run of
+    two processes then trains on other numbers, or aborts in Gloo (jaxlib 0.10.2).
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _number(name: str, text: str) -> int:
