@@ -183,6 +183,11 @@ def test_a_step_that_the_compiler_refuses(quick):
 
 
 def test_what_the_compiler_said_is_kept():
+    rate = "%0 = stablehlo.constant dense<{}> : tensor<{}>"
+    same = {compiled.essence(rate.format(x, "f32")) for x in ("2.000000e-05", "-1.5e+02")}
+    assert len(same) == 1
+    for number, kind in (("1.000000e+00", "f32"), ("0.000000e+00", "f32"), ("3", "i32")):
+        assert compiled.essence(rate.format(number, kind)) == rate.format(number, kind)
     one = hlo.Collective("all-reduce", "data", 4, 12, 3.5)
     done = compiled.Compiled(1.0, 2.0, 3.0, collectives=(one,), loops=("condition",))
     assert compiled.from_json(json.loads(json.dumps(dataclasses.asdict(done)))) == done
@@ -201,6 +206,10 @@ PROGRAM = """HloModule jit_update, is_scheduled=true
   ROOT %t = (s32[], bf16[8,4]) tuple(%i, %x)
 }
 
+%offloaded (p: f32[6]) -> f32[6] {
+  ROOT %there = f32[6]{0} all-reduce(%p), replica_groups={}, to_apply=%add
+}
+
 %condition (p: (s32[], bf16[8,4])) -> pred[] {
   %constant.1 = s32[]{:T(128)} constant(12)
   ROOT %lt = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
@@ -209,6 +218,7 @@ PROGRAM = """HloModule jit_update, is_scheduled=true
 ENTRY %main (p: f32[4]) -> f32[4] {
   %loop = (s32[], bf16[8,4]) while(%t0), condition=%condition, body=%body
   %gather-start = (f32[4]{0}, f32[8]{0}) all-gather-start(%p), replica_groups=[4,2]<=[8]
+  %far = ((f32[6]{0}), f32[6]{0}, u32[]{:S(8)}) call-start(%z), to_apply=%offloaded
   %gather-done = f32[8]{0} all-gather-done(%gather-start)
   %scattered = f32[3]{0} reduce-scatter(%z), replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
   %all = f32[6]{0} all-reduce(%z), replica_groups={}, to_apply=%add
@@ -225,10 +235,10 @@ def test_collectives_of_a_program():
         ("all-reduce", "data", 4): (12, 12 * (8 * 4 * 2 + 4 * 4)),
         ("all-gather", "model", 2): (1, 8 * 4),
         ("reduce-scatter", "data", 4): (1, 4 * 3 * 4),
-        ("all-reduce", "data+model", 8): (1, 6 * 4),
+        ("all-reduce", "data+model", 8): (2, 2 * 6 * 4),
     }
     sent = {(c.kind, c.axes): c.sent for c in found}
-    assert sent["all-reduce", "data+model"] == 2 * 7 / 8 * 24
+    assert sent["all-reduce", "data+model"] == 2 * 7 / 8 * 48
     assert sent["reduce-scatter", "data"] == 3 / 4 * 48
     unknown = PROGRAM.replace("constant(12)", "parameter(0)")
     assert hlo.collectives(unknown, mesh)[1] == ["condition"]

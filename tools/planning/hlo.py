@@ -119,7 +119,7 @@ def _times(
                 continue
             each = times * (_trips(rest, lines, unknown) if op == "while" else 1)
             for role, several, single in _CALLED.findall(rest):
-                if role == "to_apply" and op not in ("call", "async-start"):
+                if role == "to_apply" and op.removesuffix("-start") not in ("call", "async"):
                     continue
                 for inner in re.findall(r"[\w.\-]+", several or single):
                     if inner not in lines:
