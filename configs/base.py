@@ -99,6 +99,17 @@ def get_config(arg: str = "") -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 0  # steps between checkpoints; 0 = at every evaluation
     c.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+    # Seconds after a SIGTERM or Ctrl-C in which a run has saved and ended; less than what the
+    # machine gives (30 on Slurm, Kubernetes and pre-empted VMs).
+    c.checkpoint.grace_seconds = 25.0
+
+    c.cluster = ConfigDict()
+    c.cluster.connect_seconds = 300.0  # in which all processes have started
+    c.cluster.lost_seconds = 90.0  # without a sign of life of a process, after which the run ends
+    # Seconds without progress (a step, an encoded batch, a finished save) after which the run ends
+    # and says which process is late; 0 = never.
+    c.cluster.stuck_seconds = 1800.0
+    c.cluster.compile_seconds = 3600.0  # the same, while a step is compiled
     keys.add(c)
     return c
 
@@ -157,4 +168,9 @@ ALLOWED = {
     "eval.examples": "[0, inf)",
     "checkpoint.every_steps": "[0, inf)",
     "checkpoint.keep": "[1, inf)",
+    "checkpoint.grace_seconds": "(0, inf)",
+    "cluster.connect_seconds": "(0, inf)",
+    "cluster.lost_seconds": "(0, inf)",
+    "cluster.stuck_seconds": "[0, inf)",
+    "cluster.compile_seconds": "[0, inf)",
 }
