@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import cir_jax
 from cir_jax import config as configs
-from cir_jax import plugins
+from cir_jax import files, plugins
 from cir_jax.errors import UserError, nearest
 from cir_jax.runtime import supervision
 
@@ -64,6 +64,10 @@ def _run(name: str, argv: list[str], commands: dict[str, str]) -> int:
             f"unknown argument {unknown[0]}{configs.flag_hint(unknown[0])}; `cir-jax {name} "
             "--help` lists the flags"
         )
+    for flag, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            for place in str(text).split(","):
+                files.check_local(f"--{flag.replace('_', '-')}", place)
     if not getattr(module, "WATCHED", False):
         return module.run(args) or 0
     with supervision.command(f"cir-jax {name}"):

@@ -1,59 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares over all processes what has to be the same on each, before anything depends on it."""
+"""What all processes know of each other before any of them acts."""
 
-import json
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from cir_jax.errors import UserError
-from cir_jax.runtime import distributed
-from cir_jax.runtime.cluster import ROOT
 
-SHOWN = 5  # differences in a message
+_LONGEST = 2000  # bytes of a text that processes tell each other
+
+T = TypeVar("T")
 
 
-def check(what: str, parts: dict[str, str]) -> None:
-    """Returns when all processes have given the same `parts`.
+def tell(text: str) -> list[str]:
+    """The texts of all processes, in their order; each calls this at the same place.
 
-    Args:
-      what: names the comparison; once per run.
-      parts: what is compared: name -> value, short enough to be shown.
-
-    Raises:
-      UserError: this process differs from process 0, or another one does.
+    A text is cut at 2,000 bytes.
     """
     if jax.process_count() == 1:
-        return
-    cluster = distributed.join()
-    assert cluster is not None
-    client = distributed.client()
-    folder = f"{ROOT}same/{what}"
-    if cluster.process == 0:
-        mine = json.dumps({"host": cluster.host, "parts": parts})
-        client.key_value_set(f"{folder}/parts", mine)
-    first = json.loads(cluster.get(f"{folder}/parts"))
-    problem = _difference(parts, first["parts"])
-    if problem:
-        text = (
-            f"process {cluster.process} on {cluster.host} differs from process 0 on "
-            f"{first['host']}: {problem}. Give all processes the same, then start again"
-        )
-        cluster.end("failed", text, 2, wait=5.0)
-        raise UserError(text)
-    client.key_value_set(f"{folder}/of/{cluster.process}", "")
-    if cluster.process == 0:
-        for other in range(1, cluster.count):
-            cluster.get(f"{folder}/of/{other}")
-        client.key_value_set(f"{folder}/all", "")
-    cluster.get(f"{folder}/all")
+        return [text]
+    sent = np.zeros(_LONGEST, np.uint8)
+    code = np.frombuffer(text.encode()[:_LONGEST], np.uint8)
+    sent[: len(code)] = code
+    rows = np.asarray(multihost_utils.process_allgather(sent))
+    return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
-def _difference(mine: dict[str, str], theirs: dict[str, str]) -> str:
-    """The first few parts that differ, or "" if none does."""
-    found = [
-        f"{name}: {mine.get(name, 'none')} instead of {theirs.get(name, 'none')}"
-        for name in sorted({*mine, *theirs})
-        if mine.get(name) != theirs.get(name)
-    ]
-    more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(found[:SHOWN]) + more
+def everywhere(act: Callable[[], T], what: str) -> T:
+    """The result of `act`, which may fail with a UserError: if it does in one process, all stop.
+
+    Args:
+      act: done by every process.
+      what: was attempted, e.g. "process 3 cannot read the bank: ..." begins with "cannot read the
+        bank".
+
+    Raises:
+      UserError: the process's own, or one that says which process failed, and why.
+    """
+    result, error = None, None
+    try:
+        result = act()
+    except UserError as raised:
+        error = raised
+    told = tell("" if error is None else str(error) or what)
+    if error is not None:
+        raise error
+    for process, text in enumerate(told):
+        if text:
+            raise UserError(f"process {process} {what}: {text}")
+    return result  # type: ignore[return-value]
+
+
+def first(act: Callable[[], str], what: str) -> str:
+    """The text that `act` gives in process 0, known to all; the others do not call it.
+
+    Raises:
+      UserError: it failed there; see `everywhere`.
+    """
+    made = everywhere(lambda: act() if jax.process_index() == 0 else "", what)
+    return tell(made)[0]

@@ -9,8 +9,8 @@ news:
     news/stop      a process was asked to stop
     news/stop_at   the step after which all stop: the largest that any had entered when it heard
 
-Process 0 also reads all heartbeats and says who is lost or late. It never waits for the main thread,
-which may be inside a collective or a compiler for long.
+Process 0 also reads all heartbeats and says who is lost or late. The thread never waits for the
+main one, which may be inside a collective or a compiler for long.
 """
 
 import json
@@ -194,7 +194,8 @@ class Cluster:
             with self._changed:
                 self._outbox.pop(0)
         if 0 not in self._places:
-            self._places |= {int(i): json.loads(text) for i, text in self._list("beat/") if i == "0"}
+            first = {i: text for i, text in self._list("beat/") if i == "0"}
+            self._places |= {int(i): json.loads(text) for i, text in first.items()}
         if self.verdict is None:
             self._read_news()
         if self.process == 0:

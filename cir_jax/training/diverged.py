@@ -39,8 +39,13 @@ class Recent:
         """Notes the rows of this process of the batch of `step`."""
         self._batches.append((step, rows["text_id"]))
 
-    def diverged(self, loss: float, norm: float) -> Diverged:
-        """Writes the batches to FILE; the exception to raise, on all processes."""
+    def diverged(self, values: dict[str, jax.Array]) -> Diverged:
+        """Writes the batches to FILE; the exception to raise, on all processes.
+
+        Args:
+          values: the metrics of the step.
+        """
+        loss, norm = float(values["loss"]), float(values["gradient_norm"])
         config, step = self._setup.config, self._batches[-1][0]
         path = Path(config.workdir) / FILE
         lines = [
@@ -49,8 +54,7 @@ class Recent:
             for text in self._global(mine).tolist()
         ]
         if jax.process_index() == 0:
-            with files.whole(path) as file:
-                file.write("".join(line + "\n" for line in lines).encode())
+            files.put(path, "".join(line + "\n" for line in lines).encode())
         return Diverged(
             f"loss {loss} at step {step}; gradient norm {norm}: not finite. The step changed "
             f"nothing, and the checkpoints before it are kept. {path} names the triplets of this "

@@ -2,6 +2,7 @@
 """What a run leaves in its folder: metrics, evaluations, checkpoints, and the report."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,8 @@ from cir_jax.evals.benchmark import Benchmark
 from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
-from cir_jax.runtime import checkpoint, metrics, supervision
+from cir_jax.runtime import checkpoint, metrics, supervision, watchdog
+from cir_jax.runtime.lease import Lease
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
 
@@ -31,10 +33,11 @@ class Records:
       data: its triplets.
       state: in which the run starts; it gets the evaluations that were made since its checkpoint.
         Metrics of later steps, of a run that was killed, are cut off.
+      lease: of the run folder; it is looked at before each save.
     """
 
-    def __init__(self, setup: Setup, data: Data, state: State):
-        self._setup, self._data = setup, data
+    def __init__(self, setup: Setup, data: Data, state: State, lease: Lease):
+        self._setup, self._data, self._lease = setup, data, lease
         folder = Path(setup.config.workdir)
         self._evaluations = folder / EVALUATIONS
         self._recall(state)
@@ -58,9 +61,10 @@ class Records:
     ) -> None:
         if error is not None and self._watcher is not None:
             self._watcher.announce(error)  # closing would wait for the other processes
-        self._last.close()
-        self._best.close()
-        self._logger.close()
+        with ExitStack() as stack:  # all are closed, also when one fails
+            stack.callback(self._logger.close)
+            stack.callback(self._best.close)
+            stack.callback(self._last.close)
 
     def wait(self) -> None:
         """Waits until the checkpoint that is being written is complete."""
@@ -77,9 +81,24 @@ class Records:
                 numbers[f"loss/{name}"] = float(total / count)
         self._logger.write(state.step, numbers | {"seconds": state.seconds})
 
-    def evaluated(self, state: State) -> bool:
-        """Whether the step at which the run is has its evaluation."""
-        return any(entry["step"] == state.step for entry in state.history)
+    def due(self, state: State, over: bool) -> tuple[bool, bool]:
+        """(a checkpoint, an evaluation) belongs to this step; `over`: it is the last one.
+
+        A step is saved before it is evaluated, so that who is stopped in an evaluation loses none.
+        """
+        config = self._setup.config
+        every = config.eval.every * self._data.steps_per_epoch or self._data.steps
+        saves = config.checkpoint.every_steps or every
+        evaluates = bool(self._setup.benchmark) and (state.step % every == 0 or over)
+        return state.step % saves == 0 or over or evaluates, evaluates and state.step > 0
+
+    def catch_up(self, state: State, over: bool) -> None:
+        """Makes the evaluation of this step, if it is due and was not made before."""
+        benchmark = self._setup.benchmark
+        made = any(entry["step"] == state.step for entry in state.history)
+        if benchmark is not None and self.due(state, over)[1] and not made:
+            watchdog.progress("evaluation", state.step)
+            self.evaluate(state, benchmark)
 
     def evaluate(self, state: State, benchmark: Benchmark) -> None:
         """Scores the model as it is, and keeps its parameters if it is the best so far."""
@@ -93,6 +112,7 @@ class Records:
         )
         if state.best is None or result.score > state.best:
             state.best = result.score
+            self._lease.check()
             for later in (s for s in self._best.steps() if s >= state.step):
                 self._best.forget(later)  # of a run that was killed and went on from before it
             # Two writers at once would wait at each other's barriers on several hosts.
@@ -101,11 +121,12 @@ class Records:
             self._best.wait()
             run_report.keep(self._setup.config.workdir, result)
         if jax.process_index() == 0:  # last: an evaluation that is not in here is made again
-            with files.whole(self._evaluations) as file:
-                file.write(json.dumps(state.history).encode())
+            files.put(self._evaluations, json.dumps(state.history).encode())
 
     def save(self, state: State) -> None:
         """Starts writing a checkpoint that the run can go on from."""
+        watchdog.progress("save", state.step)
+        self._lease.check()
         tree = _tree(state) | {"optimizer": state.optimizer}
         self._last.save(state.step, tree, self._record(state))
 
@@ -175,6 +196,7 @@ class Records:
             "best": state.best,
             "history": state.history,
             "data": state.data,
+            "fingerprints": self._data.fingerprints,
             "source": state.source,
         }
 

@@ -51,6 +51,7 @@ def make(
         (loss, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
         def apply(trained, state):
             updates, state = tx.update(grads, state, trained)
             return optax.apply_updates(trained, updates), state

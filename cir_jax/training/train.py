@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.bank.bank import Bank
 from cir_jax.runtime import distributed, encode, interrupts, optim, watchdog
+from cir_jax.runtime import lease as leases
 from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime.lease import Lease
 from cir_jax.runtime.limits import Limits
-from cir_jax.training import agreement, diverged, step
+from cir_jax.training import comparison, diverged, step
 from cir_jax.training import setup as setups
 from cir_jax.training import state as states
 from cir_jax.training.records import Records
@@ -39,15 +41,20 @@ def train(config: ConfigDict) -> dict[str, Any]:
     Raises:
       UserError: input that cannot be used; nothing is written over.
     """
-    limits = Limits.of(config)
-    distributed.join(limits)
-    agreement.check("run", agreement.of_run(config))
+    distributed.join(Limits.of(config))
+    comparison.check("run", comparison.of_run(config))
     setup = setups.make(setups.resolve(config))
     watchdog.progress("data")
     data = setups.read_data(setup)
-    agreement.check("data", agreement.of_data(data.triplets))
+    comparison.check("data", {f"data {k}": v for k, v in data.fingerprints.items()})
+    with leases.hold(config.workdir, config.checkpoint.lease_seconds) as lease:
+        return _train(setup, data, lease)
+
+
+def _train(setup: Setup, data: Data, lease: Lease) -> dict[str, Any]:
+    """Trains while nobody else does so in the run folder."""
     watchdog.progress("restore")
-    state, tx = states.start(setup, data.steps)
+    state, tx = states.start(setup, data)
     progress.say(summary(setup, data, state))
     began = time.monotonic()
     watchdog.progress("bank")
@@ -58,7 +65,7 @@ def train(config: ConfigDict) -> dict[str, Any]:
         batches.set_state(state.data)
     places = jax.tree.map(lambda x: x.sharding, (state.trained, state.optimizer))
     update = step.make(setup.stage, setup.functions, tx, len(data.triplets.sources), places)
-    with Records(setup, data, state) as records, interrupts.StopRequest(limits) as stop:
+    with Records(setup, data, state, lease) as records, interrupts.StopRequest() as stop:
         finished = _loop(setup, data, state, update, batches, bank, records, stop)
         watchdog.progress("report")
     return records.report(state, bank_seconds, finished)
@@ -77,28 +84,16 @@ def _loop(
     """Steps until the run is over (True) or is asked to stop (False)."""
     config = setup.config
     key = jax.random.key(config.seed)
-    evaluate_every = config.eval.every * data.steps_per_epoch or data.steps
-    save_every = config.checkpoint.every_steps or evaluate_every
     programs: dict[Any, Any] = {}
     recent = diverged.Recent(setup, data)
+    over = state.step >= data.steps or _out_of_time(config, state)
     bar = progress.bar(total=data.steps, title=f"stage {config.stage}")
     bar.update(state.step)
-
-    def over() -> bool:
-        return state.step >= data.steps or _out_of_time(config, state)
-
-    def evaluate() -> None:
-        """Scores the step that was just saved, or that the run goes on from."""
-        due = state.step % evaluate_every == 0 or over()
-        if setup.benchmark and due and state.step and not records.evaluated(state):
-            watchdog.progress("evaluation")
-            records.evaluate(state, setup.benchmark)
-
     with bar:
-        if stop.now(state.step):
-            return _stopped(state, config, over())
-        evaluate()  # if the run ended in the evaluation of this step
-        while not over():
+        stopping = stop.now(state.step)
+        if not stopping:  # the run may have ended after saving this step
+            records.catch_up(state, over)
+        while not over and not stopping:
             watchdog.progress("read", state.step + 1)
             began = time.monotonic()
             rows = next(batches)
@@ -117,32 +112,26 @@ def _loop(
             watchdog.progress("step")
             state.trained, state.optimizer, values = programs[shapes](*arguments)
             # Waiting here keeps the clock honest; the next batch is read in the background.
-            loss, norm = float(values["loss"]), float(values["gradient_norm"])
+            finite = np.isfinite([float(values["loss"]), float(values["gradient_norm"])]).all()
             state.seconds += time.monotonic() - began
             state.step += 1
             bar.update(1)
-            if not np.isfinite([loss, norm]).all():
+            if not finite:
                 records.wait()  # for the checkpoint that may be on its way: it is a good one
-                raise recent.diverged(loss, norm)
+                raise recent.diverged(values)
             if state.step % config.log_every == 0 or state.step == data.steps:
                 records.log(state, values)
             stopping = stop.now(state.step)
-            evaluating = setup.benchmark and state.step % evaluate_every == 0
-            if state.step % save_every == 0 or evaluating or over() or stopping:
-                watchdog.progress("save")
+            over = state.step == data.steps or _out_of_time(config, state)
+            if records.due(state, over)[0] or stopping:
                 state.data = batches.get_state()
                 records.save(state)
-            if stopping:
-                return _stopped(state, config, over())
-            evaluate()  # of a step that is saved: who is stopped here loses no step
-    return True
-
-
-def _stopped(state: State, config: ConfigDict, over: bool) -> bool:
-    """Says so; False."""
-    left = "evaluates it and writes the report" if over else "resumes"
-    progress.say(f"stopped at step {state.step}; the same command {left}: {config.workdir}")
-    return False
+            if not stopping:
+                records.catch_up(state, over)
+    if stopping:
+        left = "ends" if over else "resumes"
+        progress.say(f"stopped at step {state.step}; the same command {left} {config.workdir}")
+    return not stopping
 
 
 def _place(rows: dict[str, np.ndarray], mesh: Mesh, batch: int) -> dict[str, jax.Array]:
@@ -166,12 +155,13 @@ def summary(setup: Setup, data: Data, state: State) -> str:
     abstract = setup.functions.abstract
     trained = {p: x for p, x in state.trained.items() if p in abstract}
     learned = f", and {', '.join(setup.stage.extra)}" if setup.stage.extra else ""
+    share = meshes.share(config.batch, setup.mesh)
     return (
         f"{config.model.name} {config.model.tower}, stage {config.stage}: "
         f"{optim.size(trained):,} of {optim.size(abstract):,} parameters train{learned}\n"
         f"  triplets: {sources}; {images}\n"
         f"  {data.steps:,} steps of {config.batch}, {data.steps_per_epoch:,} per epoch, on "
         f"{setup.mesh.size} {jax.devices()[0].platform} device(s), {jax.process_count()} "
-        f"process(es)\n"
+        f"process(es){share and f'; {share}'}\n"
         f"  workdir: {config.workdir}"
     )

@@ -166,7 +166,7 @@ def test_a_build_goes_on_where_it_was_cut_off(data, tmp_path, monkeypatch):
         np.testing.assert_array_equal(rows[name], whole[name])
     assert again.opened["a"] == 0 and again.opened["h"] == 1
     assert sorted(p.name for p in (tmp_path / "bank").iterdir()) == [
-        ".lock", "bank.json", "references.npy", "targets.npy"
+        ".lock", "bank.json", "references.npy", "references.sums", "targets.npy", "targets.sums"
     ]  # fmt: skip
 
     # A part that is shorter than its record says, or made of something else, is begun anew.
@@ -285,7 +285,7 @@ def test_training_from_disk_resumes_exactly(tmp_path, capsys):
     assert said.count("references: 32 x 32 x 8, 16.4 kB on disk (loss.references=disk;") == 3
     assert said.count("building the bank of ") == 1
     assert sorted(p.name for p in (tmp_path / "bank" / "disk").iterdir()) == [
-        ".lock", "bank.json", "references.npy", "targets.npy"
+        ".lock", "bank.json", "references.npy", "references.sums", "targets.npy", "targets.sums"
     ]  # fmt: skip
 
 

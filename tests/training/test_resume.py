@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stopping and resuming: killed at any moment, damaged checkpoints, other meshes, other configs."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +128,51 @@ def test_another_config_is_refused(root, tmp_path):
     train.train(runs.tiny(tmp_path, root, *CHANGES, "steps=1"))
     with pytest.raises(UserError, match=r"another config \(optim.learning_rate: 0.001 -> 0.01\)"):
         train.train(runs.tiny(tmp_path, root, *CHANGES, "optim.learning_rate=0.01"))
+
+
+def rewritten(root, folder, change):
+    """A copy of the data, of which one file of annotations is another."""
+    shutil.copytree(root, folder)
+    file = folder / "captions" / "cap.dress.train.json"
+    records = json.loads(file.read_text())
+    change(records)
+    file.write_text(json.dumps(records))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (lambda r: r[3].update(captions=["is red", "is not"]), r"texts \(128, with other content"),
+        (lambda r: r[3].update(target="B0001"), r"triplets \(32, with other content or in an"),
+        (lambda r: r.pop(), r"triplets \(32 then, 31 now\), texts \(128 then, 124 now\), tok"),
+        (lambda r: r.reverse(), r"triplets .* or in another order\), texts .*, images \("),
+    ],
+    ids=["a text", "a target", "one less", "the order"],
+)
+def test_data_that_changed_is_refused_by_its_name(change, differs, root, tmp_path):
+    train.train(runs.tiny(tmp_path / "run", root, *CHANGES, "steps=1"))
+    other = rewritten(root, tmp_path / "other", change)
+    message = f"was trained on other data than data.root={other} holds now; these differ: "
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*{differs}"):
+        train.train(runs.tiny(tmp_path / "run", other, *CHANGES, "steps=2"))
+
+
+def test_data_may_lie_elsewhere(root, tmp_path):
+    train.train(runs.tiny(tmp_path / "run", root, *CHANGES, "steps=1"))
+    moved = rewritten(root, tmp_path / "moved", lambda records: None)
+    assert train.train(runs.tiny(tmp_path / "run", moved, *CHANGES, "steps=2"))["step"] == 2
+
+
+def test_unlabelled_pictures_that_changed_are_refused(root, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    for i in range(3):
+        runs.write_image(pictures / f"{i}.png", (9, 9, 90 * i), i)
+    changes = (*CHANGES, f"data.unlabelled=('{pictures}',)")
+    train.train(runs.tiny(tmp_path / "run", root, *changes, "steps=1", stage=2))
+    runs.write_image(pictures / "1.png", (200, 9, 9), 7)
+    with pytest.raises(UserError, match=r"these differ: unlabelled images \(3, with other"):
+        train.train(runs.tiny(tmp_path / "run", root, *changes, "steps=2", stage=2))
 
 
 def test_a_finished_run_is_not_trained_again(root, tmp_path):

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has to be the same on all processes of a run, and how it is put in a few words."""
+"""What has to be the same on all processes of a run beside the data: config, code, packages."""
 
 import hashlib
-import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-
 from cir_jax import config as configs
 from cir_jax import keys
 from cir_jax.config import from_json, to_json
-from cir_jax.data.pipeline import TrainingData
-from cir_jax.runtime.agreement import check
+from cir_jax.runtime.comparison import check
 
-__all__ = ["check", "of_data", "of_run"]
+__all__ = ["check", "of_run"]
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "pillow")
 # Keys that name places or threads of a host: what is there is compared, not where it lies.
@@ -38,21 +35,6 @@ def of_run(config: ConfigDict) -> dict[str, str]:
         except PackageNotFoundError:
             found[f"version of {name}"] = "none"
     return found
-
-
-def of_data(data: TrainingData) -> dict[str, str]:
-    """The triplets of a run by their names, texts, tokens and images; not where these lie."""
-    triplets = hashlib.sha256()
-    for t in data.triplets:
-        triplets.update(json.dumps([t.reference, t.target, t.texts, t.source]).encode())
-    images = hashlib.sha256("\0".join(map(str, data.images.names)).encode())
-    return {
-        "data: number of triplets": str(len(data.triplets)),
-        "data: triplets": triplets.hexdigest()[:16],
-        "data: number of images": str(len(data.images)),
-        "data: images": images.hexdigest()[:16],
-        "data: tokens": _digest(data.tokens.start.tobytes(), data.tokens.flat.tobytes()),
-    }
 
 
 def _places(config: ConfigDict) -> set[str]:
