@@ -69,21 +69,24 @@ def _spec(path: str, shape: tuple, entries: tuple, mesh: Mesh) -> PartitionSpec:
 
 
 def _over_data(spec: PartitionSpec, shape: tuple, stacked: bool, mesh: Mesh) -> PartitionSpec:
-    """`spec` with the largest dimension that is still whole split over "data".
+    """`spec` with one more dimension split over "data": the largest that is whole and divides, or
+    else the largest of which each part divides.
 
     The layer axis of a scan stays whole: each device would hold some of the layers, and all of them
     would be gathered before the first.
     """
-    devices, first = mesh.shape[meshes.DATA], int(stacked)
     entries = [*spec, *[None] * (len(shape) - len(spec))]
-    whole = [
+    parts = [1 if axis is None else mesh.shape[axis] for axis in entries]
+    first = int(stacked)
+    fitting = [
         i
         for i in range(first, len(shape))
-        if shape[i] % devices == 0 and (entries[i] is None or mesh.shape[entries[i]] == 1)
+        if shape[i] % (parts[i] * mesh.shape[meshes.DATA]) == 0
     ]
-    if not whole or math.prod(shape[first:]) < LEAST:
+    if not fitting or math.prod(shape[first:]) < LEAST:
         return spec
-    entries[max(whole, key=lambda i: shape[i])] = meshes.DATA
+    at = max(fitting, key=lambda i: (parts[i] == 1, shape[i]))
+    entries[at] = meshes.DATA if parts[at] == 1 else (entries[at], meshes.DATA)
     return PartitionSpec(*entries)
 
 
