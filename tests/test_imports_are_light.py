@@ -10,6 +10,7 @@ import pytest
 
 from cir_jax import plugins
 from cir_jax.main import COMMANDS
+from cir_jax.runtime import metrics
 from tests import runs
 from tests.datasets.importer_samples import MEGAPAIRS, lines
 from tests.generation import pictures
@@ -96,3 +97,12 @@ def test_a_typo_in_the_name_of_a_data_set():
 def test_the_trainer():
     heavy, _, _ = after("import cir_jax.training.train")
     assert not heavy & OF_OTHERS and {"jax", "flax"} <= heavy
+
+
+def test_metrics_wait_for_no_pytorch(tmp_path):
+    """tensorboardX imports it where it is installed, as it is here, and needs none of it."""
+    code = "import sys\nfrom cir_jax.runtime import metrics\n"
+    code += "log = metrics.Logger(sys.argv[1])\nlog.write(1, {'loss': 2.0})\nlog.close()\n"
+    heavy, _, _ = after(code, tmp_path)
+    assert "tensorboardX" in heavy and "torch" not in heavy
+    assert list((tmp_path / "tensorboard").iterdir()) and metrics.read(tmp_path / metrics.FILE)

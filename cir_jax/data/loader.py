@@ -4,6 +4,7 @@
 This module must not import jax: worker processes import it.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,8 @@ PIXELS = ("reference_pixels", "target_pixels")
 @dataclass(frozen=True)
 class Options:
     """How batches are drawn. `fields` beyond the ids: text, reference_pixels, target_pixels,
-    reference_row, reference, exclude_id. `process` is (index, count) along the batch."""
+    reference_row, reference, exclude_id. `rows` of each global batch are those of this process, in
+    their order; None for all. They need not be adjacent."""
 
     batch: int
     seed: int
@@ -31,7 +33,7 @@ class Options:
     exclude_positives: bool = False
     cache_pixels: bool = False
     threads: int = 16
-    process: tuple[int, int] = (0, 1)
+    rows: Sequence[int] | np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,14 @@ class Loader:
         self.data = data
         self.options = options
         self.sources = sources
+        self._rows = slice(None) if options.rows is None else np.asarray(options.rows, np.int64)
         self._excluded = _exclusions(data, options)
         self._cache: dict[int, np.ndarray] = {}
         self._pool = ThreadPoolExecutor(max(options.threads, 1))  # threads start with its work
 
     def __call__(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
         options, data = self.options, self.data
-        index, count = options.process
-        rows = options.batch // count
-        triplet, text_id = drawn[index * rows : (index + 1) * rows].T
+        triplet, text_id = drawn[self._rows].T
         batch = {
             "reference_id": data.reference_id[triplet],
             "target_id": data.target_id[triplet],

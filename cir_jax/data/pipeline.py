@@ -129,14 +129,15 @@ def batches(
       sources: see `Sources`.
 
     Returns:
-      A Grain iterator of dicts of numpy arrays, the rows of this process, b = batch / processes:
+      A Grain iterator of dicts of numpy arrays, the b rows of this process, `options.rows`:
       reference_id, target_id, text_id, source_id int32 [b]; text int32 [b, T];
       reference_pixels, target_pixels uint8 [b, S, S, 3]; exclude_id int32 [b, E], -1 for none;
       reference_row int32 [b], row of the plan of references; reference bfloat16 [b, R, C].
 
     Raises:
-      UserError: the batch does not divide over the processes or is larger than the data, pixels of
-        references that do not exist are asked for, or the weights do not fit the sources.
+      UserError: the batch is larger than the data, pixels of references that do not exist are
+        asked for, or the weights do not fit the sources.
+      ValueError: `options.rows` are no rows of a batch.
     """
     _check(data, options)
     stream = _indices(data, options).map(Loader(data, options, sources or Sources()))
@@ -147,13 +148,9 @@ def batches(
 
 def _check(data: TrainingData, options: Options) -> None:
     steps_per_epoch(data, options.batch)
-    count = options.process[1]
-    if options.batch % count:
-        lower = options.batch // count * count
-        raise UserError(
-            f"batch {options.batch} does not divide over {count} processes; "
-            f"use {f'{lower} or ' if lower else ''}{lower + count}"
-        )
+    rows = range(options.batch) if options.rows is None else options.rows
+    if len(rows) == 0 or min(rows) < 0 or max(rows) >= options.batch:
+        raise ValueError(f"rows {rows} of a process are no rows of a batch of {options.batch}")
     if "reference_pixels" in options.fields and (data.reference_id < 0).any():
         raise UserError("image-caption pairs have no reference image; they train in stage zero")
     if options.mixing not in ("concatenate", "weights"):

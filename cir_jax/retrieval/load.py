@@ -76,6 +76,7 @@ def from_parameters(
         preprocessing(config, functions),
         mesh,
         batch=config.eval.batch,
+        batch_key="eval.batch",
         threads=config.data.threads,
         text_lengths=config.data.text_lengths,
         on_long=config.data.on_long,

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from cir_jax import progress
 from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime import watchdog
 
 
 def encode(
@@ -96,6 +97,7 @@ def stream(
             out = program(params, fields)
         if before:  # keep one batch in flight: copying waits for the one before it
             yield _to_host(*before)
+            watchdog.progress()
         before = start, out, count
     if before:
         yield _to_host(*before)
@@ -125,7 +127,7 @@ def _batches(
 
     def submit(start: int) -> dict[int, Any]:
         # Rows past the end reuse the last item's future: an item is never loaded twice.
-        wanted = {min(start + row, len(items) - 1) for row in mine}
+        wanted = {min(start + row, len(items) - 1) for row in mine.tolist()}
         return {i: pool.submit(load, items[i]) for i in sorted(wanted)}
 
     with ThreadPoolExecutor(max(threads, 1)) as pool:
@@ -137,7 +139,8 @@ def _batches(
                 ahead.append((start, submit(start)))
             start, futures = ahead.popleft()
             loaded = {i: f.result() for i, f in futures.items()}
-            rows = [loaded[min(start + row, len(items) - 1)] for row in mine]
+            watchdog.progress()
+            rows = [loaded[min(start + row, len(items) - 1)] for row in mine.tolist()]
             fields = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
             yield (
                 start,
@@ -146,23 +149,43 @@ def _batches(
             )
 
 
-def local_rows(batch: int, mesh: Mesh) -> range:
-    """Rows of a global batch that this process loads (its devices along axis "data").
+@lru_cache(maxsize=64)
+def local_rows(batch: int, mesh: Mesh, process: int | None = None) -> np.ndarray:
+    """Rows of a global batch that a process loads: all that its devices hold, ascending.
 
-    Raises:
-      ValueError: the devices of this process are not consecutive along "data".
+    They need not be adjacent: a mesh follows the network between devices, not the hosts. Where
+    "model" crosses processes, several of them load the same rows.
+
+    Args:
+      batch: rows of a global batch, a multiple of the devices along "data".
+      mesh: the device mesh.
+      process: which one; this one if None.
+
+    Returns:
+      [n] int, read-only.
     """
-    index_map = meshes.batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    places = [index[0] for index in index_map.values() if index]
-    spans = sorted({(i.start or 0, batch if i.stop is None else i.stop) for i in places})
-    rows = range(spans[0][0], spans[-1][1])
-    if sum(b - a for a, b in spans) != len(rows):
-        raise ValueError(f"devices of this process hold separate rows {spans} of the batch")
-    return rows
+    process = jax.process_index() if process is None else process
+    places: Any = meshes.batch_sharding(mesh).devices_indices_map((batch,))
+    held = np.zeros(batch, bool)
+    for device, index in places.items():
+        if device.process_index == process:
+            held[index] = True
+    found = np.flatnonzero(held)
+    found.flags.writeable = False
+    return found
 
 
 def place(rows: np.ndarray, sharding: jax.sharding.NamedSharding, batch: int) -> jax.Array:
-    """The global array [batch, ...] of which this process holds `rows`."""
+    """The global array [batch, ...] of which this process holds `rows`, those of `local_rows`."""
     if jax.process_count() == 1:
         return jax.device_put(rows, sharding)
-    return jax.make_array_from_process_local_data(sharding, rows, (batch, *rows.shape[1:]))
+    # Not make_array_from_process_local_data: each device takes its rows by their numbers, so that
+    # no order of devices can mistake them.
+    numbers = local_rows(batch, sharding.mesh)
+
+    def part(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(batch)
+        first = int(np.searchsorted(numbers, start))
+        return rows[first : first + stop - start]
+
+    return jax.make_array_from_callback((batch, *rows.shape[1:]), sharding, part)

@@ -24,7 +24,6 @@ from cir_jax.errors import UserError
 from cir_jax.params import ModelParams
 from cir_jax.runtime import mesh as meshes
 
-
 # Values that a parameter, or a layer of a stacked one, has at least if it is split over "data". What
 # is smaller (biases, norms) is under 1 % of a model, and a collective for each would cost its delay.
 LEAST = 2**16

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from cir_jax import keys
-from cir_jax.bank.references import BYTES, gigabytes
+from cir_jax.bank.references import BYTES
+from cir_jax.files import gigabytes
 from cir_jax.runtime import mesh as meshes
-from cir_jax.runtime import optim, sharding
 from cir_jax.training import stage as stages
+from cir_jax.training import state as states
 from cir_jax.training.setup import Data, Setup
 
 
@@ -40,10 +41,11 @@ def describe(setup: Setup, data: Data) -> str:
         ("parameters", f"{total:,}, of which {trained:,} train"),
         ("triplets", f"{sources}; {len(triplets.images):,} images"),
         ("steps", f"{data.steps:,} of {config.batch}, {data.steps_per_epoch:,} per epoch"),
+        ("batch", meshes.share(config.batch, setup.mesh) or f"{config.batch:,} rows"),
         ("devices", f"{setup.mesh.size} {jax.devices()[0].platform}, data={_axes(setup)}"),
         *(
             (what, f"{gigabytes(size)} on each device")
-            for what, size in memory(setup, data).items()
+            for what, size in memory(setup, data.steps, *_bank(data)).items()
         ),
     ]
     width = max(len(name) for name, _ in rows)
@@ -58,39 +60,42 @@ def _axes(setup: Setup) -> str:
     return f"{shape[meshes.DATA]} x model={shape[meshes.MODEL]}"
 
 
-def memory(setup: Setup, data: Data) -> dict[str, float]:
+def _bank(data: Data) -> tuple[int, int, str]:
+    """Images and references of the bank, and where these lie; of a stage without one none."""
+    plan = data.references
+    return (0, 0, "") if plan is None else (len(data.triplets.images), len(plan), data.place)
+
+
+def memory(
+    setup: Setup, steps: int, images: int = 0, references: int = 0, place: str = ""
+) -> dict[str, float]:
     """What lies on each device all the time: part -> bytes.
 
     Args:
-      setup: of the run.
-      data: its triplets.
+      setup: of the run; its devices may be elsewhere.
+      steps: of the whole run.
+      images: rows of the bank; 0 without one.
+      references: their number.
+      place: where they lie, see `cir_jax.bank.references`.
     """
-    abstract, mesh = setup.functions.abstract, setup.mesh
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    paths = stages.trainable(setup.stage, setup.functions)
-    trained = {p: abstract.get(p, scalar) for p in paths}
-    optimizer = optim.build(setup.config.optim, paths, max(data.steps, 1))
-    moments = jax.tree.leaves(jax.eval_shape(optimizer.init, trained))
-    places = jax.tree.leaves(
-        sharding.optimizer_shardings(optimizer, trained, setup.shardings, mesh)
-    )
-    default = meshes.replicated(mesh)
-    fixed = {p: x for p, x in abstract.items() if not (setup.stage.index_is_query and p in trained)}
-    on_device = {p: setup.shardings.get(p, default) for p in {**fixed, **trained}}
+    shapes, _ = states.abstract(setup, steps)
+    trained = sum(map(_bytes, jax.tree.leaves(shapes["trained"])))
     found: dict[str, float] = {
-        "parameters that stay": sum(_bytes(x, on_device[p]) for p, x in fixed.items()),
-        "parameters that train": sum(_bytes(x, on_device[p]) for p, x in trained.items()),
-        "gradients": sum(_bytes(x, on_device[p]) for p, x in trained.items()),
-        "optimizer": sum(map(_bytes, moments, places)),
+        "parameters that stay": sum(map(_bytes, jax.tree.leaves(shapes["fixed"]))),
+        "parameters that train": trained,
+        "gradients": trained,
+        "optimizer": sum(map(_bytes, jax.tree.leaves(shapes["optimizer"]))),
     }
-    if data.references is not None:
-        number = math.prod(setup.functions.target_shape) * len(data.triplets.images)
-        found["bank"] = number * jnp.dtype(setup.config.loss.bank_dtype).itemsize / mesh.size
-        if data.place == "device":
-            held = len(data.references) * math.prod(setup.functions.reference_shape)
-            found["references"] = held * BYTES["device"] / mesh.size
+    if images:
+        number = math.prod(setup.functions.target_shape) * images
+        kind = jnp.dtype(setup.config.loss.bank_dtype)
+        found["bank"] = number * kind.itemsize / setup.mesh.size
+    if place == "device":
+        held = references * math.prod(setup.functions.reference_shape)
+        found["references"] = held * BYTES["device"] / setup.mesh.size
     return found
 
 
-def _bytes(x: Any, place: jax.sharding.NamedSharding) -> int:
-    return math.prod(place.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+def _bytes(x: Any) -> int:
+    """Of one device."""
+    return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize

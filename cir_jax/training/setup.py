@@ -5,7 +5,7 @@
 data; `read_data`, `build_bank` and `make_batches` return values, which the trainer hands on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
-from cir_jax.data import loader, pipeline, tokens
+from cir_jax.data import fingerprints, loader, pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.datasets import loading, unlabelled
 from cir_jax.errors import UserError
@@ -65,6 +65,7 @@ class Data:
       place: where references lie: "device", "disk" or "recompute"; "" without a bank.
       steps: of the whole run.
       steps_per_epoch: full batches in one pass.
+      fingerprints: part of the data -> what tells it from other data.
     """
 
     triplets: pipeline.TrainingData
@@ -72,6 +73,7 @@ class Data:
     place: str
     steps: int
     steps_per_epoch: int
+    fingerprints: dict[str, str]
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -93,21 +95,38 @@ def make(config: ConfigDict) -> Setup:
       UserError: values that do not go together, or a benchmark whose data is not there.
     """
     mesh = meshes.make(config.mesh.data, config.mesh.model)
-    meshes.check_batch(config.batch, mesh)
     if config.max_seconds > 0 and jax.process_count() > 1:
         raise UserError(
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
+    return replace(assemble(config, mesh), benchmark=benchmarks.build(config))
+
+
+def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
+    """The parts of a run that need no data, on a mesh whose devices may be elsewhere: no benchmark.
+
+    Args:
+      config: resolved.
+      mesh: of the run.
+
+    Raises:
+      UserError: values that do not go together.
+    """
     functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
+    # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
+    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
+    meshes.check_batch(config.batch, mesh)
+    if stage.needs_bank or config.eval.benchmark != "none":
+        meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
     return Setup(
         config=config,
         mesh=mesh,
         functions=functions,
-        stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
+        stage=stage,
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
-        benchmark=benchmarks.build(config),
+        benchmark=None,
     )
 
 
@@ -131,7 +150,8 @@ def read_data(setup: Setup) -> Data:
         plan = references.plan(triplets, functions.per_triplet, config.loss.reference_text)
         place = references.choose_place(config.loss, functions, len(plan), setup.mesh)
     per_epoch = pipeline.steps_per_epoch(triplets, config.batch)
-    return Data(triplets, plan, place, config.steps or config.epochs * per_epoch, per_epoch)
+    steps = config.steps or config.epochs * per_epoch
+    return Data(triplets, plan, place, steps, per_epoch, fingerprints.of(triplets))
 
 
 def _unlabelled(setup: Setup) -> Any:
@@ -192,7 +212,6 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
       store: references on disk, as `build_bank` returned them.
     """
     config = setup.config
-    mine = encode.local_rows(config.batch, setup.mesh)
     field = (references.FIELDS[data.place],) if data.place else ()
     options = loader.Options(
         batch=config.batch,
@@ -206,7 +225,7 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         exclude_positives=config.loss.exclude_positives,
         cache_pixels=config.data.cache_pixels,
         threads=config.data.threads,
-        process=(mine.start // len(mine), config.batch // len(mine)),
+        rows=encode.local_rows(config.batch, setup.mesh),
     )
     sources = loader.Sources(setup.preprocess, data.references, store)
     return pipeline.batches(data.triplets, options, sources)

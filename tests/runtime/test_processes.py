@@ -41,14 +41,24 @@ def launch(*arguments, env=()):
 
 def train_with_two(config, workdir):
     """Trains this config in another run folder, with two processes of two devices each."""
+    train_with(2, 2, config, workdir)
+
+
+def train_with(processes, devices, config, workdir, env=()):
+    """Trains this config in another run folder, with so many processes of so many devices.
+
+    Returns what process 0 has said.
+    """
     file, text = workdir.with_suffix(".py"), configs.to_json(config)
     file.write_text(
         "from cir_jax import config\n\n\ndef get_config(arg=''):\n"
         f"    loaded = config.from_json({text!r}).copy_and_resolve_references()\n"
         f"    loaded.unlock()\n    loaded.workdir = {str(workdir)!r}\n    return loaded\n"
     )
-    done = launch("--processes", "2", "--devices", "2", "train", "--config", str(file))
+    size = ("--processes", str(processes), "--devices", str(devices))
+    done = launch(*size, "train", "--config", str(file), env=env)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def losses(workdir):
@@ -86,24 +96,6 @@ def test_two_processes_equal_one(model, stage, tmp_path):
     other = json.loads((tmp_path / "two" / "results.json").read_text())
     assert other["environment"]["processes"] == 2
     assert other["best"] == pytest.approx(results["best"], abs=1e-3)
-
-
-def test_one_process_goes_on_where_two_have_stopped(tmp_path, capsys):
-    """It reads the parameters, the moments of the optimizer and the bank that two have written."""
-    root = runs.write_fashioniq(tmp_path / "data")
-
-    def config(folder, steps):
-        changes = (f"steps={steps}", "eval.benchmark=none")
-        return runs.tiny(tmp_path / folder, root, *changes, stage=2)
-
-    train.train(config("one", 4))
-    train_with_two(config("one", 2), tmp_path / "two")
-    capsys.readouterr()
-    assert train.train(config("two", 4))["step"] == 4
-    said = capsys.readouterr().out
-    assert "at step 2" in said and "building the bank" not in said
-    want, got = losses(tmp_path / "one"), losses(tmp_path / "two")
-    assert len(want) == 4 and got == pytest.approx(want, rel=2e-5)
 
 
 def test_a_failing_process_stops_all():

@@ -37,7 +37,8 @@ KEYS = {
     "negative_types": (("target",), "an ablation: what of another example replaces a part of the "
                        "triplet to make a negative; their losses are averaged",
                        ("target", "query", "text", "reference")),
-    "chunk": (0, "images per encoder chunk (gradient caching); 0 = all at once", "[0, inf)"),
+    "chunk": (0, "images per encoder chunk over all devices (gradient caching), more where these "
+                 "are more; 0 = all at once", "[0, inf)"),
 }  # fmt: skip
 
 
@@ -61,13 +62,7 @@ class Stage:
         """Raises UserError if the batch does not split into chunks that divide over the mesh, or
         for auxiliary losses or types of negatives that do not exist or do not go together."""
         loss = config.loss
-        if loss.chunk:
-            meshes.check_batch(loss.chunk, mesh, "loss.chunk")
-            if config.batch % loss.chunk:
-                raise UserError(
-                    f"batch {config.batch} does not split into chunks of loss.chunk={loss.chunk}; "
-                    f"use a divisor of the batch, or 0"
-                )
+        chunk = meshes.fitting_chunk(config.batch, loss.chunk, mesh)
         auxiliary = _weights(loss.auxiliary, functions)
         types = _types(loss.negative_types)
         if set(types) & set(negative_types.CROSSED) and (loss.chunk or auxiliary):
@@ -77,7 +72,7 @@ class Stage:
                 f"not go with {other}; leave one of them out"
             )
         extra = stage.temperature_leaf(config)
-        return cls(loss.temperature, loss.chunk, auxiliary, types, extra)
+        return cls(loss.temperature, chunk, auxiliary, types, extra)
 
     def loss(
         self,
