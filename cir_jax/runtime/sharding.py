@@ -24,8 +24,8 @@ from cir_jax.errors import UserError
 from cir_jax.params import ModelParams
 from cir_jax.runtime import mesh as meshes
 
-# Values that a parameter, or a layer of a stacked one, has at least if it is split over "data". What
-# is smaller (biases, norms) is under 1 % of a model, and a collective for each would cost its delay.
+# Values that a parameter, or one layer of a stacked one, has at least if it is split over "data".
+# What is smaller (biases, norms) is under 1 % of a model, and each would need its own collective.
 LEAST = 2**16
 
 _SPLIT: ContextVar[Mesh | None] = ContextVar("mesh of parameters that are split", default=None)
@@ -77,11 +77,8 @@ def _over_data(spec: PartitionSpec, shape: tuple, stacked: bool, mesh: Mesh) -> 
     entries = [*spec, *[None] * (len(shape) - len(spec))]
     parts = [1 if axis is None else mesh.shape[axis] for axis in entries]
     first = int(stacked)
-    fitting = [
-        i
-        for i in range(first, len(shape))
-        if shape[i] % (parts[i] * mesh.shape[meshes.DATA]) == 0
-    ]
+    devices = mesh.shape[meshes.DATA]
+    fitting = [i for i in range(first, len(shape)) if shape[i] % (parts[i] * devices) == 0]
     if not fitting or math.prod(shape[first:]) < LEAST:
         return spec
     at = max(fitting, key=lambda i: (parts[i] == 1, shape[i]))
