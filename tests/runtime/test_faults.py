@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes fails, dies, is stuck or is asked to stop: how both end, and what they say."""
+"""One of two processes fails, dies, is stuck or is asked to stop: how both end, what they say."""
 
 import os
 import signal
