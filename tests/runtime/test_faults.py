@@ -2,6 +2,7 @@
 """One of two processes fails, dies, is stuck or is asked to stop: how both end, what they say."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,8 +16,8 @@ HERE = Path(__file__).parents[2]
 HOST = socket.gethostname()
 
 
-def start(*arguments, processes=2):
-    """The processes of a run of stubs."""
+def start(*arguments, program="tests.runtime.cluster_of_stubs", of_second=()):
+    """Two processes of a run of stubs, or of another program; the second one may get more."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -28,14 +29,14 @@ def start(*arguments, processes=2):
     }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.runtime.cluster_of_stubs", *map(str, arguments)],
+            [sys.executable, "-m", program, *map(str, arguments), *(of_second if process else ())],
             env=environment | {"CIR_JAX_PROCESS": str(process)},
             cwd=HERE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for process in range(processes)
+        for process in range(2)
     ]
 
 
@@ -47,7 +48,7 @@ def ends(running, timeout=90):
         for process in running:
             process.kill()
     return [
-        (process.returncode, text.strip().rpartition("\nstub: ")[2], text)
+        (process.returncode, re.split("\n(?:stub|cir-jax train): ", text.strip())[-1], text)
         for process, text in zip(running, said, strict=True)
     ]
 
@@ -107,6 +108,16 @@ def test_processes_that_differ_are_refused():
         assert status == 2, said
         assert f"process 1 on {HOST} differs from process 0 on {HOST}: config seed: 8 inst" in last
         assert "version of jax" not in last and "resumes" not in last
+
+
+def test_a_config_that_one_refuses_is_told_to_the_other():
+    """Before they are connected: the other one would wait for `cluster.connect_seconds`."""
+    command = ("train", "--config", "clip_sum:quicktest")
+    program = {"program": "cir_jax.main", "of_second": ("--set", "batc=8")}
+    first, second = ends(start(*command, **program))
+    assert (first[0], second[0]) == (2, 2), first[2] + second[2]
+    for _, last, _ in (first, second):
+        assert "unknown config key 'batc'" in last and f"process 1 on {HOST}" in last
 
 
 WATCHED = """

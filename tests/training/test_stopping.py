@@ -116,7 +116,8 @@ sys.exit(main.main(["train", "--config", sys.argv[4]]))
 def config_file(config, path):
     path.write_text(
         "from cir_jax import config\n\n\ndef get_config(arg=''):\n"
-        f"    loaded = config.from_json({configs.to_json(config)!r}).copy_and_resolve_references()\n"
+        f"    loaded = config.from_json({configs.to_json(config)!r})"
+        ".copy_and_resolve_references()\n"
         "    loaded.unlock()\n    return loaded\n"
     )
     return path
