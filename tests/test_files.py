@@ -41,7 +41,9 @@ def test_every_key_of_a_place_refuses_the_address_of_a_bucket(key):
 
 
 def test_a_bucket_among_several_places_is_found():
-    with pytest.raises(UserError, match=r"data.generated=s3://shop/b.json is the address of a buck"):
+    with pytest.raises(
+        UserError, match=r"data.generated=s3://shop/b.json is the address of a buck"
+    ):
         config.load(TRAINING, ["data.generated=a.json,s3://shop/b.json"])
 
 

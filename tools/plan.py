@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own fol
 import jax
 
 from cir_jax import config as configs
-from cir_jax import progress
 from cir_jax.errors import UserError
 from tools import slices
 from tools.planning import analysis, chips, machines, measured, page, recipes, remedies
@@ -58,10 +57,12 @@ def _one(args: argparse.Namespace, argv: list[str]) -> int:
         # The compiler is found by a process that is started with its place.
         command = [sys.executable, __file__, *argv]
         return subprocess.run(command, env=os.environ | slices.environment()).returncode
+    taken = measured.parse(args.measured)
     options = Options(
         changes=tuple(args.overrides),
         chip={k: v for k, v in (("cores", args.cores), ("network", args.network * 1e9)) if v},
         speeds=Speeds(args.decode_ms / 1e3, args.disk * 1e9),
+        process_per_gpu=args.process_per_gpu,
         compiles=not args.by_shapes,
         **{k: getattr(args, k) for k in ("triplets", "images", "queries", "gallery", "text")},
     )
@@ -72,10 +73,10 @@ def _one(args: argparse.Namespace, argv: list[str]) -> int:
     else:
         rows = measured.of(plan, measured.read(args.table))
         print(page.text(plan, found, args.price, rows))
-    if args.measured:
-        versions = f"jax {jax.__version__}"
-        for row in measured.add(plan, args.measured, versions, args.table):
-            progress.say(f"{args.table}: {row.what} {row.measured:g}, predicted {row.predicted:g}")
+    if taken:
+        for row in measured.add(plan, taken, f"jax {jax.__version__}", args.table):
+            said = f"{args.table}: {row.what} {row.measured:g}, predicted {row.predicted:g}"
+            print(said, file=sys.stderr)
     return int(plan.memory.fits == "no")
 
 
@@ -131,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--gallery", type=_count, default=0, help="images of an evaluation")
     data.add_argument("--text", type=_count, default=0, help="tokens of the longest in a batch")
     host = parser.add_argument_group("the host, where you know better")
+    host.add_argument(
+        "--process-per-gpu", action="store_true", help="as launch/local_gpu.sh --process-per-gpu"
+    )
     host.add_argument("--cores", type=float, default=0.0, help="of a host, for each device")
     host.add_argument("--network", type=float, default=0.0, help="GB/s that a host sends")
     host.add_argument(

@@ -29,6 +29,7 @@ class Options:
       text: tokens of the longest text of a batch; 0 is the assumed one.
       chip: numbers of the chip that the user knows better, see `chips.changed`.
       speeds: of a host.
+      process_per_gpu: as launch/local_gpu.sh has it.
       compiles: False counts a TPU by shapes too, which takes seconds.
     """
 
@@ -40,6 +41,7 @@ class Options:
     text: int = 0
     chip: dict[str, float] = field(default_factory=dict)
     speeds: Speeds = field(default_factory=Speeds)
+    process_per_gpu: bool = False
     compiles: bool = True
 
 
@@ -103,19 +105,20 @@ def make(spec: str, on: str, options: Options) -> Plan:
     Raises:
       UserError: what does not exist, does not go together, or is not known.
     """
-    machine = machines.find(on, **options.chip)
+    machine = machines.find(on, options.process_per_gpu, **options.chip)
     program = build(spec, machine, options)
     done = None
     if machine.chip.tpu and options.compiles:
         done = compiled.compile_step(program, on)
     jaxpr = traced.whole(program.update, program.arguments)
-    found = memory.find(program, jaxpr, machine.chip, done)
+    encoders = memory.encoders(program)
+    found = memory.find(program, machine.chip, jaxpr, done, encoders)
     products = traced.products(jaxpr, program.setup.mesh.size)
     listed = done is not None and not done.refused
     collectives = list(done.collectives) if done and listed else network.by_shapes(program)
     encoding = {
         name: sum(traced.products(jaxpr, 1).values()) / _rows(jaxpr)
-        for name, jaxpr in memory.encoders(program).items()
+        for name, jaxpr in encoders.items()
     }
     times = floors.find(program, machine, found, products, collectives, encoding, options.speeds)
     return Plan(

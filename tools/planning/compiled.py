@@ -2,7 +2,8 @@
 """The step as the TPU's own compiler makes it: its memory and its collectives. Results are kept.
 
 A compile of a published step takes one to three minutes of a processor. What comes out depends on
-the program and on the versions of jax and libtpu, by which it is kept.
+the program and on the versions of jax and libtpu, by which it is kept: recipes that differ in a
+learning rate share it.
 """
 
 import dataclasses
@@ -10,16 +11,19 @@ import hashlib
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cir_jax import files, progress
+from cir_jax import files
 from tools.planning import hlo
 from tools.planning.hlo import Collective
 from tools.planning.program import Program
+
+_NUMBER = re.compile(r"dense<(?!0\.0+e\+00>|1\.0+e\+00>)-?\d\.\d+e[+-]\d+>(?= : tensor<f32>)")
 
 
 @dataclass(frozen=True)
@@ -51,18 +55,26 @@ def compile_step(program: Program, on: str) -> Compiled:
       on: name of the slice.
     """
     lowered = program.update.lower(*program.arguments)
-    text = lowered.as_text()
+    text = essence(lowered.as_text())
     library = Path(os.environ.get("TPU_LIBRARY_PATH", "")).parent.parent.name
     devices = [str(d) for d in program.setup.mesh.devices.flat]  # their order too
     said = "\n".join((text, on, jax.__version__, library, *devices))
     kept = _folder() / f"{hashlib.sha256(said.encode()).hexdigest()}.json"
     if kept.is_file():
-        return _from_json(json.loads(kept.read_text()))
-    progress.say(f"compiling the step for {on}: a minute or more")
+        return from_json(json.loads(kept.read_text()))
+    print(f"compiling the step for {on}: a minute or more", file=sys.stderr, flush=True)
     found = _compile(lowered, program)
     with files.whole(kept) as file:
         file.write(json.dumps(dataclasses.asdict(found)).encode())
     return found
+
+
+def essence(text: str) -> str:
+    """A program without the values of its float constants: rates, temperatures, weights of losses.
+
+    They change no byte and no collective, but for 0 and 1, which a compiler computes away.
+    """
+    return _NUMBER.sub("dense<#>", text)
 
 
 def _compile(lowered: Any, program: Program) -> Compiled:
@@ -95,7 +107,8 @@ def over(message: str) -> float:
     return float(number) * 2.0 ** {"K": 10, "M": 20, "G": 30, "T": 40}[unit]
 
 
-def _from_json(values: dict[str, Any]) -> Compiled:
+def from_json(values: dict[str, Any]) -> Compiled:
+    """The inverse of `dataclasses.asdict`, of what JSON makes of that."""
     listed = tuple(Collective(**c) for c in values.pop("collectives"))
     return Compiled(**{**values, "collectives": listed, "loops": tuple(values.pop("loops"))})
 

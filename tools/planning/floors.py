@@ -105,7 +105,7 @@ def find(
     step = {
         COMPUTE: seconds_of(products, machine),
         MEMORY: moved / chip.bandwidth,
-        NETWORK: _network(collectives, machine),
+        NETWORK: crossing(collectives, machine),
         DECODING: decoding(images, program, machine, speeds) + _disk(program, machine, speeds),
         HOST: LOOP + parts["batch"] / chip.pcie,
     }
@@ -168,8 +168,8 @@ def seconds_of(products: dict[str, float], machine: Machine) -> float:
     return sum(flop / rates[kind] for kind, flop in products.items())
 
 
-def _network(collectives: Sequence[Collective], machine: Machine) -> float:
-    """Within a slice or node over the links; what goes through all nodes crosses the network too.
+def crossing(collectives: Sequence[Collective], machine: Machine) -> float:
+    """Seconds of collectives: over the links of a slice or node, and over the network of nodes.
 
     Each node then sends what one device would send in a ring of nodes: inside, the sums are split.
     """

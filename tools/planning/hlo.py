@@ -117,13 +117,14 @@ def _times(
         for _, op, rest in lines[name]:
             if op.endswith(("-done", "-update")) or (op in KINDS):
                 continue
+            each = times * (_trips(rest, lines, unknown) if op == "while" else 1)
             for role, several, single in _CALLED.findall(rest):
-                if role == "to_apply" and op not in ("call", "async-start"):
+                if role == "to_apply" and op.removesuffix("-start") not in ("call", "async"):
                     continue
                 for inner in re.findall(r"[\w.\-]+", several or single):
                     if inner not in lines:
                         continue
-                    visit(inner, times * (_trips(rest, lines, unknown) if op == "while" else 1))
+                    visit(inner, each)
 
     visit(entry, 1)
     return found

@@ -40,11 +40,12 @@ class Machine:
         return len(self.devices) / self.chip.per_chip
 
 
-def find(on: str, **values: float) -> Machine:
+def find(on: str, process_per_gpu: bool = False, **values: float) -> Machine:
     """The machine that `on` names.
 
     Args:
       on: "v5e:4x4", "8xH100" or "2x8xH100".
+      process_per_gpu: on one node of GPUs too.
       values: of the chip, see `chips.changed`.
 
     Raises:
@@ -62,8 +63,8 @@ def find(on: str, **values: float) -> Machine:
         hosts = processes = len({d.process_index for d in devices})
     else:
         hosts = len({d.slice_index for d in slices.devices(on)})
-        # launch/local_gpu.sh starts one process, launch/slurm_gpu.sh one for each GPU.
-        devices = slices.devices(on, processes_per_gpu=hosts > 1)
+        # launch/slurm_gpu.sh starts a process for each GPU; launch/local_gpu.sh one, or as many.
+        devices = slices.devices(on, processes_per_gpu=hosts > 1 or process_per_gpu)
         processes = len({d.process_index for d in devices})
     least, most = (f(Counter(d.process_index for d in devices).values()) for f in (min, max))
     assert least == most  # processes of one size: what follows divides by their number

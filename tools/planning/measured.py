@@ -84,19 +84,13 @@ def name(plan: Plan) -> str:
     return " ".join((plan.spec, *plan.changes))
 
 
-def add(plan: Plan, values: Sequence[str], versions: str, table: Path = TABLE) -> list[Row]:
-    """Adds rows to the table and returns them.
-
-    Args:
-      plan: of what was measured.
-      values: "step_seconds=0.21" strings.
-      versions: see `Row`.
-      table: a CSV file.
+def parse(values: Sequence[str]) -> list[tuple[str, float]]:
+    """[(key of KINDS, number)] of "step_seconds=0.21" strings.
 
     Raises:
       UserError: what is measured has no number in a plan, or is no number above 0.
     """
-    new = []
+    found = []
     for item in values:
         what, _, number = item.partition("=")
         try:
@@ -108,12 +102,32 @@ def add(plan: Plan, values: Sequence[str], versions: str, table: Path = TABLE) -
                 f"--measured {item}: write one of {', '.join(KINDS)}, an equals sign and a number "
                 "above 0, in seconds or bytes"
             )
-        new.append(
-            Row(
-                *(datetime.date.today().isoformat(), name(plan), plan.machine.on, what),
-                *(float(f"{KINDS[what](plan):.6g}"), value, versions),
-            )
+        found.append((what, value))
+    return found
+
+
+def add(
+    plan: Plan, values: Sequence[tuple[str, float]], versions: str, table: Path = TABLE
+) -> list[Row]:
+    """Adds rows to the table and returns them.
+
+    Args:
+      plan: of what was measured.
+      values: see `parse`.
+      versions: see `Row`.
+      table: a CSV file.
+
+    Raises:
+      UserError: see `read`, or there is no room on the disk.
+    """
+    day = datetime.date.today().isoformat()
+    new = [
+        Row(
+            *(day, name(plan), plan.machine.on, what),
+            *(float(f"{KINDS[what](plan):.6g}"), value, versions),
         )
+        for what, value in values
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()

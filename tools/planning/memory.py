@@ -54,14 +54,21 @@ class Memory:
         return "yes" if self.step + spread <= self.limit else "perhaps"
 
 
-def find(program: Program, jaxpr: Any, chip: Chip, done: Compiled | None) -> Memory:
+def find(
+    program: Program,
+    chip: Chip,
+    jaxpr: Any = None,
+    done: Compiled | None = None,
+    encoding: dict[str, Any] | None = None,
+) -> Memory:
     """The memory of a run.
 
     Args:
       program: its step.
-      jaxpr: the step, as `traced.whole` gives it.
       chip: what a device has.
+      jaxpr: the step, as `traced.whole` gives it; needed with `done`.
       done: the step as it was compiled; None: by shapes.
+      encoding: what `encoders` gives; None leaves an evaluation out.
     """
     resident = dry_run.memory(
         program.setup,
@@ -89,7 +96,9 @@ def find(program: Program, jaxpr: Any, chip: Chip, done: Compiled | None) -> Mem
     return Memory(
         parts,
         step=sum(parts.values()),
-        evaluation=stays + parts.get("padding of layouts", 0.0) + _evaluation(program),
+        evaluation=stays
+        + parts.get("padding of layouts", 0.0)
+        + _evaluation(program, encoding or {}),
         limit=chip.memory,
         compiled=done is not None,
         host=HELD * batch,
@@ -113,14 +122,14 @@ def by_shapes(program: Program, chip: Chip) -> float:
     return max(found - (whole - split), split) + across
 
 
-def _evaluation(program: Program) -> float:
+def _evaluation(program: Program, encoding: dict[str, Any]) -> float:
     """Bytes of the gallery and of the encoding of a batch; 0 without an evaluation."""
     counts, setup = program.counts, program.setup
-    if not counts.gallery:
+    if not counts.gallery or not encoding:
         return 0.0
     size = setup.mesh.size
     gallery = counts.gallery * math.prod(setup.functions.target_shape) * 4 / size
-    return gallery + _BLOCK / size + max(traced.waiting(j) for j in encoders(program).values())
+    return gallery + _BLOCK / size + max(map(traced.waiting, encoding.values()))
 
 
 def encoders(program: Program) -> dict[str, Any]:
@@ -140,8 +149,8 @@ def encoders(program: Program) -> dict[str, Any]:
 
 
 def _bytes(x: Any) -> float:
-    return math.prod(x.shape) * jnp.dtype(x.dtype).itemsize
+    return math.prod(x.shape) * x.dtype.itemsize
 
 
 def _on_device(x: Any) -> float:
-    return math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize
+    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize  # of a key too

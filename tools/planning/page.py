@@ -211,12 +211,12 @@ def _faster_images(plan: Plan) -> Iterator[str]:
     cores = machine.chip.cores * machine.each
     each = machine.processes // machine.hosts
     rate = min(cores, config.data.threads * each) / plan.speeds.decode / each
-    if rate > floors.LOCKED:
+    if rate > floors.LOCKED and machine.processes < len(machine.devices) and not machine.chip.tpu:
         yield (
-            f"a process opens at most {floors.LOCKED:,} images/s: one for each device, as "
-            "launch/slurm_gpu.sh starts them, opens more"
+            f"a process opens at most {floors.LOCKED:,} images/s: launch/local_gpu.sh "
+            "--process-per-gpu starts one for each GPU"
         )
-    elif config.data.threads * each < cores:
+    elif rate < floors.LOCKED and config.data.threads * each < cores:
         yield f"a host has {cores:.0f} cores: --set data.threads={int(cores / each)} uses them"
     size = plan.program.counts.images * plan.program.setup.functions.image_size**2 * 3
     yield (

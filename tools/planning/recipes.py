@@ -29,10 +29,11 @@ def table(on: str, plan: Planner, model: str = "") -> str:
     A recipe that does not fit is planned again with the first change that should make it fit; the
     row holds the numbers of that plan.
     """
-    return "\n".join((*HEAD, *(_row(config, on, plan) for config in configs(model))))
+    return "\n".join((*HEAD, *(row(config, on, plan) for config in configs(model))))
 
 
-def _row(config: str, on: str, plan: Planner) -> str:
+def row(config: str, on: str, plan: Planner) -> str:
+    """One line of `table`."""
     first = plan(config, on, ())
     found, changes = first, ()
     if first["fits"] == "no":
@@ -47,7 +48,7 @@ def _row(config: str, on: str, plan: Planner) -> str:
     if first["fits"] == "no":
         fit = "does not fit; nothing in the config changes that"
         if found["fits"] != "no" and changes:
-            fit = f"{' '.join(f'`{c}`' for c in changes)}: {_gigabytes(found)}"
+            fit = f"{' '.join(f'`{c}`' for c in changes)}: {_gigabytes(found)} GB"
     cells = (
         f"`{config}`",
         f"{need} of {first['limit_bytes'] / 1e9:.1f} GB",

@@ -39,7 +39,7 @@ def find(plan: Plan, options: Options) -> list[Remedy]:
     now = plan.memory.parts["gradients"] + plan.memory.parts["activations"]
     scale = max(now / here, 1.0) if plan.memory.compiled else memory.MARGIN
     found = []
-    for changes in _candidates(plan):
+    for changes in candidates(plan):
         try:
             program = analysis.build(
                 plan.spec,
@@ -48,7 +48,7 @@ def find(plan: Plan, options: Options) -> list[Remedy]:
             )
         except UserError:  # does not go with the mesh or with the other values
             continue
-        parts = memory.find(program, None, plan.machine.chip, None).parts
+        parts = memory.find(program, plan.machine.chip).parts
         estimate = parts["gradients"] + parts["activations"]
         needs = sum(parts.values()) + (scale - 1) * estimate
         if needs < plan.memory.step:
@@ -56,7 +56,8 @@ def find(plan: Plan, options: Options) -> list[Remedy]:
     return sorted(found, key=lambda r: not r.fits)
 
 
-def _candidates(plan: Plan) -> Iterator[tuple[str, ...]]:
+def candidates(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """Changes that may help, whether they fit or not."""
     config, program = plan.program.setup.config, plan.program
     data = program.setup.mesh.shape[meshes.DATA]
     known = keys.flat(config)

@@ -47,19 +47,19 @@ def products(jaxpr: core.Jaxpr, devices: int) -> dict[str, float]:
       devices: over which the work is split; what stands in a `shard_map` is one device's already.
     """
     found: dict[str, float] = defaultdict(float)
-
-    def add(part: core.Jaxpr, times: float) -> None:
-        for equation in part.eqns:
-            name = equation.primitive.name
-            if name == "dot_general":
-                found[_kind(equation)] += times * _dot(equation)
-            elif name == "conv_general_dilated":
-                found[_kind(equation)] += times * _convolution(equation)
-            each = times * devices if name == "shard_map" else times
-            for inner, count in _inner(equation):
-                add(inner, each * count)
-
-    add(jaxpr, 1 / devices)
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name == "dot_general":
+            found[_kind(equation)] += _dot(equation) / devices
+        elif name == "conv_general_dilated":
+            found[_kind(equation)] += _convolution(equation) / devices
+        split = 1 if name == "shard_map" else devices
+        parts = [(products(inner, split), times) for inner, times in _inner(equation)]
+        if name == "cond":  # one of the branches runs: the longest, for what is known here
+            parts = [max(parts, key=lambda part: sum(part[0].values()))]
+        for part, times in parts:
+            for kind, flop in part.items():
+                found[kind] += times * flop
     return dict(found)
 
 
@@ -88,11 +88,8 @@ def _convolution(equation: Any) -> float:
 
 
 def _inner(equation: Any) -> Iterator[tuple[core.Jaxpr, float]]:
-    """The programs inside of an instruction, and how often each runs; of branches the first."""
+    """The programs inside of an instruction, and how often each runs if it does."""
     parameters = equation.params
-    if equation.primitive.name == "cond":
-        yield parameters["branches"][0].jaxpr, 1
-        return
     times: float = parameters["length"] if equation.primitive.name == "scan" else 1
     for value in parameters.values():
         for one in value if isinstance(value, (tuple, list)) else (value,):
