@@ -49,6 +49,11 @@ def lacks_room(error: BaseException | None) -> bool:
     return False
 
 
+def cache() -> Path:
+    """The folder on this host of what can be made again: CIR_JAX_CACHE, or ~/.cache/cir_jax."""
+    return Path(os.environ.get("CIR_JAX_CACHE") or Path.home() / ".cache" / "cir_jax")
+
+
 def gigabytes(count: float) -> str:
     """A number of bytes for people."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):

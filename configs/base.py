@@ -105,6 +105,17 @@ def get_config(arg: str = "") -> ConfigDict:
     # Of two runs in one workdir the second is refused. After a host died another one may go on with
     # its run once it was not seen for so many seconds; on the same host at once.
     c.checkpoint.lease_seconds = 120.0
+    # Seconds after a SIGTERM or Ctrl-C in which a run has saved and ended; less than what the
+    # machine gives (30 on Slurm, Kubernetes and pre-empted VMs).
+    c.checkpoint.grace_seconds = 25.0
+
+    c.cluster = ConfigDict()
+    c.cluster.connect_seconds = 300.0  # in which all processes have started
+    c.cluster.lost_seconds = 90.0  # without a sign of life of a process, after which the run ends
+    # Seconds without progress (a step, an encoded batch, a finished save) after which the run ends
+    # and says which process is late; 0 = never.
+    c.cluster.stuck_seconds = 1800.0
+    c.cluster.compile_seconds = 3600.0  # the same, while a step is compiled
     keys.add(c)
     return c
 
@@ -164,4 +175,9 @@ ALLOWED = {
     "checkpoint.every_steps": "[0, inf)",
     "checkpoint.keep": "[1, inf)",
     "checkpoint.lease_seconds": "[1, inf)",
+    "checkpoint.grace_seconds": "(0, inf)",
+    "cluster.connect_seconds": "(0, inf)",
+    "cluster.lost_seconds": "(0, inf)",
+    "cluster.stuck_seconds": "[0, inf)",
+    "cluster.compile_seconds": "[0, inf)",
 }

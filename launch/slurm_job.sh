@@ -38,9 +38,8 @@ task() { # FOLDER REQUEST COMMAND ...
   fi
   "$@" &
   pid=$!
-  # Slurm signals every process of the step, this one too; the run is what saves.
-  trap 'kill -TERM $pid 2>/dev/null || true' INT HUP
-  trap : TERM
+  # Slurm signals every process of the step, this one too; a second signal would end the run unsaved.
+  trap : TERM INT HUP
   wait "$pid" || status=$?
   while kill -0 "$pid" 2>/dev/null; do # a signal ends `wait`, not the run
     wait "$pid" || true

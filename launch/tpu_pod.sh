@@ -195,7 +195,7 @@ ask_workers() {
   done
 }
 
-said() { printf "%s\n" "$SAID" | grep -Eq "$@"; }
+said() { grep -Eq "$@" <<<"$SAID"; }
 
 # Waits until no worker runs any more. Those that outlive one that failed end by themselves within
 # the time-outs of the run; after ten looks they are ended.

@@ -117,7 +117,8 @@ run() { # STAMP LOGS ARG ...
   shift 2
   CIR_JAX_DISTRIBUTED=auto .venv/bin/cir-jax "$@" >"$run/$stamp.log" 2>&1 </dev/null &
   pid=$!
-  trap 'kill -TERM $pid 2>/dev/null || true' TERM HUP INT # of a machine that is taken away
+  # A machine that is taken away signals all processes; a second signal would end the run unsaved.
+  trap : TERM HUP INT
   echo "$pid" >$run/pid.new
   mv $run/pid.new $run/pid
   if [ -n "$logs" ]; then

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cir_jax import progress
-from cir_jax.bank import files, folders
+from cir_jax.bank import files, folders, mirrors
 from cir_jax.bank.bank import Inputs
 from cir_jax.bank.references import Plan
 from cir_jax.contract import Functions
@@ -66,7 +66,8 @@ def load_or_build(
     """The bank in `folder`, memory-mapped, built there if it is not.
 
     Args:
-      folder: may be shared by the processes of a run, or be another on each host.
+      folder: may be shared by the processes of a run, or be another on each host. For one in a
+        mounted bucket see `mirrors`.
       inputs: what the bank is made of.
       mesh: the device mesh.
       batch: images per encoding batch.
@@ -80,6 +81,34 @@ def load_or_build(
       UserError: the bank there was made of something else, or there is no room for one.
     """
     made_of = inputs.fingerprint()
+    if mirrors.is_mirrored(folder):
+        mirror = mirrors.of(folder)
+        _fill(mirror, Path(folder), inputs, made_of)
+        rows = _loaded_or_built(mirror, inputs, made_of, mesh, batch, threads)
+        if jax.process_index() == 0:
+            mirrors.keep(mirror, Path(folder), inputs.arrays())
+        return rows
+    return _loaded_or_built(Path(folder), inputs, made_of, mesh, batch, threads)
+
+
+def _fill(mirror: Path, kept: Path, inputs: Inputs, made_of: dict[str, str]) -> None:
+    """Takes the bank that is kept in a bucket, on each host that has none on its disk."""
+    elsewhere = f"another process cannot take the bank that is kept in {kept}; it says why"
+    _in_every_process(partial(folders.make, mirror), elsewhere)
+    lacks = folders.is_writer(mirror) and not (mirror / files.RECORD).exists()
+    _in_every_process(
+        lambda: mirrors.fill(mirror, kept, made_of, inputs.arrays()) if lacks else None, elsewhere
+    )
+
+
+def _loaded_or_built(
+    folder: Path,
+    inputs: Inputs,
+    made_of: dict[str, str],
+    mesh: Mesh,
+    batch: int,
+    threads: int,
+) -> dict[str, np.ndarray]:
     rows = _load(folder, inputs, made_of, mesh)
     # Where hosts do not share the folder some have it and some not: then all take part.
     if not _everywhere(rows is not None):

@@ -19,10 +19,11 @@ step that is whole and cannot be restored all the same stays where it is.
 
 import itertools
 import json
+import logging
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,10 @@ class Checkpoints:
             if not files.lacks_room(error):
                 error.add_note(f"while step {step} was written to {self.folder}")
                 raise
+            opened, self._opened = self._opened, None  # it counts the step among those it wrote
+            if opened is not None:
+                with suppress(Exception):
+                    opened.close()
             self._drop_unfinished()
             before = ", ".join(str(s) for s in self.steps()) or "none"
             room = files.room_for(need, self.folder)
@@ -314,6 +319,7 @@ class Checkpoints:
             self.close()
         if self._opened is None:
             self._writes = writes
+            logging.getLogger("absl").addFilter(_not_raised)
             if writes:
                 self._drop_unfinished()
             marked = storage.is_bucket(self.folder)
@@ -400,6 +406,11 @@ def find(workdir: str | Path, which: str = "best") -> tuple[Checkpoints, int]:
         f"no checkpoint {which!r} in {workdir}; there are steps best={have['best']}, "
         f"last={have['last']}. Give the folder that `cir-jax train` printed as its workdir"
     )
+
+
+def _not_raised(record: logging.LogRecord) -> bool:
+    """False for what Orbax logs as an error, a page of it: it raises the same, and that is told."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
 
 
 def git_hash() -> str:

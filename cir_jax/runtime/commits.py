@@ -10,6 +10,7 @@ bucket; steps made in either way are read in both.
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,6 +32,8 @@ def is_step(path: str | Path) -> bool:
 class _Checked(atomicity.TemporaryPathBase):
     """Writes the checksums of a step just before it appears. Items within a step have none."""
 
+    _checkpoint_metadata_store: Any
+
     async def finalize(self) -> None:
         if self.get_final().name.isdigit():
             await self._write_metadata()
@@ -40,7 +43,8 @@ class _Checked(atomicity.TemporaryPathBase):
 
     async def _write_metadata(self) -> None:
         """What Orbax would change in its own file after the checksums were taken."""
-        store, self._checkpoint_metadata_store = self._checkpoint_metadata_store, None
+        store = self._checkpoint_metadata_store
+        self._checkpoint_metadata_store = None
         if store is None:
             return
         file = self.get() / _METADATA

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from cir_jax import files, progress
 from cir_jax.errors import UserError
-from cir_jax.runtime import agreement
+from cir_jax.runtime import agreement, supervision
 
 LOCK = ".lock"  # stays there: deleting it would let two runs in
 FILE = ".lease"
@@ -178,6 +178,8 @@ def hold(folder: str | Path, seconds: float) -> Iterator[Lease]:
     """
     lease = Lease(folder, seconds)
     agreement.first(lease._acquire, "cannot train in the folder of the run")
+    if (watcher := supervision.current()) is not None:
+        watcher.before_exit(lease._release)
     try:
         yield lease
     finally:

@@ -24,8 +24,8 @@ from cir_jax.training.setup import Data, Setup
 # long and what it shows, but nothing that changes a step already made.
 _FREE = (
     "workdir", "init_from", "epochs", "steps", "max_seconds", "log_every", "mesh", "eval",
-    "checkpoint", "model.remat", "model.dtype", "data.root", "data.threads", "data.cache_pixels",
-    "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
+    "checkpoint", "cluster", "model.remat", "model.dtype", "data.root", "data.threads",
+    "data.cache_pixels", "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
     "loss.references",
 )  # fmt: skip
 

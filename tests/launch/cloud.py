@@ -7,6 +7,7 @@ Under `root`:
                              "-" is "not found", "!NAME" the error NAME
   plan/I.requests, I.nodes   the same, put in place by the creation number I (from 1)
   plan/create                an error for the next creation
+  ssh_fails, scp_fails       workers that do not answer, copies that do not arrive
   worker0, worker1, ...      the home folders of the workers
   calls                      how gcloud was called
 """
@@ -89,7 +90,7 @@ case "$4" in
         exit 1
         ;;
     esac
-    if [ -f ssh_fails ]; then
+    if [ -f "$4_fails" ]; then
       echo "ssh: connect to host 10.0.0.2 port 22: Connection timed out" >&2
       exit 255
     fi
@@ -118,9 +119,15 @@ sed -i 1d "$plan" 2>/dev/null
 echo "$CIR_JAX_DISTRIBUTED: $*"
 case "$does" in
   stay)
-    trap 'echo saved; exit 75' TERM
+    asked=0 ticks=0
+    trap 'asked=$((asked + 1))' TERM
     touch "$CLOUD/on$WORKER"
-    for _ in {1..600}; do sleep 0.1; done
+    for _ in {1..600}; do
+      sleep 0.1
+      [ "$asked" = 0 ] || ticks=$((ticks + 1))
+      [ "$asked" -lt 2 ] || exit 9 # a second signal ends it unsaved
+      [ "$ticks" -lt 3 ] || { echo saved && exit 75; }
+    done
     ;;
   *)
     echo "says why on worker $WORKER"

@@ -105,10 +105,15 @@ echo "${CIR_JAX_DISTRIBUTED:-} ${CIR_JAX_COORDINATOR:-} ${CIR_JAX_PROCESSES:-} $
 echo "says why in task $SLURM_PROCID"
 case "$does" in
   stay)
-    saves() { sleep "0.$SLURM_PROCID" && echo saved && exit 75; }
-    trap saves TERM
+    asked=0 ticks=0
+    trap 'asked=$((asked + 1))' TERM
     touch "$SLURM/on$SLURM_PROCID"
-    for _ in {1..600}; do sleep 0.1; done
+    for _ in {1..600}; do
+      sleep 0.1
+      [ "$asked" = 0 ] || ticks=$((ticks + 1))
+      [ "$asked" -lt 2 ] || exit 9 # a second signal ends it unsaved
+      [ "$ticks" -lt $((2 + 3 * SLURM_PROCID)) ] || { echo saved && exit 75; }
+    done
     ;;
   *) exit "$does" ;;
 esac

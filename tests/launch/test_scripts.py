@@ -12,7 +12,9 @@ from tests.launch.calls import HARD, HERE, LAUNCH, SHOW, call, program, shown
 from tests.launch.slurm import Slurm
 
 SOURCED = {"environment.sh", "together.sh", "cloud_tpu.sh"}  # by the others
-SCRIPTS = sorted(p.name for p in LAUNCH.glob("*.sh") if p.name not in SOURCED)
+SCRIPTS = sorted(
+    p.relative_to(LAUNCH).as_posix() for p in LAUNCH.rglob("*.sh") if p.name not in SOURCED
+)
 DRY = {
     "demo.sh": ["--seeds", "3"],
     "test.sh": ["-k", "bank"],
@@ -22,6 +24,8 @@ DRY = {
     "slurm_job.sh": None,
     "tpu_pod.sh": None,  # takes the flag after its action
     "tpu_worker.sh": None,
+    "gke/submit.sh": None,
+    "gke/build_image.sh": None,
 }
 POD = ["--name", "my-pod", "--zone", "us-central1-a"]
 
@@ -32,7 +36,7 @@ def test_all_scripts_are_known():
 
 def test_shellcheck():
     binary = Path(sys.executable).parent / "shellcheck"
-    files = [str(p) for p in [*LAUNCH.glob("*.sh"), HERE / ".ci" / "run"]]
+    files = [str(p) for p in [*LAUNCH.rglob("*.sh"), HERE / ".ci" / "run"]]
     done = subprocess.run([str(binary), "-x", *files], capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, done.stdout
 

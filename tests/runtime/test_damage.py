@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.runtime import checkpoint, checksums, commits
+from cir_jax.runtime import checkpoint, checksums, commits, storage
 from cir_jax.runtime import mesh as meshes
+from tests.bank.test_bank_files import largest_file
 
 HERE = Path(__file__).parents[2]
 TREE = {
@@ -188,6 +189,77 @@ def test_reading_leaves_a_step_alone_that_another_process_is_writing(kept):
     kept.save(9, TREE, {"step": 9})
     kept.close()
     assert kept.steps() == [6, 9] and not begun.exists()
+
+
+def tree_of(size):
+    random = np.random.default_rng(0).standard_normal(size).astype(np.float32)  # does not compress
+    return TREE | {"fixed": {"a/kernel": jnp.asarray(random)}}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
+@pytest.mark.parametrize("moment", ["wait", "next save", "close"])
+def test_a_full_disk_is_said_whenever_it_shows(moment, kept):
+    """Orbax writes in the background: the error of a step shows later, and is of that step."""
+    act = {"wait": kept.wait, "next save": lambda: kept.save(12, TREE, {}), "close": kept.close}
+    message = r"step 9 in .*last could not be saved: the disk is full. It needs 8.0 MB, and \S+ .B"
+    with largest_file(100_000), pytest.raises(UserError, match=message):
+        kept.save(9, tree_of(2_000_000), {})
+        act[moment]()
+    assert kept.steps() == [3, 6] and restore(kept)[0] == 6
+    kept.save(9, tree_of(2_000_000), {})
+    kept.close()
+    assert kept.steps() == [6, 9] and kept.damage(9) == ""
+
+
+def test_a_disk_that_is_full_when_checksums_are_written(kept, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checksums, "write", full)
+    with pytest.raises(UserError, match=r"step 9 in .* could not be saved: the disk is full"):
+        kept.save(9, TREE, {})
+        kept.close()
+    assert kept.steps() == [3, 6]
+
+
+def on_bucket(folder, tmp_path, monkeypatch):
+    """Lets a folder be on a mounted bucket."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nb {folder} fuse.gcsfuse rw 0 0\n")
+    monkeypatch.setattr(storage, "MOUNTS", str(mounts))
+
+
+def test_a_mounted_bucket_sees_no_rename_of_a_folder(kept, tmp_path, monkeypatch):
+    """Steps written in either way are read in both; what was cut off is a step in neither."""
+    rename, renamed = os.rename, []
+
+    def noted(old, new, **options):
+        if os.path.isdir(old):
+            renamed.append(old)
+        return rename(old, new, **options)
+
+    monkeypatch.setattr(os, "rename", noted)
+    kept.save(8, TREE, {"step": 8})
+    kept.close()
+    assert renamed and kept.steps() == [6, 8]
+    renamed.clear()
+    on_bucket(kept.folder, tmp_path, monkeypatch)
+    kept.save(9, TREE, {"step": 9})
+    kept.close()
+    assert not renamed and kept.steps() == [8, 9] and kept.damage(9) == ""
+    assert restore(kept)[0] == 9
+    # Killed before the end: neither the mark nor the checksums are there.
+    shutil.copytree(kept.folder / "9", kept.folder / "10")
+    for name in (commits.COMMITTED, checksums.NAME):
+        (kept.folder / "10" / name).unlink()
+    for disk in (False, True):
+        if disk:
+            monkeypatch.setattr(storage, "MOUNTS", str(tmp_path / "none"))
+        assert kept.steps() == [8, 9] and restore(kept)[0] == 9
+        kept.close()
+    kept.save(10, TREE, {"step": 10})
+    kept.close()
+    assert kept.steps() == [9, 10] and restore(kept)[2]["step"] == 10
 
 
 TWO = """

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.runtime import encode
+from cir_jax.runtime import distributed, encode
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import dry_run
 from tests import runs
@@ -132,3 +132,16 @@ def test_a_run_says_what_a_device_gets(tmp_path, capsys):
     assert "2 rows on each of 8 devices of axis 'data'" in dry_run.describe(made, data)
     with pytest.raises(UserError, match=r"batch 12 .* use batch=8 with loss.chunk=8, or batch=16"):
         runs.set_up(runs.tiny(tmp_path / "run", root, "batch=12", "loss.chunk=4"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_cpu_processes_take_no_program_from_the_cache(processes, monkeypatch):
+    """Two that do train on other numbers, or abort: see `distributed._compile_anew`."""
+    before = jax.config.jax_enable_compilation_cache
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    try:
+        jax.config.update("jax_enable_compilation_cache", True)
+        distributed._compile_anew()
+        assert jax.config.jax_enable_compilation_cache == (processes == 1)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)

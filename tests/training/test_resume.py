@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -22,7 +23,9 @@ from cir_jax.errors import UserError
 from cir_jax.runtime import checkpoint, interrupts, metrics
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import train
+from cir_jax.training.records import Records
 from tests import runs
+from tests.bank.test_bank_files import largest_file
 
 STEPS = 8
 CHANGES = (f"steps={STEPS}", "checkpoint.every_steps=1", "eval.benchmark=none")
@@ -122,6 +125,33 @@ def test_all_checkpoints_damaged(root, tmp_path):
         record.write_text("{")
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read: step 2 .*step 1"):
         train.train(runs.tiny(tmp_path, root, *CHANGES, "steps=2"))
+
+
+def test_a_full_disk_and_the_same_command_after_making_room(
+    root, reference, tmp_path, monkeypatch, capfd
+):
+    """Step 4 finds no room; the run says so, keeps step 3, and goes on when there is."""
+    save, config = Records.save, runs.tiny(tmp_path, root, *CHANGES)
+
+    def fills_up(self, state):
+        if state.step == 4:
+            self._last.wait()
+            stack.enter_context(largest_file(100_000))
+        save(self, state)
+
+    monkeypatch.setattr(Records, "save", fills_up)
+    message = (
+        r"step 4 in .*last could not be saved: the disk is full. It needs \d.\d MB, and \S+ .B are "
+        r"free there; steps there that are kept: 2, 3. Make room, then give the same command again"
+    )
+    with ExitStack() as stack, pytest.raises(UserError, match=message):
+        train.train(config)
+    monkeypatch.undo()
+    assert "Traceback" not in capfd.readouterr().err  # Orbax's own, a page of each
+    names = sorted(p.name for p in (tmp_path / checkpoint.LAST).iterdir())
+    assert names == ["2", "3"]  # the room of what was begun is given back
+    assert train.train(config)["finished"]
+    assert losses(tmp_path) == reference
 
 
 def test_another_config_is_refused(root, tmp_path):
