@@ -129,6 +129,9 @@ def test_results_over_arguments_take_nothing():
     x = jax.ShapeDtypeStruct((1000, 1000), jnp.float32)
     jaxpr = jax.make_jaxpr(lambda x: x @ x)(x).jaxpr
     assert (traced.waiting(jaxpr), traced.waiting(jaxpr, in_place=1)) == (4e6, 0)
+    branch = lambda x, y: jax.lax.cond(y > 0, lambda x: x @ x, lambda x: x, x)
+    jaxpr = jax.make_jaxpr(branch)(x, jax.ShapeDtypeStruct((), jnp.float32)).jaxpr
+    assert (traced.waiting(jaxpr) >= 4e6, traced.waiting(jaxpr, in_place=1) <= 8) == (True, True)
 
 
 def test_memory_is_that_of_a_dry_run(quick, tmp_path):
