@@ -7,7 +7,7 @@ from typing import Any
 MACHINES = ("v5e:4x4", "8xH100")
 MODELS = ("clip_sum", "clip_combiner", "tgcir", "blip", "sprc")
 HEAD = (
-    "| Recipe | a step needs | bound | a step | the run | what makes it fit |",
+    "| Recipe | a device needs | bound | a step | the run | what makes it fit |",
     "|---|---|---|---|---|---|",
 )
 # (config, machine, changes) -> what `--json` prints.
