@@ -48,19 +48,13 @@ def make(
 
     def update(trained, state, fixed, batch, bank, key):
         gradient = jax.value_and_grad(objective, has_aux=True)
-        (_, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
-        # One after the other: with more devices than cores those of a CPU may otherwise each wait
-        # in another collective, for ever.
-        norm, losses = jax.lax.optimization_barrier((optax.tree.norm(grads), losses))
-        loss = jnp.mean(losses)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
-        def apply(trained, state):
-            updates, state = tx.update(grads, state, trained)
-            return optax.apply_updates(trained, updates), state
-
+        (loss, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
+        norm = optax.tree.norm(grads)
+        updates, new_state = tx.update(grads, state, trained)
+        new = optax.apply_updates(trained, updates), new_state
         # A step that is not finite changes nothing: its parameters would be lost beyond repair.
-        trained, state = jax.lax.cond(finite, apply, lambda *kept: kept, trained, state)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        trained, state = optax.tree.where(finite, new, (trained, state))
         one_hot = jax.nn.one_hot(batch["source_id"], sources, dtype=jnp.float32)
         metrics = {
             "loss": loss,
