@@ -30,6 +30,11 @@ and where it needs them
                     need, {name: [B, ...]}; runs on a part of the batch under gradient caching
         auxiliary(query, targets, extras, temperature) -> {name: [B] losses}
                     over the whole batch, for every name of AUXILIARY
+    reference_and_target(reference_pixels, target_pixels, text, keys)   a method that is
+                    (reference(reference_pixels, text, keys[0]), target(target_pixels, keys[1])) by
+                    one pass of what both go through, see `cir_jax.towers.pairs`: gradients are then
+                    reduced over the devices once, not twice. Worth it where the image side trains;
+                    a class that overrides `reference` or `target` alone is passed twice again
     text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
                     text_features(text, key), key), where a query is cheap once the text is encoded
 
@@ -57,11 +62,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from cir_jax import plugins, rules
 from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
 from cir_jax.params import Params
+from cir_jax.runtime import sharding
+from cir_jax.towers.layers import stacked_keys
 
 ROLES = ("index", "query", "statistic", "pretrain")
 PACKAGE = "cir_jax.models"
@@ -91,6 +99,8 @@ class Functions:
       graph: the static part of the nnx module.
       keys: parameter path -> its key tuple in the nnx state.
       abstract: parameter path -> jax.ShapeDtypeStruct.
+      stacked: paths of the parameters whose first axis is the layers of a scan.
+      fsdp: the devices over whose axis "data" parameters are split; None if they are not.
     """
 
     module: ModuleType
@@ -98,6 +108,8 @@ class Functions:
     graph: Any
     keys: dict[str, tuple]
     abstract: Params
+    stacked: frozenset[str]
+    fsdp: Mesh | None = None
 
     def reference(
         self, params: Params, pixels: jax.Array, text: jax.Array, key: jax.Array | None = None
@@ -108,6 +120,37 @@ class Functions:
     def target(self, params: Params, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[B, S, S, 3] -> [B, K, D] unit rows, on index parameters."""
         return self._call(params, "target", normalize(pixels), key=key)
+
+    def reference_and_target(
+        self,
+        params: Params,
+        reference_pixels: jax.Array,
+        target_pixels: jax.Array,
+        text: jax.Array,
+        keys: tuple[jax.Array | None, jax.Array | None] = (None, None),
+    ) -> tuple[jax.Array, jax.Array]:
+        """`reference` of the first pixels and `target` of the second, in one pass if the model can.
+
+        `keys` are the dropout keys of the two.
+        """
+        if not self.passes_once:
+            reference = self.reference(params, reference_pixels, text, keys[0])
+            return reference, self.target(params, target_pixels, keys[1])
+        pixels = normalize(reference_pixels), normalize(target_pixels)
+        with sharding.split_over(self.fsdp):
+            return self.merged(params).reference_and_target(*pixels, text, keys)
+
+    @property
+    def passes_once(self) -> bool:
+        """True if the model has `reference_and_target`, and it is that of its other two methods."""
+        classes = self.module.Model.__mro__
+        first = {
+            name: next((i for i, c in enumerate(classes) if name in vars(c)), len(classes))
+            for name in ("reference_and_target", "reference", "target")
+        }
+        # A class of a user that inherits it from a model and overrides one of the others would
+        # otherwise be trained by what it has replaced.
+        return first["reference_and_target"] <= min(first["reference"], first["target"])
 
     def compose(
         self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
@@ -128,7 +171,8 @@ class Functions:
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
         pixels = normalize(reference_pixels), normalize(target_pixels)
-        return self.merged(params).training(*pixels, text, key)
+        with sharding.split_over(self.fsdp):
+            return self.merged(params).training(*pixels, text, key)
 
     def auxiliary(
         self,
@@ -139,7 +183,8 @@ class Functions:
         temperature: jax.Array | float,
     ) -> dict[str, jax.Array]:
         """The auxiliary losses over a whole batch, name -> [B] float32."""
-        return self.merged(params).auxiliary(query, targets, extras, temperature)
+        with sharding.split_over(self.fsdp):
+            return self.merged(params).auxiliary(query, targets, extras, temperature)
 
     def text_features(self, params: Params, text: jax.Array, key: jax.Array | None) -> jax.Array:
         """[B, T] -> [B, ...] what `fuse` takes, on query parameters; only if `fuses`."""
@@ -159,7 +204,8 @@ class Functions:
     def _call(self, params: Params, name: str, *inputs: jax.Array, key: jax.Array | None) -> Any:
         method = getattr(self.merged(params), name)
         takes_key = "key" in inspect.signature(method).parameters
-        return method(*inputs, key=key) if takes_key else method(*inputs)
+        with sharding.split_over(self.fsdp):
+            return method(*inputs, key=key) if takes_key else method(*inputs)
 
     def init(self, seed: int) -> Params:
         """Random parameters, drawn by the model's own initialisers."""
@@ -256,8 +302,14 @@ class Functions:
         return nnx.merge(self.graph, unflatten_dict(flat))
 
 
-def build(config: Any) -> Functions:
+def build(config: Any, fsdp: Mesh | None = None) -> Functions:
     """The functions of the model `config.name`, built abstractly: no memory is allocated.
+
+    Args:
+      config: the `model` section of a run's config.
+      fsdp: devices over whose axis "data" its parameters will be split, see
+        `cir_jax.runtime.sharding`; None for those that hold them whole. What it computes is the
+        same.
 
     Raises:
       UserError: no such model (what exists is listed), or the plug-in lacks a part of the contract.
@@ -293,4 +345,6 @@ def build(config: Any) -> Functions:
     # which nnx.merge wants back.
     keys = {"/".join(map(str, key)): key for key in flat}
     abstract = {path: flat[key] for path, key in keys.items()}
-    return Functions(module, config, graph, keys, abstract)
+    layered = stacked_keys(model)
+    stacked = frozenset(path for path, key in keys.items() if key in layered)
+    return Functions(module, config, graph, keys, abstract, stacked, fsdp)

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of ours: there whole or not at all, of a version that is read. Free of jax, for readers."""
 
+import errno
 import os
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,13 +12,64 @@ from typing import Any, BinaryIO
 
 from cir_jax.errors import UserError
 
+_NO_ROOM = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EFBIG: "EFBIG"}
 
-def full(path: Path, error: OSError) -> UserError:
-    """What to say when a file cannot be written."""
+
+def full(path: Path, error: OSError, need: int = 0) -> UserError:
+    """What to say when a file cannot be written.
+
+    Args:
+      path: the file.
+      error: what the system said.
+      need: bytes that the file takes, if that is known.
+    """
+    room = f"{room_for(need, path)}; make" if error.errno in _NO_ROOM else "Make"
     return UserError(
-        f"{path} cannot be written ({error.strerror or error}); what it held is kept. Make room or "
-        "correct that, then give the same command again"
+        f"{path} cannot be written ({error.strerror or error}); what it held is kept. {room} room "
+        "or correct that, then give the same command again"
     )
+
+
+def room_for(need: int, place: Path) -> str:
+    """A clause that says how many bytes are wanted at a place, and how many are free there."""
+    there = next((p for p in (place, *place.absolute().parents) if p.exists()), Path("/"))
+    free = f"{gigabytes(shutil.disk_usage(there).free)} are free there"
+    return f"It needs {gigabytes(need)}, and {free}" if need else free
+
+
+def lacks_room(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, also where a library tells of it in words alone."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return True
+        words = str(error)
+        if any(name in words or os.strerror(code) in words for code, name in _NO_ROOM.items()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def cache() -> Path:
+    """The folder on this host of what can be made again: CIR_JAX_CACHE, or ~/.cache/cir_jax."""
+    return Path(os.environ.get("CIR_JAX_CACHE") or Path.home() / ".cache" / "cir_jax")
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e3:,.1f} kB"
+
+
+def put(path: str | Path, content: bytes) -> None:
+    """Writes a file of this content, or leaves `path` as it was.
+
+    Raises:
+      UserError: the disk is full or fails.
+    """
+    with whole(path, lambda path, error: full(path, error, len(content))) as file:
+        file.write(content)
 
 
 @contextmanager
@@ -46,6 +100,35 @@ def whole(
         if isinstance(error, OSError):
             raise failed(path, error) from None
         raise
+
+
+_BUCKET = re.compile(r"(?P<kind>gs|s3|az|abfss?|hdfs|r2)://(?P<bucket>[^/]*)/?(?P<path>.*)")
+
+
+def check_local(what: str, place: str) -> None:
+    """Checks that a place is one of the file system: a bucket is used through a mount.
+
+    Args:
+      what: names the place in the message, e.g. the key of a config.
+      place: a path.
+
+    Raises:
+      UserError: it is the address of a bucket, which would be taken for a folder `gs:`.
+    """
+    found = _BUCKET.match(place.strip())
+    if found is None:
+        return
+    bucket, mount = found["bucket"], f"/mnt/{found['bucket']}"
+    how = f"mount it first (with the program of its maker, e.g. to {mount})"
+    if found["kind"] == "gs":
+        how = (
+            "mount it first on every host (`launch/tpu_pod.sh mount --bucket "
+            f"{bucket} ...`, or `gcsfuse --implicit-dirs {bucket} {mount}`)"
+        )
+    raise UserError(
+        f"{what}={place} is the address of a bucket, and files are read and written by their "
+        f"paths; {how}, then give {mount}/{found['path']}"
+    )
 
 
 def check_version(record: Mapping[str, Any], newest: int, what: str) -> None:

@@ -35,7 +35,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cir_jax import plugins
+from cir_jax import files, plugins
 from cir_jax.errors import UserError, nearest
 
 Allowed = tuple | str | None
@@ -159,6 +159,8 @@ def check(config: ConfigDict, allowed: Mapping[str, Allowed]) -> None:
         if (rule := allowed.get(key)) is None:
             continue
         if rule in ("path", "paths"):
+            for place in value if isinstance(value, tuple) else str(value).split(","):
+                files.check_local(key, str(place))
             config.update_from_flattened_dict({key: _expanded(value)})
         else:
             _check(key, value, rule)

@@ -9,14 +9,21 @@ from collections.abc import Sequence
 
 import cir_jax
 from cir_jax import config as configs
-from cir_jax import plugins
+from cir_jax import files, plugins
 from cir_jax.errors import UserError, nearest
+from cir_jax.runtime import supervision
 
 COMMANDS = "cir_jax.commands"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; its exit status: 0 done, 1 the command says no, 2 bad input, 130 Ctrl-C."""
+    """Runs a command.
+
+    Returns:
+      The exit status: 0 done; 1 the command says no, or one of several processes failed; 2 bad
+      input; 75 stopped by a signal, and the same command goes on (`train`, `evaluate`, `submit`);
+      130 Ctrl-C, or a second one of those three.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     # `import` is a word of Python, so its module is called `import_`.
     commands = {name.removesuffix("_"): name for name in plugins.available(COMMANDS)}
@@ -57,7 +64,14 @@ def _run(name: str, argv: list[str], commands: dict[str, str]) -> int:
             f"unknown argument {unknown[0]}{configs.flag_hint(unknown[0])}; `cir-jax {name} "
             "--help` lists the flags"
         )
-    return module.run(args) or 0
+    for flag, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            for place in str(text).split(","):
+                files.check_local(f"--{flag.replace('_', '-')}", place)
+    if not getattr(module, "WATCHED", False):
+        return module.run(args) or 0
+    with supervision.command(f"cir-jax {name}"):
+        return module.run(args) or 0
 
 
 def _split_config_flags(argv: list[str]) -> list[str]:

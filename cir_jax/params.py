@@ -26,6 +26,8 @@ class ModelParams(Protocol):
       index_paths: paths that `reference` or `target` read.
       query_paths: paths that `compose` reads.
       sharding_rules: (regex of a path, mesh axis or None per dimension), see `cir_jax.rules`.
+      stacked: paths whose first axis is the layers of a scan.
+      fsdp: the devices over whose axis "data" parameters are split; None if they are not.
     """
 
     @property
@@ -38,3 +40,7 @@ class ModelParams(Protocol):
     def query_paths(self) -> list[str]: ...
     @property
     def sharding_rules(self) -> list[tuple[str, tuple]]: ...
+    @property
+    def stacked(self) -> frozenset[str]: ...
+    @property
+    def fsdp(self) -> Any: ...

@@ -4,7 +4,6 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from cir_jax.contract import Functions
 from cir_jax.convert import identify, importing
 from cir_jax.convert.importing import Weights
 from cir_jax.errors import UserError
+from cir_jax.files import put
 from cir_jax.params import TEMPERATURE, Params
 from cir_jax.runtime import checkpoint
 from cir_jax.runtime import mesh as meshes
@@ -175,9 +175,8 @@ def carry(files: tuple[Path, ...], workdir: str | Path) -> None:
     """Copies tokenizer files into a run folder, so that an export of it has them."""
     folder = Path(workdir) / TOKENIZER
     for file in files if jax.process_index() == 0 else ():
-        folder.mkdir(parents=True, exist_ok=True)
         if file.parent.absolute() != folder.absolute():
-            shutil.copyfile(file, folder / file.name)
+            put(folder / file.name, file.read_bytes())
 
 
 def carried(workdir: str | Path) -> tuple[Path, ...]:

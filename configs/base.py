@@ -85,7 +85,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.mesh = ConfigDict()
     c.mesh.data = -1  # devices along the batch; -1 = all that are left
-    c.mesh.model = 1  # devices along the parameters
+    c.mesh.model = 1  # devices along the parameters, all in one TPU slice or in one node of GPUs
+    # Parameters, moments and gradients are also split over the devices along the batch, and each
+    # layer is gathered where it is used: for models that do not fit a chip.
+    c.mesh.fsdp = False
 
     c.eval = ConfigDict()
     c.eval.benchmark = "fashioniq"  # of cir_jax.evals.benchmarks, a .py file, or "none"
@@ -93,12 +96,26 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.split = "val"
     c.eval.on_missing = "error"  # or "drop": rank without missing images, and say so
     c.eval.every = 1  # epochs between evaluations; 0 = at the end only
-    c.eval.batch = 128  # images or queries per encoding batch
+    c.eval.batch = 128  # images or queries per encoding batch, made to fit all devices
     c.eval.examples = 24  # queries shown in the report
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 0  # steps between checkpoints; 0 = at every evaluation
     c.checkpoint.keep = 2  # newest checkpoints kept, beside the best
+    # Of two runs in one workdir the second is refused. After a host died another one may go on with
+    # its run once it was not seen for so many seconds; on the same host at once.
+    c.checkpoint.lease_seconds = 120.0
+    # Seconds after a SIGTERM or Ctrl-C in which a run has saved and ended; less than what the
+    # machine gives (30 on Slurm, Kubernetes and pre-empted VMs).
+    c.checkpoint.grace_seconds = 25.0
+
+    c.cluster = ConfigDict()
+    c.cluster.connect_seconds = 300.0  # in which all processes have started
+    c.cluster.lost_seconds = 90.0  # without a sign of life of a process, after which the run ends
+    # Seconds without progress (a step, an encoded batch, a finished save) after which the run ends
+    # and says which process is late; 0 = never.
+    c.cluster.stuck_seconds = 1800.0
+    c.cluster.compile_seconds = 3600.0  # the same, while a step is compiled
     keys.add(c)
     return c
 
@@ -157,4 +174,10 @@ ALLOWED = {
     "eval.examples": "[0, inf)",
     "checkpoint.every_steps": "[0, inf)",
     "checkpoint.keep": "[1, inf)",
+    "checkpoint.lease_seconds": "[1, inf)",
+    "checkpoint.grace_seconds": "(0, inf)",
+    "cluster.connect_seconds": "(0, inf)",
+    "cluster.lost_seconds": "(0, inf)",
+    "cluster.stuck_seconds": "[0, inf)",
+    "cluster.compile_seconds": "[0, inf)",
 }

@@ -70,9 +70,10 @@ quote() {
   printf '%s\n' "$line"
 }
 
+# Not a release candidate, as the python3.11 of Ubuntu 22.04 is one.
 is_new_enough() {
   command -v "$1" >/dev/null 2>&1 &&
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11, 0, "final"))' >/dev/null 2>&1
 }
 
 find_python() {

@@ -10,6 +10,8 @@
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=launch/together.sh
+source "$(dirname "${BASH_SOURCE[0]}")/together.sh"
 
 processes=2 devices=2 port="" logs="" grace=30
 while [ $# -gt 0 ]; do
@@ -29,10 +31,10 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ $# -gt 0 ] || fail "no command of cir-jax given; see --help"
-while [ -z "$port" ]; do
-  port=$((20000 + RANDOM % 12000)) # below the ports that systems give to clients
-  (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && port="" # somebody listens there
-done
+if [ -z "$port" ]; then
+  find_port
+  port="$PORT"
+fi
 for number in "$processes" "$devices" "$port" "$grace"; do
   [[ "$number" =~ ^[1-9][0-9]*$ ]] || fail "'$number' is no number above 0"
 done
@@ -55,64 +57,11 @@ if [ "$DRY_RUN" = 1 ]; then
   exit 0
 fi
 
+command=("$@")
 [ -n "$logs" ] || logs="$(mktemp -d)"
-mkdir -p "$logs"
-groups=() running=()
-# shellcheck disable=SC2317,SC2329 # called by the trap
-signal_all() { # SIGNAL; to whole groups, so that nothing that a process started is left
-  local group
-  for group in ${groups[@]+"${groups[@]}"}; do kill "-$1" -- "-$group" 2>/dev/null || true; done
+start_process() { # I
+  export CIR_JAX_PROCESS="$1"
+  # shellcheck disable=SC2086 # a command and its first arguments
+  exec $CIR_JAX "${command[@]}"
 }
-
-anything_left() {
-  local group
-  for group in "${groups[@]}"; do ! kill -0 -- "-$group" 2>/dev/null || return 0; done
-  return 1
-}
-
-# No `wait -n`, which the bash of macOS does not have: looks at each process in turn.
-first_status=0
-look() {
-  local pid status still=()
-  for pid in ${running[@]+"${running[@]}"}; do
-    if kill -0 "$pid" 2>/dev/null; then
-      still+=("$pid")
-    else
-      status=0
-      wait "$pid" || status=$?
-      [ "$first_status" != 0 ] || first_status=$status
-    fi
-  done
-  running=(${still[@]+"${still[@]}"})
-}
-
-asked=0
-trap 'signal_all KILL; wait' EXIT
-trap 'asked=$((asked + 1)) first_status=130' INT
-trap 'asked=$((asked + 1)) first_status=143' TERM HUP
-set -m # a group of its own for each process; so Ctrl-C reaches only this script, which sends TERM
-for ((i = 0; i < processes; i++)); do
-  export CIR_JAX_PROCESS="$i"
-  if [ "$i" = 0 ]; then
-    $CIR_JAX "$@" </dev/null &
-  else
-    $CIR_JAX "$@" >"$logs/process-$i.log" 2>&1 </dev/null &
-  fi
-  groups+=($!)
-done
-set +m
-running=("${groups[@]}")
-while [ ${#running[@]} -gt 0 ] && [ "$first_status" = 0 ]; do
-  sleep 0.2 || true
-  look
-done
-# A process that waits for a dead one in a collective never sees TERM: hence the time limit.
-signal_all TERM
-for ((tenth = 0; tenth < grace * 10; tenth++)); do
-  { anything_left && [ "$asked" -lt 2 ]; } || break
-  sleep 0.1 || true
-done
-if [ "$first_status" != 0 ]; then
-  echo "local_processes.sh: ended with status $first_status; logs of processes 1 and up: $logs" >&2
-fi
-exit "$first_status"
+run_together "$processes" "$logs" "$grace"

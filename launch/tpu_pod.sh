@@ -2,40 +2,66 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs cir-jax on a Cloud TPU slice: create it, install on all workers, start, follow, delete.
 #
-# usage: bash launch/tpu_pod.sh ACTION --name NAME --zone ZONE [flags]
-#   create     --type v5litepod-16 [--version RUNTIME] [--spot] [--queued]
-#              RUNTIME follows from the type; --queued waits in the queue of Cloud TPU for a slice
+# usage: bash launch/tpu_pod.sh ACTION --name NAME --zone ZONE [flags] [-- COMMAND OF cir-jax]
+#   create     asks for a slice in the queue of Cloud TPU and waits for it
 #   install    copies this checkout (changes to tracked files too) to every worker, with jax[tpu]
 #   mount      --bucket NAME: mounts a bucket at /mnt/NAME on every worker (gcsfuse)
 #   start      -- train --config clip_sum:fashioniq,stage=1 --set data.root=/mnt/BUCKET/fashioniq ...
 #              workdir must be a folder that all workers see: --set workdir=/mnt/BUCKET/runs/one
-#   logs       follows the output of worker 0
-#   status     state of the slice, and on every worker whether a run is on, with its last line
+#   logs       follows the output of worker 0, or of --worker I
+#   status     state of the slice, and of the run on every worker
 #   stop       asks the run to save and stop, and waits; `start` with the same command resumes it
-#   delete     deletes the slice ([--queued] with its request)
+#   delete     deletes the slice and its request
 #   up         create, install, mount (if --bucket is given), start and logs, one after the other
-# Every action takes --project ID and --dry-run, which prints the gcloud commands. Slices of several
-# workers need `ssh-add ~/.ssh/google_compute_engine` first.
+#   babysit    the same, then watches until the run is finished: makes a slice anew that was taken
+#              away and starts the same command again. Ends with 0 when the run is finished, 2 for
+#              bad input, 75 after `stop`, 1 after too many crashes. It can be ended and called again.
+# Flags of the slice (create, up, babysit):
+#   --type TYPE            v5litepod-16 is the default; --version RUNTIME follows from it
+#   --spot | --reserved    instead of on demand
+#   --direct               no queue: fails at once where there is no capacity. Given to create, it
+#                          belongs to all later actions too
+#   --network N --subnetwork N --service-account EMAIL --scopes LIST --labels K=V,...
+#   --data-disk source=DISK[,mode=read-only]   may be repeated
+#   --internal-ips         without external addresses; later actions then need it too, or --iap
+# Others:
+#   --iap                  reaches the workers through Identity-Aware Proxy
+#   --bucket NAME          also keeps the output of all workers in /mnt/NAME/logs, at most a minute old
+#   --restarts N           babysit starts a run that crashed again at most N times in a row (5)
+#   --project ID
+# --dry-run prints the gcloud commands and runs none. Slices of several workers need
+# `ssh-add ~/.ssh/google_compute_engine` first.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+# shellcheck source=launch/cloud_tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/cloud_tpu.sh"
 
 [ $# -gt 0 ] || { usage >&2; exit 2; }
 case "$1" in
   --help | -h) usage; exit 0 ;;
 esac
-action="$1" name="" zone="" project="" type=v5litepod-16 version="" spot=0 queued=0 bucket=""
+action="$1" name="" zone="" project="" type=v5litepod-16 version="" bucket="" worker=0 restarts=5
+# shellcheck disable=SC2034 # read by cloud_tpu.sh
+spot=0 reserved=0 direct=0 internal_ips=0 iap=0 network="" subnetwork="" service_account="" scopes="" \
+  labels="" data_disks=()
 shift
 run=()
 while [ $# -gt 0 ]; do
+  flag="${1#--}"
   case "$1" in
-    --name | --zone | --project | --type | --version | --bucket)
+    --name | --zone | --project | --type | --version | --bucket | --worker | --restarts | --network | \
+      --subnetwork | --service-account | --scopes | --labels)
       [ $# -ge 2 ] || fail "$1 needs a value"
-      printf -v "${1#--}" '%s' "$2"
+      printf -v "${flag//-/_}" '%s' "$2"
       shift
       ;;
-    --spot) spot=1 ;;
-    --queued) queued=1 ;;
+    --data-disk)
+      [ $# -ge 2 ] || fail "$1 needs a value"
+      data_disks+=("$2")
+      shift
+      ;;
+    --spot | --reserved | --direct | --internal-ips | --iap) printf -v "${flag//-/_}" 1 ;;
     --dry-run) DRY_RUN=1 ;;
     --help | -h) usage; exit 0 ;;
     --)
@@ -48,160 +74,231 @@ while [ $# -gt 0 ]; do
   shift
 done
 case "$action" in
-  create | install | mount | start | logs | status | stop | delete | up) ;;
-  *) fail "unknown action $action; there are: create install mount start logs status stop delete up" ;;
+  create | install | mount | start | logs | status | stop | delete | up | babysit) ;;
+  *) fail "unknown action $action; there are: create install mount start logs status stop delete up babysit" ;;
 esac
 [ -n "$name" ] || fail "--name is missing: the name of the TPU slice"
 [ -n "$zone" ] || fail "--zone is missing, e.g. --zone us-central1-a"
+case "$type" in
+  tpu7x* | v7x*) fail "the Cloud TPU API has no TPU7x, only GKE has: see launch/gke/submit.sh --help" ;;
+esac
+[ "$spot$reserved" != 11 ] || fail "--spot and --reserved exclude each other; give one of them"
 case "$action" in
-  start | up)
+  start | up | babysit)
     [ ${#run[@]} -gt 0 ] ||
       fail "$action needs a command after --, e.g. -- train --config clip_sum:cirr"
     ;;
   mount) [ -n "$bucket" ] || fail "mount needs --bucket NAME" ;;
 esac
+for number in "$worker" "$restarts"; do
+  [[ "$number" =~ ^[0-9]+$ ]] || fail "'$number' is no number"
+done
 need gcloud "install the Google Cloud CLI, https://cloud.google.com/sdk/docs/install"
 bucket="${bucket#gs://}"
 bucket="${bucket%/}"
 [[ "$bucket" =~ ^[a-z0-9._-]*$ ]] || fail "--bucket $bucket is no name of a bucket; give NAME or gs://NAME"
 place=(--zone "$zone")
 [ -z "$project" ] || place+=(--project "$project")
+scratch="$(mktemp -d)"
+trap 'rm -rf "$scratch"' EXIT
 
-tpus() { execute gcloud compute tpus "$@" "${place[@]}"; }
-
-on_workers() { # WORKERS COMMAND
-  tpus tpu-vm ssh "$name" --worker "$1" --command "$2"
-}
-
-state() { # KIND FIELD; empty if there is no such thing
-  gcloud compute tpus "$1" describe "$name" "${place[@]}" --format "value($2)" 2>/dev/null || true
-}
-
-runtime_version() { # by Google's page "TPU software versions"
-  case "$type" in
-    v5litepod-*) echo v2-alpha-tpuv5-lite ;;
-    v5p-*) echo v2-alpha-tpuv5 ;;
-    v6e-*) echo v2-alpha-tpuv6e ;;
-    v[234]-*) echo tpu-ubuntu2204-base ;;
-    *) fail "no runtime is known for --type $type; give one with --version" ;;
-  esac
-}
-
-create() {
-  local options now="" runtime="$version"
-  [ -n "$runtime" ] || runtime="$(runtime_version)"
-  options=(--accelerator-type "$type")
-  [ "$spot" = 0 ] || options+=(--spot)
-  [ "$DRY_RUN" = 1 ] || now="$(state tpu-vm state)"
-  case "$now" in
-    READY)
-      echo "$name exists already and is used"
-      return
-      ;;
-    PREEMPTED | TERMINATED | STOPPED) fail "$name is $now; delete it and create it again" ;;
-  esac
-  if [ "$queued" = 0 ]; then
-    tpus tpu-vm create "$name" "${options[@]}" --version "$runtime"
+# IAP is in no released `tpu-vm ssh`; that of queued resources has it.
+reach() { # ssh|scp ARG ...
+  local verb="$1" way=(tpu-vm)
+  shift
+  if [ "$iap" = 1 ] && [ "$direct" = 1 ]; then
+    execute gcloud alpha compute tpus tpu-vm "$verb" "$@" --tunnel-through-iap "${place[@]}"
     return
   fi
-  if [ "$DRY_RUN" = 1 ] || [ -z "$(state queued-resources name)" ]; then
-    tpus queued-resources create "$name" --node-id "$name" "${options[@]}" \
-      --runtime-version "$runtime"
+  [ "$iap" = 0 ] || way=(queued-resources)
+  way+=("$verb" "$@")
+  if [ "$iap" = 1 ]; then
+    way+=(--node 0 --tunnel-through-iap)
+  elif [ "$internal_ips" = 1 ]; then
+    way+=(--internal-ip)
   fi
-  [ "$DRY_RUN" = 1 ] || wait_for_slice
+  tpus "${way[@]}"
 }
 
-wait_for_slice() {
-  local now before=""
-  while true; do
-    now="$(state queued-resources state.state)"
-    [ "$now" = "$before" ] || echo "$name: ${now:-no answer}"
-    case "$now" in
-      ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED | DELETING)
-        fail "the request for $name is $now; delete it (delete --queued) and create it again"
-        ;;
-    esac
-    before="$now"
-    sleep "${CIR_JAX_POLL:-30}"
-  done
+on_workers() { # WORKERS COMMAND
+  reach ssh "$name" --worker "$1" --command "$2"
 }
 
-install() {
-  local folder snapshot=HEAD
-  folder="$(mktemp -d)"
+worker_script() { # WORKERS ARG ...
+  local workers="$1"
+  shift
+  on_workers "$workers" "bash cir_jax/launch/tpu_worker.sh $(quote "$@")"
+}
+
+# Once for a whole babysitting: a slice that is made anew gets the code that the run began with.
+pack() {
+  local snapshot=HEAD
+  [ ! -f "$scratch/cir_jax.tar.gz" ] || return 0
   if [ "$DRY_RUN" = 0 ]; then
     # A commit of the files as they are now, on no branch; empty if nothing was changed.
     snapshot="$(git -C "$ROOT" stash create)"
   fi
-  execute git -C "$ROOT" archive --format tar.gz --output "$folder/cir_jax.tar.gz" "${snapshot:-HEAD}"
-  tpus tpu-vm scp "$folder/cir_jax.tar.gz" "$name:cir_jax.tar.gz" --worker all
-  rm -r "$folder"
-  # Source folders are replaced, so that files deleted here are gone there; runs and .venv stay.
-  on_workers all "mkdir -p cir_jax && cd cir_jax && rm -rf cir_jax configs launch tests tools &&
-    tar xzf ../cir_jax.tar.gz &&
-    (python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || command -v python3.11 >/dev/null ||
-      (sudo apt-get -o DPkg::Lock::Timeout=600 update -qq &&
-        sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq python3.11 python3.11-venv)) &&
-    source launch/environment.sh && prepare_environment tpu"
+  execute git -C "$ROOT" archive --format tar.gz --output "$scratch/cir_jax.tar.gz" "${snapshot:-HEAD}"
 }
 
-# Orbax ends a checkpoint by renaming its folder, which gcsfuse refuses above --rename-dir-limit.
-mount_bucket() {
-  local key=/usr/share/keyrings/cloud.google.asc url=https://packages.cloud.google.com/apt
-  on_workers all "(command -v gcsfuse >/dev/null || (
-      curl -fsS $url/doc/apt-key.gpg | sudo tee $key >/dev/null &&
-      echo \"deb [signed-by=$key] $url gcsfuse-\$(lsb_release -cs) main\" |
-        sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null &&
-      sudo apt-get -o DPkg::Lock::Timeout=600 update -qq &&
-      sudo apt-get -o DPkg::Lock::Timeout=600 install -y -qq gcsfuse)) &&
-    (mountpoint -q /mnt/$bucket || (
-      sudo mkdir -p /mnt/$bucket && sudo chown \$USER /mnt/$bucket &&
-      gcsfuse --implicit-dirs --rename-dir-limit 1000000 $bucket /mnt/$bucket))"
+install() {
+  pack
+  # Source folders are replaced, so that files deleted here are gone there; runs and .venv stay.
+  reach scp "$scratch/cir_jax.tar.gz" "$name:cir_jax.tar.gz" --worker all &&
+    on_workers all "mkdir -p cir_jax && cd cir_jax && rm -rf cir_jax configs launch tests tools &&
+      tar xzf ../cir_jax.tar.gz && bash launch/tpu_worker.sh install"
 }
+
+mount_bucket() { worker_script all mount "$bucket"; }
 
 start() {
-  local command
-  command=$(quote "${run[@]}")
-  on_workers all "cd cir_jax || exit 1
-    if [ -f run.pid ] && kill -0 \$(cat run.pid) 2>/dev/null; then
-      echo 'a run is on; stop it first' >&2; exit 1; fi
-    CIR_JAX_DISTRIBUTED=auto nohup .venv/bin/cir-jax $command >run.log 2>&1 </dev/null &
-    echo \$! >run.pid"
+  worker_script all start "$name-$(date -u +%Y%m%dT%H%M%SZ)" "${bucket:+/mnt/$bucket/logs}" -- "${run[@]}"
 }
 
-# By process id: a pattern would match the command line of the very shell that looks for it.
-stop() {
-  on_workers all "cd cir_jax && [ -f run.pid ] && pid=\$(cat run.pid) && rm run.pid || exit 0
-    kill -TERM \$pid 2>/dev/null || exit 0
-    for i in \$(seq 600); do kill -0 \$pid 2>/dev/null || exit 0; sleep 1; done
-    echo 'still saving after 600 s' >&2; exit 1"
+up() {
+  create_slice
+  install
+  [ -z "$bucket" ] || mount_bucket
+  start
 }
 
 status() {
-  tpus tpu-vm describe "$name" --format "value(state)"
-  on_workers all "cd cir_jax && (kill -0 \$(cat run.pid) 2>/dev/null && echo running || echo no run) &&
-    tail -n 1 run.log"
+  if [ "$DRY_RUN" = 1 ]; then
+    tpus tpu-vm describe "$name" --format "value(state)"
+  else
+    find_slice
+    echo "${ANSWER:-there is no $name}"
+    [ "$ANSWER" = READY ] || return 0
+  fi
+  worker_script all state
 }
 
-delete() {
-  if [ "$queued" = 0 ]; then
-    tpus tpu-vm delete "$name" --quiet
-  else
-    tpus queued-resources delete "$name" --force --quiet
+# Sets SAID to a line for each worker; returns 1 if the slice is gone. Right after a slice came up,
+# ssh may not have: hence the tries.
+ask_workers() {
+  local try=1
+  local command="if [ -f cir_jax/launch/tpu_worker.sh ]; then bash cir_jax/launch/tpu_worker.sh state
+    else echo cir_jax worker new: no run; fi"
+  while true; do
+    if SAID="$(on_workers all "$command" 2>"$scratch/ssh_errors" </dev/null)"; then
+      SAID="$(printf '%s\n' "$SAID" | grep '^cir_jax worker' || true)"
+      [ -z "$SAID" ] || return 0
+    fi
+    describe tpu-vm state
+    [ "$ANSWER" = READY ] || return 1
+    [ "$try" -lt "$TRIES" ] || {
+      cat "$scratch/ssh_errors" >&2
+      fail "the workers of $name do not answer; the run may go on there: call babysit again"
+    }
+    try=$((try + 1))
+    sleep "$POLL"
+  done
+}
+
+said() { grep -Eq "$@" <<<"$SAID"; }
+
+# Waits until no worker runs any more. Those that outlive one that failed end by themselves within
+# the time-outs of the run; after ten looks they are ended.
+watch() {
+  local late=0
+  while ask_workers; do
+    said ': running$' || return 0
+    if said ': (ended|stopped|lost|no run)'; then late=$((late + 1)); fi
+    if [ "$late" -gt 10 ]; then
+      echo "$name: some workers run on without the others and are ended" >&2
+      worker_script all kill || true
+      late=0
+    fi
+    sleep "$POLL"
+  done
+  return 1 # the slice is gone
+}
+
+babysit() {
+  local crashes=0 failures=0 refusals=0 began
+  if [ "$DRY_RUN" = 1 ]; then
+    up
+    worker_script all state
+    return
+  fi
+  pack
+  while true; do
+    find_slice
+    [ -n "$ANSWER" ] || request_slice
+    if ! wait_until_ready; then
+      [ "$before" != FAILED ] || failures=$((failures + 1))
+      [ "$failures" -le "$restarts" ] || fail "the request for $name failed $failures times in a row"
+      echo "$name is ${before:-gone} and is made anew"
+      delete_slice
+      continue
+    fi
+    failures=0
+    ask_workers || continue
+    if ! said ': running$'; then
+      if ! { install && { [ -z "$bucket" ] || mount_bucket; } && start; }; then
+        refusals=$((refusals + 1))
+        [ "$refusals" -le "$restarts" ] ||
+          fail "the run could not be installed and started $refusals times in a row"
+        sleep "$POLL"
+        continue
+      fi
+      refusals=0
+    fi
+    began=$SECONDS
+    watch || { echo "$name was taken away; the run goes on from its last checkpoint" && continue; }
+    judge
+    # A machine that is taken away ends its processes first, and is seen to be gone later.
+    sleep "$POLL"
+    describe tpu-vm state
+    [ "$ANSWER" = READY ] || continue
+    if [ "$crashed" = 1 ]; then
+      [ $((SECONDS - began)) -lt "${CIR_JAX_HEALTHY:-3600}" ] || crashes=0
+      crashes=$((crashes + 1))
+      [ "$crashes" -le "$restarts" ] || fail_crashed "$crashes"
+      echo "$name: crash $crashes of at most $restarts in a row; the run is started again"
+    else
+      echo "$name: the run was interrupted and is started again"
+    fi
+  done
+}
+
+# By the statuses of all workers: ends the script if the run is finished, stopped or given bad input;
+# sets crashed otherwise.
+judge() {
+  printf '%s\n' "$SAID"
+  if said ': (ended|stopped) 2$'; then
+    worker_script all tail || true
+    fail "the run was given something that it cannot use; correct it and call babysit again"
+  fi
+  if ! said -v ': (ended|stopped) 0$'; then
+    echo "$name: the run is finished; the slice is kept until it is deleted"
+    exit 0
+  fi
+  if said ': stopped '; then
+    echo "$name: the run was stopped; the same command goes on with it"
+    exit 75
+  fi
+  crashed=0
+  if said -v ': ended (0|75)$'; then
+    crashed=1
+    worker_script all tail || true
   fi
 }
 
-logs() { on_workers 0 "tail -n 100 -F cir_jax/run.log"; }
+fail_crashed() { # TIMES
+  echo "$(basename "$0"): the run crashed $1 times in a row; it is not started again" >&2
+  exit 1
+}
 
 case "$action" in
+  create) create_slice ;;
+  delete) delete_slice ;;
   mount) mount_bucket ;;
+  logs) worker_script "$worker" log ;;
+  stop) worker_script all stop ;;
   up)
-    create
-    install
-    [ -z "$bucket" ] || mount_bucket
-    start
-    logs
+    up
+    worker_script 0 log
     ;;
   *) "$action" ;;
 esac

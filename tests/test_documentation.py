@@ -23,7 +23,7 @@ from cir_jax.training import step
 from tests import readmes, runs
 from tests.readmes import HERE, TEXTS
 from tests.test_architecture import FLOORS
-from tools import bench, evidence, models
+from tools import bench, evidence, models, plan
 
 FIRST = TEXTS["README.md"]
 FOLDERS = ("cir_jax", "configs", "launch", "tests", "tools", ".github")
@@ -155,6 +155,7 @@ RUN_BY = {
     "bench.py evaluate": "test_bench.py::test_evaluate",
     "models.py": "test_models.py::test_quicktests_through_both_stages",
     "evidence.py": "test_evidence.py",
+    "plan.py": "test_plan.py::test_a_page_of_gpus",
 }
 TOOLS = [c for c in readmes.COMMANDS if re.match(r"python tools/(?!convert_weights)", c)]
 
@@ -170,7 +171,9 @@ def test_tools_take_their_command_lines(command, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     name = script.removeprefix("tools/")
     with pytest.raises(Parsed):
-        {"bench.py": bench, "models.py": models, "evidence.py": evidence}[name].main(flags)
+        {
+            "bench.py": bench, "models.py": models, "evidence.py": evidence, "plan.py": plan,
+        }[name].main(flags)  # fmt: skip
     key = f"{name} {flags[0]}" if name == "bench.py" else name
     file, _, test = RUN_BY[key].partition("::")
     source = (HERE / "tests/tools" / file).read_text()

@@ -28,7 +28,7 @@ from cir_jax.errors import UserError
 
 # How libtpu calls the smallest slices of one host, which a process must name to load it.
 _ANY_SLICE = "v5litepod-8"
-_TPU = re.compile(r"(v4|v5e|v5p|v6e|tpu7x):(\d+(?:x\d+){1,2})")
+_TPU = re.compile(r"(?:([1-9]\d*)x)?((v4|v5e|v5p|v6e|tpu7x):\d+(?:x\d+){1,2})")
 _GPU = re.compile(r"(?:([1-9]\d*)x)?([1-9]\d*)x([A-Za-z][\w-]*)")
 
 
@@ -51,7 +51,7 @@ class FakeGPU:
 
 
 def is_tpu(on: str) -> bool:
-    """Whether `on` names a TPU slice, "v5e:4x4"; GPUs are "8xH100" or "2x8xH100".
+    """Whether `on` names TPU slices, "v5e:4x4" or "2xv5e:4x4"; GPUs are "8xH100" or "2x8xH100".
 
     Raises:
       UserError: it is neither.
@@ -62,7 +62,8 @@ def is_tpu(on: str) -> bool:
         return False
     raise UserError(
         f"{on!r} is no set of devices; write a TPU slice by its chips, v5e:4x4, v6e:4x8, "
-        "v5p:2x2x4, v4:2x2x4 or tpu7x:2x2x2, or GPUs as 8xH100, and of several nodes 2x8xH100"
+        "v5p:2x2x4, v4:2x2x4 or tpu7x:2x2x2, several as 2xv5e:4x4; or GPUs as 8xH100, and of "
+        "several nodes 2x8xH100"
     )
 
 
@@ -79,6 +80,7 @@ def environment() -> dict[str, str]:
         "TPU_ACCELERATOR_TYPE": _ANY_SLICE,
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes at once; none has a TPU
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # jax could not read such programs back
         "TPU_MIN_LOG_LEVEL": os.environ.get("TPU_MIN_LOG_LEVEL", "3"),
     }
 
@@ -102,10 +104,13 @@ def devices(on: str, processes_per_gpu: bool = True) -> list[Any]:
             f"{on} is described by libtpu, and this process has none; start it with the "
             "environment variables of tools.slices.environment()"
         )
-    try:
+    count, name = _TPU.fullmatch(on).groups()[:2]  # type: ignore[union-attr]
+    options: dict[str, Any] = {"num_slices": int(count)} if count else {}
+    if name.startswith("v4:"):
         # The two cores of a chip of v4 are one device of jax, as on the real machines.
-        options = {"chip_config_name": "megacore"} if on.startswith("v4:") else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=on, **options).devices
+        options["chip_config_name"] = "megacore"
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except Exception as error:  # libtpu raises what jax has for any error of a runtime
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(

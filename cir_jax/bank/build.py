@@ -17,15 +17,18 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from cir_jax import progress
-from cir_jax.bank import files
+from cir_jax.bank import files, folders, mirrors
 from cir_jax.bank.bank import Inputs
-from cir_jax.bank.references import Plan, gigabytes
+from cir_jax.bank.references import Plan
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
+from cir_jax.files import gigabytes
 from cir_jax.params import Params
 from cir_jax.runtime import encode
+from cir_jax.runtime import mesh as meshes
 
 _TEXTS = 8  # most texts of an image in one pass of its encoder
+_ON_DISK = ("references", "disk")  # array and place
 _KEPT = 64  # images of several passes that stay decoded until the next one
 
 
@@ -63,7 +66,8 @@ def load_or_build(
     """The bank in `folder`, memory-mapped, built there if it is not.
 
     Args:
-      folder: may be shared by the processes of a run, or be another on each host.
+      folder: may be shared by the processes of a run, or be another on each host. For one in a
+        mounted bucket see `mirrors`.
       inputs: what the bank is made of.
       mesh: the device mesh.
       batch: images per encoding batch.
@@ -77,7 +81,35 @@ def load_or_build(
       UserError: the bank there was made of something else, or there is no room for one.
     """
     made_of = inputs.fingerprint()
-    rows = _load(folder, made_of)
+    if mirrors.is_mirrored(folder):
+        mirror = mirrors.of(folder)
+        _fill(mirror, Path(folder), inputs, made_of)
+        rows = _loaded_or_built(mirror, inputs, made_of, mesh, batch, threads)
+        if jax.process_index() == 0:
+            mirrors.keep(mirror, Path(folder), inputs.arrays())
+        return rows
+    return _loaded_or_built(Path(folder), inputs, made_of, mesh, batch, threads)
+
+
+def _fill(mirror: Path, kept: Path, inputs: Inputs, made_of: dict[str, str]) -> None:
+    """Takes the bank that is kept in a bucket, on each host that has none on its disk."""
+    elsewhere = f"another process cannot take the bank that is kept in {kept}; it says why"
+    _in_every_process(partial(folders.make, mirror), elsewhere)
+    lacks = folders.is_writer(mirror) and not (mirror / files.RECORD).exists()
+    _in_every_process(
+        lambda: mirrors.fill(mirror, kept, made_of, inputs.arrays()) if lacks else None, elsewhere
+    )
+
+
+def _loaded_or_built(
+    folder: Path,
+    inputs: Inputs,
+    made_of: dict[str, str],
+    mesh: Mesh,
+    batch: int,
+    threads: int,
+) -> dict[str, np.ndarray]:
+    rows = _load(folder, inputs, made_of, mesh)
     # Where hosts do not share the folder some have it and some not: then all take part.
     if not _everywhere(rows is not None):
         rows = _build_alone(folder, inputs, made_of, mesh, batch, threads)
@@ -95,27 +127,50 @@ def _build_alone(
 ) -> dict[str, np.ndarray] | None:
     """The bank, built while no other run builds in `folder`."""
     _in_every_process(
-        partial(files.make_folder, folder), f"another process cannot make its {folder}; it says why"
+        partial(folders.make, folder), f"another process cannot make its {folder}; it says why"
     )
-    writes = files.is_writer(folder)
+    writes = folders.is_writer(folder)
     lock = _in_every_process(
-        lambda: files.lock(folder) if writes else None,
+        lambda: folders.lock(folder) if writes else None,
         f"another process cannot build the bank in {folder}; it says why",
     )
     try:
-        rows = _load(folder, made_of)  # another run may have built it since
+        rows = _load(folder, inputs, made_of, mesh)  # another run may have built it since
         if not _everywhere(rows is not None):
             _build(folder, inputs, made_of, mesh, writes and rows is None, batch, threads)
-            rows = _load(folder, made_of)
+            rows = _load(folder, inputs, made_of, mesh)
     finally:
         if lock:
             lock.release()
     return rows
 
 
-def _load(folder: str | Path, made_of: dict[str, str]) -> dict[str, np.ndarray] | None:
+def _load(
+    folder: str | Path, inputs: Inputs, made_of: dict[str, str], mesh: Mesh
+) -> dict[str, np.ndarray] | None:
+    """The bank, of which this process has checked the rows that its devices are going to hold.
+
+    References on disk are checked as they are read.
+    """
+
+    def load() -> dict[str, np.ndarray] | None:
+        found = files.load(folder, made_of, inputs.arrays())
+        on_devices = {n: x for n, x in (found or {}).items() if (n, inputs.place) != _ON_DISK}
+        checked = [files.check(x, _spans(len(x), mesh)) for x in on_devices.values()]
+        if not all(checked):
+            progress.say(f"the bank in {folder} was made before banks had checksums: not checked")
+        return found
+
     elsewhere = f"another process cannot use the bank in its {folder}; it says why"
-    return _in_every_process(partial(files.load, folder, made_of), elsewhere)
+    return _in_every_process(load, elsewhere)
+
+
+def _spans(rows: int, mesh: Mesh) -> list[tuple[int, int]]:
+    """(first, behind the last) of the rows that the devices of this process hold."""
+    shape = (rows + -rows % mesh.size,)
+    held = meshes.row_sharding(mesh).addressable_devices_indices_map(shape)
+    spans = ((index[0] if index else slice(None)).indices(shape[0]) for index in held.values())
+    return [(start, min(stop, rows)) for start, stop, _ in spans if start < rows]
 
 
 def _in_every_process(here: Callable[[], Any], elsewhere: str) -> Any:
@@ -159,9 +214,8 @@ def _build(
         f"{gigabytes(writer.missing())} to write"
         + (f", going on at {done / len(todo):.0%}" if done else "")
     )
+    done = _begin(writer if writes else None, todo, done, inputs.place)
     with writer, progress.counter(len(todo), "bank", done) as bar:
-        if writes:
-            writer.start(done, _counts(todo[:done], inputs.place))
         rest = todo[done:]
         stream = encode.stream(
             _program(inputs.functions, inputs.place),
@@ -181,6 +235,20 @@ def _build(
         if writes:
             writer.finish(len(todo))
     _everywhere(True)  # nobody reads before all is written
+
+
+def _begin(writer: files.Writer | None, todo: list[Visit], done: int, place: str) -> int:
+    """Starts all writers behind the same item, and says which: the first where rows are damaged."""
+
+    def start(done: int) -> int:
+        return writer.start(done, _counts(todo[:done], place)) if writer else done
+
+    elsewhere = "another process cannot write the bank; it says why"
+    begun = _in_every_process(lambda: start(done), elsewhere)
+    least = _least(begun)
+    if not _everywhere(begun == least):
+        _in_every_process(lambda: start(least), elsewhere)
+    return least
 
 
 def _add(writer: files.Writer, part: list[Visit], rows: dict[str, np.ndarray]) -> None:

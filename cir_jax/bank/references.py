@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
+from cir_jax.files import gigabytes
 
 # Place -> the batch field that a reference comes from.
 FIELDS = {"device": "reference_row", "disk": "reference", "recompute": "reference_pixels"}
@@ -155,11 +156,3 @@ def budget() -> float:
     if jax.process_count() > 1:
         least = float(multihost_utils.process_allgather(np.float32(least)).min())
     return least
-
-
-def gigabytes(count: float) -> str:
-    """A number of bytes for people."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count / 1e3:,.1f} kB"

@@ -129,6 +129,7 @@ def _line(scores: Mapping[str, float]) -> str:
 def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any) -> Path:
     import json
 
+    from cir_jax import files
     from cir_jax.evals.benchmark import Example
     from cir_jax.evals.reports import run_report
     from cir_jax.evals.reports.report import write_report
@@ -172,5 +173,5 @@ def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any) -> 
     ]
     out.mkdir(parents=True, exist_ok=True)
     content = {RUNS[n]: [r["scores"] for r in runs] for n, runs in results.items()}
-    (out / "results.json").write_text(json.dumps(content, indent=2))
+    files.put(out / "results.json", json.dumps(content, indent=2).encode())
     return write_report(out, "Scaling positives and negatives, on OpenMoji", sections)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cir_jax import plugins
+from cir_jax import files, plugins
 from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     )
     _print(report)
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2))
+        files.put(args.json, json.dumps(report, indent=2).encode())
     return 1 if report["problems"] else 0
 
 

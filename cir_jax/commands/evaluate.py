@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cir_jax.retrieval.retriever import Retriever
 
 HELP = "score a trained run or weights, and write a report"
+WATCHED = True  # by `cir_jax.runtime.supervision`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

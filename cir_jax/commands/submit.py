@@ -15,6 +15,7 @@ from cir_jax.commands.evaluate import add_run_arguments, retriever
 from cir_jax.errors import UserError
 
 HELP = "write the files that a benchmark's test server scores, of a trained run or weights"
+WATCHED = True  # by `cir_jax.runtime.supervision`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

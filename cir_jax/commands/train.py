@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains one stage of a model. The same command again resumes a run that was stopped.
 
+SIGTERM or Ctrl-C saves and stops, with exit status 75; a second Ctrl-C ends at once.
+
 Examples:
   cir-jax train --config clip_sum:quicktest
   cir-jax train --config clip_sum:cirr,stage=1 --init-from RN50x4.pt --set data.root=DATA
@@ -13,6 +15,7 @@ from cir_jax import config as configs
 from cir_jax.errors import UserError
 
 HELP = "train one stage of a model; again, to resume"
+WATCHED = True  # by `cir_jax.runtime.supervision`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +35,10 @@ def run(args: argparse.Namespace) -> int:
     loaded = configs.with_init_from(configs.from_args(args), args.init_from)
     if "stage" not in loaded:
         raise UserError(f"--config {args.config} makes triplets; use it with `cir-jax positives`")
-    from cir_jax.runtime import distributed
+    from cir_jax.runtime import distributed, supervision
+    from cir_jax.runtime.limits import Limits
 
-    distributed.initialize()  # before jax starts a backend
+    distributed.initialize(Limits.of(loaded))  # before jax starts a backend
     import jax
 
     from cir_jax import progress
@@ -48,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.training import train
 
     results = train.train(loaded)
+    if not results["finished"]:
+        return supervision.STOPPED
     if results["best"] is not None:
         progress.say(f"best {results['selection'] or 'score'}: {results['best']:.2f}")
     if jax.process_index() == 0:

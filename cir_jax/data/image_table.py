@@ -127,11 +127,18 @@ class ImageTable:
             digest.update(name.encode() + b"\n")
         for name, row in sorted(self.row_of.items()):
             digest.update(f"{name}\t{row}\n".encode())
-        if self.unlabelled:
-            with ThreadPoolExecutor(_THREADS) as pool:
-                for content in pool.map(_content, self.paths[-self.unlabelled :]):
-                    digest.update(content)
+        digest.update(self.unlabelled_content())
         return digest.hexdigest()
+
+    def unlabelled_content(self) -> bytes:
+        """What tells the pictures of the unlabelled rows from others; b"" where there are none.
+
+        Raises:
+          UserError: one cannot be read.
+        """
+        paths = self.paths[len(self) - self.unlabelled :]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return b"".join(pool.map(_content, paths))
 
 
 def _content(path: Any) -> bytes:

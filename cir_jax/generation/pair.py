@@ -233,6 +233,8 @@ def _at_ranks(
     open_run: OpenRun,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     # jax and Orbax, which no other pair.method needs.
+    import jax
+
     from cir_jax.generation import features, similarity
     from cir_jax.runtime import mesh as meshes
 
@@ -242,7 +244,8 @@ def _at_ranks(
     else:
         paths = [pool.paths[n] for n in names]
         rows_of_images = features.from_run(section.run, names, paths, workdir, open_run)
-    mesh = meshes.make()
+    # One process makes the pairs, also on a host of a TPU slice, where jax knows all its devices.
+    mesh = meshes.make(devices=jax.local_devices())
     return similarity.at_ranks(
         rows_of_images, ranks, rows=np.asarray(rows, np.int32), mesh=mesh, block=section.block
     )

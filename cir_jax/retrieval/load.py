@@ -58,8 +58,8 @@ def from_weights(
       UserError: there are none, or they are not of this model.
     """
     config = weights.resolve(config, str(init_from), which)
-    functions = contract.build(config.model)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
+    functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
     loaded = weights.load(str(init_from), functions, which)
     return config, from_parameters(config, functions, mesh, *placed(loaded, functions, mesh))
 
@@ -76,6 +76,7 @@ def from_parameters(
         preprocessing(config, functions),
         mesh,
         batch=config.eval.batch,
+        batch_key="eval.batch",
         threads=config.data.threads,
         text_lengths=config.data.text_lengths,
         on_long=config.data.on_long,

@@ -48,7 +48,8 @@ class Retriever:
       tokenizer: the model's, see `cir_jax.data.tokens`.
       preprocess: path -> uint8 [S, S, 3], see `cir_jax.data.pixels`.
       mesh: devices to use.
-      batch: images or queries per program call.
+      batch: images or queries per program call, over all devices; rounded up to their number.
+      batch_key: what messages call `batch`.
       threads: threads that read and decode images.
       text_lengths: a text is padded to the smallest of these that holds it.
       on_long: "error" or "truncate", for texts over the context.
@@ -66,6 +67,7 @@ class Retriever:
         mesh: Mesh,
         *,
         batch: int = 128,
+        batch_key: str = "batch",
         threads: int = 8,
         text_lengths: Sequence[int] = (16, 24, 32, 48, 77),
         on_long: str = "error",
@@ -78,7 +80,9 @@ class Retriever:
         self.text_lengths = tuple(text_lengths)
         self.on_long = on_long
         self._few = few
-        self._options: dict[str, Any] = {"batch": batch, "threads": threads, "mesh": mesh}
+        self._batch = batch  # of queries of one length: the same on any number of devices
+        size = meshes.rounded(batch, mesh, batch_key)
+        self._options: dict[str, Any] = {"batch": size, "threads": threads, "mesh": mesh}
         self._targets: dict[Any, _Row] = {}
         self._references: dict[Any, np.ndarray] = {}
         self._ranked: tuple[weakref.ref, ranking.Placed] | None = None
@@ -230,7 +234,7 @@ class Retriever:
         load: Callable[[Any], dict[str, np.ndarray]],
         title: str,
     ) -> Any:
-        if self._few and len(items) <= self._options["batch"]:
+        if self._few and len(items) <= self._batch:
             least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
         else:
             least = 0
@@ -251,7 +255,7 @@ class Retriever:
         waiting = np.zeros(0, np.int64)
         for length in np.unique(fitted):
             waiting = np.concatenate([waiting, np.flatnonzero(fitted == length)])
-            if len(waiting) >= self._options["batch"] or length == fitted.max():
+            if len(waiting) >= self._batch or length == fitted.max():
                 yield waiting.tolist(), int(length)
                 waiting = waiting[:0]
 

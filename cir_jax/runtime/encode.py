@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from cir_jax import progress
 from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime import watchdog
 
 
 def encode(
@@ -96,6 +97,7 @@ def stream(
             out = program(params, fields)
         if before:  # keep one batch in flight: copying waits for the one before it
             yield _to_host(*before)
+            watchdog.progress()
         before = start, out, count
     if before:
         yield _to_host(*before)
@@ -137,6 +139,7 @@ def _batches(
                 ahead.append((start, submit(start)))
             start, futures = ahead.popleft()
             loaded = {i: f.result() for i, f in futures.items()}
+            watchdog.progress()
             rows = [loaded[min(start + row, len(items) - 1)] for row in mine.tolist()]
             fields = {k: np.stack([r[k] for r in rows]) for k in rows[0]}
             yield (
@@ -162,7 +165,7 @@ def local_rows(batch: int, mesh: Mesh, process: int | None = None) -> np.ndarray
       [n] int, read-only.
     """
     process = jax.process_index() if process is None else process
-    places = meshes.batch_sharding(mesh).devices_indices_map((batch,))
+    places: Any = meshes.batch_sharding(mesh).devices_indices_map((batch,))
     held = np.zeros(batch, bool)
     for device, index in places.items():
         if device.process_index == process:
@@ -180,7 +183,7 @@ def place(rows: np.ndarray, sharding: jax.sharding.NamedSharding, batch: int) ->
     # no order of devices can mistake them.
     numbers = local_rows(batch, sharding.mesh)
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(batch)
         first = int(np.searchsorted(numbers, start))
         return rows[first : first + stop - start]

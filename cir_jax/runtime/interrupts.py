@@ -7,21 +7,29 @@ from types import FrameType
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-EVERY = 20  # steps between two questions to the other processes; asking costs a round trip
+from cir_jax.runtime import distributed, supervision
+from cir_jax.runtime.limits import Limits
 
 
 class StopRequest:
-    """Context manager: `now(step)` is True once a signal has come. A second signal kills."""
+    """Context manager: `now(step)` is True once a signal has come.
 
-    def __init__(self) -> None:
+    Within a command the thread of `supervision` hears the signals. In a program that uses the
+    library they are heard here, if this is its main thread: the first one is a request, and what
+    the program did with them before is what the next one does (a second Ctrl-C raises
+    KeyboardInterrupt). Nothing ends the program.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
         self._asked = False
         self._before: dict[int, Any] = {}
+        self._watcher = supervision.current()
+        several = jax.process_count() > 1
+        self._cluster = distributed.join(limits or Limits()) if several else None
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
+        if self._watcher is None and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -30,12 +38,12 @@ class StopRequest:
         self._restore()
 
     def now(self, step: int) -> bool:
-        """True on all processes at the same step after any of them got a signal."""
-        if jax.process_count() == 1:
-            return self._asked
-        if step % EVERY:
-            return False
-        return bool(multihost_utils.process_allgather(np.asarray(self._asked)).any())
+        """True on all processes after the same `step`, after any of them got a signal."""
+        if self._cluster is not None:
+            if self._asked and self._cluster.stop is None:
+                self._cluster.ask_to_stop("a signal")
+            return not self._cluster.may_go_on(step)
+        return self._asked or (self._watcher is not None and self._watcher.asked)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

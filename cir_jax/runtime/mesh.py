@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device mesh. Axes: "data" (batch rows, bank rows) and "model" (parameters, bank rows)."""
+"""The device mesh, and how batches fit it. Axes: "data" (batch rows, bank rows) and "model"
+(parameters, bank rows).
+
+Sizes of batches are numbers over all devices. One that does not fit them is refused where it
+changes what is trained, and made larger, with a message, where it does not.
+"""
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -10,11 +16,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cir_jax import progress
 from cir_jax.errors import UserError
 
 DATA = "data"
 MODEL = "model"
 AXES = (DATA, MODEL)
+FEW = 8  # fewer rows of a batch on a device leave most of it idle
 # Held while a program is started. Two that threads start at once could reach the devices in
 # different orders, and then each waits in a collective for a device that the other one has.
 LAUNCH = threading.Lock()
@@ -114,8 +122,115 @@ def check_batch(batch: int, mesh: Mesh, key: str = "batch") -> None:
     """Raises UserError unless `batch` divides over axis "data" of the mesh."""
     devices = mesh.shape[DATA]
     if batch < 1 or batch % devices:
-        lower, upper = batch // devices * devices, (batch // devices + 1) * devices
-        choice = f"{lower} or {upper}" if lower else f"{upper}"
+        choice = " or ".join(map(str, _around(batch, devices)))
         raise UserError(
             f"{key} {batch} does not divide over {devices} devices of axis {DATA!r}; use {choice}"
+            f"{_narrower(batch, mesh)}"
         )
+
+
+def fitting_chunk(batch: int, chunk: int, mesh: Mesh) -> int:
+    """Rows of a chunk, the least from `chunk` on that splits the batch and divides over "data".
+
+    Chunks change what a device holds at a time and not the loss, so one that splits the batch but
+    is too small for the devices is made larger, with a message. No device then holds more rows of
+    a chunk than where `chunk` itself divides over the devices.
+
+    Args:
+      batch: rows of a global batch.
+      chunk: rows of a chunk over all devices; 0 for no chunks.
+      mesh: the device mesh.
+
+    Raises:
+      UserError: the batch does not divide over the devices, or does not split into such chunks.
+        The message names pairs of both that go together.
+    """
+    devices = mesh.shape[DATA]
+    if not chunk:
+        return 0
+    if batch % devices == 0 and batch % chunk == 0:
+        fitting = next(n for n in _chunks(batch, devices) if n >= chunk)
+        if fitting != chunk:
+            _say_once(
+                f"loss.chunk={chunk} is rounded up to {fitting}, which divides over {devices} "
+                f"devices of axis {DATA!r}; the loss is the same"
+            )
+        return fitting
+    if batch % devices:
+        problem = f"batch {batch} does not divide over {devices} devices of axis {DATA!r}"
+    elif chunk % devices:
+        problem = f"loss.chunk {chunk} does not divide over {devices} devices of axis {DATA!r}"
+    else:
+        problem = f"batch {batch} does not split into chunks of loss.chunk={chunk}"
+    choices = []
+    for size in _around(batch, devices):
+        sizes = _chunks(size, devices)
+        near = [n for n in sizes if n <= chunk][-1:] + [n for n in sizes if n > chunk][:1]
+        choices.append(f"batch={size} with loss.chunk={' or '.join(map(str, near))}")
+    raise UserError(f"{problem}; use {', or '.join(choices)}{_narrower(batch, mesh)}")
+
+
+def rounded(batch: int, mesh: Mesh, key: str) -> int:
+    """Rows of an encoding batch, rounded up to a multiple of axis "data".
+
+    What is encoded does not depend on it, so this is no error; it is said once, and so is a batch
+    of which a device gets very few rows.
+
+    Args:
+      batch: rows over all devices.
+      mesh: the device mesh.
+      key: what the message calls `batch`.
+
+    Raises:
+      UserError: the batch is below 1.
+    """
+    if batch < 1:
+        raise UserError(f"{key}={batch} is below 1; the default is 128")
+    devices = mesh.shape[DATA]
+    each = -(-batch // devices)
+    size = each * devices
+    if size != batch or (devices > 1 and each < FEW):
+        said = f"{key}={batch}" + (f" is rounded up to {size}" if size != batch else "")
+        said += f": {share(size, mesh)}"
+        if each < FEW:
+            said += f"; they are faster with more, {key}={FEW * devices} gives them {FEW}"
+        _say_once(said)
+    return size
+
+
+def share(batch: int, mesh: Mesh) -> str:
+    """What a device gets of a batch that divides over axis "data", in words; "" for one device."""
+    devices = mesh.shape[DATA]
+    each = batch // devices
+    rows = f"{each:,} row{'s' * (each > 1)} on each of {devices} devices of axis {DATA!r}"
+    return "" if devices == 1 else rows
+
+
+def _narrower(batch: int, mesh: Mesh) -> str:
+    """The smallest "model" axis that leaves "data" few enough devices for the batch, as advice."""
+    devices = mesh.shape[DATA]
+    for times in (2, 4, 8):
+        fewer, left = divmod(devices, times)
+        if batch > 0 and batch % devices and not left and fewer > 1 and batch % fewer == 0:
+            model = mesh.shape[MODEL] * times
+            return f", or mesh.model={model}, with which {fewer} devices share the batch"
+    return ""
+
+
+def _around(number: int, unit: int) -> list[int]:
+    """The multiples of `unit` next to `number`: itself, or the one below, if any, and above."""
+    below = number // unit * unit
+    if below == number and number > 0:
+        return [number]
+    return [n for n in (below, below + unit) if n > 0]
+
+
+def _chunks(batch: int, devices: int) -> list[int]:
+    """The sizes, ascending, that split a batch and divide over the devices."""
+    share = batch // devices
+    return [n * devices for n in range(1, share + 1) if share % n == 0]
+
+
+@lru_cache(maxsize=64)
+def _say_once(message: str) -> None:
+    progress.say(message)

@@ -2,17 +2,22 @@
 """What a run logs: JSON lines and TensorBoard events, written by process 0."""
 
 import json
+import socket
+import struct
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import jax
 
 from cir_jax import files
+from cir_jax.runtime import storage
 
 FILE = "metrics.jsonl"
+REOPEN = 60.0  # seconds after which what was logged is certain to be in a mounted bucket
 
 
 class Logger:
@@ -20,38 +25,108 @@ class Logger:
 
     A run that resumes at `step` first drops the lines after it, so that the file reads as that of
     a run that was never stopped.
+
+    Raises:
+      UserError: the disk is full; also of `write` and `close`.
     """
 
     def __init__(self, folder: str | Path, step: int = 0):
-        self._file: TextIO | None = None
-        self._events: Any = None
+        self._file: _Log | None = None
         if jax.process_index() != 0:
             return
-        with _no_import_of("torch"):
-            from tensorboardX import SummaryWriter
-
         path = Path(folder) / FILE
         kept = [line for line in read(path) if line["step"] <= step]
-        with files.whole(path) as file:
-            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a")
-        self._events = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=step + 1)
+        files.put(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._events = _Events(Path(folder) / "tensorboard", step + 1)
+        self._file = _Log(path)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Logs scalars (TensorBoard) and anything that JSON holds (the file)."""
         if self._file is None:
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(name, value, step)
+        self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        self._events.write(step, numbers)
 
     def close(self) -> None:
-        """Flushes and closes both files."""
+        """Closes both files."""
         if self._file is not None:
             self._file.close()
             self._events.close()
+
+
+class _Log:
+    """A file that is written at its end, and seen by others as soon as it can be.
+
+    On a mounted bucket an open file is seen by nobody and lost with its host, so there it is
+    closed and opened anew once a minute.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, _opened(path)
+        self._reopens, self._since = storage.is_bucket(path), time.monotonic()
+
+    def write(self, content: bytes) -> None:
+        try:
+            rest = content
+            while rest:  # a disk that is nearly full takes a part, and then complains
+                rest = rest[self._file.write(rest) :]
+            if self._reopens and time.monotonic() - self._since >= REOPEN:
+                self._file.close()
+                self._file, self._since = _opened(self._path), time.monotonic()
+        except OSError as error:
+            raise files.full(self._path, error, len(content)) from None
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            raise files.full(self._path, error) from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Without a buffer: what was refused for lack of room is not tried again at the end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise files.full(path, error) from None
+
+
+class _Events:
+    """Scalars as TensorBoard reads them, in a file of their own for each start of a run.
+
+    Written here and now. tensorboardX writes them in a thread, which a full disk ends: the run
+    then waits for it for ever.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        with _no_import_of("torch"):
+            from tensorboardX import record_writer, summary
+            from tensorboardX.proto import event_pb2
+        self._scalar, self._event = summary.scalar, event_pb2.Event
+        self._checksum = record_writer.masked_crc32c
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._log = _Log(folder / name)
+        began = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(self._event(wall_time=time.time(), file_version="brain.Event:2"))
+        # TensorBoard drops what earlier starts of the run have noted from this step on.
+        self._add(self._event(wall_time=time.time(), step=first_step, session_log=began))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        now = time.time()
+        for name, value in values.items():
+            self._add(self._event(wall_time=now, step=step, summary=self._scalar(name, value)))
+
+    def close(self) -> None:
+        self._log.close()
+
+    def _add(self, event: Any) -> None:
+        """One record of TensorFlow: its length, and both with a checksum."""
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        parts = [part + struct.pack("<I", self._checksum(part)) for part in (length, content)]
+        self._log.write(b"".join(parts))
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:

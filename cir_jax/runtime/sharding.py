@@ -1,6 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where every array lives: parameters by the model's path rules, moments like theirs."""
+"""Where every array lives: parameters by the model's path rules, moments like theirs.
 
+With `mesh.fsdp` the parameters are split over "data" as well (fully sharded data parallelism, stage
+3 of Rajbhandari et al., "ZeRO", SC 2020): a device keeps its part of each, of the gradient and of
+the moments. The compiler gathers a matrix, in the type it is used in, where a layer needs it, so
+that one layer of a scan is whole at a time. Left alone it would sometimes move the rows of the
+batch instead, which are more; `keep_rows` forbids that.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -13,19 +24,34 @@ from cir_jax.errors import UserError
 from cir_jax.params import ModelParams
 from cir_jax.runtime import mesh as meshes
 
+# Values that a parameter, or a layer of a stacked one, has at least if it is split over "data". What
+# is smaller (biases, norms) is under 1 % of a model, and a collective for each would cost its delay.
+LEAST = 2**16
+
+_SPLIT: ContextVar[Mesh | None] = ContextVar("mesh of parameters that are split", default=None)
+
 
 def parameter_shardings(model: ModelParams, mesh: Mesh) -> dict[str, NamedSharding]:
     """Parameter path -> sharding, from the rules of the model.
+
+    Args:
+      model: its rules, and the shapes of its parameters. With `fsdp` they are split over "data"
+        too, where they have LEAST values and a dimension that divides.
+      mesh: the device mesh.
 
     Raises:
       UserError: a parameter without a rule, an idle rule, a rule with more entries than the
         parameter has dimensions, or a dimension that does not divide over the mesh axis.
     """
     specs = rules.match(model.sharding_rules, model.abstract, "sharding rules")
-    return {
-        path: NamedSharding(mesh, _spec(path, model.abstract[path].shape, entries, mesh))
-        for path, entries in specs.items()
-    }
+    found = {}
+    for path, entries in specs.items():
+        shape = model.abstract[path].shape
+        spec = _spec(path, shape, entries, mesh)
+        if model.fsdp is not None:
+            spec = _over_data(spec, shape, path in model.stacked, mesh)
+        found[path] = NamedSharding(mesh, spec)
+    return found
 
 
 def _spec(path: str, shape: tuple, entries: tuple, mesh: Mesh) -> PartitionSpec:
@@ -39,6 +65,50 @@ def _spec(path: str, shape: tuple, entries: tuple, mesh: Mesh) -> PartitionSpec:
                 f"set mesh.{axis} to one of {divisors}"
             )
     return PartitionSpec(*entries)
+
+
+def _over_data(spec: PartitionSpec, shape: tuple, stacked: bool, mesh: Mesh) -> PartitionSpec:
+    """`spec` with the largest dimension that is still whole split over "data".
+
+    The layer axis of a scan stays whole: each device would hold some of the layers, and all of them
+    would be gathered before the first.
+    """
+    devices, first = mesh.shape[meshes.DATA], int(stacked)
+    entries = [*spec, *[None] * (len(shape) - len(spec))]
+    whole = [
+        i
+        for i in range(first, len(shape))
+        if shape[i] % devices == 0 and (entries[i] is None or mesh.shape[entries[i]] == 1)
+    ]
+    if not whole or math.prod(shape[first:]) < LEAST:
+        return spec
+    entries[max(whole, key=lambda i: shape[i])] = meshes.DATA
+    return PartitionSpec(*entries)
+
+
+@contextlib.contextmanager
+def split_over(mesh: Mesh | None) -> Iterator[None]:
+    """While a program is traced in it, `keep_rows` holds for this mesh; None changes nothing."""
+    before = _SPLIT.set(mesh)
+    try:
+        yield
+    finally:
+        _SPLIT.reset(before)
+
+
+def keep_rows(x: jax.Array) -> jax.Array:
+    """`x` [B, ...], told to lie where the rows of its batch lie; nothing outside of `split_over`.
+
+    Around a product of rows and a matrix that are both split over "data" it leaves the compiler one
+    way, which is to gather the matrix. It changes no value.
+    """
+    mesh = _SPLIT.get()
+    if mesh is None or not x.ndim or x.shape[0] % mesh.shape[meshes.DATA]:
+        return x
+    # Other dimensions stay as the rules over "model" make them.
+    rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    place = NamedSharding(mesh, PartitionSpec(meshes.DATA, *rest))
+    return jax.lax.with_sharding_constraint(x, place)
 
 
 def place(params: dict[str, Any], shardings: dict[str, NamedSharding]) -> dict[str, jax.Array]:

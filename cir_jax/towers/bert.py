@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cir_jax.runtime.sharding import keep_rows
 from cir_jax.towers.layers import Dense, LayerNorm, dropout, gelu, normal
 
 EPSILON = 1e-12  # of every norm, as in the released BERT
@@ -34,7 +35,7 @@ class Embeddings(nnx.Module):
 
     def lookup(self, text: jax.Array) -> jax.Array:
         """[B, T] ids -> [B, T, C] float32, without the norm."""
-        return self.words[...][text] + self.positions[...][None, : text.shape[1]]
+        return keep_rows(self.words[...][text]) + self.positions[...][None, : text.shape[1]]
 
     def finish(self, x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         """Norm, then dropout, [B, T, C] -> [B, T, C]."""

@@ -16,11 +16,14 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from cir_jax.errors import UserError
+from cir_jax.runtime.sharding import keep_rows
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 LAYERS = "layers"  # name of the axis over which `stack` maps
+STACKED = "stacked"  # attribute of a module that `stack` made
 M = TypeVar("M", bound=nnx.Module)
 
 
@@ -102,6 +105,9 @@ class Dense(nnx.Linear):
             # change what every later layer draws from the same seed.
             rngs=nnx.Rngs(0),
         )
+
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+        return keep_rows(super().__call__(keep_rows(x), out_sharding))
 
 
 class LayerNorm(nnx.Module):
@@ -274,7 +280,7 @@ def patches(pixels: jax.Array, side: int, kernel: nnx.Param, dtype: jnp.dtype) -
     x = pixels[:, : across * patch, : across * patch].astype(dtype)
     x = x.reshape(batch, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
     flat = kernel[...].astype(dtype).reshape(-1, kernel.shape[-1])
-    return x.reshape(batch, across * across, -1) @ flat
+    return keep_rows(x.reshape(batch, across * across, -1) @ flat)
 
 
 def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
@@ -291,7 +297,19 @@ def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
     if layers < 1:
         raise UserError(f"a tower of {layers} layers, where it needs at least 1; name another size")
     mapped = nnx.vmap(make, in_axes=None, out_axes=0, axis_size=layers, axis_name=LAYERS)
-    return mapped(rngs)
+    module = mapped(rngs)
+    setattr(module, STACKED, True)
+    return module
+
+
+def stacked_keys(model: nnx.Module) -> set[tuple]:
+    """Key tuples of the parameters that have a leading layer axis, see `stack`."""
+    return {
+        (*place, *keys)
+        for place, module in nnx.iter_graph(model)
+        if getattr(module, STACKED, False)
+        for keys in flatten_dict(nnx.to_pure_dict(nnx.state(module)))
+    }
 
 
 def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
@@ -321,6 +339,10 @@ def run_stack(
     # graph=False takes a module as its arrays. Otherwise flax would also write them back after the
     # scan, which it refuses for a module that was made outside of the function being traced.
     # A scan already keeps the two passes apart; the barriers of prevent_cse would only cost time.
-    body = nnx.remat(apply, prevent_cse=False, graph=False) if remat else apply
+
+    def layer(x: jax.Array, block: Any, key: jax.Array | None) -> jax.Array:
+        return keep_rows(apply(keep_rows(x), block, key))
+
+    body = nnx.remat(layer, prevent_cse=False, graph=False) if remat else layer
     scan = nnx.scan(body, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry, graph=False)
     return scan(x, stacked, keys)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from cir_jax import keys
-from cir_jax.bank.references import BYTES, gigabytes
+from cir_jax.bank.references import BYTES
+from cir_jax.files import gigabytes
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage as stages
 from cir_jax.training import state as states
@@ -40,6 +41,7 @@ def describe(setup: Setup, data: Data) -> str:
         ("parameters", f"{total:,}, of which {trained:,} train"),
         ("triplets", f"{sources}; {len(triplets.images):,} images"),
         ("steps", f"{data.steps:,} of {config.batch}, {data.steps_per_epoch:,} per epoch"),
+        ("batch", meshes.share(config.batch, setup.mesh) or f"{config.batch:,} rows"),
         ("devices", f"{setup.mesh.size} {jax.devices()[0].platform}, data={_axes(setup)}"),
         *(
             (what, f"{gigabytes(size)} on each device")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run leaves in its folder: metrics, evaluations, checkpoints, and the report."""
 
+import json
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -8,15 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from cir_jax import progress
+from cir_jax import files, progress
 from cir_jax.config import to_json
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
-from cir_jax.runtime import checkpoint, metrics
+from cir_jax.runtime import checkpoint, metrics, supervision, watchdog
+from cir_jax.runtime.lease import Lease
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
+
+# Evaluations follow the checkpoint of their step, so they are not in it.
+EVALUATIONS = "checkpoints/evaluations.json"
 
 
 class Records:
@@ -25,18 +31,26 @@ class Records:
     Args:
       setup: of the run.
       data: its triplets.
-      step: at which the run starts; metrics of later steps, of a run that was killed, are cut off.
+      state: in which the run starts; it gets the evaluations that were made since its checkpoint.
+        Metrics of later steps, of a run that was killed, are cut off.
+      lease: of the run folder; it is looked at before each save.
     """
 
-    def __init__(self, setup: Setup, data: Data, step: int):
-        self._setup, self._data = setup, data
+    def __init__(self, setup: Setup, data: Data, state: State, lease: Lease):
+        self._setup, self._data, self._lease = setup, data, lease
         folder = Path(setup.config.workdir)
-        self._logger = metrics.Logger(setup.config.workdir, step)
+        self._evaluations = folder / EVALUATIONS
+        self._recall(state)
+        self._state = state
+        self._logger = metrics.Logger(setup.config.workdir, state.step)
         self._last = checkpoint.Checkpoints(folder / checkpoint.LAST, setup.config.checkpoint.keep)
         self._best = checkpoint.Checkpoints(folder / checkpoint.BEST, keep=1)
         self._retriever: Retriever | None = None
+        self._watcher = supervision.current()
 
     def __enter__(self) -> "Records":
+        if self._watcher is not None:
+            self._watcher.counts(self._made)
         return self
 
     def __exit__(
@@ -45,9 +59,16 @@ class Records:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._last.close()
-        self._best.close()
-        self._logger.close()
+        if error is not None and self._watcher is not None:
+            self._watcher.announce(error)  # closing would wait for the other processes
+        with ExitStack() as stack:  # all are closed, also when one fails
+            stack.callback(self._logger.close)
+            stack.callback(self._best.close)
+            stack.callback(self._last.close)
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written is complete."""
+        self._last.wait()
 
     def log(self, state: State, values: dict[str, jax.Array]) -> None:
         """Notes the metrics of a step; the loss of each source, where there are several."""
@@ -60,27 +81,52 @@ class Records:
                 numbers[f"loss/{name}"] = float(total / count)
         self._logger.write(state.step, numbers | {"seconds": state.seconds})
 
+    def due(self, state: State, over: bool) -> tuple[bool, bool]:
+        """(a checkpoint, an evaluation) belongs to this step; `over`: it is the last one.
+
+        A step is saved before it is evaluated, so that who is stopped in an evaluation loses none.
+        """
+        config = self._setup.config
+        every = config.eval.every * self._data.steps_per_epoch or self._data.steps
+        saves = config.checkpoint.every_steps or every
+        evaluates = bool(self._setup.benchmark) and (state.step % every == 0 or over)
+        return state.step % saves == 0 or over or evaluates, evaluates and state.step > 0
+
+    def catch_up(self, state: State, over: bool) -> None:
+        """Makes the evaluation of this step, if it is due and was not made before."""
+        benchmark = self._setup.benchmark
+        made = any(entry["step"] == state.step for entry in state.history)
+        if benchmark is not None and self.due(state, over)[1] and not made:
+            watchdog.progress("evaluation", state.step)
+            self.evaluate(state, benchmark)
+
     def evaluate(self, state: State, benchmark: Benchmark) -> None:
         """Scores the model as it is, and keeps its parameters if it is the best so far."""
         result = benchmark.run(self._retriever_of(state))
         entry = {"step": state.step, "seconds": state.seconds, "score": result.score}
         state.history.append(entry | result.scores)
-        self._logger.write(state.step, {f"eval/{k}": v for k, v in result.scores.items()})
+        self._log_once(state.step, {f"eval/{k}": v for k, v in result.scores.items()})
         epoch = state.step / self._data.steps_per_epoch
         progress.say(
             f"step {state.step} (epoch {epoch:.1f}): {result.selection} {result.score:.2f}"
         )
         if state.best is None or result.score > state.best:
             state.best = result.score
+            self._lease.check()
             for later in (s for s in self._best.steps() if s >= state.step):
                 self._best.forget(later)  # of a run that was killed and went on from before it
-            self._best.save(state.step, _tree(state), self._record(state))
             # Two writers at once would wait at each other's barriers on several hosts.
+            self._last.wait()
+            self._best.save(state.step, _tree(state), self._record(state))
             self._best.wait()
             run_report.keep(self._setup.config.workdir, result)
+        if jax.process_index() == 0:  # last: an evaluation that is not in here is made again
+            files.put(self._evaluations, json.dumps(state.history).encode())
 
     def save(self, state: State) -> None:
         """Starts writing a checkpoint that the run can go on from."""
+        watchdog.progress("save", state.step)
+        self._lease.check()
         tree = _tree(state) | {"optimizer": state.optimizer}
         self._last.save(state.step, tree, self._record(state))
 
@@ -102,6 +148,27 @@ class Records:
             "config": config.to_dict(),
         }
         return run_report.write(config.workdir, results)
+
+    def _recall(self, state: State) -> None:
+        """Adds the evaluations that were made after the checkpoint of their step was written."""
+        if not self._evaluations.is_file():
+            return
+        for entry in json.loads(self._evaluations.read_text()):
+            if entry["step"] <= state.step and entry not in state.history:
+                state.history.append(entry)
+                if state.best is None or entry["score"] > state.best:
+                    state.best = entry["score"]
+        state.history.sort(key=lambda entry: entry["step"])
+
+    def _log_once(self, step: int, values: dict[str, Any]) -> None:
+        """Logs `values`, unless a run that was stopped right after doing so has left them."""
+        lines = metrics.read(Path(self._setup.config.workdir) / metrics.FILE)
+        if not any(line["step"] == step and values.keys() <= line.keys() for line in lines):
+            self._logger.write(step, values)
+
+    def _made(self) -> tuple[int, int]:
+        """(step that was made, newest step that is complete on disk)."""
+        return self._state.step, max(self._last.steps(), default=0)
 
     def _retriever_of(self, state: State) -> Retriever:
         setup = self._setup
@@ -129,6 +196,7 @@ class Records:
             "best": state.best,
             "history": state.history,
             "data": state.data,
+            "fingerprints": self._data.fingerprints,
             "source": state.source,
         }
 

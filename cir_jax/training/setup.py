@@ -18,7 +18,7 @@ from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
-from cir_jax.data import loader, pipeline, tokens
+from cir_jax.data import fingerprints, loader, pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.datasets import loading, unlabelled
 from cir_jax.errors import UserError
@@ -65,6 +65,7 @@ class Data:
       place: where references lie: "device", "disk" or "recompute"; "" without a bank.
       steps: of the whole run.
       steps_per_epoch: full batches in one pass.
+      fingerprints: part of the data -> what tells it from other data.
     """
 
     triplets: pipeline.TrainingData
@@ -72,6 +73,7 @@ class Data:
     place: str
     steps: int
     steps_per_epoch: int
+    fingerprints: dict[str, str]
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -111,13 +113,17 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     Raises:
       UserError: values that do not go together.
     """
+    functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
+    # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
+    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
     meshes.check_batch(config.batch, mesh)
-    functions = contract.build(config.model)
+    if stage.needs_bank or config.eval.benchmark != "none":
+        meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
     return Setup(
         config=config,
         mesh=mesh,
         functions=functions,
-        stage=stages.load(config.stage).Stage.from_config(config, functions, mesh),
+        stage=stage,
         shardings=sharding.parameter_shardings(functions, mesh),
         preprocess=load.preprocessing(config, functions),
         benchmark=None,
@@ -144,7 +150,8 @@ def read_data(setup: Setup) -> Data:
         plan = references.plan(triplets, functions.per_triplet, config.loss.reference_text)
         place = references.choose_place(config.loss, functions, len(plan), setup.mesh)
     per_epoch = pipeline.steps_per_epoch(triplets, config.batch)
-    return Data(triplets, plan, place, config.steps or config.epochs * per_epoch, per_epoch)
+    steps = config.steps or config.epochs * per_epoch
+    return Data(triplets, plan, place, steps, per_epoch, fingerprints.of(triplets))
 
 
 def _unlabelled(setup: Setup) -> Any:

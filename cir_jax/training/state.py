@@ -12,19 +12,20 @@ import optax
 
 from cir_jax import keys, progress, weights
 from cir_jax.config import from_json, to_json
+from cir_jax.data import fingerprints
 from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.runtime import checkpoint, optim, sharding
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage as stages
-from cir_jax.training.setup import Setup
+from cir_jax.training.setup import Data, Setup
 
 # Keys that may differ between a checkpoint and the run that resumes it: where and how it runs, how
 # long and what it shows, but nothing that changes a step already made.
 _FREE = (
     "workdir", "init_from", "epochs", "steps", "max_seconds", "log_every", "mesh", "eval",
-    "checkpoint", "model.remat", "model.dtype", "data.root", "data.threads", "data.cache_pixels",
-    "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
+    "checkpoint", "cluster", "model.remat", "model.dtype", "data.root", "data.threads",
+    "data.cache_pixels", "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
     "loss.references",
 )  # fmt: skip
 
@@ -56,19 +57,25 @@ class State:
     source: dict[str, Any] | None = None
 
 
-def start(setup: Setup, steps: int) -> tuple[State, optax.GradientTransformation]:
+def start(setup: Setup, data: Data) -> tuple[State, optax.GradientTransformation]:
     """The state a run starts in, and its optimizer.
 
     Args:
       setup: of the run.
-      steps: of the whole run, for schedules.
+      data: its triplets, and its steps, for schedules.
 
     Raises:
-      UserError: the run folder holds a run of another config, or the weights are not this model's.
+      UserError: the run folder holds a run of another config or of other data, its checkpoints are
+        damaged, or the weights are not this model's.
     """
-    shapes, optimizer = abstract(setup, steps)
+    shapes, optimizer = abstract(setup, data.steps)
+
+    def check(record: dict[str, Any]) -> None:
+        _check_same(setup, record)
+        _check_data(setup, data, record)
+
     last = checkpoint.Checkpoints(Path(setup.config.workdir) / checkpoint.LAST)
-    found = checkpoint.restore_newest(last, shapes, lambda record: _check_same(setup, record))
+    found = checkpoint.restore_newest(last, shapes, check)
     last.close()
     if found:
         step, tree, record = found
@@ -162,6 +169,22 @@ def _check_same(setup: Setup, record: dict[str, Any]) -> None:
         raise UserError(
             f"{setup.config.workdir} holds a run of another config ({'; '.join(changed[:5])}); "
             "give another workdir, or the same values to resume it"
+        )
+
+
+def _check_data(setup: Setup, data: Data, record: dict[str, Any]) -> None:
+    """Raises UserError if the checkpoint was made with data that is another now."""
+    workdir, then = setup.config.workdir, record.get("fingerprints")
+    if then is None:
+        progress.say(
+            f"the last step in {workdir} was made before runs had checksums and noted their data: "
+            "neither is checked"
+        )
+    elif differs := fingerprints.difference(then, data.fingerprints):
+        raise UserError(
+            f"{workdir} was trained on other data than data.root={setup.config.data.root} holds "
+            f"now; these differ: {differs}. Bring back the files that it began with, or give "
+            "another workdir"
         )
 
 

@@ -36,7 +36,8 @@ def make(
     Returns:
       update(trained, state, fixed, batch, bank, key) -> (trained, state, metrics). `trained` and
       `state` are donated; `fixed` and `bank` are not. metrics: "loss" (mean over the batch),
-      "gradient_norm", "source_loss" and "source_count" [sources], and the stage's own.
+      "gradient_norm", "source_loss" and "source_count" [sources], and the stage's own. Where loss
+      or gradient_norm is not finite, `trained` and `state` come back as they were.
     """
 
     def objective(trained, fixed, batch, bank, key):
@@ -48,12 +49,21 @@ def make(
     def update(trained, state, fixed, batch, bank, key):
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
-        updates, state = tx.update(grads, state, trained)
-        trained = optax.apply_updates(trained, updates)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def apply(trained, state):
+            updates, state = tx.update(grads, state, trained)
+            return optax.apply_updates(trained, updates), state
+
+        # A step that is not finite changes nothing: its parameters would be lost beyond repair. A
+        # branch, not a `where` for each leaf: with that, devices of the CPU wait for each other's
+        # collectives for ever where they are more than the cores.
+        trained, state = jax.lax.cond(finite, apply, lambda *kept: kept, trained, state)
         one_hot = jax.nn.one_hot(batch["source_id"], sources, dtype=jnp.float32)
         metrics = {
             "loss": loss,
-            "gradient_norm": optax.tree.norm(grads),
+            "gradient_norm": norm,
             "source_count": one_hot.sum(axis=0),
             "source_loss": jnp.einsum("bs,b->s", one_hot, jax.lax.stop_gradient(losses)),
             **metrics,

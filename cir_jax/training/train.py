@@ -15,11 +15,14 @@ from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.bank.bank import Bank
-from cir_jax.runtime import encode, interrupts, optim
+from cir_jax.runtime import distributed, encode, interrupts, optim, watchdog
+from cir_jax.runtime import lease as leases
 from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime.lease import Lease
+from cir_jax.runtime.limits import Limits
+from cir_jax.training import comparison, diverged, step
 from cir_jax.training import setup as setups
 from cir_jax.training import state as states
-from cir_jax.training import step
 from cir_jax.training.records import Records
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
@@ -38,11 +41,23 @@ def train(config: ConfigDict) -> dict[str, Any]:
     Raises:
       UserError: input that cannot be used; nothing is written over.
     """
+    distributed.join(Limits.of(config))
+    comparison.check("run", comparison.of_run(config))
     setup = setups.make(setups.resolve(config))
+    watchdog.progress("data")
     data = setups.read_data(setup)
-    state, tx = states.start(setup, data.steps)
+    comparison.check("data", {f"data {k}": v for k, v in data.fingerprints.items()})
+    with leases.hold(config.workdir, config.checkpoint.lease_seconds) as lease:
+        return _train(setup, data, lease)
+
+
+def _train(setup: Setup, data: Data, lease: Lease) -> dict[str, Any]:
+    """Trains while nobody else does so in the run folder."""
+    watchdog.progress("restore")
+    state, tx = states.start(setup, data)
     progress.say(summary(setup, data, state))
     began = time.monotonic()
+    watchdog.progress("bank")
     bank, store = setups.build_bank(setup, data, state.fixed)
     bank_seconds = time.monotonic() - began
     batches = setups.make_batches(setup, data, store)
@@ -50,8 +65,9 @@ def train(config: ConfigDict) -> dict[str, Any]:
         batches.set_state(state.data)
     places = jax.tree.map(lambda x: x.sharding, (state.trained, state.optimizer))
     update = step.make(setup.stage, setup.functions, tx, len(data.triplets.sources), places)
-    with Records(setup, data, state.step) as records:
-        finished = _loop(setup, data, state, update, batches, bank, records)
+    with Records(setup, data, state, lease) as records, interrupts.StopRequest() as stop:
+        finished = _loop(setup, data, state, update, batches, bank, records, stop)
+        watchdog.progress("report")
     return records.report(state, bank_seconds, finished)
 
 
@@ -63,50 +79,59 @@ def _loop(
     batches: DatasetIterator,
     bank: Bank | None,
     records: Records,
+    stop: interrupts.StopRequest,
 ) -> bool:
     """Steps until the run is over (True) or is asked to stop (False)."""
     config = setup.config
     key = jax.random.key(config.seed)
-    evaluate_every = config.eval.every * data.steps_per_epoch or data.steps
-    save_every = config.checkpoint.every_steps or evaluate_every
     programs: dict[Any, Any] = {}
+    recent = diverged.Recent(setup, data)
+    over = state.step >= data.steps or _out_of_time(config, state)
     bar = progress.bar(total=data.steps, title=f"stage {config.stage}")
     bar.update(state.step)
-    with interrupts.StopRequest() as stop, bar:
-        while state.step < data.steps and not _out_of_time(config, state):
+    with bar:
+        stopping = stop.now(state.step)
+        if not stopping:  # the run may have ended after saving this step
+            records.catch_up(state, over)
+        while not over and not stopping:
+            watchdog.progress("read", state.step + 1)
             began = time.monotonic()
-            batch = _place(next(batches), setup.mesh, config.batch)
+            rows = next(batches)
+            recent.add(state.step + 1, rows)
+            batch = _place(rows, setup.mesh, config.batch)
             arguments = (
                 *(state.trained, state.optimizer, state.fixed, batch, bank),
                 jax.random.fold_in(key, state.step),
             )
             shapes = tuple((name, x.shape) for name, x in batch.items())
             if shapes not in programs:  # compiled off the clock: a longer text is another program
+                watchdog.progress("compile")
                 paused = time.monotonic()
                 programs[shapes] = update.lower(*arguments).compile()
                 began += time.monotonic() - paused
+            watchdog.progress("step")
             state.trained, state.optimizer, values = programs[shapes](*arguments)
             # Waiting here keeps the clock honest; the next batch is read in the background.
-            loss = float(values["loss"])
+            finite = np.isfinite([float(values["loss"]), float(values["gradient_norm"])]).all()
             state.seconds += time.monotonic() - began
             state.step += 1
             bar.update(1)
-            _check_finite(loss, state, config)
+            if not finite:
+                records.wait()  # for the checkpoint that may be on its way: it is a good one
+                raise recent.diverged(values)
             if state.step % config.log_every == 0 or state.step == data.steps:
                 records.log(state, values)
             stopping = stop.now(state.step)
             over = state.step == data.steps or _out_of_time(config, state)
-            if setup.benchmark and (state.step % evaluate_every == 0 or over):
-                records.evaluate(state, setup.benchmark)
-            if state.step % save_every == 0 or over or stopping:
+            if records.due(state, over)[0] or stopping:
                 state.data = batches.get_state()
                 records.save(state)
-            if stopping and not over:
-                progress.say(
-                    f"stopped at step {state.step}; the same command resumes {config.workdir}"
-                )
-                return False
-    return True
+            if not stopping:
+                records.catch_up(state, over)
+    if stopping:
+        left = "ends" if over else "resumes"
+        progress.say(f"stopped at step {state.step}; the same command {left} {config.workdir}")
+    return not stopping
 
 
 def _place(rows: dict[str, np.ndarray], mesh: Mesh, batch: int) -> dict[str, jax.Array]:
@@ -116,15 +141,6 @@ def _place(rows: dict[str, np.ndarray], mesh: Mesh, batch: int) -> dict[str, jax
 
 def _out_of_time(config: ConfigDict, state: State) -> bool:
     return 0 < config.max_seconds <= state.seconds
-
-
-def _check_finite(loss: float, state: State, config: ConfigDict) -> None:
-    if not np.isfinite(loss):
-        raise FloatingPointError(
-            f"loss {loss} at step {state.step}; the checkpoints before it are kept. Lower "
-            f"optim.learning_rate={config.optim.learning_rate}, raise loss.temperature="
-            f"{config.loss.temperature}, or set optim.clip_norm"
-        )
 
 
 def summary(setup: Setup, data: Data, state: State) -> str:
@@ -139,12 +155,13 @@ def summary(setup: Setup, data: Data, state: State) -> str:
     abstract = setup.functions.abstract
     trained = {p: x for p, x in state.trained.items() if p in abstract}
     learned = f", and {', '.join(setup.stage.extra)}" if setup.stage.extra else ""
+    share = meshes.share(config.batch, setup.mesh)
     return (
         f"{config.model.name} {config.model.tower}, stage {config.stage}: "
         f"{optim.size(trained):,} of {optim.size(abstract):,} parameters train{learned}\n"
         f"  triplets: {sources}; {images}\n"
         f"  {data.steps:,} steps of {config.batch}, {data.steps_per_epoch:,} per epoch, on "
         f"{setup.mesh.size} {jax.devices()[0].platform} device(s), {jax.process_count()} "
-        f"process(es)\n"
+        f"process(es){share and f'; {share}'}\n"
         f"  workdir: {config.workdir}"
     )

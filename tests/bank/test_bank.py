@@ -11,7 +11,7 @@ import pytest
 
 from cir_jax import contract
 from cir_jax.bank import bank as banks
-from cir_jax.bank import build, files, references
+from cir_jax.bank import build, files, folders, references
 from cir_jax.data import pipeline, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -92,21 +92,21 @@ def test_runs_that_share_a_folder(data, tmp_path, monkeypatch):
     def ready(folder):
         return build.load_or_build(folder, inputs, devices(2), batch=3, threads=2)
 
-    held = files.lock(tmp_path)
+    held = folders.lock(tmp_path)
     with pytest.raises(UserError, match="another run is building the bank in"):
         ready(tmp_path)
     held.release()
     assert not inputs.preprocess.opened and not (tmp_path / files.PARTIAL).exists()
-    real = files.lock
+    real = folders.lock
 
     def late(folder):
-        monkeypatch.setattr(files, "lock", real)
+        monkeypatch.setattr(folders, "lock", real)
         ready(folder)
         return real(folder)
 
-    monkeypatch.setattr(files, "lock", late)
+    monkeypatch.setattr(folders, "lock", late)
     rows = ready(tmp_path)
-    assert files.lock is real and len(rows["targets"]) == 7
+    assert folders.lock is real and len(rows["targets"]) == 7
     assert inputs.preprocess.opened == dict.fromkeys(data.images.paths, 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"the bank cannot be in .*file/disk \(Not a directory\)"):

@@ -4,14 +4,17 @@
 import json
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from cir_jax.bank import build, files
+from cir_jax.bank import build, files, folders
 from cir_jax.errors import UserError
+from cir_jax.runtime import checksums
 
 KIND = np.dtype("float32")
 ARRAYS = {"targets": ((10, 1, 64), KIND), "references": ((20, 8, 64), KIND)}
@@ -43,7 +46,9 @@ def gone_on(folder, maker="A", value=1.0):
     assert sorted(p.name for p in folder.iterdir()) == [
         "bank.json",
         "references.npy",
+        "references.sums",
         "targets.npy",
+        "targets.sums",
     ]
     return done, files.load(folder, {"parameters": maker})["targets"]
 
@@ -100,20 +105,28 @@ def version_of(path):
 
 
 def set_version(path, version):
-    """Rewrites a record with this version, or with none."""
+    """Rewrites a record with this version, or as 0.1.0 wrote it: with none, nor checksums."""
     content = json.loads(path.read_text()) | {"version": version}
-    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    content.pop(checksums.OWN, None)
+    if version is None:
+        for name in ("version", "checksums", "tails"):
+            content.pop(name, None)
+        path.write_text(json.dumps(content))
+    else:
+        path.write_bytes(checksums.sealed(content))
 
 
 def test_versions_of_a_bank(tmp_path):
     begun(tmp_path, "A", 10)
     gone_on(tmp_path)
     record = tmp_path / files.RECORD
-    assert version_of(record) == files.VERSION == 1
+    assert version_of(record) == files.VERSION == 2
     set_version(record, None)  # as version 0.1.0 wrote it
     assert len(files.load(tmp_path, {"parameters": "A"})["targets"]) == 10
-    set_version(record, 2)
-    message = r"the bank in .* is of version 2 of its format, and this code reads version 1; update"
+    set_version(record, 3)
+    message = (
+        r"the bank in .* is of version 3 of its format, and this code reads versions 1 to 2; upd"
+    )
     with pytest.raises(UserError, match=message):
         files.load(tmp_path, {"parameters": "A"})
 
@@ -121,15 +134,131 @@ def test_versions_of_a_bank(tmp_path):
 def test_versions_of_a_bank_that_was_begun(tmp_path):
     begun(tmp_path, "A", 5)
     record = tmp_path / files.PARTIAL
-    assert version_of(record) == files.VERSION == 1
-    set_version(record, 2)
+    assert version_of(record) == files.VERSION == 2
+    set_version(record, 3)
     with pytest.raises(
-        UserError, match=r"was begun in .* is of version 2 .* reads version 1; upda"
+        UserError, match=r"was begun in .* is of version 3 .* reads versions 1 to 2; u"
     ):
         files.Writer(tmp_path, ARRAYS, {"parameters": "A"})
     set_version(record, None)
     done, targets = gone_on(tmp_path)
     assert done == 5 and (targets == 1.0).all()
+
+
+def use(folder):
+    """Reads all of a bank, as training does."""
+    rows = files.load(folder, MADE_OF, STORED)
+    assert files.check(rows["targets"], [(0, 10)])
+    with ThreadPoolExecutor(2) as pool:
+        files.Store(rows["references"]).read(range(20), pool)
+
+
+STORED = ARRAYS | {"references": ((20, 8, 64), np.dtype(ml_dtypes.bfloat16))}
+MADE_OF = {"parameters": "A", "references": "R"}
+
+
+def stored(folder):
+    """A whole bank whose references are read row by row."""
+    with files.Writer(folder, STORED, MADE_OF) as writer:
+        writer.start(0, dict.fromkeys(STORED, 0))
+        add(writer, 10, 0.1)
+        writer.finish(10)
+
+
+def test_a_flipped_bit_is_found_in_every_file_of_a_bank(tmp_path):
+    stored(tmp_path)
+    use(tmp_path)
+    found = sorted(p for p in tmp_path.iterdir() if p.suffix in (".npy", ".sums", ".json"))
+    assert len(found) == 5
+    for file in found:
+        content = file.read_bytes()
+        places = {0, 8, 70, len(content) // 2, len(content) - 1}  # headers have 128 bytes
+        for at in (at for at in places if at < len(content)):
+            harmed = bytearray(content)
+            harmed[at] ^= 2
+            file.write_bytes(harmed)
+            with pytest.raises(UserError, match=r"the bank in .* is (damaged \(|of version)"):
+                use(tmp_path)
+        file.write_bytes(content)
+    use(tmp_path)
+
+
+def test_a_bank_of_zeros_is_refused(tmp_path):
+    stored(tmp_path)
+    file = tmp_path / "targets.npy"
+    content = file.read_bytes()
+    file.write_bytes(content[:128] + bytes(len(content) - 128))
+    message = (
+        r"is damaged \(bytes 0 to 2,560 of its rows in targets.npy fail their checksum\); delete"
+    )
+    with pytest.raises(UserError, match=message):
+        use(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["targets.sums", "references.sums", "references.npy"])
+def test_a_file_of_a_bank_that_is_missing(name, tmp_path):
+    stored(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=rf"is damaged \(.*{name}.*\); delete it"):
+        use(tmp_path)
+
+
+def test_only_the_rows_that_are_used_are_checked(tmp_path):
+    """Of a large bank each process checks its own; a block is some rows of 64 KB together."""
+    arrays, made_of = {"targets": ((4000, 1, 64), KIND)}, {"parameters": "A"}
+    with files.Writer(tmp_path, arrays, made_of) as writer:
+        writer.start(0, {"targets": 0})
+        for _ in range(8):
+            writer.add("targets", np.ones((500, 1, 64)))
+        writer.finish(4000)
+    file = tmp_path / "targets.npy"
+    harmed = bytearray(file.read_bytes())
+    harmed[128 + 600 * 256] ^= 1  # row 600, in the third block of 256 rows
+    file.write_bytes(harmed)
+    rows = files.load(tmp_path, made_of, arrays)["targets"]
+    assert files.check(rows, [(0, 512), (768, 4000)])
+    for span in ((512, 768), (0, 4000), (767, 768)):
+        with pytest.raises(UserError, match=r"bytes 131,072 to 196,608 of its rows in targets.np"):
+            files.check(rows, [span])
+
+
+def test_the_shape_of_an_older_bank_is_compared(tmp_path):
+    begun(tmp_path, "A", 10)
+    gone_on(tmp_path)
+    set_version(tmp_path / files.RECORD, None)
+    rows = files.load(tmp_path, {"parameters": "A"}, ARRAYS)["targets"]
+    assert not files.check(rows, [(0, 10)])  # it has no checksums
+    other = {"targets": ((5, 2, 64), KIND)}
+    message = r"targets.npy says that it holds float32 \[10, 1, 64\], and float32 \[5, 2, 64\] were"
+    with pytest.raises(UserError, match=message):
+        files.load(tmp_path, {"parameters": "A"}, other)
+
+
+@pytest.mark.parametrize("where", ["tail", "full block"])
+def test_rows_that_were_damaged_while_a_build_stood_still(where, tmp_path, capsys):
+    """Those of the last block are found as the build goes on, and others when the bank is read."""
+    arrays, made_of = {"targets": ((2000, 1, 64), KIND)}, {"parameters": "A"}
+    with files.Writer(tmp_path, arrays, made_of) as writer:
+        writer.start(0, {"targets": 0})
+        writer.add("targets", np.ones((1000, 1, 64)))
+        writer.commit(1000, every=0.0)
+    file = tmp_path / "targets.npy.part"
+    harmed = bytearray(file.read_bytes())
+    harmed[128 + 256 * (990 if where == "tail" else 10)] ^= 1
+    file.write_bytes(harmed)
+    with files.Writer(tmp_path, arrays, made_of) as writer:
+        assert writer.done == 1000
+        begun_at = writer.start(1000, {"targets": 1000})
+        assert begun_at == (0 if where == "tail" else 1000)
+        writer.add("targets", np.ones((2000 - begun_at, 1, 64)))
+        writer.finish(2000)
+    rows = files.load(tmp_path, made_of, arrays)["targets"]
+    if where == "tail":
+        assert "are damaged: its bank is built anew" in capsys.readouterr().out
+        assert files.check(rows, [(0, 2000)]) and (rows == 1).all()
+    else:
+        with pytest.raises(UserError, match="bytes 0 to 65,536 of its rows"):
+            files.check(rows, [(0, 2000)])
 
 
 @contextmanager
@@ -171,16 +300,16 @@ def test_a_file_is_no_folder(below, tmp_path):
     (tmp_path / "bank").write_text("a file")
     message = r"the bank cannot be in .*bank.* \((File exists|Not a directory)\); set loss.bank_pa"
     with pytest.raises(UserError, match=message):
-        files.make_folder(tmp_path / "bank" / below)
+        folders.make(tmp_path / "bank" / below)
 
 
 def test_one_run_builds_at_a_time(tmp_path):
-    held = files.lock(tmp_path)
+    held = folders.lock(tmp_path)
     message = r"another run is building the bank in .*; wait for it, or set loss.bank_path to anot"
     with pytest.raises(UserError, match=message):
-        files.lock(tmp_path)
+        folders.lock(tmp_path)
     held.release()
-    files.lock(tmp_path).release()
+    folders.lock(tmp_path).release()
 
 
 def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):

@@ -25,7 +25,7 @@ from cir_jax.data.pixels import Preprocess
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
 from cir_jax.runtime import mesh as meshes
-from cir_jax.runtime import metrics
+from cir_jax.runtime import metrics, storage
 from cir_jax.training import train
 from cir_jax.training.stages import two_bank
 from tests import runs
@@ -166,7 +166,7 @@ def test_a_build_goes_on_where_it_was_cut_off(data, tmp_path, monkeypatch):
         np.testing.assert_array_equal(rows[name], whole[name])
     assert again.opened["a"] == 0 and again.opened["h"] == 1
     assert sorted(p.name for p in (tmp_path / "bank").iterdir()) == [
-        ".lock", "bank.json", "references.npy", "targets.npy"
+        ".lock", "bank.json", "references.npy", "references.sums", "targets.npy", "targets.sums"
     ]  # fmt: skip
 
     # A part that is shorter than its record says, or made of something else, is begun anew.
@@ -285,7 +285,7 @@ def test_training_from_disk_resumes_exactly(tmp_path, capsys):
     assert said.count("references: 32 x 32 x 8, 16.4 kB on disk (loss.references=disk;") == 3
     assert said.count("building the bank of ") == 1
     assert sorted(p.name for p in (tmp_path / "bank" / "disk").iterdir()) == [
-        ".lock", "bank.json", "references.npy", "targets.npy"
+        ".lock", "bank.json", "references.npy", "references.sums", "targets.npy", "targets.sums"
     ]  # fmt: skip
 
 
@@ -297,3 +297,50 @@ def test_auto_allows_4_gb_or_a_quarter_of_the_smallest_device(limits, want, monk
     found = [SimpleNamespace(memory_stats=lambda one=one: one) for one in stats]
     monkeypatch.setattr(references.jax, "local_devices", lambda: found)
     assert references.budget() == want
+
+
+def test_a_bank_in_a_mounted_bucket_is_used_on_the_disk_of_each_host(
+    data, tmp_path, monkeypatch, capsys
+):
+    mounts, bucket = tmp_path / "mounts", tmp_path / "bucket"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\nb {bucket} fuse.gcsfuse rw 0 0\n")
+    monkeypatch.setattr(storage, "MOUNTS", str(mounts))
+
+    def taken(host):
+        """(what a host opens, its bank)."""
+        monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / host))
+        again = Opening()
+        return again.opened, ready(
+            bucket / "run" / "bank", inputs_of("sprc_shaped", data, "disk", again)
+        )
+
+    opened, first = taken("a")
+    assert len(opened) == 8
+    opened, again = taken("a")
+    assert not opened and str(again["targets"].filename).startswith(str(tmp_path / "a"))
+    kept = ["bank.json", "references.npy", "references.sums", "targets.npy", "targets.sums"]
+    assert sorted(p.name for p in (bucket / "run" / "bank").iterdir()) == kept
+    opened, second = taken("b")  # takes the copy
+    assert not opened and str(second["targets"].filename).startswith(str(tmp_path / "b"))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert capsys.readouterr().out.count("copying the bank in") == 1
+    file = bucket / "run" / "bank" / "references.npy"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"rows in references.npy fail .*that is a copy of .*/run/ba"
+    ):
+        taken("c")
+    assert not list((tmp_path / "c" / "banks").rglob("bank.json"))
+    assert not taken("b")[0]  # it has its own
+
+
+def test_a_bucket_that_takes_no_bank_is_only_said(data, tmp_path, monkeypatch, capsys):
+    bucket = tmp_path / "bucket"
+    monkeypatch.setattr(storage, "is_bucket", lambda path: str(path).startswith(str(bucket)))
+    monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / "host"))
+    bucket.write_text("no folder")
+    assert len(ready(bucket / "bank", inputs_of("cross_attention", data, "device"))["targets"]) == 8
+    assert "warning: the bank could not be kept in" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calls launch scripts, with stand-ins for the programs that a test machine does not have."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,12 +21,25 @@ case "$*" in
     rm -f "${!#}/bin/python"
     touch "${!#}/pyvenv.cfg"
     cp "$0" "${!#}/bin/python"
-    for program in cir-jax ruff; do cp "$0" "${!#}/bin/$program"; done
+    for program in cir-jax ruff; do cp "${RUNS:-$0}" "${!#}/bin/$program"; done
     ;;
   "-m pip --version") [ ! -f "$HOME/no_pip" ] ;;
   "-m ensurepip") rm "$HOME/no_pip" ;;
   "-m pip install"*) [ ! -f "$HOME/no_network" ] ;;
 esac
+"""
+
+
+# Arguments that a shell on the way would take apart, drop or run.
+HARD = ["--init-from", "a b.pt", "it's.pt", "--set", 'data.root=/a $HOME/`pwd`/"x"/*', "--set",
+        "modify.templates=('{target} && {reference}', '#;|<>\\!')", "--set", "data.root=", "",
+        "--set", "model.name=für\nmich.py"]  # fmt: skip
+# Notes each call, and fails if it is told to.
+SHOW = """#!/usr/bin/env python3
+import json, os, pathlib, sys
+with pathlib.Path(__file__).with_name("calls").open("a") as file:
+    file.write(json.dumps([os.environ.get("XLA_FLAGS", ""), sys.argv[1:]]) + "\\n")
+sys.exit(int(os.environ.get("FAILS", 0)))
 """
 
 
@@ -53,3 +67,8 @@ def copy_checkout(root):
     shutil.copytree(LAUNCH, root / "launch")
     shutil.copy(HERE / "pyproject.toml", root)
     return root
+
+
+def shown(venv):
+    """What the stand-in for cir-jax in `venv` was given, call by call: [XLA_FLAGS, arguments]."""
+    return [json.loads(line) for line in (venv / "bin/calls").read_text().splitlines()]

@@ -21,7 +21,7 @@ for _ in {1..600}; do sleep 0.1; done
 """
 SAVES = """#!/usr/bin/env bash
 trap 'echo saved >"$PLACE/saved-$CIR_JAX_PROCESS"; exit 0' TERM
-touch "$PLACE/started-$CIR_JAX_PROCESS"
+echo $$ >"$PLACE/started-$CIR_JAX_PROCESS"
 for _ in {1..600}; do sleep 0.1; done
 """
 
@@ -32,6 +32,13 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+def wait_for_files(running, files):
+    """Until all of them hold something; fails if `running` ends before."""
+    while not all(file.exists() and file.read_text() for file in files):
+        assert running.poll() is None
+        time.sleep(0.05)
 
 
 def test_what_processes_are_told(tmp_path):
@@ -88,9 +95,7 @@ def test_interrupt_lets_all_save(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    while not all((tmp_path / f"started-{i}").exists() for i in (0, 1)):
-        assert running.poll() is None
-        time.sleep(0.05)
+    wait_for_files(running, [tmp_path / f"started-{i}" for i in (0, 1)])
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     assert running.returncode == 130

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every launch script: shellcheck, --help, --dry-run and bad flags."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,20 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.calls import HERE, LAUNCH, call, program
+from tests.launch.calls import HARD, HERE, LAUNCH, SHOW, call, program, shown
+from tests.launch.slurm import Slurm
 
-SCRIPTS = sorted(p.name for p in LAUNCH.glob("*.sh") if p.name != "environment.sh")
-# Arguments that a shell on the way would take apart, drop or run.
-HARD = ["--init-from", "a b.pt", "it's.pt", "--set", 'data.root=/a $HOME/`pwd`/"x"/*', "--set",
-        "modify.templates=('{target} && {reference}', '#;|<>\\!')", "--set", "data.root=", "",
-        "--set", "model.name=für\nmich.py"]  # fmt: skip
+SOURCED = {"environment.sh", "together.sh", "cloud_tpu.sh"}  # by the others
+SCRIPTS = sorted(
+    p.relative_to(LAUNCH).as_posix() for p in LAUNCH.rglob("*.sh") if p.name not in SOURCED
+)
 DRY = {
     "demo.sh": ["--seeds", "3"],
     "test.sh": ["-k", "bank"],
     "local_gpu.sh": ["--config", "clip_sum:quicktest"],
     "local_processes.sh": ["train", "--config", "clip_sum:quicktest"],
     "slurm_gpu.sh": None,  # installs nothing
+    "slurm_job.sh": None,
     "tpu_pod.sh": None,  # takes the flag after its action
+    "tpu_worker.sh": None,
+    "gke/submit.sh": None,
+    "gke/build_image.sh": None,
 }
 POD = ["--name", "my-pod", "--zone", "us-central1-a"]
 
@@ -33,7 +36,7 @@ def test_all_scripts_are_known():
 
 def test_shellcheck():
     binary = Path(sys.executable).parent / "shellcheck"
-    files = [str(p) for p in [*LAUNCH.glob("*.sh"), HERE / ".ci" / "run"]]
+    files = [str(p) for p in [*LAUNCH.rglob("*.sh"), HERE / ".ci" / "run"]]
     done = subprocess.run([str(binary), "-x", *files], capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, done.stdout
 
@@ -61,10 +64,15 @@ def test_dry_run_prints_and_changes_nothing(script, tmp_path):
         ("local_gpu.sh", ["--confg", "x"], "no --config given to cir-jax train, but --confg x;"),
         ("local_gpu.sh", [], "no --config given to cir-jax train; see --help"),
         ("local_gpu.sh", ["--config"], "--config needs a value"),
+        ("local_gpu.sh", ["--grace", "0", "--config", "x"], "'0' is no number above 0"),
+        ("local_gpu.sh", ["--logs"], "--logs needs a value"),
         ("local_gpu.sh", ["--config", "x", "--dry-run"], "--dry-run stands after the first flag"),
         ("slurm_gpu.sh", ["--node", "2"], "no --config given to cir-jax train, but --node 2;"),
         ("slurm_gpu.sh", ["--config", "x", "--nodes", "2"], "--nodes stands after the first flag"),
         ("slurm_gpu.sh", ["--nodes"], "--nodes needs a value"),
+        ("slurm_gpu.sh", ["--request", "all", "--config", "x"], "--request all is none of"),
+        ("slurm_gpu.sh", ["--restarts", "-1", "--config", "x"], "'-1' is no number above 0"),
+        ("slurm_job.sh", ["begin", str(HERE)], "unknown action begin"),
         ("slurm_gpu.sh", ["--gpus", "all", "--config", "x"], "'all' is no number above 0"),
         ("local_processes.sh", [], "no command of cir-jax given"),
         ("local_processes.sh", ["--processes", "0", "train"], "'0' is no number above 0"),
@@ -73,6 +81,16 @@ def test_dry_run_prints_and_changes_nothing(script, tmp_path):
         ("tpu_pod.sh", ["create", "--name", "x"], "--zone is missing"),
         ("tpu_pod.sh", ["create", *POD, "--tpye", "v4-8"], "unknown flag --tpye"),
         ("tpu_pod.sh", ["create", *POD, "--type", "v9-8", "--dry-run"], "no runtime is known"),
+        (
+            "tpu_pod.sh",
+            ["create", *POD, "--type", "tpu7x-16"],
+            "no TPU7x, only GKE has: see",
+        ),
+        ("tpu_pod.sh", ["create", *POD, "--spot", "--reserved"], "exclude each other"),
+        ("tpu_pod.sh", ["create", *POD, "--labels"], "--labels needs a value"),
+        ("tpu_pod.sh", ["babysit", *POD], "babysit needs a command after --"),
+        ("tpu_pod.sh", ["logs", *POD, "--worker", "all"], "'all' is no number"),
+        ("tpu_worker.sh", ["begin"], "unknown action begin"),
         ("tpu_pod.sh", ["start", *POD], "start needs a command after --"),
         ("tpu_pod.sh", ["mount", *POD, "--dry-run"], "mount needs --bucket NAME"),
         ("tpu_pod.sh", ["mount", *POD, "--dry-run", "--bucket", "a;b"], "is no name of a bucket"),
@@ -88,7 +106,7 @@ def test_bad_flags(script, arguments, message):
     [
         ("tpu_pod.sh", ["logs", *POD], "no gcloud found; install the Google Cloud CLI"),
         ("slurm_gpu.sh", ["--config", "x"], "no sbatch found; run this on a login node"),
-        ("local_gpu.sh", ["--config", "x"], "nvidia-smi finds no GPU; install the NVIDIA driver"),
+        ("local_gpu.sh", ["--config", "x"], "no nvidia-smi found: install the NVIDIA driver"),
         ("demo.sh", [], "no Python 3.11 or newer found; install one, or set PYTHON="),
     ],
 )
@@ -97,118 +115,17 @@ def test_missing_programs(script, arguments, message, bare_path, tmp_path):
     assert done.returncode == 2 and message in done.stderr
 
 
-@pytest.mark.parametrize("driver, extra", [("580.65.06", "cuda"), ("535.183.01", "cuda12")])
-def test_gpu_extra_follows_the_driver(driver, extra, tmp_path, fake_python):
-    program(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\necho {driver}\n")
-    done = call("local_gpu.sh", "--config", "clip_sum:cirr,stage=1", **fake_python)
-    assert done.returncode == 0, done.stderr
-    lines = Path(fake_python["LOG"]).read_text().splitlines()
-    assert sum(line.endswith(f"[{extra}]") for line in lines) == 1
-    assert lines[-1] == "train --config clip_sum:cirr,stage=1"
-
-
-# Notes each call, and fails if it is told to.
-SHOW = """#!/usr/bin/env python3
-import json, os, pathlib, sys
-with pathlib.Path(__file__).with_name("calls").open("a") as file:
-    file.write(json.dumps([os.environ.get("XLA_FLAGS", ""), sys.argv[1:]]) + "\\n")
-sys.exit(int(os.environ.get("FAILS", 0)))
-"""
-
-
-def shown(venv):
-    """What the stand-in for cir-jax in `venv` was given, call by call: [XLA_FLAGS, arguments]."""
-    return [json.loads(line) for line in (venv / "bin/calls").read_text().splitlines()]
-
-
-@pytest.mark.parametrize("own", [[], ["--"]])
-def test_gpu_script_hands_flags_on_unchanged(own, tmp_path, fake_python):
-    program(tmp_path / "bin" / "nvidia-smi", "#!/bin/sh\necho 580.65.06\n")
-    assert call("local_gpu.sh", "--config", "x", **fake_python).returncode == 0
-    program(tmp_path / "venv/bin/cir-jax", SHOW)
-    flags = ["--config", "x:y,stage=1", *HARD]
-    done = call("local_gpu.sh", *own, *flags, **fake_python)
-    assert done.returncode == 0, done.stderr
-    assert shown(tmp_path / "venv")[-1][1] == ["train", *flags]
-
-
 @pytest.mark.parametrize("script", ["local_gpu.sh", "slurm_gpu.sh"])
 def test_a_dry_run_prints_what_bash_reads_back(script, tmp_path):
     """Also a flag that script and command both have: after -- it belongs to the command."""
     flags = ["--config", "x:y,stage=1", "--dry-run", *HARD]
     venv = tmp_path / "a venv"
-    done = call(script, "--dry-run", "--", *flags, CIR_JAX_VENV=str(venv))
+    own = ["--logs", str(tmp_path)] if script == "slurm_gpu.sh" else []
+    done = call(script, *own, "--dry-run", "--", *flags, CIR_JAX_VENV=str(venv))
     assert done.returncode == 0, done.stderr
     assert not venv.exists()
     program(venv / "bin/cir-jax", SHOW)
-    for name, text in (("sbatch", WRAPPED), ("srun", RUN)):
-        program(tmp_path / "bin" / name, text)
-    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    queue = Slurm(tmp_path / "slurm", 1, tmp_path / "bin")
     last = done.stdout.splitlines()[-1]
-    subprocess.run(["bash", "-c", last], env=os.environ | {"PATH": path}, check=True)
+    subprocess.run(["bash", "-c", last], env=os.environ | queue.environment, check=True)
     assert [arguments for _, arguments in shown(venv)] == [["train", *flags]]
-
-
-# As sbatch does it: the string becomes a script of sh.
-WRAPPED = """#!/usr/bin/env bash
-printf '%s\\n' "${@:1:$#-2}" >"$0.options"
-printf '#!/bin/sh\\n%s\\n' "${!#}" >"$0.script"
-sh "$0.script"
-"""
-RUN = """#!/usr/bin/env bash
-echo "$CIR_JAX_DISTRIBUTED $1 $2 $3" >"$0.options"
-shift 3
-"$@"
-"""
-
-
-@pytest.mark.parametrize(
-    "says, message",
-    [("echo 470.82.01", "driver 470.82.01 is older than 525"), ("exit 9", "nvidia-smi finds no")],
-)
-def test_gpu_script_stops_without_a_usable_gpu(says, message, tmp_path, fake_python):
-    program(tmp_path / "bin" / "nvidia-smi", f"#!/bin/sh\n{says}\n")
-    done = call("local_gpu.sh", "--config", "clip_sum:cirr", **fake_python)
-    assert done.returncode == 2 and message in done.stderr
-    assert not Path(fake_python["LOG"]).exists()
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """Queues with stand-ins for sbatch, srun and cir-jax."""
-    program(tmp_path / "bin" / "sbatch", WRAPPED)
-    program(tmp_path / "bin" / "srun", RUN)
-    program(tmp_path / "venv" / "bin" / "cir-jax", SHOW)
-    path, venv = f"{tmp_path}/bin:{os.environ['PATH']}", str(tmp_path / "venv")
-    return lambda *flags, **more: call("slurm_gpu.sh", *flags, PATH=path, CIR_JAX_VENV=venv, **more)
-
-
-def test_slurm_job(slurm, tmp_path):
-    """One task per GPU; srun is told the CPUs again, and flags reach the run as they were given."""
-    flags = ["--config", "x:y", *HARD]
-    done = slurm("--nodes", "2", "--gpus", "4", "--cpus", "12", "--account", "a", *flags)
-    assert done.returncode == 0, done.stderr
-    options = " ".join((tmp_path / "bin/sbatch.options").read_text().split())
-    assert options.startswith("--job-name cir_jax --nodes 2 --ntasks-per-node 4")
-    assert "--account a" in options and "--cpus-per-task 12" in options
-    said = (tmp_path / "bin/srun.options").read_text()
-    assert said == "auto --cpus-per-task 12 --kill-on-bad-exit=1\n"
-    checked, run = shown(tmp_path / "venv")
-    assert checked == [
-        "--xla_force_host_platform_device_count=8",
-        ["train", "--dry-run", *flags],
-    ]
-    assert run[1] == ["train", *flags]
-
-
-def test_what_cir_jax_refuses_is_not_queued(slurm, tmp_path):
-    done = slurm("--node", "2", "--config", "x", FAILS="2")
-    assert done.returncode == 2
-    assert len(shown(tmp_path / "venv")) == 1 and not (tmp_path / "bin/sbatch.options").exists()
-
-
-def test_slurm_needs_an_installed_environment(tmp_path):
-    program(tmp_path / "sbatch", "#!/bin/sh\n")
-    path = f"{tmp_path}:/usr/bin:/bin"
-    done = call("slurm_gpu.sh", "--config", "x", PATH=path, CIR_JAX_VENV=str(tmp_path / "none"))
-    assert done.returncode == 2 and "install it there first" in done.stderr

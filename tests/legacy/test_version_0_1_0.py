@@ -57,6 +57,8 @@ def test_a_stopped_run_goes_on(run, made, capsys):
     np.testing.assert_allclose(list(losses.values()), list(want.values()), rtol=1e-5)
     said = capsys.readouterr().out
     assert f"resuming {folder} at step 2" in said
+    assert said.count("made before runs had checksums and noted their data: neither is checke") == 1
+    assert said.count("was made before banks had checksums: not checked") == bool(rows)
     assert "building the bank" not in said and state_of_files(bank) == rows
     # What is written now is read as well: the run has steps of both versions.
     assert checkpoint.Checkpoints(folder / checkpoint.LAST).steps() == [2, 3]

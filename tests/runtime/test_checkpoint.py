@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from cir_jax import weights
 from cir_jax.errors import UserError
-from cir_jax.runtime import checkpoint
+from cir_jax.runtime import checkpoint, checksums, commits
 from cir_jax.runtime import mesh as meshes
 
 TRAINED = {"text/norm/scale": np.arange(3, dtype=np.float32), "text/position": np.ones((2, 3))}
@@ -128,9 +128,10 @@ def test_a_newer_version_is_refused(tmp_path):
     last = tmp_path / checkpoint.LAST
     kept = saved(last, tree, {"step": 5})
     record = last / "5" / "record" / "metadata"
-    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": 3}))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": 4}))
+    checksums.write(last / "5", {}, (commits.COMMITTED,))
     message = (
-        r"step 5 in .*last is of version 3 of its format, and this code reads versions 1 to 2; "
+        r"step 5 in .*last is of version 4 of its format, and this code reads versions 1 to 3; "
         r"update cir_jax, or use the version that wrote it"
     )
     for read in (

@@ -44,7 +44,7 @@ def train_with_two(config, workdir):
     train_with(2, 2, config, workdir)
 
 
-def train_with(processes, devices, config, workdir):
+def train_with(processes, devices, config, workdir, env=()):
     """Trains this config in another run folder, with so many processes of so many devices.
 
     Returns what process 0 has said.
@@ -56,7 +56,7 @@ def train_with(processes, devices, config, workdir):
         f"    loaded.unlock()\n    loaded.workdir = {str(workdir)!r}\n    return loaded\n"
     )
     size = ("--processes", str(processes), "--devices", str(devices))
-    done = launch(*size, "train", "--config", str(file))
+    done = launch(*size, "train", "--config", str(file), env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -144,6 +144,9 @@ class without_dropout:
     def target(self, params, pixels, key=None):
         return self._functions.target(params, pixels)
 
+    def reference_and_target(self, params, reference_pixels, target_pixels, text, keys):
+        return self._functions.reference_and_target(params, reference_pixels, target_pixels, text)
+
     def compose(self, params, reference, text, key=None):
         return self._functions.compose(params, reference, text)
 

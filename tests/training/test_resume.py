@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stopping and resuming: killed at any moment, damaged checkpoints, other meshes, other configs."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -19,7 +23,9 @@ from cir_jax.errors import UserError
 from cir_jax.runtime import checkpoint, interrupts, metrics
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import train
+from cir_jax.training.records import Records
 from tests import runs
+from tests.bank.test_bank_files import largest_file
 
 STEPS = 8
 CHANGES = (f"steps={STEPS}", "checkpoint.every_steps=1", "eval.benchmark=none")
@@ -121,10 +127,82 @@ def test_all_checkpoints_damaged(root, tmp_path):
         train.train(runs.tiny(tmp_path, root, *CHANGES, "steps=2"))
 
 
+def test_a_full_disk_and_the_same_command_after_making_room(
+    root, reference, tmp_path, monkeypatch, capfd
+):
+    """Step 4 finds no room; the run says so, keeps step 3, and goes on when there is."""
+    save, config = Records.save, runs.tiny(tmp_path, root, *CHANGES)
+
+    def fills_up(self, state):
+        if state.step == 4:
+            self._last.wait()
+            stack.enter_context(largest_file(100_000))
+        save(self, state)
+
+    monkeypatch.setattr(Records, "save", fills_up)
+    message = (
+        r"step 4 in .*last could not be saved: the disk is full. It needs \d.\d MB, and \S+ .B are "
+        r"free there; steps there that are kept: 2, 3. Make room, then give the same command again"
+    )
+    with ExitStack() as stack, pytest.raises(UserError, match=message):
+        train.train(config)
+    monkeypatch.undo()
+    assert "Traceback" not in capfd.readouterr().err  # Orbax's own, a page of each
+    names = sorted(p.name for p in (tmp_path / checkpoint.LAST).iterdir())
+    assert names == ["2", "3"]  # the room of what was begun is given back
+    assert train.train(config)["finished"]
+    assert losses(tmp_path) == reference
+
+
 def test_another_config_is_refused(root, tmp_path):
     train.train(runs.tiny(tmp_path, root, *CHANGES, "steps=1"))
     with pytest.raises(UserError, match=r"another config \(optim.learning_rate: 0.001 -> 0.01\)"):
         train.train(runs.tiny(tmp_path, root, *CHANGES, "optim.learning_rate=0.01"))
+
+
+def rewritten(root, folder, change):
+    """A copy of the data, of which one file of annotations is another."""
+    shutil.copytree(root, folder)
+    file = folder / "captions" / "cap.dress.train.json"
+    records = json.loads(file.read_text())
+    change(records)
+    file.write_text(json.dumps(records))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        (lambda r: r[3].update(captions=["is red", "is not"]), r"texts \(128, with other content"),
+        (lambda r: r[3].update(target="B0001"), r"triplets \(32, with other content or in an"),
+        (lambda r: r.pop(), r"triplets \(32 then, 31 now\), texts \(128 then, 124 now\), tok"),
+        (lambda r: r.reverse(), r"triplets .* or in another order\), texts .*, images \("),
+    ],
+    ids=["a text", "a target", "one less", "the order"],
+)
+def test_data_that_changed_is_refused_by_its_name(change, differs, root, tmp_path):
+    train.train(runs.tiny(tmp_path / "run", root, *CHANGES, "steps=1"))
+    other = rewritten(root, tmp_path / "other", change)
+    message = f"was trained on other data than data.root={other} holds now; these differ: "
+    with pytest.raises(UserError, match=f"{re.escape(message)}.*{differs}"):
+        train.train(runs.tiny(tmp_path / "run", other, *CHANGES, "steps=2"))
+
+
+def test_data_may_lie_elsewhere(root, tmp_path):
+    train.train(runs.tiny(tmp_path / "run", root, *CHANGES, "steps=1"))
+    moved = rewritten(root, tmp_path / "moved", lambda records: None)
+    assert train.train(runs.tiny(tmp_path / "run", moved, *CHANGES, "steps=2"))["step"] == 2
+
+
+def test_unlabelled_pictures_that_changed_are_refused(root, tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    for i in range(3):
+        runs.write_image(pictures / f"{i}.png", (9, 9, 90 * i), i)
+    changes = (*CHANGES, f"data.unlabelled=('{pictures}',)")
+    train.train(runs.tiny(tmp_path / "run", root, *changes, "steps=1", stage=2))
+    runs.write_image(pictures / "1.png", (200, 9, 9), 7)
+    with pytest.raises(UserError, match=r"these differ: unlabelled images \(3, with other"):
+        train.train(runs.tiny(tmp_path / "run", root, *changes, "steps=2", stage=2))
 
 
 def test_a_finished_run_is_not_trained_again(root, tmp_path):

@@ -27,7 +27,7 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
-from cir_jax import progress
+from cir_jax import files, progress
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
@@ -53,7 +53,7 @@ def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0
     Raises:
       UserError: the packages of the extra `demo` are not installed.
     """
-    root = Path(root) if root else _cache() / f"openmoji-{size}"
+    root = Path(root) if root else files.cache() / f"openmoji-{size}"
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(f".{root.name}.lock")):  # processes of one run start together
         return _prepare(root, size, seed, limit)
@@ -144,11 +144,6 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
             "this data.root makes one"
         )
     return fashioniq.examine(Path(root) / "fashioniq", categories or CATEGORIES)
-
-
-def _cache() -> Path:
-    base = os.environ.get("CIR_JAX_CACHE") or Path.home() / ".cache" / "cir_jax"
-    return Path(base)
 
 
 def _packages() -> tuple[Any, Any, Any]:

@@ -40,8 +40,7 @@ def write_report(
     """Writes `folder`/report.html and returns its path."""
     path = Path(folder) / FILE
     body = "\n".join(_RENDER[type(section)](section) for section in sections)
-    with files.whole(path) as file:
-        file.write(page(title, subtitle, body).encode())
+    files.put(path, page(title, subtitle, body).encode())
     return path
 
 

@@ -254,5 +254,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    with files.whole(path) as file:
-        file.write(json.dumps(content, indent=2, default=str).encode())
+    files.put(path, json.dumps(content, indent=2, default=str).encode())

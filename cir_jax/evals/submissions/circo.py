@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cir_jax import files
 from cir_jax.errors import UserError
 
 COUNT = 50  # images per query
@@ -39,8 +40,7 @@ def write(folder: str | Path, name: str, predictions: Predictions) -> Path:
     path = Path(folder) / f"circo_submission_{name}.json"
     content = {number: list(predictions.best[number]) for number in predictions.best}
     check(content, list(predictions.best), predictions.gallery, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
+    files.put(path, json.dumps(content).encode())
     return path
 
 

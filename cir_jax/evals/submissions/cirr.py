@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cir_jax import files
 from cir_jax.errors import UserError
 
 VERSION = "rc2"
@@ -52,8 +53,7 @@ def write(folder: str | Path, name: str, predictions: Predictions) -> list[Path]
         check(content, metric, predictions, str(path))
         texts[path] = json.dumps(content, sort_keys=True)
     for path, text in texts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        files.put(path, text.encode())
     return list(texts)
 
 

@@ -84,6 +84,13 @@ class Model(clip_sum.Model):
         width = sizes.find(config.tower).embedding
         self.combiner = Combiner(width, dtype=DTYPES[config.dtype], rngs=rngs)
 
+    def reference_and_target(
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, keys: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """By two passes: the towers are frozen, so no gradient is reduced, and one pass over both
+        would take twice the memory."""
+        return self.reference(reference_pixels, text), self.target(target_pixels)
+
     def fuse(
         self, reference: jax.Array, features: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:

@@ -19,6 +19,7 @@ from cir_jax.towers.clip.resnet import ModifiedResNet
 from cir_jax.towers.clip.text import TextTransformer
 from cir_jax.towers.clip.vit import VisionTransformer
 from cir_jax.towers.layers import DTYPES, unit
+from cir_jax.towers.pairs import in_one_pass
 
 TOKENIZER = "clip"
 CUT_PADDING = True  # causal and read at the end of text
@@ -56,6 +57,13 @@ class Model(nnx.Module):
     def target(self, pixels: jax.Array) -> jax.Array:
         """[B, S, S, 3] -> [B, 1, D] unit image features."""
         return unit(self.visual(pixels))[:, None]
+
+    def reference_and_target(
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, keys: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pixels [B, S, S, 3] twice -> what `reference` and `target` give, by one pass."""
+        reference, target = in_one_pass(self.visual, reference_pixels, target_pixels)
+        return reference[:, None], unit(target)[:, None]
 
     def compose(
         self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None

@@ -30,6 +30,7 @@ from cir_jax.towers.blip2 import sizes
 from cir_jax.towers.blip2.qformer import QFormer
 from cir_jax.towers.image_transformer import ImageTransformer
 from cir_jax.towers.layers import DTYPES, Dense, LayerNorm, normal, unit
+from cir_jax.towers.pairs import in_one_pass
 
 TOKENIZER = "bert_lavis"
 CUT_PADDING = True  # padding is masked
@@ -73,6 +74,14 @@ class Model(nnx.Module):
         """[B, S, S, 3] -> [B, K, D] unit rows, one per query token."""
         return self._rows(self._see(pixels), key)
 
+    def reference_and_target(
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, keys: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pixels [B, S, S, 3] twice and [B, T] -> what `reference` and `target` give; both images
+        go through the image encoder in one pass, and `keys` are those of the Q-Former's two."""
+        seen, target = in_one_pass(self._see, reference_pixels, target_pixels)
+        return self._prompts(seen, text, keys[0]), self._rows(target, keys[1])
+
     def compose(
         self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
@@ -95,11 +104,8 @@ class Model(nnx.Module):
           prompts of the image, not the learned ones.
         """
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
-        batch = len(text)
-        # Both images in one pass of the frozen encoder.
-        seen = self._see(jnp.concatenate([reference_pixels, target_pixels]))
-        reference = self._prompts(seen[:batch], text, keys[0])
-        targets = self._rows(seen[batch:], keys[1])
+        batch, pixels = len(text), (reference_pixels, target_pixels)
+        reference, targets = self.reference_and_target(*pixels, text, keys[:2])
         query = self.compose(reference, text, keys[2])
         learned = self.prompt_tokens[...]
         prompts = jnp.broadcast_to(learned, (batch, *learned.shape[1:]))

@@ -32,6 +32,7 @@ from cir_jax.models import clip_sum
 from cir_jax.models.tgcir.token_learner import TokenLearner
 from cir_jax.towers.clip import sizes
 from cir_jax.towers.layers import DTYPES, Dense, unit
+from cir_jax.towers.pairs import in_one_pass
 
 TOKENIZER = clip_sum.TOKENIZER
 CUT_PADDING = False
@@ -107,6 +108,13 @@ class Model(clip_sum.Model):
         """[B, S, S, 3] -> [B, 1, D] unit means of the tokens."""
         return unit(self.reference(pixels, None).mean(axis=1))[:, None]
 
+    def reference_and_target(
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, keys: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Pixels [B, S, S, 3] twice -> what `reference` and `target` give, by one pass."""
+        reference, target = self._both(reference_pixels, target_pixels)
+        return reference, unit(target.mean(axis=1))[:, None]
+
     def text_features(self, text: jax.Array) -> jax.Array:
         """[B, T] -> [B, 12, D] tokens, not normalised; however short T is, the same ones."""
         missing = max(0, self.text.position.shape[0] - text.shape[1])
@@ -131,10 +139,7 @@ class Model(clip_sum.Model):
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Pixels [B, S, S, 3] twice and [B, T] -> query [B, D], targets [B, 1, D], and per example
         the teacher's query and target [B, 12 D] and the losses that no other example changes."""
-        reference, target = (
-            self.reference(reference_pixels, text),
-            self.reference(target_pixels, text),
-        )
+        reference, target = self._both(reference_pixels, target_pixels)
         features = self.text_features(text)
         query, keep = self._fused(reference, features)
         # The teacher's losses move the gates and the tokens of the target, not those it is shown.
@@ -173,6 +178,10 @@ class Model(clip_sum.Model):
         for name, limit in MATCHING.items():
             found[name] = _divergence(ours / limit, jax.lax.stop_gradient(theirs) / limit)
         return found
+
+    def _both(self, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, S, S, 3] twice -> [B, 12, D] tokens twice."""
+        return in_one_pass(lambda pixels: self.reference(pixels, None), first, second)
 
     def _tokens(self, feature: jax.Array, positions: jax.Array) -> jax.Array:
         """[B, D] and [B, L, D] -> [B, 12, D] float32, those of the masks first."""

@@ -7,11 +7,14 @@ even in training, as in every released CLIP4CIR run: its statistics never change
 and bias are ordinary parameters.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
+from cir_jax.runtime.sharding import keep_rows
 from cir_jax.towers.clip.sizes import ResNetSize
 from cir_jax.towers.layers import Dense, draw, in_type_of_input, normal
 
@@ -53,6 +56,9 @@ class Conv(nnx.Conv):
             promote_dtype=in_type_of_input,
             rngs=rngs,
         )
+
+    def __call__(self, x: jax.Array, out_sharding: Any = None) -> jax.Array:
+        return keep_rows(super().__call__(keep_rows(x), out_sharding))
 
 
 class FixedBatchNorm(nnx.Module):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
+from cir_jax.runtime.sharding import keep_rows
 from cir_jax.towers.clip.sizes import CONTEXT, VOCABULARY, TextSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
 
@@ -57,7 +58,7 @@ class TextTransformer(nnx.Module):
         length, context = text.shape[1], self.position.shape[0]
         if length > context:
             raise UserError(f"text of {length} tokens is over the context of {context}; cut it")
-        x = self.token_embedding[...][text] + self.position[...][None, :length]
+        x = keep_rows(self.token_embedding[...][text]) + self.position[...][None, :length]
         return self.norm_out(run_blocks(self.blocks, x.astype(self.dtype), remat=self.remat))
 
     def __call__(self, text: jax.Array) -> jax.Array:

@@ -37,7 +37,8 @@ KEYS = {
     "negative_types": (("target",), "an ablation: what of another example replaces a part of the "
                        "triplet to make a negative; their losses are averaged",
                        ("target", "query", "text", "reference")),
-    "chunk": (0, "images per encoder chunk (gradient caching); 0 = all at once", "[0, inf)"),
+    "chunk": (0, "images per encoder chunk over all devices (gradient caching), more where these "
+                 "are more; 0 = all at once", "[0, inf)"),
 }  # fmt: skip
 
 
@@ -61,13 +62,7 @@ class Stage:
         """Raises UserError if the batch does not split into chunks that divide over the mesh, or
         for auxiliary losses or types of negatives that do not exist or do not go together."""
         loss = config.loss
-        if loss.chunk:
-            meshes.check_batch(loss.chunk, mesh, "loss.chunk")
-            if config.batch % loss.chunk:
-                raise UserError(
-                    f"batch {config.batch} does not split into chunks of loss.chunk={loss.chunk}; "
-                    f"use a divisor of the batch, or 0"
-                )
+        chunk = meshes.fitting_chunk(config.batch, loss.chunk, mesh)
         auxiliary = _weights(loss.auxiliary, functions)
         types = _types(loss.negative_types)
         if set(types) & set(negative_types.CROSSED) and (loss.chunk or auxiliary):
@@ -77,7 +72,7 @@ class Stage:
                 f"not go with {other}; leave one of them out"
             )
         extra = stage.temperature_leaf(config)
-        return cls(loss.temperature, loss.chunk, auxiliary, types, extra)
+        return cls(loss.temperature, chunk, auxiliary, types, extra)
 
     def loss(
         self,
@@ -95,10 +90,13 @@ class Stage:
             if self.auxiliary:
                 return functions.training(query, *pixels, text, key)
             keys = jax.random.split(key, 3)
-            reference = functions.reference(index, pixels[0], text, keys[0])
-            targets = functions.target(index, pixels[1], keys[1])
-            return functions.compose(query, reference, text, keys[2]), targets, {}
+            reference, targets = functions.reference_and_target(
+                index, *pixels, text, (keys[0], keys[1])
+            )
+            extras = {"reference": reference} if crosses else {}
+            return functions.compose(query, reference, text, keys[2]), targets, extras
 
+        crosses = bool(set(self.negative_types) & set(negative_types.CROSSED))
         rows = {name: batch[name] for name in self.fields}
         composed, targets, extras = _in_chunks(encode, rows, key, self.chunk)
         tau = stage.temperature(self, query)
@@ -106,7 +104,7 @@ class Stage:
         if self.negative_types == ("target",):
             losses = in_batch.in_batch_loss(composed, targets, tau)
         else:
-            crossed = _crossed(functions, query, index, rows, key)
+            crossed = _crossed(functions, query, index, rows, extras.get("reference"), key)
             kinds = negative_types.losses(self.negative_types, composed, targets, tau, crossed)
             losses = functools.reduce(operator.add, kinds.values()) / len(kinds)
             metrics |= {f"{name}_negatives": x.mean() for name, x in kinds.items()}
@@ -155,7 +153,12 @@ def _types(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _crossed(
-    functions: Functions, query: Params, index: Params, rows: Rows, key: jax.Array
+    functions: Functions,
+    query: Params,
+    index: Params,
+    rows: Rows,
+    reference: jax.Array | None,
+    key: jax.Array,
 ) -> Callable[[jax.Array], jax.Array]:
     """Shift -> queries of each reference with the text so many examples further on.
 
@@ -172,12 +175,11 @@ def _crossed(
 
         def from_pixels(shift: jax.Array) -> jax.Array:
             other = turned(text, shift)
-            reference = functions.reference(index, pixels, other, keys[0])
-            return functions.compose(query, reference, other, keys[2])
+            anew = functions.reference(index, pixels, other, keys[0])
+            return functions.compose(query, anew, other, keys[2])
 
         return from_pixels
 
-    reference = functions.reference(index, pixels, text, keys[0])
     if functions.fuses:
         features = functions.text_features(query, text, keys[2])
         return lambda shift: functions.fuse(query, reference, turned(features, shift), keys[2])

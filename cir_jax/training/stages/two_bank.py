@@ -29,7 +29,8 @@ KEYS = {
     "bank_block": (4096, "bank rows per block on each device", "[1, inf)"),
     "bank_dtype": ("float32", "of the bank on the devices; bfloat16 takes half the memory",
                    ("float32", "bfloat16")),
-    "bank_path": ("", "where the bank is kept; '' = <workdir>/bank", "path"),
+    "bank_path": ("", "where the bank is kept; '' = <workdir>/bank (in a mounted bucket: a copy of "
+                  "the one that each host has below CIR_JAX_CACHE on its disk)", "path"),
     "references": ("auto", "where references lie: on the devices, on disk (bfloat16, beside the "
                    "bank, read with the batches), or nowhere (recompute: encoded in every step); "
                    "auto = device up to 4 GB on each, else disk",

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How batches and chunks fit the devices, and what is said where they do not."""
+
+import re
+
+import jax
+import pytest
+
+from cir_jax.errors import UserError
+from cir_jax.runtime import distributed, encode
+from cir_jax.runtime import mesh as meshes
+from cir_jax.training import dry_run
+from tests import runs
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Messages that are said once were not said yet."""
+    meshes._say_once.cache_clear()
+
+
+def test_devices_of_a_cpu_keep_their_order():
+    for shape in ((8, 1), (4, 2), (1, 8)):
+        mesh = meshes.make(*shape)
+        assert mesh.devices.shape == shape and mesh.devices.ravel().tolist() == jax.devices()
+
+
+def test_every_row_is_of_this_process():
+    assert encode.local_rows(24, meshes.make(4, 2)).tolist() == list(range(24))
+    assert encode.local_rows(24, meshes.make(4, 2), process=1).size == 0
+
+
+@pytest.mark.parametrize(
+    "batch, size, said",
+    [
+        (64, 64, ""),
+        (100, 104, "eval.batch=100 is rounded up to 104: 13 rows on each of 8 devices"),
+        (60, 64, "eval.batch=60 is rounded up to 64: 8 rows on each of 8 devices of axis 'data'\n"),
+        (16, 16, "eval.batch=16: 2 rows on each of 8 .*; .* eval.batch=64 gives them 8"),
+        (3, 8, "eval.batch=3 is rounded up to 8: 1 row on each of 8 .* eval.batch=64 gives them 8"),
+    ],
+)
+def test_encoding_batches_are_rounded_up_and_it_is_said_once(batch, size, said, capsys):
+    assert meshes.rounded(batch, meshes.make(), "eval.batch") == size
+    out = capsys.readouterr().out
+    assert re.match(said, out) and bool(out) == bool(said)
+    assert meshes.rounded(batch, meshes.make(), "eval.batch") == size
+    assert capsys.readouterr().out == ""
+
+
+def test_one_device_takes_any_encoding_batch(capsys):
+    mesh = meshes.make(1, 1, jax.devices()[:1])
+    assert [meshes.rounded(n, mesh, "batch") for n in (1, 5, 128)] == [1, 5, 128]
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="batch=0 is below 1; the default is 128"):
+        meshes.rounded(0, mesh, "batch")
+
+
+def test_a_chunk_grows_with_the_devices(capsys):
+    """What works on few devices works on many, as long as the batch does."""
+    assert [meshes.fitting_chunk(48, n, meshes.make()) for n in (0, 8, 16, 24, 48)] == [
+        *(0, 8, 16, 24, 48)
+    ]
+    assert capsys.readouterr().out == ""
+    for chunk, fitting in ((1, 8), (2, 8), (4, 8), (6, 8), (12, 16)):
+        assert meshes.fitting_chunk(48, chunk, meshes.make()) == fitting
+        assert f"loss.chunk={chunk} is rounded up to {fitting}" in capsys.readouterr().out
+
+
+def test_no_device_holds_more_rows_of_a_chunk_on_more_devices():
+    few, many = meshes.make(2, 1, jax.devices()[:2]), meshes.make()
+    for batch in range(8, 200, 8):
+        for chunk in (n for n in range(2, batch + 1, 2) if batch % n == 0):
+            assert meshes.fitting_chunk(batch, chunk, many) / 8 <= chunk / 2
+            assert meshes.fitting_chunk(batch, chunk, few) == chunk
+
+
+@pytest.mark.parametrize(
+    "batch, chunk, message",
+    [
+        (100, 20, r"batch 100 does not divide over 8 .*; use batch=96 with loss.chunk=16 or 24, "
+                  r"or batch=104 with loss.chunk=8 or 104, or mesh.model=2, with which 4 devices"),
+        (96, 36, r"loss.chunk 36 does not divide over 8 .*; use batch=96 with loss.chunk=32 or 48"),
+        (96, 40, r"batch 96 does not split into .*loss.chunk=40; use batch=96 .*=32 or 48$"),
+        (96, 192, r"batch 96 does not split into .*loss.chunk=192; use batch=96 .*=96$"),
+        (5, 5, r"batch 5 does not divide over 8 devices .*; use batch=8 with loss.chunk=8$"),
+    ],
+)  # fmt: skip
+def test_a_batch_and_a_chunk_that_do_not_fit(batch, chunk, message):
+    with pytest.raises(UserError, match=message) as raised:
+        meshes.fitting_chunk(batch, chunk, meshes.make())
+    pairs = re.findall(r"batch=(\d+) with loss.chunk=([\d or]+)", str(raised.value))
+    for size, chunks in pairs:  # what is advised is accepted as it is
+        for one in map(int, chunks.split(" or ")):
+            assert meshes.fitting_chunk(int(size), one, meshes.make()) == one
+
+
+def test_a_longer_model_axis_is_advised_where_it_helps():
+    with pytest.raises(UserError, match=r"use 8, or mesh.model=2, with which 4 devices share the"):
+        meshes.check_batch(4, meshes.make())
+    meshes.check_batch(4, meshes.make(model=2))
+    with pytest.raises(UserError, match=r"use 4 or 8, or mesh.model=4, with which 2 devices share"):
+        meshes.check_batch(6, meshes.make(model=2))
+    meshes.check_batch(6, meshes.make(model=4))
+
+
+def test_devices_that_make_no_mesh():
+    """Nodes of different sizes, and a model axis that would cross them."""
+    devices = [described(i, node) for i, node in enumerate([0] * 4 + [1] * 4)]
+    mesh = meshes.make(2, 4, devices)
+    assert [d.slice_index for d in mesh.devices[:, 0]] == [0, 1]
+    message = r"mesh.model=8 does not fit into a node of 4 .*; set mesh.data=-1 and .* \[1, 2, 4\]"
+    with pytest.raises(UserError, match=message):
+        meshes.make(model=8, devices=devices)
+    with pytest.raises(UserError, match="the nodes have 4, 3 devices; use as many of each"):
+        meshes.make(devices=devices[:7])
+
+
+def described(number, node):
+    """What a mesh reads of a GPU."""
+    fields = {"id": number, "process_index": number, "slice_index": node, "platform": "gpu"}
+    return type("GPU", (), {**fields, "device_kind": "GPU"})()
+
+
+def test_a_run_says_what_a_device_gets(tmp_path, capsys):
+    root = runs.write_fashioniq(tmp_path)
+    changes = ("eval.batch=12", "batch=16", "loss.chunk=4")
+    made, data = runs.set_up(runs.tiny(tmp_path / "run", root, *changes))
+    out = capsys.readouterr().out
+    assert "eval.batch=12 is rounded up to 16: 2 rows on each of 8 devices of axis 'data'" in out
+    assert "loss.chunk=4 is rounded up to 8" in out and made.stage.chunk == 8
+    assert "2 rows on each of 8 devices of axis 'data'" in dry_run.describe(made, data)
+    with pytest.raises(UserError, match=r"batch 12 .* use batch=8 with loss.chunk=8, or batch=16"):
+        runs.set_up(runs.tiny(tmp_path / "run", root, "batch=12", "loss.chunk=4"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_cpu_processes_take_no_program_from_the_cache(processes, monkeypatch):
+    """Two that do train on other numbers, or abort: see `distributed._compile_anew`."""
+    before = jax.config.jax_enable_compilation_cache
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    try:
+        jax.config.update("jax_enable_compilation_cache", True)
+        distributed._compile_anew()
+        assert jax.config.jax_enable_compilation_cache == (processes == 1)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
