@@ -130,6 +130,13 @@ def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -
 def train(config: str, changes: Mapping[str, Any] | Sequence[str] = ()) -> dict[str, Any]:
     """Trains one stage of a model, as `cir-jax train` does; the same call again resumes it.
 
+    SIGTERM and the first Ctrl-C, if this is called in the main thread, save after the step that is
+    being made and return with "finished": False; a second Ctrl-C raises KeyboardInterrupt. The
+    program's own handlers are back afterwards, and nothing ends the program: unlike the command,
+    this waits for as long as a step, a compilation or an evaluation takes. Of several processes,
+    each prints why the run has ended; one that waits for another in a collective goes on waiting
+    until jax ends it.
+
     Args:
       config: a config by name with its argument, "clip_sum:fashioniq,stage=1", or a `.py` file.
       changes: key -> value, e.g. {"data.root": "DATA", "batch": 128}; or "key=value" strings. Every

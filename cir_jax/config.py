@@ -225,6 +225,8 @@ def from_json(text: str) -> ConfigDict:
         defaults = keys.flat(module("base").get_config())
         known = keys.flat(config)
         missing = {k: value for k, value in defaults.items() if k not in known}
+        for section in {key.partition(".")[0] for key in missing if "." in key} - {*config}:
+            config[section] = ConfigDict()
         config.update_from_flattened_dict(missing)
     return config.lock()
 

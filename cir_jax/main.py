@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 done; 1 the command says no, or one of several processes failed; 2 bad
-      input; 75 stopped by a signal, and the same command goes on (`train`, `evaluate`, `submit`);
-      130 Ctrl-C, or a second one of those three.
+      input; 75 stopped by a signal, and the same command goes on (`train`, `evaluate`, `submit` and
+      `demo`); 130 Ctrl-C, of `train`, `evaluate` and `submit` a second one.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # `import` is a word of Python, so its module is called `import_`.
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(argv[0], argv[1:], commands)
     except UserError as error:
         print(f"cir-jax {argv[0]}: {error}", file=sys.stderr)
-        return 2
+        return supervision.STOPPED if isinstance(error, supervision.Stopped) else 2
     except BrokenPipeError:  # `cir-jax inspect ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -67,7 +67,7 @@ def _one(args: argparse.Namespace, argv: list[str]) -> int:
         **{k: getattr(args, k) for k in ("triplets", "images", "queries", "gallery", "text")},
     )
     plan = analysis.make(args.config, on, options)
-    found = remedies.find(plan, options) if plan.memory.fits != "yes" else []
+    found = remedies.find(plan, options) if plan.memory.step_fits != "yes" else []
     if args.json:
         print(json.dumps(page.values(plan, found, args.price)))
     else:

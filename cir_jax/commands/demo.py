@@ -104,6 +104,7 @@ def _train(
     """Trains one stage, or takes it up where it was stopped; the scores are of both layouts."""
     from cir_jax.evals import benchmark
     from cir_jax.retrieval import load
+    from cir_jax.runtime import supervision
     from cir_jax.training import train
 
     which = "quicktest" if quick else "emoji"
@@ -111,7 +112,7 @@ def _train(
     config = configs.load(f"clip_sum:{which},stage={stage}", [*common, *changes])
     results = train.train(config)
     if not results["finished"]:
-        raise UserError(f"stopped; the same command goes on from {workdir}")
+        raise supervision.Stopped(f"stopped; the same command goes on from {workdir}")
     cirr = ["eval.benchmark=cirr", f"data.root={data / 'cirr'}", "eval.examples=0"]
     other, retriever = load.from_run(workdir, "last", cirr)
     cirr_layout = benchmark.build(other)

@@ -9,7 +9,11 @@ Examples:
 """
 
 import argparse
+import contextlib
+import os
 from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 from cir_jax.errors import UserError
@@ -32,9 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Loads the config before anything heavy, so that a typo is reported at once."""
-    loaded = configs.with_init_from(configs.from_args(args), args.init_from)
-    if "stage" not in loaded:
-        raise UserError(f"--config {args.config} makes triplets; use it with `cir-jax positives`")
+    try:
+        loaded = _load(args)
+    except UserError:
+        if any(name.startswith("CIR_JAX_PROCESS") for name in os.environ):
+            from cir_jax.runtime import distributed
+
+            with contextlib.suppress(UserError):  # the others wait for this process, to hear why
+                distributed.initialize()
+        raise
     from cir_jax.runtime import distributed, supervision
     from cir_jax.runtime.limits import Limits
 
@@ -59,3 +69,10 @@ def run(args: argparse.Namespace) -> int:
     if jax.process_index() == 0:
         progress.say(f"report: {Path(results['workdir'], 'report.html').resolve()}")
     return 0
+
+
+def _load(args: argparse.Namespace) -> ConfigDict:
+    loaded = configs.with_init_from(configs.from_args(args), args.init_from)
+    if "stage" not in loaded:
+        raise UserError(f"--config {args.config} makes triplets; use it with `cir-jax positives`")
+    return loaded

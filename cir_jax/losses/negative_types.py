@@ -24,7 +24,7 @@ def losses(
     query: jax.Array,
     targets: jax.Array,
     temperature: jax.Array | float,
-    crossed: Callable[[jax.Array], jax.Array],
+    crossed: Callable[[jax.Array], jax.Array] | None,
 ) -> dict[str, jax.Array]:
     """The cross-entropies of some types, name -> [B] float32.
 
@@ -34,7 +34,7 @@ def losses(
       targets: [B, K, D] unit rows of their positives.
       temperature: scalar.
       crossed: shift s -> [B, D], in row i the query of reference i with text (i + s) mod B. Called
-        only for types of CROSSED.
+        only for types of CROSSED; None where there are none of these.
     """
     found = {}
     if {"target", "query"} & set(types):
@@ -42,6 +42,7 @@ def losses(
         found["target"] = diagonal_cross_entropy(pairs)
         found["query"] = diagonal_cross_entropy(pairs.T)
     if set(CROSSED) & set(types):
+        assert crossed is not None
         by_text, by_reference = _rotations(crossed, targets)
         # Row s holds the scores of shift s; the true pair is shift 0.
         for name, rows in (("text", by_text), ("reference", by_reference)):

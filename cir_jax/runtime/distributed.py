@@ -8,6 +8,7 @@ A single process needs nothing. Elsewhere the environment says where the others 
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -48,12 +49,12 @@ def initialize(limits: Limits | None = None) -> None:
     # The service would take SIGTERM for itself and tell nobody.
     jax.config.update("jax_enable_preemption_service", False)
     options: dict[str, Any] = {"initialization_timeout": int(limits.connect)}
-    broken = _never
+    broken: Callable[[], bool] = _never
     if watcher is not None:
         options |= {"heartbeat_timeout_seconds": NEVER}
         if index:
             relay = Relay(address, limits.connect)
-            address, broken = relay.address, lambda: relay.lost
+            address, broken = relay.address, relay.is_lost
     try:
         jax.distributed.initialize(address, count, index, devices, **options)
     except RuntimeError as error:
@@ -68,7 +69,9 @@ def initialize(limits: Limits | None = None) -> None:
         watcher.cluster = _joined
 
 
-def join(limits: Limits | None = None, broken: Any = None) -> cluster.Cluster | None:
+def join(
+    limits: Limits | None = None, broken: Callable[[], bool] | None = None
+) -> cluster.Cluster | None:
     """The thread that talks to the other processes, started once; None if there are none."""
     global _joined
     if _joined is None and jax.process_count() > 1:

@@ -3,8 +3,8 @@
 
 The client of jax's coordination service aborts its process, with a C++ stack and no reason, as soon
 as the connection to process 0 is reset. So the client talks to this relay on loopback, which passes
-the bytes on: when process 0 is gone the relay keeps its own side open and notes `lost`, and the
-thread that watches the run ends it with a sentence.
+the bytes on: when process 0 is gone the relay keeps its own side open and says that it `is_lost`,
+and the thread that watches the run ends it with a sentence.
 """
 
 import contextlib
@@ -39,8 +39,7 @@ class Relay:
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True, name="relay").start()
 
-    @property
-    def lost(self) -> bool:
+    def is_lost(self) -> bool:
         """True once process 0 has closed a connection, or refused one."""
         return self._lost.is_set()
 

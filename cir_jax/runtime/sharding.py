@@ -24,8 +24,8 @@ from cir_jax.errors import UserError
 from cir_jax.params import ModelParams
 from cir_jax.runtime import mesh as meshes
 
-# Values that a parameter, or a layer of a stacked one, has at least if it is split over "data". What
-# is smaller (biases, norms) is under 1 % of a model, and a collective for each would cost its delay.
+# Values that a parameter, or one layer of a stacked one, has at least if it is split over "data".
+# What is smaller (biases, norms) is under 1 % of a model, and each would need its own collective.
 LEAST = 2**16
 
 _SPLIT: ContextVar[Mesh | None] = ContextVar("mesh of parameters that are split", default=None)
@@ -68,21 +68,21 @@ def _spec(path: str, shape: tuple, entries: tuple, mesh: Mesh) -> PartitionSpec:
 
 
 def _over_data(spec: PartitionSpec, shape: tuple, stacked: bool, mesh: Mesh) -> PartitionSpec:
-    """`spec` with the largest dimension that is still whole split over "data".
+    """`spec` with one more dimension split over "data": the largest that is whole and divides, or
+    else the largest of which each part divides.
 
     The layer axis of a scan stays whole: each device would hold some of the layers, and all of them
     would be gathered before the first.
     """
-    devices, first = mesh.shape[meshes.DATA], int(stacked)
     entries = [*spec, *[None] * (len(shape) - len(spec))]
-    whole = [
-        i
-        for i in range(first, len(shape))
-        if shape[i] % devices == 0 and (entries[i] is None or mesh.shape[entries[i]] == 1)
-    ]
-    if not whole or math.prod(shape[first:]) < LEAST:
+    parts = [1 if axis is None else mesh.shape[axis] for axis in entries]
+    first = int(stacked)
+    devices = mesh.shape[meshes.DATA]
+    fitting = [i for i in range(first, len(shape)) if shape[i] % (parts[i] * devices) == 0]
+    if not fitting or math.prod(shape[first:]) < LEAST:
         return spec
-    entries[max(whole, key=lambda i: shape[i])] = meshes.DATA
+    at = max(fitting, key=lambda i: (parts[i] == 1, shape[i]))
+    entries[at] = meshes.DATA if parts[at] == 1 else (entries[at], meshes.DATA)
     return PartitionSpec(*entries)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 MOUNTS = "/proc/mounts"
 # File system types of mounted buckets. A rename there is a copy and a delete of every file, and an
-# open file is seen by others, and survives its host, only once it is closed.
-_BUCKETS = ("fuse.gcsfuse", "fuse.s3fs", "fuse.rclone", "fuse.blobfuse2", "fuse.goofys")
+# open file is seen by others, and survives its host, only once it is closed. "fuse" alone is what
+# GKE's driver of Cloud Storage and mountpoint-s3 call themselves.
+_BUCKETS = ("fuse", "fuse.gcsfuse", "fuse.s3fs", "fuse.rclone", "fuse.blobfuse2", "fuse.goofys")
 
 
 def is_bucket(path: str | Path) -> bool:

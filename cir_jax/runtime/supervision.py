@@ -35,6 +35,11 @@ PAUSE = 3.0  # a look that is later than this: the process, or the machine, did 
 GOODBYE = 0.2  # share of the grace period that is kept for taking leave
 SHORT = ("read", "step", "save", "report", "end")  # phases that are waited for after a signal
 
+
+class Stopped(UserError):
+    """A part of a command was stopped by a signal; the command ends with STOPPED."""
+
+
 _current: "Supervisor | None" = None
 
 

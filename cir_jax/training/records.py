@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run leaves in its folder: metrics, evaluations, checkpoints, and the report."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -12,11 +11,12 @@ import numpy as np
 
 from cir_jax import files, progress
 from cir_jax.config import to_json
+from cir_jax.errors import UserError
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
-from cir_jax.runtime import checkpoint, metrics, supervision, watchdog
+from cir_jax.runtime import checkpoint, checksums, metrics, supervision, watchdog
 from cir_jax.runtime.lease import Lease
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
@@ -121,7 +121,7 @@ class Records:
             self._best.wait()
             run_report.keep(self._setup.config.workdir, result)
         if jax.process_index() == 0:  # last: an evaluation that is not in here is made again
-            files.put(self._evaluations, json.dumps(state.history).encode())
+            files.put(self._evaluations, checksums.sealed({"history": state.history}))
 
     def save(self, state: State) -> None:
         """Starts writing a checkpoint that the run can go on from."""
@@ -153,7 +153,14 @@ class Records:
         """Adds the evaluations that were made after the checkpoint of their step was written."""
         if not self._evaluations.is_file():
             return
-        for entry in json.loads(self._evaluations.read_text()):
+        try:
+            found = checksums.opened(self._evaluations.read_bytes(), EVALUATIONS)["history"]
+        except checksums.Damaged as error:
+            raise UserError(
+                f"{self._evaluations} is damaged ({error}); delete it: evaluations since the last "
+                "checkpoint are made again"
+            ) from None
+        for entry in found:
             if entry["step"] <= state.step and entry not in state.history:
                 state.history.append(entry)
                 if state.best is None or entry["score"] > state.best:

@@ -48,17 +48,18 @@ def make(
 
     def update(trained, state, fixed, batch, bank, key):
         gradient = jax.value_and_grad(objective, has_aux=True)
-        (loss, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
-        norm = optax.tree.norm(grads)
+        (_, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
+        # One after the other: with more devices than cores those of a CPU may otherwise each wait
+        # in another collective, for ever.
+        norm, losses = jax.lax.optimization_barrier((optax.tree.norm(grads), losses))
+        loss = jnp.mean(losses)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         def apply(trained, state):
             updates, state = tx.update(grads, state, trained)
             return optax.apply_updates(trained, updates), state
 
-        # A step that is not finite changes nothing: its parameters would be lost beyond repair. A
-        # branch, not a `where` for each leaf: with that, devices of the CPU wait for each other's
-        # collectives for ever where they are more than the cores.
+        # A step that is not finite changes nothing: its parameters would be lost beyond repair.
         trained, state = jax.lax.cond(finite, apply, lambda *kept: kept, trained, state)
         one_hot = jax.nn.one_hot(batch["source_id"], sources, dtype=jnp.float32)
         metrics = {

@@ -18,7 +18,8 @@
 #   --chips N                   chips of a host, where the node pool differs from 4 (8 for v5e and v6e 2x4)
 #   --xpk CLUSTER               submits through xpk, which has templates of its own, with --zone ZONE and
 #                               --project ID; the --gpu is then xpk's device type (h100-mega-80gb-8). A
-#                               bucket is attached with `xpk storage`, not here
+#                               bucket is attached with `xpk storage`, not here. xpk counts interruptions
+#                               as --restarts (100) and does not restart a run that ended with status 1
 #   --dry-run                   prints the JobSet, or the command of xpk, and submits nothing
 # Status 75 (interrupted, resumes) and lost nodes start the JobSet again without limit, 2 (bad input) ends
 # it at once. workdir must lie in the bucket, so that the run resumes. JobSet 0.10 or newer is needed.
@@ -33,7 +34,7 @@ case "$1" in
   --help | -h) usage; exit 0 ;;
 esac
 kind="$1" name="" image="" tpu="" topology="" slices=1 gpu="" gpus=8 nodes=1 bucket="" spot=0 queue=""
-service_account=default namespace=default restarts=5 chips="" xpk="" zone="" project=""
+service_account=default namespace=default restarts="" chips="" xpk="" zone="" project=""
 shift
 run=()
 while [ $# -gt 0 ]; do
@@ -71,6 +72,11 @@ bucket="${bucket%/}"
 [ -z "$bucket" ] || matches --bucket "$bucket" '[a-z0-9][a-z0-9._-]*' "the name of a bucket"
 [ -z "$queue" ] || matches --queue "$queue" '[a-z0-9][a-z0-9.-]*' "a name of Kubernetes"
 for pair in "--slices $slices" "--gpus $gpus" "--nodes $nodes"; do number "${pair%% *}" "${pair##* }"; done
+# xpk counts interruptions too, and ends a run that crashed.
+if [ -z "$restarts" ]; then
+  restarts=5
+  [ -z "$xpk" ] || restarts=100
+fi
 [[ "$restarts" =~ ^[0-9]+$ ]] || fail "--restarts $restarts is no number"
 [ ${#run[@]} -gt 0 ] || fail "a command is missing after --, e.g. -- train --config clip_sum:cirr"
 

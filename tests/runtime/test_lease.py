@@ -162,3 +162,16 @@ def test_the_owner_shows_that_it_is_alive_and_stops_when_it_lost(tmp_path):
         held._beating.join(20)
         assert not held._beating.is_alive()
         assert json.loads(file.read_text()) == ELSEWHERE
+
+
+def test_a_hard_end_spares_the_next_owner_the_wait(tmp_path):
+    """As after a signal: the process ends without leaving the `with`."""
+    script = (
+        "import sys; from cir_jax.runtime import lease, supervision\n"
+        "with supervision.command('cir-jax train') as watcher, lease.hold(sys.argv[1], 60):\n"
+        "    watcher._end_hard('stopped', 75)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(HERE)}
+    arguments = [sys.executable, "-c", script, str(tmp_path)]
+    assert subprocess.run(arguments, env=environment, timeout=100).returncode == 75
+    assert [p.name for p in tmp_path.iterdir()] == [lease.LOCK]

@@ -116,10 +116,20 @@ def test_devices_that_make_no_mesh():
         meshes.make(devices=devices[:7])
 
 
-def described(number, node):
-    """What a mesh reads of a GPU."""
+def test_devices_of_a_tpu_that_are_no_box():
+    kind = {"platform": "tpu", "device_kind": "TPU v6 lite", "core_on_chip": 0}
+    chips = [described(i, 0, coords=(i % 2, i // 2, 0), **kind) for i in range(4)]
+    assert meshes.make(devices=chips[:2]).devices.ravel().tolist() == chips[:2]
+    with pytest.raises(
+        UserError, match=r"2 devices, .* that are no box of the TPU.s torus .*; give"
+    ):
+        meshes.make(devices=[chips[0], chips[3]])
+
+
+def described(number, node, **changes):
+    """What a mesh reads of a device, of a GPU if nothing is changed."""
     fields = {"id": number, "process_index": number, "slice_index": node, "platform": "gpu"}
-    return type("GPU", (), {**fields, "device_kind": "GPU"})()
+    return type("Device", (), {**fields, "device_kind": "GPU", **changes})()
 
 
 def test_a_run_says_what_a_device_gets(tmp_path, capsys):

@@ -109,16 +109,17 @@ def test_logs_in_a_mounted_bucket_are_closed_once_a_minute(tmp_path, monkeypatch
         ("/mnt/bc", "ext4"),
         ("/mnt/b/disk", "tmpfs"),
         ("/mnt/with space/x", "nfs4"),
+        ("/data/x", "fuse"),
     ],
 )
 def test_the_file_system_of_a_place(place, kind, tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/vda / ext4 rw 0 0\nb /mnt/b fuse.gcsfuse rw 0 0\nt /mnt/b/disk tmpfs rw 0 0\n"
-        "n /mnt/with\\040space nfs4 rw 0 0\n\n"
+        "n /mnt/with\\040space nfs4 rw 0 0\nb /data fuse rw 0 0\n\n"
     )
     monkeypatch.setattr(storage, "MOUNTS", str(mounts))
     assert storage.kind(place) == kind
-    assert storage.is_bucket(place) == (kind == "fuse.gcsfuse")
+    assert storage.is_bucket(place) == (kind in ("fuse", "fuse.gcsfuse"))
     monkeypatch.setattr(storage, "MOUNTS", str(tmp_path / "none"))
     assert storage.kind(place) == ""

@@ -90,7 +90,9 @@ def test_two_processes_equal_one(model, stage, tmp_path):
         changes += [f"init_from={place}", "model.tower=auto"]
     alone = runs.tiny(tmp_path / "one", root, *changes, stage=stage, model=model)
     results = train.train(alone)
-    train_with_two(alone, tmp_path / "two")
+    # One of the models with its parameters in parts that no process has all of.
+    split = ["mesh.fsdp=true"] if model == "sprc" else []
+    train_with_two(configs.override(alone, split), tmp_path / "two")
     want, got = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(want) == 3 and got == pytest.approx(want, rel=2e-5)
     other = json.loads((tmp_path / "two" / "results.json").read_text())

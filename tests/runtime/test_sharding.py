@@ -2,13 +2,17 @@
 """Where parameters live: golden specs per config, bytes per device, rules, mesh, and what is said
 of shapes that do not divide. To renew the golden files: python -m tests.runtime.test_sharding"""
 
+import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from cir_jax import config as configs
 from cir_jax import contract, rules
@@ -18,9 +22,95 @@ from cir_jax.runtime import optim, sharding
 from cir_jax.training import stage as stages
 from cir_jax.training import step
 from tests import runs
+from tests.training.test_full_size_steps import abstract_batch
 
+SHAPE = re.compile(r"\b[a-z]+\d*\w*\[([\d,]*)\]")
 GOLDEN = Path(__file__).parent / "golden"
 TOWERS = {"clip_sum:fashioniq": "RN50x4", "clip_sum:emoji": "tiny-vit"}
+
+# Every published model at its full size, and the largest tower of clip_sum.
+FULL = {
+    "clip_sum": ("clip_sum:fashioniq", "RN50x4"),
+    "clip_sum-ViT-L-14": ("clip_sum:fashioniq", "ViT-L/14"),
+    "clip_combiner": ("clip_combiner:fashioniq", "RN50x4"),
+    "tgcir": ("tgcir:fashioniq", "ViT-B/16"),
+    "blip": ("blip:fashioniq", "blip-base"),
+    "sprc": ("sprc:fashioniq", "blip2-vit-g"),
+}
+
+
+def full_size(name):
+    spec, tower = FULL[name]
+    return contract.build(configs.load(spec, [f"model.tower={tower}"]).model)
+
+
+def splits(functions):
+    """Path, with * for the number of a block, and shape -> specs: the rules' own, which are those
+    of any mesh, and with fsdp on 8 x 1 and on 4 x 2 devices."""
+    grids = [meshes.make(8, 1), meshes.make(4, 2)]
+    places = [sharding.parameter_shardings(functions, mesh) for mesh in grids]
+    assert all(places[0][path].spec == place.spec for path, place in places[1].items())
+    places[1:] = [
+        sharding.parameter_shardings(dataclasses.replace(functions, fsdp=mesh), mesh)
+        for mesh in grids
+    ]
+    found = {}
+    for path, abstract in functions.abstract.items():
+        name = re.sub(r"/\d+/", "/*/", path)
+        specs = [str(tuple(each[path].spec)) for each in places]
+        assert found.setdefault(f"{name} {abstract.shape}", specs) == specs
+    return {name: " | ".join(specs) for name, specs in found.items()}
+
+
+def splits_file(name):
+    return GOLDEN / "full_size" / f"{name}.json"
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_every_parameter_of_every_model_is_split_as_it_was(name):
+    assert splits(full_size(name)) == json.loads(splits_file(name).read_text())
+
+
+def kept(functions, mesh, paths):
+    """Bytes on a device of all parameters, and of gradients and both moments of those at `paths`;
+    float32."""
+    places = sharding.parameter_shardings(functions, mesh)
+    size = {
+        path: 4 * math.prod(places[path].shard_shape(x.shape))
+        for path, x in functions.abstract.items()
+    }
+    return sum(size.values()) + 3 * sum(size[path] for path in paths)
+
+
+def test_bytes_of_the_largest_model_on_sixteen_chips():
+    functions, mesh = full_size("sprc"), AbstractMesh((16, 1), meshes.AXES)
+    split = dataclasses.replace(functions, fsdp=mesh)
+    # What trains in stage one, and all of it.
+    some = [path for path, role in functions.roles.items() if role in ("index", "query")]
+    for paths in (some, list(functions.abstract)):
+        whole, part = kept(functions, mesh, paths), kept(split, mesh, paths)
+        assert whole / 17 < part < whole / 15.5, (whole, part)
+    assert kept(functions, mesh, list(functions.abstract)) > 16e9 > 8 * part
+
+
+def test_what_fsdp_leaves_whole(monkeypatch):
+    """What is small, what does not divide, and the layer axis of a scan."""
+    functions = contract.build(runs.tiny("unused", "unused", model="clip_sum").model)
+
+    def spec(path, devices):
+        mesh = AbstractMesh((devices, 1), meshes.AXES)
+        split = dataclasses.replace(functions, fsdp=mesh)
+        return tuple(sharding.parameter_shardings(split, mesh)[path].spec)
+
+    matrix, norm = "visual/blocks/mlp/fc1/kernel", "visual/blocks/norm1/scale"
+    assert spec(matrix, 8) == (None, None, "model")  # of fewer than LEAST values
+    monkeypatch.setattr(sharding, "LEAST", 1)
+    assert spec(matrix, 8) == (None, None, "data") and spec(norm, 8) == (None, "data")
+    assert spec(matrix, 7) == (None, None, "model") and spec("logit_scale", 8) == ()
+    assert norm in functions.stacked and "text/proj" not in functions.stacked
+    mesh = AbstractMesh((8, 1), meshes.AXES)
+    assert sharding._over_data(PartitionSpec(), (16, 12), True, mesh) == PartitionSpec()
+    assert tuple(sharding._over_data(PartitionSpec(), (16, 12), False, mesh)) == ("data", None)
 
 
 def described(spec):
@@ -165,7 +255,60 @@ def test_schedules():
     assert [float(optim.schedule(linear.optim, 10)(i)) for i in (0, 5, 10)] == [1, 0.5, 0]
 
 
+def abstract_update(config, functions, mesh):
+    """The lowered step of a config whose batch is not there: shapes are enough."""
+    stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
+    places = sharding.parameter_shardings(functions, mesh)
+    params = {p: described_array(x, places[p]) for p, x in functions.abstract.items()}
+    paths = stages.trainable(stage, functions)
+    trained = {p: params[p] for p in paths}
+    optimizer = optim.build(config.optim, paths, 10)
+    where = sharding.optimizer_shardings(optimizer, trained, places, mesh)
+    state = jax.tree.map(described_array, jax.eval_shape(optimizer.init, trained), where)
+    update = step.make(stage, functions, optimizer, 1, ({p: places[p] for p in paths}, where))
+    batch = abstract_batch(stage, functions, config, mesh)
+    fixed = {p: x for p, x in params.items() if p not in trained}
+    return update.lower(trained, state, fixed, batch, None, jax.random.key(0))
+
+
+def described_array(x, place):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
+def moved(text):
+    """(kind, values) of every array that a collective of a compiled program gives."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    return {
+        (kind, math.prod(map(int, filter(None, shape.split(",")))))
+        for result, kind in re.findall(rf"= (.*?) ({kinds})(?:-start)?\(", text)
+        for shape in SHAPE.findall(result)
+    }
+
+
+def test_with_fsdp_weights_are_gathered_layer_by_layer_and_rows_stay(monkeypatch):
+    """The batch is so large that the states of its images are more values than any matrix."""
+    monkeypatch.setattr(sharding, "LEAST", 64)
+    config = runs.tiny("unused", "unused", "batch=4096", model="clip_sum")
+    mesh = meshes.make()
+    functions = contract.build(config.model, fsdp=mesh)
+    table = max(x.size for x in functions.abstract.values())  # of the words
+    layers = [
+        x.size // (x.shape[0] if path in functions.stacked else 1)
+        for path, x in functions.abstract.items()
+        if x.size < table
+    ]
+    states = config.batch * functions.abstract["visual/position"].size
+    assert states > 8 * max(layers)
+    found = moved(abstract_update(config, functions, mesh).compile().as_text())
+    assert ("all-gather", max(layers)) in found
+    assert not [each for each in found if each[1] != table and each[1] > states / 4]
+
+
 if __name__ == "__main__":
     GOLDEN.mkdir(exist_ok=True)
+    (GOLDEN / "full_size").mkdir(exist_ok=True)
+    for one in FULL:
+        lines = json.dumps(splits(full_size(one)), indent=0, sort_keys=True)
+        splits_file(one).write_text(lines + "\n")
     for one in TOWERS:
         golden_file(one).write_text(json.dumps(described(one), indent=0, sort_keys=True) + "\n")

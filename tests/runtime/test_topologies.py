@@ -9,6 +9,7 @@ import collections
 import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ def machines():
 
 def described(program, *arguments):
     """What a program prints, in a process that has libtpu."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        pytest.skip("there is a libtpu for Linux on x86-64 only")
     done = subprocess.run(
         [sys.executable, "-m", program, *arguments],
         env=os.environ | slices.environment() | {"PYTHONPATH": str(HERE)},

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws that hold for every model: a new one is tested by being in MODELS."""
 
+import dataclasses
 import functools
 
 import jax
@@ -28,6 +29,11 @@ STAGES = ("zero_image_text", "one_in_batch", "two_bank")
 MESHES = ((2, 1), (4, 1), (8, 1), (2, 4))
 FEW = ((4, 1), (2, 4))
 ON_ALL = ("clip_sum", "cross_attention", "sprc_shaped")
+# Parameters split over "data" as well: (model, stage) -> mesh.
+FSDP = {
+    ("sprc_shaped", "two_bank"): (4, 2),
+    ("clip_sum", "one_in_batch"): (4, 1),
+}
 ROWS = 24
 BATCH = 8
 
@@ -78,10 +84,15 @@ def placed(batch, mesh):
     return jax.device_put(batch, meshes.batch_sharding(mesh))
 
 
-def one_update(model, stage, shape):
+def one_update(model, stage, shape, fsdp=False):
     functions, made, mesh, params, batch, bank, config = prepared(model, stage, shape)
+    if fsdp:
+        functions = dataclasses.replace(functions, fsdp=mesh)
     places = sharding.parameter_shardings(functions, mesh)
     paths = stages.trainable(made, functions)
+    if fsdp:
+        on_data = [p for p in paths if "data" in jax.tree.leaves(tuple(places[p].spec))]
+        assert len(on_data) > len(paths) / 2
     trained = sharding.place({p: params[p] for p in paths}, places)
     fixed = sharding.place(params, places)
     optimizer = optim.build(config.optim, paths, 10)
@@ -95,7 +106,7 @@ def one_update(model, stage, shape):
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("model", MODELS)
-def test_one_update_is_the_same_on_any_mesh(model, stage):
+def test_one_update_is_the_same_on_any_mesh(model, stage, monkeypatch):
     if stage == "zero_image_text" and model in WITHOUT_STAGE_ZERO:
         with pytest.raises(UserError, match="no 'logit_scale' parameter, so stage zero makes no"):
             prepared(model, stage)
@@ -104,13 +115,17 @@ def test_one_update_is_the_same_on_any_mesh(model, stage):
     assert max(np.abs(want[p] - start[p]).max() for p in want) > 1e-4
     shapes = MESHES if model in ON_ALL else FEW
     # Stage zero is the same code for every model.
-    for shape in shapes if stage != "zero_image_text" else shapes[-1:]:
-        got, _, other = one_update(model, stage, shape)
+    cases = [(shape, False) for shape in (shapes if stage != "zero_image_text" else shapes[-1:])]
+    if (model, stage) in FSDP:
+        monkeypatch.setattr(sharding, "LEAST", 1)  # tiny matrices too
+        cases.append((FSDP[model, stage], True))
+    for shape, fsdp in cases:
+        got, _, other = one_update(model, stage, shape, fsdp)
         assert other == pytest.approx(loss, rel=2e-5)
         for path in want:
             # Adam's first step is a sign: a gradient of rounding size may flip it.
             close = np.isclose(want[path], got[path], atol=2e-5, rtol=1e-4)
-            assert close.mean() > 0.999, (path, shape)
+            assert close.mean() > 0.999, (path, shape, fsdp)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -230,6 +245,45 @@ def test_gradient_caching_is_exact(model):
     want, got = gradient(whole), gradient(cached)
     for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("model", ["blip", "sprc"])
+def test_one_pass_over_reference_and_target_gives_what_two_give(model):
+    """Of models whose image side may train; of all, the loss of stage one is made by this pass."""
+    config = runs.tiny("unused", "unused", "model.train_image=true", model=model)
+    functions = models.build(config.model)
+    assert functions.passes_once
+    _, _, _, params, batch, _, _ = prepared(model, "one_in_batch")
+    pixels, text = (batch["reference_pixels"], batch["target_pixels"]), batch["text"]
+    # Models with dropout have a key for each of the two.
+    keys = jax.random.key(1), jax.random.key(2)
+    reference, target = jax.jit(functions.reference_and_target)(params, *pixels, text, keys)
+    want = jax.jit(functions.reference)(params, pixels[0], text, keys[0])
+    np.testing.assert_allclose(reference, want, atol=2e-5)
+    want = jax.jit(functions.target)(params, pixels[1], keys[1])
+    np.testing.assert_allclose(target, want, atol=2e-5)
+
+
+def test_a_model_that_overrides_a_part_of_another_is_passed_twice(tmp_path):
+    """Else it would train what it has replaced."""
+    mine = """
+from cir_jax.models.clip_sum import *
+from cir_jax.models import clip_sum
+
+class Model(clip_sum.Model):
+    def target(self, pixels):
+        return -super().target(pixels)
+"""
+    (tmp_path / "mine.py").write_text(mine)
+    config = runs.tiny("unused", "unused", model="clip_sum").model
+    with config.unlocked():
+        config.name = str(tmp_path / "mine.py")
+    functions = models.build(config)
+    assert not functions.passes_once and models.build(built("clip_sum")[0].config).passes_once
+    _, _, _, params, batch, _, _ = prepared("clip_sum", "one_in_batch")
+    pixels = batch["reference_pixels"], batch["target_pixels"]
+    _, target = functions.reference_and_target(params, *pixels, batch["text"])
+    np.testing.assert_array_equal(target, functions.target(params, pixels[1]))
 
 
 def test_learned_temperature_is_a_trained_leaf():

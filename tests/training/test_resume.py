@@ -127,6 +127,7 @@ def test_all_checkpoints_damaged(root, tmp_path):
         train.train(runs.tiny(tmp_path, root, *CHANGES, "steps=2"))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
 def test_a_full_disk_and_the_same_command_after_making_room(
     root, reference, tmp_path, monkeypatch, capfd
 ):
@@ -147,9 +148,8 @@ def test_a_full_disk_and_the_same_command_after_making_room(
     with ExitStack() as stack, pytest.raises(UserError, match=message):
         train.train(config)
     monkeypatch.undo()
-    assert "Traceback" not in capfd.readouterr().err  # Orbax's own, a page of each
-    names = sorted(p.name for p in (tmp_path / checkpoint.LAST).iterdir())
-    assert names == ["2", "3"]  # the room of what was begun is given back
+    assert "site-packages/orbax" not in capfd.readouterr().err  # its own pages of the same
+    assert checkpoint.Checkpoints(tmp_path / checkpoint.LAST).steps() == [2, 3]
     assert train.train(config)["finished"]
     assert losses(tmp_path) == reference
 

@@ -45,13 +45,17 @@ class Memory:
     host: float
 
     @property
-    def fits(self) -> str:
+    def step_fits(self) -> str:
         """ "yes", "no", or "perhaps" for an estimate whose margin goes over the limit."""
-        most = max(self.step, self.evaluation)
-        if most > self.limit:
+        if self.step > self.limit:
             return "no"
         spread = 0.0 if self.compiled else (MARGIN - 1) * self.parts["activations"]
         return "yes" if self.step + spread <= self.limit else "perhaps"
+
+    @property
+    def fits(self) -> str:
+        """Likewise, of steps and evaluations."""
+        return "no" if self.evaluation > self.limit else self.step_fits
 
 
 def find(

@@ -37,7 +37,11 @@ def text(
         ("machine", _machine(plan)),
         ("run", _run(plan)),
         (f"memory of a device, {_how(plan)}", _memory(plan)),
-        *([("what to change", _remedies(plan, remedies))] if plan.memory.fits != "yes" else []),
+        *(
+            [("what to change", _remedies(plan, remedies))]
+            if plan.memory.step_fits != "yes"
+            else []
+        ),
         (f"collectives of a step, {'compiled' if plan.listed else 'by shapes'}", _traffic(plan)),
         ("products of a step", _products(plan)),
         ("a step takes at least", _floors(plan)),
@@ -134,13 +138,13 @@ def _run(plan: Plan) -> Lines:
 def _memory(plan: Plan) -> Lines:
     found, limit = plan.memory, plan.memory.limit
     lines = [(name, gigabytes(size)) for name, size in found.parts.items()]
-    verdict = _VERDICTS[found.fits]
+    verdict = _VERDICTS[found.step_fits]
     if plan.refused:
         verdict += f"; the compiler says {gigabytes(plan.refused)} at least"
     lines.append(("a step", f"{gigabytes(found.step)} of {gigabytes(limit)}: {verdict}"))
     if plan.program.counts.gallery:
-        said = f"{gigabytes(found.evaluation)}, by shapes"
-        lines.append(("an evaluation", said))
+        said = "fits" if found.evaluation <= limit else "does not fit; lower eval.batch"
+        lines.append(("an evaluation", f"{gigabytes(found.evaluation)}, by shapes: {said}"))
     each = plan.machine.each
     lines.append(("on each host", f"{gigabytes(found.host * each)} of batches that are ready"))
     return lines

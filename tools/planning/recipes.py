@@ -7,7 +7,7 @@ from typing import Any
 MACHINES = ("v5e:4x4", "8xH100")
 MODELS = ("clip_sum", "clip_combiner", "tgcir", "blip", "sprc")
 HEAD = (
-    "| Recipe | a step needs | bound | a step | the run | what makes it fit |",
+    "| Recipe | a device needs | bound | a step | the run | what makes it fit |",
     "|---|---|---|---|---|---|",
 )
 # (config, machine, changes) -> what `--json` prints.
@@ -61,8 +61,10 @@ def row(config: str, on: str, plan: Planner) -> str:
 
 
 def _gigabytes(plan: dict[str, Any]) -> str:
+    """What a run needs: "over" what a compiler refused, "about" what no compiler has seen."""
     needs = max(plan["step_bytes"], plan["evaluation_bytes"])
-    return f"{'over ' * bool(plan['refused_bytes'])}{needs / 1e9:.1f}"
+    word = "over " if plan["refused_bytes"] else "" if plan["compiled"] else "about "
+    return f"{word}{needs / 1e9:.1f}"
 
 
 def _time(seconds: float) -> str:

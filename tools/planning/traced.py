@@ -121,7 +121,9 @@ def waiting(jaxpr: core.Jaxpr, in_place: int = 0) -> float:
     for number, equation in enumerate(jaxpr.eqns):
         own = [v for v in equation.outvars if v not in root and v not in given]
         made = sum(map(_size, own))
-        inside = max((waiting(inner) for inner, _ in _inner(equation)), default=0.0)
+        # A branch writes its results where those of the program belong.
+        over = len(equation.outvars) if all(v in given for v in equation.outvars) else 0
+        inside = max((waiting(inner, over) for inner, _ in _inner(equation)), default=0.0)
         # A loop holds what it makes beside one run of its body; else both are the same values.
         loop = equation.primitive.name in ("scan", "while")
         highest = max(highest, alive + (made + inside if loop else max(made, inside)))

@@ -104,7 +104,9 @@ class Stage:
         if self.negative_types == ("target",):
             losses = in_batch.in_batch_loss(composed, targets, tau)
         else:
-            crossed = _crossed(functions, query, index, rows, extras.get("reference"), key)
+            crossed = None
+            if crosses:
+                crossed = _crossed(functions, query, index, rows, extras["reference"], key)
             kinds = negative_types.losses(self.negative_types, composed, targets, tau, crossed)
             losses = functools.reduce(operator.add, kinds.values()) / len(kinds)
             metrics |= {f"{name}_negatives": x.mean() for name, x in kinds.items()}
@@ -157,7 +159,7 @@ def _crossed(
     query: Params,
     index: Params,
     rows: Rows,
-    reference: jax.Array | None,
+    reference: jax.Array,
     key: jax.Array,
 ) -> Callable[[jax.Array], jax.Array]:
     """Shift -> queries of each reference with the text so many examples further on.
