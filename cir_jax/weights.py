@@ -50,6 +50,18 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
     return from_json(checkpoints.record(step)["config"])
 
 
+def _config_of_last(workdir: str | Path) -> ConfigDict:
+    """That of the newest step whose record is whole: a damaged one is passed over later."""
+    last = checkpoint.Checkpoints(Path(workdir) / checkpoint.LAST)
+    for step in reversed(last.steps()):
+        try:
+            return from_json(last.record(step)["config"])
+        except UserError:
+            if step == last.steps()[0]:
+                raise
+    return config_of(workdir, "last")
+
+
 def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
     """`config`, with `model.tower=auto` replaced by what its weights are of.
 
@@ -69,7 +81,7 @@ def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best
         if checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
             init_from, which = config.workdir, "last"
     if from_run := next(filter(is_run, places(init_from)), None):
-        held = config_of(from_run, which).model
+        held = (_config_of_last(from_run) if which == "last" else config_of(from_run, which)).model
         keys = {key: held[key] for key in _MODEL_KEYS}
         config = config.copy_and_resolve_references()
         with config.unlocked():

@@ -28,6 +28,8 @@ here="$root/launch/slurm_job.sh"
 task() { # FOLDER REQUEST COMMAND ...
   local folder="$1" request="$2" pid status=0
   shift 2
+  # Slurm signals every process of the step, this one too; a second signal would end the run unsaved.
+  trap : TERM INT HUP
   if [ "$request" = gpus-per-task ]; then
     # Each task sees one GPU only, and not under the number that jax expects of a task of Slurm.
     CIR_JAX_COORDINATOR="$(scontrol show hostnames "$SLURM_STEP_NODELIST" | sed -n 1p)"
@@ -38,8 +40,6 @@ task() { # FOLDER REQUEST COMMAND ...
   fi
   "$@" &
   pid=$!
-  # Slurm signals every process of the step, this one too; a second signal would end the run unsaved.
-  trap : TERM INT HUP
   wait "$pid" || status=$?
   while kill -0 "$pid" 2>/dev/null; do # a signal ends `wait`, not the run
     wait "$pid" || true
@@ -77,6 +77,23 @@ read_statuses() { # FOLDER
         fi
         ;;
     esac
+  done
+}
+
+# A node that is lost takes its tasks with it; those of other nodes notice within two minutes and end
+# with 1. Slurm marks the node a little later, so this waits for it; returns 0 once it has.
+lost_node() {
+  local tasks="${SLURM_NTASKS:-$((${SLURM_JOB_NUM_NODES:-1} * ${SLURM_NTASKS_PER_NODE:-1}))}"
+  local seconds=0 limit="${CIR_JAX_NODE_WAIT:-240}"
+  [ "$noted" -lt "$tasks" ] || return 1
+  while true; do
+    if scontrol show node "${SLURM_JOB_NODELIST:-}" 2>/dev/null |
+      grep -E 'State=[A-Z+]*(DOWN|FAIL|NOT_RESPONDING|\*)' >/dev/null; then
+      return 0
+    fi
+    [ "$seconds" -lt "$limit" ] || return 1
+    sleep 10
+    seconds=$((seconds + 10))
   done
 }
 
@@ -129,6 +146,7 @@ job() { # LOGS RESTARTS CPUS REQUEST OPTION ... -- COMMAND ...
     PREEMPTED*) exit 75 ;; # Slurm queues it again by itself
   esac
   if [ -n "$first" ]; then
+    [ "${first#* 2 }" != "$first" ] || ! lost_node || queue_again "a node was lost"
     read -r number code host <<<"$first"
     echo "task $number on $host failed first, with status $code; the end of $folder/task-$number.log:" >&2
     tail -n 20 "$folder/task-$number.log" >&2 || true

@@ -115,10 +115,10 @@ start() { # STAMP LOGS -- ARG ...
 run() { # STAMP LOGS ARG ...
   local stamp="$1" logs="$2" pid copier="" copy="" status=0 late
   shift 2
-  CIR_JAX_DISTRIBUTED=auto .venv/bin/cir-jax "$@" >"$run/$stamp.log" 2>&1 </dev/null &
-  pid=$!
   # A machine that is taken away signals all processes; a second signal would end the run unsaved.
   trap : TERM HUP INT
+  CIR_JAX_DISTRIBUTED=auto .venv/bin/cir-jax "$@" >"$run/$stamp.log" 2>&1 </dev/null &
+  pid=$!
   echo "$pid" >$run/pid.new
   mv $run/pid.new $run/pid
   if [ -n "$logs" ]; then

@@ -112,7 +112,7 @@ def check(rows: Any, spans: Sequence[tuple[int, int]]) -> bool:
         return False
     size = rows.nbytes // max(len(rows), 1)
     with _reading(found.file.parent):
-        found.check((start * size, stop * size) for start, stop in spans)
+        found.check(((start * size, stop * size) for start, stop in spans), rows)
     return True
 
 

@@ -8,7 +8,6 @@ with it, of what was computed and not of what the disk gives back.
 """
 
 import os
-import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -162,8 +161,13 @@ class Sums:
         file = Path(rows.filename)
         return cls(file, rows.offset, rows.nbytes, record["block"], found, seen)
 
-    def check(self, spans: Iterable[tuple[int, int]]) -> None:
+    def check(self, spans: Iterable[tuple[int, int]], rows: Any = None) -> None:
         """Checks the blocks that hold these spans of bytes [start, stop), once each.
+
+        Args:
+          spans: of the rows.
+          rows: the memory-mapped array, if it is read next: then nothing is read twice. None reads
+            the file, which may have become shorter; a process does not outlive that in a mapping.
 
         Raises:
           Damaged: one is not what was written.
@@ -181,18 +185,18 @@ class Sums:
         ]
         if not together:
             return
-        local = threading.local()
+        mapped = None if rows is None else memoryview(rows.reshape(-1).view(np.uint8))
         with self.file.open("rb", buffering=0) as file, ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(lambda span: self._check(file.fileno(), span, local), together))
+            list(pool.map(lambda span: self._check(file.fileno(), span, mapped), together))
 
-    def _check(self, file: int, span: tuple[int, int], local: threading.local) -> None:
-        if not hasattr(local, "buffer"):
-            local.buffer = memoryview(bytearray(_TOGETHER * self.block))
-        first, stop = span
-        size = min(stop * self.block, self.size) - first * self.block
-        got = os.preadv(file, [local.buffer[:size]], self.offset + first * self.block)
-        for block in range(first, stop):
-            self.compare(block, local.buffer[:got][(block - first) * self.block :][: self.block])
+    def _check(self, file: int, span: tuple[int, int], mapped: memoryview | None) -> None:
+        start, stop = span[0] * self.block, min(span[1] * self.block, self.size)
+        if mapped is None:
+            mapped = memoryview(os.pread(file, stop - start, self.offset + start))
+        else:
+            mapped = mapped[start:stop]
+        for block in range(*span):
+            self.compare(block, mapped[block * self.block - start :][: self.block])
 
     def compare(self, block: int, content: memoryview) -> None:
         """Checks a block that was read; its checksum fails where it was read short.

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from cir_jax import files, progress
 from cir_jax.errors import UserError
-from cir_jax.runtime import agreement, supervision
+from cir_jax.runtime import agreement, storage, supervision
 
 LOCK = ".lock"  # stays there: deleting it would let two runs in
 FILE = ".lease"
@@ -176,6 +176,7 @@ def hold(folder: str | Path, seconds: float) -> Iterator[Lease]:
     Raises:
       UserError: another run trains there, or the folder cannot be written.
     """
+    _check_mounts(folder)
     lease = Lease(folder, seconds)
     agreement.first(lease._acquire, "cannot train in the folder of the run")
     if (watcher := supervision.current()) is not None:
@@ -184,6 +185,17 @@ def hold(folder: str | Path, seconds: float) -> Iterator[Lease]:
         yield lease
     finally:
         lease._release()
+
+
+def _check_mounts(folder: str | Path) -> None:
+    """Raises UserError where a bucket is mounted on some hosts only: others would miss it."""
+    told = agreement.tell("a mounted bucket" if storage.is_bucket(folder) else "on a disk")
+    for process, kind in enumerate(told):
+        if kind != told[0]:
+            raise UserError(
+                f"{folder} is {told[0]} for process 0 and {kind} for process {process}; mount the "
+                "bucket at the same place on every host"
+            )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Supervisor:
         self._handlers: dict[int, Any] = {}
         self._wakeup = -1
         self._over = False
-        self._failed = ""
+        self._failed, self._failed_status, self._failed_at = "", 1, 0.0
         self._read, self._write = os.pipe()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="supervision")
 
@@ -140,11 +140,9 @@ class Supervisor:
         assert cluster is not None
         if status == 1:
             traceback.print_exception(error)
-        if _of_a_collective(error):  # most likely a peer is gone: who, the heartbeats will tell
-            cluster.wait_for_verdict(self.limits.lost + 5)
+        self.announce(error)
         if not self._failed and cluster.verdict is not None:
             self._end_for(cluster.verdict)
-        self.announce(error)
         if self.asked or cluster.stop:  # a peer that has left for the signal breaks collectives
             self._end_hard(self._stopped_text(), STOPPED)
         if cluster.verdict and cluster.verdict["process"] != cluster.process:
@@ -157,9 +155,13 @@ class Supervisor:
         cluster = self.cluster
         if cluster is None or self._failed:
             return
+        if _of_a_collective(error):  # most likely a peer is gone: who, the heartbeats will tell
+            cluster.wait_for_verdict(self.limits.lost + 5)
+        if cluster.verdict is not None:
+            return
         status = 2 if isinstance(error, UserError) else 1
         self._failed = str(error) if status == 2 else f"{type(error).__name__}: {error}"
-        self._failed_at = time.monotonic()
+        self._failed_status, self._failed_at = status, time.monotonic()
         stopped = self.asked or cluster.stop
         kind = "stopped" if stopped else "failed"
         text = f"process {cluster.process} on {cluster.host} ended: {self._failed}"
@@ -231,7 +233,8 @@ class Supervisor:
         if not self._failed:
             self._end_for(verdict)
         if now - self._failed_at > 10:  # the main thread waits, as it unwinds, for one that is gone
-            self._end_hard(f"{self._failed}\n(process {cluster.process} on {cluster.host})", 1)
+            place = f"(process {cluster.process} on {cluster.host})"
+            self._end_hard(f"{self._failed}\n{place}", self._failed_status)
 
     def _look_at_process_0(self, cluster: Cluster, now: float) -> None:
         silent = now - cluster.contact

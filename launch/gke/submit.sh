@@ -21,8 +21,8 @@
 #                               bucket is attached with `xpk storage`, not here. xpk counts interruptions
 #                               as --restarts (100) and does not restart a run that ended with status 1
 #   --dry-run                   prints the JobSet, or the command of xpk, and submits nothing
-# Status 75 (interrupted, resumes) and lost nodes start the JobSet again without limit, 2 (bad input) ends
-# it at once. workdir must lie in the bucket, so that the run resumes. JobSet 0.10 or newer is needed.
+# Status 75 (interrupted, resumes) and evicted pods start the JobSet again without limit, 2 (bad input)
+# ends it at once. workdir must lie in the bucket, so that the run resumes. JobSet 0.10 or newer is needed.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../environment.sh"

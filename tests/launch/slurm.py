@@ -2,10 +2,12 @@
 """A stand-in for a Slurm cluster: jobs run at once, here, and again while they are queued again.
 
 Under `root`:
-  plan/I         what task I does, a line for each start: an exit status, or "stay" until TERM
+  plan/I         what task I does, a line for each start: an exit status, or "stay" until TERM,
+                 "lost" with its node, or "late": 1 after a second
   state          what `scontrol show job` says after the step (RUNNING if there is none)
   signal         the step gets TERM once all tasks are on, as --signal does before the time limit
   cancel         the same, and the batch script too, as scancel does
+  node           what `scontrol show node` says (ALLOCATED if there is none)
   no_requeue     `scontrol requeue` is refused
   sbatch, srun   how the programs were called, a line each
 """
@@ -70,7 +72,8 @@ worst=0
 for task in "${tasks[@]}"; do
   status=0
   wait -n || status=$?
-  if [ "$status" != 0 ]; then # --kill-on-bad-exit
+  # --kill-on-bad-exit; a task that went with its node does not say how it ended
+  if [ "$status" != 0 ] && [ "$status" != 137 ]; then
     for task in "${tasks[@]}"; do kill -TERM -- "-$task" 2>/dev/null; done
   fi
   [ "$status" -le "$worst" ] || worst=$status
@@ -86,6 +89,7 @@ case "$1 $2" in
     state="$(cat "$SLURM/state" 2>/dev/null || echo RUNNING)"
     echo "   JobState=$state Reason=None Dependency=(null)"
     ;;
+  "show node") echo "NodeName=node2 State=$(cat "$SLURM/node" 2>/dev/null || echo ALLOCATED) X=1" ;;
   requeue*)
     if [ -f "$SLURM/no_requeue" ]; then
       echo "Requested operation is presently disabled for job $2" >&2
@@ -115,6 +119,14 @@ case "$does" in
       [ "$ticks" -lt $((2 + 3 * SLURM_PROCID)) ] || { echo saved && exit 75; }
     done
     ;;
+  late) # as one that misses another
+    sleep 1
+    exit 1
+    ;;
+  lost) # with its node: nobody notes a status
+    kill -KILL "$PPID"
+    exit 1
+    ;;
   *) exit "$does" ;;
 esac
 """
@@ -128,7 +140,7 @@ class Slurm:
         self.root = root
         for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
             calls.program(bin / name, text)
-        self.environment = {"SLURM": str(root), "TASKS": str(tasks)}
+        self.environment = {"SLURM": str(root), "TASKS": str(tasks), "CIR_JAX_NODE_WAIT": "0"}
         self.environment["PATH"] = f"{bin}:{os.environ['PATH']}"
 
     def plan(self, *tasks):

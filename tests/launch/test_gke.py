@@ -269,8 +269,8 @@ def test_xpk(flags, options, command, path, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "calls").read_text().splitlines() == [
         "xpk", "workload", "create", "--cluster", "cluster", "--workload", "my-run",
-        "--docker-image", WHO[-1], "--max-restarts", "100", "--restart-on-exit-codes", "75", *options,
-        "--spot", "--zone", "z", "--project", "p",
+        "--docker-image", WHO[-1], "--max-restarts", "100", "--restart-on-exit-codes", "75",
+        *options, "--spot", "--zone", "z", "--project", "p",
         "--command", f"{command}cir-jax train --set 'data.root=/a b'",
     ]  # fmt: skip
 

@@ -121,6 +121,20 @@ def test_a_failure_is_not_queued_again_and_its_task_is_named(status, slurm, queu
     assert out.endswith("says why in task 1\n")
 
 
+@pytest.mark.parametrize("state", ["DOWN*", "ALLOCATED+NOT_RESPONDING", "ALLOCATED*"])
+def test_a_lost_node_is_an_interruption(state, slurm, queue):
+    (slurm.root / "node").write_text(state)
+    slurm.plan(["late", "0"], ["lost", "0"])
+    _, out = queue("--config", "x")
+    assert "a node was lost; the job is queued again" in out and slurm.read("status") == "0\n"
+
+
+def test_a_killed_task_on_a_good_node_is_a_crash(slurm, queue):
+    slurm.plan(["late"], ["lost"])
+    _, out = queue("--config", "x")
+    assert "failed first, with status 1" in out and slurm.read("srun").count("\n") == 1
+
+
 def test_scancel_is_no_interruption(slurm, queue):
     (slurm.root / "cancel").touch()
     (slurm.root / "state").write_text("CANCELLED")

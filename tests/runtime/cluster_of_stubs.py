@@ -4,6 +4,7 @@
 What goes wrong goes wrong in one process, before its sixth step.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -35,6 +36,16 @@ def go_wrong(fault):
         time.sleep(1000)
 
 
+@contextlib.contextmanager
+def announced():
+    """As a run does whose checkpoints are closed when it ends."""
+    try:
+        yield
+    except BaseException as error:
+        supervision.current().announce(error)
+        raise
+
+
 def run(fault, chosen):
     """Steps; the one after which it was stopped, else STEPS."""
     stuck = 4 if fault == "stuck" else 60
@@ -50,7 +61,7 @@ def run(fault, chosen):
     ones = jax.make_array_from_callback(
         (jax.device_count(),), split, lambda _: np.ones(1, np.float32)
     )
-    with interrupts.StopRequest() as stop:
+    with announced(), interrupts.StopRequest() as stop:
         for step in range(1, STEPS + 1):
             watchdog.progress("read", step)
             if step == 6 and chosen:

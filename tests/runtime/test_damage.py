@@ -16,9 +16,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from cir_jax import config as configs
+from cir_jax import weights
 from cir_jax.errors import UserError
 from cir_jax.runtime import checkpoint, checksums, commits, storage
 from cir_jax.runtime import mesh as meshes
+from tests import runs
 from tests.bank.test_bank_files import largest_file
 
 HERE = Path(__file__).parents[2]
@@ -191,6 +194,20 @@ def test_reading_leaves_a_step_alone_that_another_process_is_writing(kept):
     assert kept.steps() == [6, 9] and not begun.exists()
 
 
+def test_the_size_of_a_resumed_model_is_that_of_a_step_that_is_whole(tmp_path):
+    trained = runs.tiny(tmp_path, "data", model="clip_sum")
+    kept = checkpoint.Checkpoints(tmp_path / checkpoint.LAST)
+    for step in (1, 2):
+        kept.save(step, TREE, {"config": configs.to_json(trained)})
+    kept.close()
+    asked = configs.override(trained, ("model.tower=auto",))
+    for step in (2, 1):
+        assert weights.resolve(asked).model.tower == "tiny-vit"
+        flip(kept.folder / str(step) / "record" / "metadata")
+    with pytest.raises(UserError, match=r"step 1 in .*last is damaged"):
+        weights.resolve(asked)
+
+
 def tree_of(size):
     random = np.random.default_rng(0).standard_normal(size).astype(np.float32)  # does not compress
     return TREE | {"fixed": {"a/kernel": jnp.asarray(random)}}
@@ -267,7 +284,7 @@ import errno, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from cir_jax.errors import UserError
-from cir_jax.runtime import checkpoint, checksums, distributed
+from cir_jax.runtime import checkpoint, checksums, distributed, lease
 from cir_jax.runtime import mesh as meshes
 distributed.initialize()
 this = jax.process_index()
@@ -303,6 +320,19 @@ if this == 0:
     (kept.folder / "2" / "record" / "metadata").unlink()
 checkpoint.agreement.tell("harmed")
 assert restored() == 1
+with lease.hold(sys.argv[1], 60) as held:
+    held.check()
+    if this == 0:
+        (Path(sys.argv[1]) / lease.FILE).write_text('{"nonce": "other", "host": "elsewhere"}')
+    try:
+        held.check()
+    except UserError as error:
+        print("lost:", error)
+lease.storage.is_bucket = lambda path: this == 1
+try:
+    lease.hold(sys.argv[1], 60).__enter__()
+except UserError as error:
+    print("mounts:", error)
 print(f"process {this} of {jax.process_count()} is at step 1")
 """
 
@@ -327,6 +357,8 @@ def test_two_processes_agree_on_what_is_damaged(tmp_path):
     said = [process.communicate(timeout=200)[0] for process in started]
     for i in range(2):
         assert f"process {i} of 2 is at step 1" in said[i], "\n".join(said)
+        assert "elsewhere) has taken over" in said[i].partition("lost:")[2]
+        assert "is on a disk for process 0 and a mounted bucket for process 1; mount" in said[i]
     assert "damaged checkpoint: step 3 (state/ocdbt.process_1" in said[0]
     assert "damaged checkpoint: step 2 (record/metadata is missing)" in said[0]
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("damaged/*")) == [

@@ -112,7 +112,7 @@ def test_hosts_of_known_machines(on, shares, machines):
     assert [[r // EACH for r in rows[host][::EACH]] for host in ("0", "1")] == shares
 
 
-@pytest.mark.parametrize("on, model", [("v5e:4x4", 1), ("v5p:4x4x4", 1), ("v6e:8x8", 4)])
+@pytest.mark.parametrize("on, model", [("v5e:4x4", 1), ("v5p:2x2x4", 1), ("v6e:4x4", 4)])
 def test_hosts_draw_one_sequence_of_triplets(on, model, machines, tmp_path):
     """Put together, the rows of all hosts are the batches of one process, in order."""
     hosts = machines[on][str(model)]["rows"].values()
@@ -175,7 +175,7 @@ def total(program):
 
 @pytest.mark.parametrize(
     "model, stage, devices, changes",
-    [("clip_sum", 1, 2, ()), ("blip", 2, 4, ("loss.references=disk", "mesh.model=2"))],
+    [("cross_attention", 1, 2, ()), ("blip", 2, 4, ("loss.references=disk", "mesh.model=2"))],
 )
 def test_hosts_whose_devices_interleave_equal_one_process(model, stage, devices, changes, tmp_path):
     """As on most slices of several hosts: a host's rows of a batch are not adjacent there."""
