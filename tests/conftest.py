@@ -32,9 +32,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import jax
 import pytest
 
+from cir_jax.runtime import mesh
 from tests import programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A run gives the cache up as soon as it has several devices (`mesh.compile_anew`). Here they always
+# are several, and most programs are for one of them.
+programs.cache_those_of_one_device()
+mesh.compile_anew = lambda devices: None
 
 # What takes longest is started first, so that no worker is left alone with it at the end.
 LONG = ("test_readme.py", "test_wheel.py", "test_models.py", "test_processes.py", "test_laws.py")

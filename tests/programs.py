@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder in which jax keeps the compiled programs of the tests, for later runs."""
 
+from jax._src import compiler
+
 LIMIT = 2**30  # bytes; a run of all tests writes a fifth of that
 
 
@@ -15,3 +17,18 @@ def drop_oldest(folder, limit):
         total += status.st_size
         if total > limit:
             file.unlink(missing_ok=True)  # another run may be at it
+
+
+def cache_those_of_one_device():
+    """Keeps programs for several devices out of the folder: see `cir_jax.runtime.mesh`."""
+    read, write = compiler._cache_read, compiler._cache_write
+
+    def read_one(module, key, options, *rest):
+        several = options.executable_build_options.num_partitions > 1
+        return (None, None) if several else read(module, key, options, *rest)
+
+    def write_one(key, seconds, module, backend, executable, *rest):
+        if len(executable.local_devices()) == 1:
+            write(key, seconds, module, backend, executable, *rest)
+
+    compiler._cache_read, compiler._cache_write = read_one, write_one

@@ -15,7 +15,7 @@ import jax
 
 from cir_jax import progress
 from cir_jax.errors import UserError
-from cir_jax.runtime import cluster, supervision
+from cir_jax.runtime import cluster, mesh, supervision
 from cir_jax.runtime.limits import Limits
 from cir_jax.runtime.relay import Relay
 
@@ -63,7 +63,7 @@ def initialize(limits: Limits | None = None) -> None:
             f"cluster.connect_seconds={limits.connect:g}: {str(error).splitlines()[0]}"
         ) from error
     progress.set_process(jax.process_index())
-    _compile_anew()
+    mesh.compile_anew(jax.devices())
     join(limits, broken)
     if watcher is not None:
         watcher.cluster = _joined
@@ -87,16 +87,6 @@ def client() -> Any:
     from jax._src import distributed
 
     return distributed.global_state.client
-
-
-def _compile_anew() -> None:
-    """Leaves the cache of compiled programs alone where several processes have CPU devices.
-
-    A program that comes from it takes its collectives in another order in each process: a run of
-    two processes then trains on other numbers, or aborts in Gloo (jaxlib 0.10.2).
-    """
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
-        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _never(*_: object) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cir_jax import progress
@@ -63,9 +64,22 @@ def make(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = 
             f"between the {len(slices)} of them the network is too slow for it; set mesh.data=-1 "
             f"and mesh.model to one of {fitting}"
         )
+    compile_anew(devices)
     # Auto: the compiler places collectives. The default of jax >= 0.7, Explicit, makes every
     # contraction over a sharded dimension an error that the model would have to annotate.
     return Mesh(_arranged(slices, data, model), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def compile_anew(devices: Sequence[jax.Device]) -> None:
+    """Leaves jax's cache of compiled programs alone, if these are several devices of the CPU.
+
+    In a program that comes from it collectives are no longer kept one after the other (jaxlib
+    0.10.2). Devices of one process then wait for each other for ever, now and then; two processes
+    train on each other's numbers, or abort.
+    """
+    if len(devices) > 1 and devices[0].platform == "cpu" and jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # it has noted that it is used
 
 
 def _arranged(slices: list[list[jax.Device]], data: int, model: int) -> np.ndarray:

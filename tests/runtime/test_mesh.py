@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """How batches and chunks fit the devices, and what is said where they do not."""
 
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.runtime import distributed, encode
+from cir_jax.runtime import encode
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import dry_run
 from tests import runs
@@ -144,14 +147,17 @@ def test_a_run_says_what_a_device_gets(tmp_path, capsys):
         runs.set_up(runs.tiny(tmp_path / "run", root, "batch=12", "loss.chunk=4"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_cpu_processes_take_no_program_from_the_cache(processes, monkeypatch):
-    """Two that do train on other numbers, or abort: see `distributed._compile_anew`."""
-    before = jax.config.jax_enable_compilation_cache
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    try:
-        jax.config.update("jax_enable_compilation_cache", True)
-        distributed._compile_anew()
-        assert jax.config.jax_enable_compilation_cache == (processes == 1)
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_several_cpu_devices_take_no_program_from_the_cache(devices, tmp_path):
+    """Their collectives would not be kept apart: see `mesh.compile_anew`."""
+    code = (
+        "import sys, jax\nfrom cir_jax.runtime import mesh\n"
+        "jax.numpy.zeros(1)\n"  # the first use of the cache: jax notes that there is one
+        f"made = mesh.make(devices=jax.devices()[:{devices}])\n"
+        "place = mesh.batch_sharding(made)\n"
+        "jax.jit(lambda x: x.sum() * 3, in_shardings=place)(jax.numpy.ones(2)).block_until_ready()"
+    )
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=100)
+    kept = [p.name for p in tmp_path.iterdir() if "lambda" in p.name]
+    assert bool(kept) == (devices == 1)
