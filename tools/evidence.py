@@ -31,6 +31,7 @@ from cir_jax.evals import benchmark
 from cir_jax.evals.reports.sections import Spread
 from cir_jax.generation import steps
 from cir_jax.retrieval import load
+from cir_jax.runtime import supervision
 from cir_jax.training import train
 from tools.evidence_plot import plot
 
@@ -90,6 +91,8 @@ class Runs:
         elif self.quick:
             common += ["steps=8"]
         results = train.train(configs.load(f"clip_sum:{which},stage={stage}", [*common, *changes]))
+        if not results["finished"]:
+            raise SystemExit(supervision.STOPPED)  # the same command goes on
         scores = {
             "fiq_recall_at10": results["history"][-1]["average_recall_at10"],
             "steps": results["step"],

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own fol
 from cir_jax import config as configs
 from cir_jax import progress
 from cir_jax.datasets.readers import emoji
+from cir_jax.runtime import supervision
 from cir_jax.training import train
 
 # Model -> whether it starts from the pretrained encoders of `clip_sum`.
@@ -40,7 +41,7 @@ def run(out: Path, data: Path, name: str, start: str, which: str, stage: int) ->
         changes.append(f"init_from={start}")
     results = train.train(configs.load(f"{name}:{which},stage={stage}", changes))
     if not results["finished"]:
-        raise SystemExit(130)  # stopped: the same command goes on
+        raise SystemExit(supervision.STOPPED)  # the same command goes on
     scores = {
         "epochs": [entry[SCORE] for entry in results["history"]],
         "steps": results["step"],

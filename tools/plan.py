@@ -98,7 +98,7 @@ def _recipes(args: argparse.Namespace) -> int:
         return json.loads(done.stdout)
 
     for on in args.on or recipes.MACHINES:
-        print(recipes.table(on, one, args.only), flush=True)
+        print(f"`{on}`:\n\n{recipes.table(on, one, args.only)}\n", flush=True)
     return 0
 
 

@@ -72,15 +72,13 @@ def load(
             "or set loss.bank_path to another folder"
         )
     names = ["targets", *(["references"] if "references" in made_of else [])]
-    try:
+    with _reading(folder):
         return {
             name: npy.mapped(
                 folder / f"{name}.npy", (arrays or {}).get(name), summed.get(name, {}).get("header")
             )
             for name in names
         }
-    except npy.UNREADABLE as error:
-        raise _damaged(folder, error) from None
 
 
 def sums_of(rows: Any) -> Sums | None:
@@ -356,9 +354,14 @@ def _damaged(folder: Path, error: Exception) -> UserError:
 
 @contextmanager
 def _reading(folder: Path) -> Iterator[None]:
+    """Tells what is damaged from what cannot be read at the moment."""
     try:
         yield
-    except checksums.Damaged as error:
+    except (checksums.Damaged, FileNotFoundError) as error:
+        raise _damaged(folder, error) from None
+    except UserError:
+        raise
+    except npy.UNREADABLE as error:
         raise _damaged(folder, error) from None
     except OSError as error:
         raise UserError(
@@ -379,14 +382,13 @@ def _record(folder: Path) -> dict[str, Any]:
     """What `bank.json` holds.
 
     Raises:
-      UserError: it is damaged, or of a newer version than this code reads.
+      UserError: it is damaged, cannot be read, or is of a newer version than this code reads.
     """
-    try:
-        content = dict(json.loads((folder / RECORD).read_bytes()))
+    with _reading(folder):
+        text = (folder / RECORD).read_bytes()
+        content = dict(json.loads(text))
         if checksums.OWN in content or content.get("version", 1) != 1:  # version 1 had none
-            content = checksums.opened((folder / RECORD).read_bytes(), RECORD)
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(folder, error) from None
+            content = checksums.opened(text, RECORD)
     files.check_version(content, VERSION, f"the bank in {folder}")
     return content
 

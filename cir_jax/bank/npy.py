@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 # What numpy raises for an array that is cut off, or whose header is damaged.
-UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError)
+UNREADABLE = (ValueError, EOFError, SyntaxError, TypeError, tokenize.TokenError)
 
 
 def row_bytes(shape: tuple[int, ...], kind: Any) -> int:
@@ -45,6 +45,7 @@ def mapped(file: Path, wanted: Any = None, header: str | None = None) -> np.ndar
 
     Raises:
       ValueError: it is something else; and all of UNREADABLE.
+      OSError: it cannot be read.
     """
     if header is not None:
         with file.open("rb") as opened:

@@ -77,7 +77,7 @@ def compile_anew(devices: Sequence[jax.Device]) -> None:
     0.10.2). Devices of one process then wait for each other for ever, now and then; two processes
     train on each other's numbers, or abort.
     """
-    if len(devices) > 1 and devices[0].platform == "cpu" and jax.config.jax_compilation_cache_dir:
+    if len(devices) > 1 and devices[0].platform == "cpu":
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()  # it has noted that it is used
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from cir_jax import files
 from cir_jax.errors import UserError
@@ -55,6 +56,8 @@ class Recent:
         ]
         if jax.process_index() == 0:
             files.put(path, "".join(line + "\n" for line in lines).encode())
+        if jax.process_count() > 1:  # who raises first ends the others: not while this is written
+            multihost_utils.sync_global_devices(FILE)
         return Diverged(
             f"loss {loss} at step {step}; gradient norm {norm}: not finite. The step changed "
             f"nothing, and the checkpoints before it are kept. {path} names the triplets of this "

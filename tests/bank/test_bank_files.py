@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of a growing bank: other makers' rows, kills, full disks, and folders that are none."""
 
+import errno
 import json
 import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -201,6 +203,26 @@ def test_a_file_of_a_bank_that_is_missing(name, tmp_path):
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=rf"is damaged \(.*{name}.*\); delete it"):
         use(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["the record", "the rows", "the checksums"])
+def test_a_bank_that_cannot_be_read_now_is_not_called_damaged(where, tmp_path, monkeypatch):
+    stored(tmp_path)
+
+    def away(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        if where == "the record":
+            broken.setattr(Path, "read_bytes", away)
+        elif where == "the rows":
+            broken.setattr(np, "load", away)
+        else:
+            broken.setattr(files.Sums, "check", away)
+        message = r"the bank in .* could not be read \(.*Input/output error\); if the storage was"
+        with pytest.raises(UserError, match=message):
+            use(tmp_path)
+    use(tmp_path)
 
 
 def test_only_the_rows_that_are_used_are_checked(tmp_path):

@@ -58,3 +58,10 @@ def test_wrong_flags(capsys):
     with pytest.raises(SystemExit):
         evidence.main(["--seeds", "0"])
     assert "--seeds 0 is below 1" in capsys.readouterr().err
+
+
+def test_a_run_that_was_stopped_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence.train, "train", lambda config: {"finished": False})
+    with pytest.raises(SystemExit, match="75"):
+        evidence.Runs(tmp_path, tmp_path, 0, quick=True).train("one", 1, "")
+    assert not list(tmp_path.rglob("scores.json"))

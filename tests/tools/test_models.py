@@ -42,6 +42,6 @@ def test_quicktests_through_both_stages(tmp_path, capsys):
 
 def test_a_stage_that_was_stopped_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(models.train, "train", lambda config: {"finished": False})
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="75"):
         models.run(tmp_path, tmp_path, "sprc", "", "quicktest", 1)
     assert not list(tmp_path.rglob("scores.json"))

@@ -404,6 +404,43 @@ def test_predicted_against_measured(tmp_path, quick):
 README = readmes.TEXTS["launch/README.md"]
 
 
+def rows(on):
+    """The rows of a machine's table, config -> cells."""
+    part = README.partition(f"`{on}`:\n\n")[2].partition("\n\n")[0].splitlines()
+    assert part[:2] == list(recipes.HEAD)
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in part[2:]]
+    return {row[0].strip("`"): row[1:] for row in cells}
+
+
+@pytest.mark.parametrize("on", recipes.MACHINES)
+def test_every_recipe_is_in_the_table(on):
+    found = rows(on)
+    assert list(found) == list(recipes.configs())
+    for config, (needs, bound, step, run, fit) in found.items():
+        assert re.fullmatch(r"(over |about )?\d+\.\d of \d+\.\d GB", needs), config
+        assert bound in (
+            floors.COMPUTE,
+            floors.MEMORY,
+            floors.NETWORK,
+            floors.DECODING,
+            floors.HOST,
+        )
+        assert all(re.fullmatch(r"[\d.]+ (ms|s|min|h)", time) for time in (step, run)), config
+        have, limit = map(float, re.findall(r"\d+\.\d", needs))
+        assert (fit == "fits") <= (have <= limit), config
+
+
+def test_a_row_is_what_the_command_prints(capsys):
+    config = "clip_combiner:cirr,stage=2"
+
+    def one(spec, on, changes):
+        flags = [x for change in changes for x in ("--set", change)]
+        plan.main(["--config", spec, "--on", on, "--json", *flags])
+        return json.loads(capsys.readouterr().out)
+
+    assert recipes.row(config, "8xH100", one) in README
+
+
 def test_the_readme_says_that_nothing_was_measured():
     """Until a device run has filled the table of the project."""
     empty = "no plan has been held against a real device yet" in README
