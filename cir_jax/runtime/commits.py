@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from orbax.checkpoint.path import atomicity
 
 from cir_jax.runtime import checksums
@@ -57,7 +56,7 @@ class Renamed(_Checked, atomicity.AtomicRenameTemporaryPath):
     """A step that appears by a rename."""
 
     @classmethod
-    async def validate_final(cls, final_path: epath.Path) -> None:
+    async def validate_final(cls, final_path: Path) -> None:
         await super().validate_final(final_path)
         if final_path.name.isdigit() and not _is_whole(final_path):
             raise atomicity.ValidationError(f"{final_path} was not written to its end")
@@ -67,16 +66,16 @@ class Marked(_Checked, atomicity.CommitFileTemporaryPath):
     """A step that appears by a file that is written last."""
 
     @classmethod
-    async def validate(cls, temporary_path: epath.Path) -> None:
+    async def validate(cls, temporary_path: Path) -> None:
         if temporary_path.name.isdigit() and _is_whole(temporary_path):
             raise atomicity.ValidationError(f"{temporary_path} was written to its end")
         await super().validate(temporary_path)
 
     @classmethod
-    async def validate_final(cls, final_path: epath.Path) -> None:
+    async def validate_final(cls, final_path: Path) -> None:
         if not _is_whole(final_path):
             raise atomicity.ValidationError(f"{final_path} was not written to its end")
 
 
-def _is_whole(path: str | Path | epath.Path) -> bool:
+def _is_whole(path: str | Path) -> bool:
     return (Path(path) / COMMITTED).is_file() or checksums.exists(path)

@@ -87,9 +87,8 @@ def _loop(
     programs: dict[Any, Any] = {}
     recent = diverged.Recent(setup, data)
     over = state.step >= data.steps or _out_of_time(config, state)
-    bar = progress.bar(total=data.steps, title=f"stage {config.stage}")
-    bar.update(state.step)
-    with bar:
+    with progress.bar(total=data.steps, title=f"stage {config.stage}") as bar:
+        bar.update(state.step)
         stopping = stop.now(state.step)
         if not stopping:  # the run may have ended after saving this step
             records.catch_up(state, over)

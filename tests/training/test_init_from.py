@@ -249,7 +249,7 @@ def test_stage_one_from_two_trees_says_which_it_takes(root, tmp_path, capsys):
     changes = ["loss.auxiliary=()", f"model.context={tgcir_problem.CONTEXT}", f"init_from={place}"]
     chosen = flags(root, tmp_path / "run", *changes, tower=tgcir_problem.TOWER, config="tgcir")
     made, data = runs.set_up(config.load(chosen[1], chosen[3::2]))
-    state, _ = start(made, data.steps)
+    state, _ = start(made, data)
     said = capsys.readouterr().out
     assert "warning" in said and "masks" in said and "those of the query" in said
     query = tgcir_problem.weights(2).query

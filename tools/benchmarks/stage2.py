@@ -9,6 +9,7 @@ queries block by block and accumulates the gradient in the same pass. Needs the 
 """
 
 import argparse
+import dataclasses
 import importlib
 from collections.abc import Callable
 from types import ModuleType
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
          "loss.references=device", f"batch={args.batch}"],
     )  # fmt: skip
     built = contract.build(config.model)
-    functions = _WithoutDropout(built.module, built.config, built.graph, built.keys, built.abstract)
+    parts = {field.name: getattr(built, field.name) for field in dataclasses.fields(built)}
+    functions = _WithoutDropout(**parts)
     problem = _problem(released, functions, args.batch, rows)
     cut = tokens.fit(problem.longest, released.PADDED, config.data.text_lengths)
     padded = f"ours, {released.PADDED} tokens"
