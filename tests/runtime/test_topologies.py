@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,11 @@ def test_a_model_axis_lies_on_neighbours(on, model, machines):
         assert (box == model).all()
 
 
+# jax 0.10 and 0.12 go through this torus in another order.
+OLDER = version("jax").startswith("0.10.")
+V5P = [[0, 2, 4, 6], [1, 3, 5, 7]] if OLDER else [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
 @pytest.mark.parametrize(
     "on, shares",
     [
@@ -102,7 +108,7 @@ def test_a_model_axis_lies_on_neighbours(on, model, machines):
         ("v5e:4x4", [[0, 1, 6, 15], [2, 3, 4, 5]]),
         ("v6e:4x4", [[0, 1, 6, 15], [2, 3, 4, 5]]),
         ("v5e:4x8", [[0, 1, 8, 9], [16, 17, 24, 25]]),
-        ("v5p:2x2x2", [[0, 2, 4, 6], [1, 3, 5, 7]]),
+        ("v5p:2x2x2", V5P),
         ("2x8xH100", [[0], [1]]),
     ],
 )
