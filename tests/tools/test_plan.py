@@ -12,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 from cir_jax.errors import UserError
@@ -286,8 +285,6 @@ def test_every_recipe_is_in_the_table(on):
         assert (fit == "fits") <= (have <= limit), config
 
 
-# A newer jax traces the step into other operations, which the estimate by shapes counts.
-@pytest.mark.skipif(not jax.__version__.startswith("0.10."), reason="the table is of jax 0.10.2")
 def test_a_row_is_what_the_command_prints(capsys):
     config = "clip_combiner:cirr,stage=2"
 

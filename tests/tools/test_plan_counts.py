@@ -84,6 +84,9 @@ def test_results_over_arguments_take_nothing():
     branch = lambda x, y: jax.lax.cond(y > 0, lambda x: x @ x, lambda x: x, x)
     jaxpr = jax.make_jaxpr(branch)(x, jax.ShapeDtypeStruct((), jnp.float32)).jaxpr
     assert (traced.waiting(jaxpr) >= 4e6, traced.waiting(jaxpr, in_place=1) <= 8) == (True, True)
+    choice = lambda x, y: jnp.where(y > 0, x @ x, x)
+    jaxpr = jax.make_jaxpr(choice)(x, jax.ShapeDtypeStruct((), jnp.float32)).jaxpr
+    assert (traced.waiting(jaxpr) >= 4e6, traced.waiting(jaxpr, in_place=1) <= 8) == (True, True)
 
 
 PROGRAM = """HloModule jit_update, is_scheduled=true

@@ -109,7 +109,7 @@ def waiting(jaxpr: core.Jaxpr, in_place: int = 0) -> float:
       jaxpr: a program.
       in_place: so many results, from the first on, are written over arguments.
     """
-    written = _variables(jaxpr.outvars[:in_place])
+    written = _written(jaxpr, in_place)
     given = {*jaxpr.invars, *jaxpr.constvars, *written}  # someone else's memory
     root = _roots(jaxpr)
     last: dict[Any, int] = {}
@@ -132,6 +132,25 @@ def waiting(jaxpr: core.Jaxpr, in_place: int = 0) -> float:
         alive -= sum(_size(v) for v in ended if last[v] == number)
     # What leaves has its own shape and type, whatever it was joined with.
     return highest + sum(_size(v) for v in dict.fromkeys(results) if v in root and v not in given)
+
+
+def _written(jaxpr: core.Jaxpr, in_place: int) -> set[Any]:
+    """The results that are written over arguments, and the sides of a choice that ends in one.
+
+    A compiler chooses value by value where it writes, as in the guard of a step.
+    """
+    written = set(_variables(jaxpr.outvars[:in_place]))
+    for equation in reversed(jaxpr.eqns):
+        chooses = "select_n" in (equation.primitive.name, *_names(equation))
+        if chooses and len(equation.outvars) == 1 and equation.outvars[0] in written:
+            size = _size(equation.outvars[0])
+            written |= {v for v in _variables(equation.invars) if _size(v) == size}
+    return written
+
+
+def _names(equation: Any) -> list[str]:
+    """What the programs inside of an instruction do last."""
+    return [inner.eqns[-1].primitive.name for inner, _ in _inner(equation) if inner.eqns]
 
 
 def _roots(jaxpr: core.Jaxpr) -> dict[Any, Any]:
