@@ -4,6 +4,7 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -93,5 +94,14 @@ def _usage(commands: dict[str, str]) -> str:
     return "\n".join([*lines, "", "cir-jax <command> --help lists a command's flags."])
 
 
+def program() -> int:
+    """The program `cir-jax`: `main` in a process of its own, which ends with its status."""
+    status = main()
+    # The work is done: a signal while the interpreter ends must not make another status of it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return status
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

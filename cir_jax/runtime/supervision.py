@@ -111,12 +111,12 @@ class Supervisor:
     def finish(self) -> None:
         """Ends the thread and gives the signals back."""
         self._over = True
+        os.write(self._write, b"\0")
+        self._thread.join()
         if self._handlers:
             signal.set_wakeup_fd(self._wakeup)
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
-        os.write(self._write, b"\0")
-        self._thread.join()
         os.close(self._read)
         os.close(self._write)
 

@@ -306,5 +306,5 @@ def test_the_image_installs_what_the_project_has():
     assert "\nFROM python:3.11-slim\n" in text and 'requires-python = ">=3.11"' in project
     for extra in ("tpu", "cuda"):
         assert re.search(rf"^{extra} = ", project, re.MULTILINE)
-    assert 'cir-jax = "cir_jax.main:main"' in project
+    assert 'cir-jax = "cir_jax.main:program"' in project
     assert text.rstrip().endswith('ENTRYPOINT ["tini", "--", "cir-jax"]')

@@ -204,3 +204,15 @@ def test_process_0_that_is_not_there_is_named(monkeypatch):
         Relay(f"127.0.0.1:{port}", 0.3)
     with pytest.raises(UserError, match="coordinator 'nowhere' is no host:port"):
         Relay("nowhere", 0.3)
+
+
+def test_a_signal_after_the_work_leaves_its_status():
+    """While the interpreter ends, for half a second with jax, nothing listens to signals."""
+    program = (
+        "import atexit, os, signal, sys\nfrom cir_jax import main\nmain.main = lambda: 0\n"
+        "for number in (signal.SIGTERM, signal.SIGINT):\n"
+        "    atexit.register(os.kill, os.getpid(), number)\n"
+        "sys.exit(main.program())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
