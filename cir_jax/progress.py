@@ -21,8 +21,7 @@ EVERY = 60.0  # seconds between two lines where there is no terminal
 # Control characters (but LF and tab), marks that turn the direction of text, separators of lines
 # and paragraphs, and halves of surrogate pairs. Joiners and tags are parts of emoji, and stay.
 _OBEYED = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f"
-    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 _process = 0

@@ -51,5 +51,6 @@ def run(args: argparse.Namespace) -> int:
             why = (tables.ignored_reason(layout.ignored, name) for _, layout, _ in candidates)
             reason = next(filter(None, why), "")
             note = f"  (not read: {reason})" if reason else ""
-            say(f"    {progress.shown(name, one_line=True)}  {tensor.dtype} {list(tensor.shape)}{note}")
+            title = progress.shown(name, one_line=True)
+            say(f"    {title}  {tensor.dtype} {list(tensor.shape)}{note}")
     return 0

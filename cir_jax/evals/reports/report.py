@@ -40,7 +40,7 @@ def write_report(
     """Writes `folder`/report.html and returns its path."""
     path = Path(folder) / FILE
     body = "\n".join(_RENDER[type(section)](section) for section in sections)
-    # Names and texts are strangers': a browser obeys marks of direction, and UTF-8 has no half pairs.
+    # Names and texts are strangers': a browser obeys marks of direction, UTF-8 has no half pairs.
     files.put(path, progress.shown(page(title, subtitle, body)).encode())
     return path
 
