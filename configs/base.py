@@ -51,6 +51,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.generated_images = ""  # folder of their images that the data set does not have
     c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has
+    c.data.caption_text_field = ""  # its column or key of the text; "" = caption, title, text, ...
+    c.data.caption_empty = "drop"  # its records without a text, or "error"
+    c.data.caption_duplicates = "error"  # several texts of an image; "first", "last" or "all"
     c.data.optimized = ""  # optimized_images.json (pixel-identical images share a row); "" = none
     # Stage two, an ablation: more rows of the bank, of images that no triplet names: "split" (the
     # data set's other training images; of a "folder" all below images/), folders of images, JSON
@@ -142,6 +145,8 @@ ALLOWED = {
     "data.generated": "paths",
     "data.generated_images": "path",
     "data.captions": "path",
+    "data.caption_empty": ("drop", "error"),
+    "data.caption_duplicates": ("error", "first", "last", "all"),
     "data.optimized": "path",
     "data.unlabelled": "paths",
     "data.unlabelled_count": "[0, inf)",

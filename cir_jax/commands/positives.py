@@ -9,6 +9,7 @@ import argparse
 from typing import Any
 
 from cir_jax import config as configs
+from cir_jax import progress
 
 HELP = "make triplets from images: dedupe, caption, pair, modify"
 
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.generation import steps
 
     results = steps.run(config, _open_run)
-    print(
+    progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
         f"{results['seconds']:.0f} s\nto train on them: --set data.generated={results['files'][0]}"
     )
