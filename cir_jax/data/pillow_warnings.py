@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What Pillow warns of while it opens a file: one line that names the file, once a file.
 
+Of each kind of warning the first files are named: a data set may have a hundred thousand of one.
+
 Python's own way to collect warnings changes the whole process and is not for threads; here each
 thread has a list while it works on a file, and `warnings.showwarning` puts what it hears into it.
 """
 
+import re
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from cir_jax import progress
 
-_REMEMBERED = 10_000  # files whose line was printed: memory does not grow with a data set of them
+FIRST = 20  # files that are named for each kind of warning
 _now = threading.local()
 _installing = threading.Lock()
-_said: dict[str, None] = {}
+_said: set[str] = set()  # files whose line was printed
+_counts: Counter[str] = Counter()  # kind of warning -> files
 _show: Any = None  # what showed warnings before
 
 
@@ -50,14 +55,16 @@ def note(text: str) -> None:
 
 
 def _say(name: str, texts: list[str]) -> None:
+    what = "; ".join(" ".join(text.split()).rstrip(".") for text in dict.fromkeys(texts))
+    kind = re.sub(r"[0-9]+", "0", what)
     with _installing:
-        if name in _said:
+        if name in _said or _counts[kind] == FIRST:
             return
-        _said[name] = None
-        if len(_said) > _REMEMBERED:
-            del _said[next(iter(_said))]
-    words = (" ".join(text.split()).rstrip(".") for text in dict.fromkeys(texts))
-    progress.say(f"warning: image {name}: {'; '.join(words)}")
+        _said.add(name)
+        _counts[kind] += 1
+        last = _counts[kind] == FIRST
+    more = " (further images with this warning are not named)" if last else ""
+    progress.say(f"warning: image {name}: {what}{more}")
 
 
 def _install() -> None:
