@@ -67,6 +67,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.on_long = "error"  # or "truncate": texts over the context
     c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)
     c.data.target_ratio = 1.25  # TargetPad: largest aspect ratio left unpadded
+    # How a file becomes a picture: "released", bit for bit as published runs did (no orientation
+    # tag, 16 bits cut at 255, transparency dropped), or "natural", as a person sees it (see
+    # cir_jax/data/natural.py). "auto" = natural for images of your own (data.name "folder", or a
+    # reader of yours), released for published sets; stage two, banks and evaluation take that of
+    # the weights they start from.
+    c.data.loading = "auto"
+    c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
     c.data.threads = 16  # threads that read and decode, per process
     c.data.cache_pixels = False  # keep decoded images in memory (small sets)
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
@@ -156,6 +163,7 @@ ALLOWED = {
     "data.on_long": ("error", "truncate"),
     "data.pad": ("target", "square", "none"),
     "data.target_ratio": "[1, inf)",
+    "data.loading": ("auto", "released", "natural"),
     "data.threads": "[1, inf)",
     "data.text_lengths": "[1, inf)",
     "optim.learning_rate": "[0, inf)",
