@@ -23,9 +23,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.workdir = ""  # folder of the run; "" = runs/<config>-<argument>
     c.stage = "one_in_batch"  # module of cir_jax.training.stages (or a .py file)
     # Run folder whose best parameters to start from, or a file or folder of weights (see
-    # cir_jax/convert/README.md); "" = random parameters. Several with commas between, if each
-    # holds a part of the model.
+    # cir_jax/convert/README.md); "" = random parameters, of a small model. Several with commas
+    # between, if each holds a part of the model.
     c.init_from = ""
+    c.from_scratch = False  # let a model of full size start from random parameters, on purpose
     c.seed = 42  # of parameters, shuffling, text choice and sampled negatives
     c.batch = 256  # global batch over all processes
     c.epochs = 3  # passes over the triplets
