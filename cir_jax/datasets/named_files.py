@@ -101,10 +101,10 @@ class NamedFiles:
         if self._alike is None:
             self._alike = _by_likeness(self.files)
         fitting = self._alike.get(_folded(plain)) or self._alike.get(_folded(_stem(plain)), [])
-        if fitting and (_stem(plain) == plain or any(_is_like(n, plain) for n in fitting)):
-            return self._only(
-                fitting, written, where, "write it exactly as the file is called"
-            )
+        if _stem(plain) != plain:
+            fitting = [n for n in fitting if _is_like(n, plain)]
+        if fitting:
+            return self._only(fitting, written, where, "write it exactly as the file is called")
         self._check_absent(plain, written, where)
         return plain
 
@@ -219,7 +219,3 @@ def _stem(name: str) -> str:
     return name[: -len(suffix)] if suffix.lower() in SUFFIXES else name
 
 
-def placeless(names: Iterable[str]) -> "NamedFiles":
-    """Names alone, where no file is looked for."""
-    nothing: Mapping[str, Any] = dict.fromkeys(names)
-    return NamedFiles(nothing)
