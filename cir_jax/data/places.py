@@ -287,9 +287,9 @@ class Identity:
         return first
 
 
-def distinct(images: Mapping[str, Any]) -> dict[str, Any]:
+def distinct(images: Mapping[str, Any], identity: Identity | None = None) -> dict[str, Any]:
     """The images without those whose file an earlier one has."""
-    identity, seen = Identity(), set()
+    identity, seen = identity or Identity(), set()
     kept = {}
     for name, image in images.items():
         key = identity.of(image)

@@ -30,6 +30,7 @@ class NamedFiles:
       files: name, in the one form it is used in -> file.
       folder: what names are relative to; None where they are no paths.
       listing: of the folder.
+      allowed: where names may lead; None for the roots in effect, and the folder.
 
     Attributes:
       files: see there.
@@ -40,13 +41,14 @@ class NamedFiles:
         files: Mapping[str, ImageFile],
         folder: str | Path | None = None,
         listing: Listing | None = None,
+        allowed: places.Roots | None = None,
     ):
         self.files = dict(files)
         self.listing = listing or Listing()
         self._folder = folder
         self._elsewhere: dict[str, str] = {}  # names that are not of the listing -> where they lie
         self._folders = places.Folders()
-        self._allowed = places.roots(folder) if folder is not None else None
+        self._allowed = allowed or places.roots(folder or "")
         self._short: dict[str, list[str]] = {}
         for name in self.files:
             stem = _stem(name)
@@ -61,10 +63,9 @@ class NamedFiles:
 
         `root` is the folder of the data set, another one that names may lead into.
         """
-        listing = images_below(folder, allowed=places.roots(folder, root))
-        made = cls(listing.files, folder, listing)
-        made._allowed = places.roots(root or folder, folder)
-        return made
+        allowed = places.roots(root or folder, folder)
+        listing = images_below(folder, allowed=allowed)
+        return cls(listing.files, folder, listing, allowed)
 
     def name(self, written: str, where: str) -> str:
         """The name that `written` means; in a plain form of its own if there is no such image.
@@ -127,7 +128,6 @@ class NamedFiles:
         base = self._folders.real(str(self._folder)).rstrip("/") + "/"
         if path.startswith(base):
             return path.removeprefix(base)
-        assert self._allowed is not None
         if not self._allowed.hold(target := os.path.realpath(path)):
             raise places.outside(written, target, self._allowed, where)
         self._elsewhere[path] = path
@@ -144,7 +144,6 @@ class NamedFiles:
         """Raises UserError for a name without an image that says why it has none."""
         for name in (plain, *(plain + suffix for suffix in SUFFIXES)):
             if name in self.listing.outside:
-                assert self._allowed is not None
                 target = self.listing.outside[name]
                 raise places.outside(written, target, self._allowed, where)
         meant = urllib.parse.unquote(plain)
@@ -153,7 +152,7 @@ class NamedFiles:
                 f"{where}: image {written!r} is percent-encoded; write {found!r}, as the file is "
                 "called"
             )
-        if self._folder is not None and self._allowed is not None:
+        if self._folder is not None:
             path = os.path.join(self._folder, plain)  # of another suffix, and so in no listing
             if os.path.islink(path) and not self._allowed.hold(target := os.path.realpath(path)):
                 raise places.outside(written, target, self._allowed, where)

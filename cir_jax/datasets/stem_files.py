@@ -25,7 +25,8 @@ class StemFiles(Mapping[str, str]):
     """
 
     def __init__(self, folder: str | Path, depth: int = 1, root: str | Path = ""):
-        listing = images_below(folder, depth, places.roots(folder, root))
+        self._allowed = places.roots(root or folder, folder)
+        listing = images_below(folder, depth, self._allowed)
         self._folder, self._listing = folder, listing
         self._names: dict[str, list[str]] = {}
         # A folder's own images before those of the folders in it, as a name is looked for.
@@ -33,7 +34,6 @@ class StemFiles(Mapping[str, str]):
             self._names.setdefault(_stem(name), []).append(name)
         self._outside = {_stem(name): (name, target) for name, target in listing.outside.items()}
         self._by_path: NamedFiles | None = None
-        self._allowed = places.roots(folder, root)
 
     def find(self, name: str, category: str = "", where: str = "") -> str | None:
         """The file of a name; None if there is none.
@@ -75,7 +75,9 @@ class StemFiles(Mapping[str, str]):
         if name in self._outside:
             raise places.outside(name, self._outside[name][1], self._allowed, where)
         if self._by_path is None:
-            self._by_path = NamedFiles(self._listing.files, self._folder, self._listing)
+            self._by_path = NamedFiles(
+                self._listing.files, self._folder, self._listing, self._allowed
+            )
         plain = self._by_path.name(name, where)
         if plain in self._listing.files:
             return self._listing.files[plain]

@@ -42,7 +42,7 @@ def read(
     )
     if not triplets:
         raise UserError(f"{file} holds no triplet; fetch it again")
-    return [TripletSet(SOURCE, triplets, paths)]
+    return [TripletSet(SOURCE, triplets, paths, by_name=True)]
 
 
 def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:

@@ -13,11 +13,13 @@ The two texts of a triplet are joined in four ways for training and in one way f
 (section 4.1 of arXiv 2404.11317 follows CLIP4CIR here).
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import places
 from cir_jax.data.annotations import field, image_name, not_empty, read_json
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -55,7 +57,7 @@ def read(
         triplets += read_category(root, category, split)
     if not triplets:
         raise UserError(f"FashionIQ split {split!r} in {root} is empty; choose another split")
-    return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
+    return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root), by_name=True)]
 
 
 def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
@@ -318,8 +320,10 @@ def _place(
     there: Mapping[str, ImageFile], name: str, category: str, root: str | Path, where: str = ""
 ) -> ImageFile:
     """The file of an image of a category, or the one that was expected."""
-    if not isinstance(there, StemFiles):
-        return there.get(name, _expected(root, name))
+    if not isinstance(there, StemFiles):  # packed
+        if name not in there:
+            places.check_spelling(name, where or str(root))
+        return there.get(name, _expected(root, os.path.basename(name)))
     return there.find(name, category, where) or _expected(root, name)
 
 

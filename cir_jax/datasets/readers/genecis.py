@@ -63,7 +63,7 @@ def read_task(root: str | Path, task: str) -> TripletSet:
         )
     if not triplets:
         raise UserError(f"{file} holds no query; fetch it again")
-    return TripletSet(task, tuple(triplets), paths)
+    return TripletSet(task, tuple(triplets), paths, by_name=True)
 
 
 def find_tasks(wanted: Sequence[str] = ()) -> tuple[str, ...]:
