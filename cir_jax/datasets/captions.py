@@ -8,6 +8,7 @@ lines of {"image": path, "caption": text or "captions": [texts]}.
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import places
 from cir_jax.data.annotations import either, field, image_name, not_empty, read_json, read_lines
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
@@ -31,10 +32,17 @@ def read(file: str | Path, images_root: str | Path = "") -> list[TripletSet]:
         records = read_lines(file)
     else:
         records = ((f"{file} record {i}", r) for i, r in enumerate(read_json(file)))
-    pairs, paths = [], {}
+    written = places.Written(places.roots(base))
+    pairs: list[Triplet] = []
+    paths: dict[str, str] = {}
     for where, record in records:
         name, path, texts = _pair(record, where)
-        paths[name] = str(base / path)
+        file_of = written.file(base, path, where)
+        if paths.setdefault(name, file_of) != file_of and not _one_file(paths[name], file_of):
+            raise UserError(
+                f"{where}: image {name!r} is {file_of}, and {paths[name]} before; one name cannot "
+                "be two images: rename one of them"
+            )
         pairs.append(Triplet("", name, texts, texts[0], SOURCE, where.rsplit("/", 1)[-1]))
     if not pairs:
         raise UserError(f"{file} holds no caption; stage zero needs image-caption pairs")
@@ -45,3 +53,8 @@ def _pair(record: dict[str, Any], where: str) -> tuple[str, str, tuple[str, ...]
     path = image_name(record, either(record, "image_path", "image"), where)
     texts = not_empty(field(record, either(record, "captions", "caption"), where), where)
     return str(record.get("image_id", path)), path, texts
+
+
+def _one_file(one: str, other: str) -> bool:
+    identity = places.Identity()
+    return identity.of(one) == identity.of(other)

@@ -63,7 +63,7 @@ class NamedFiles:
 
         `root` is the folder of the data set, another one that names may lead into.
         """
-        allowed = places.roots(root or folder, folder)
+        allowed = places.roots(root or folder)
         listing = images_below(folder, allowed=allowed)
         return cls(listing.files, folder, listing, allowed)
 

@@ -25,7 +25,7 @@ class StemFiles(Mapping[str, str]):
     """
 
     def __init__(self, folder: str | Path, depth: int = 1, root: str | Path = ""):
-        self._allowed = places.roots(root or folder, folder)
+        self._allowed = places.roots(root or folder)
         listing = images_below(folder, depth, self._allowed)
         self._folder, self._listing = folder, listing
         self._names: dict[str, list[str]] = {}

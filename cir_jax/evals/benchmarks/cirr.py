@@ -43,7 +43,12 @@ class Benchmark:
         gallery = cirr.gallery(root, split)
         self._split, self._examples = split, examples
         self.task = benchmark.task(
-            f"CIRR {split}", queries.triplets, queries.paths, gallery, on_missing=on_missing, by_name=True
+            f"CIRR {split}",
+            queries.triplets,
+            queries.paths,
+            gallery,
+            on_missing=on_missing,
+            by_name=True,
         )
         self.members = self._member_rows(on_missing == "drop")
 
