@@ -66,15 +66,16 @@ def sent_image(body):
 class Scripted:
     """Answers POST with `behave(number of the request, its body)`.
 
-    That gives (status, body, headers); a dict body is sent as JSON. None hangs until the client
-    goes or the server closes. Without `behave`, a reply repeats the prompt. GET lists `models`.
+    That gives (status, body, headers); a dict body is sent as JSON, an iterator piece by piece
+    until the client goes (`sent` counts the bytes). None hangs until the client goes or the server
+    closes. Without `behave`, a reply repeats the prompt. GET lists `models`.
     """
 
     def __init__(self, behave=None, port=0, models=("tiny",)):
         self.behave = behave or (lambda number, body: (200, completion(prompt(body)), {}))
         self.models = models
         self.bodies, self.headers = [], []
-        self.now = self.most = self.hung_up = 0
+        self.now = self.most = self.hung_up = self.sent = 0
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self.http.daemon_threads = True
@@ -95,6 +96,22 @@ class Scripted:
         while not condition() and time.monotonic() < deadline:
             time.sleep(0.005)
         return bool(condition())
+
+    def _pieces(self, handler, status, body, headers):
+        """Sends a body of unknown length."""
+        handler.close_connection = True
+        try:
+            handler.send_response(status)
+            for name, value in (headers | {"Connection": "close"}).items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            for piece in body:
+                if self.closing.is_set():
+                    return
+                handler.wfile.write(piece)
+                self.sent += len(piece)
+        except ConnectionError:
+            self.hung_up += 1
 
     def _handler(scripted):
         class Handler(BaseHTTPRequestHandler):
@@ -131,6 +148,8 @@ class Scripted:
                             return
 
             def send(self, status, body, headers):
+                if not isinstance(body, bytes | dict):
+                    return scripted._pieces(self, status, body, headers)
                 raw = json.dumps(body).encode() if isinstance(body, dict) else body
                 with contextlib.suppress(ConnectionError):  # the client may have gone
                     self.send_response(status)
