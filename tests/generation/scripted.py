@@ -97,8 +97,11 @@ class Scripted:
             time.sleep(0.005)
         return bool(condition())
 
-    def _pieces(self, handler, status, body, headers):
-        """Sends a body of unknown length."""
+    def _send(self, handler, status, body, headers):
+        """Sends a reply; the length of a body of pieces is not known."""
+        if isinstance(body, bytes | dict):
+            handler.send(status, body, headers)
+            return
         handler.close_connection = True
         try:
             handler.send_response(status)
@@ -133,7 +136,7 @@ class Scripted:
                 if answer is None:
                     self.hang()
                 else:
-                    self.send(*answer)
+                    scripted._send(self, *answer)
 
             def do_GET(self):
                 self.send(200, {"data": [{"id": name} for name in scripted.models]}, {})
@@ -148,8 +151,6 @@ class Scripted:
                             return
 
             def send(self, status, body, headers):
-                if not isinstance(body, bytes | dict):
-                    return scripted._pieces(self, status, body, headers)
                 raw = json.dumps(body).encode() if isinstance(body, dict) else body
                 with contextlib.suppress(ConnectionError):  # the client may have gone
                     self.send_response(status)
