@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 KEYS = {
     "url": ("", "its OpenAI-compatible address, e.g. http://localhost:8000/v1", None),
-    "concurrency": (8, "requests under way at a time", "[1, inf)"),
-    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, inf)"),
-    "timeout": (120.0, "seconds to wait for one reply", "(0, inf)"),
-    "wait": (600.0, "give up after so many seconds without any reply", "[0, inf)"),
+    "concurrency": (8, "requests under way at a time", "[1, 1000]"),
+    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, 1e6]"),
+    "timeout": (120.0, "seconds to wait for one reply", "(0, 1e6]"),
+    "wait": (600.0, "give up after so many seconds without any reply", "[0, 1e9]"),
     "key_variable": ("OPENAI_API_KEY", "environment variable that holds the key, if any", None),
 }
 ENDPOINT = "/chat/completions"
@@ -162,7 +162,7 @@ class Captioner:
         seed, temperature = sampling(request, self._seed, self._section.temperature)
         content: Any = request.prompt
         if request.image is not None:
-            url = caption_inputs.data_url(request.image, self._section.max_side)
+            url = caption_inputs.data_url(request.image, self._section.max_side, request.loading)
             content = [
                 {"type": "image_url", "image_url": {"url": url}},
                 {"type": "text", "text": request.prompt},
