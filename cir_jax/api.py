@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
-from cir_jax import contract, plugins, weights
+from cir_jax import contract, plugins, trust, weights
+from cir_jax.convert import remote_code
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import arguments
 from cir_jax.retrieval import load as loading
@@ -54,6 +55,9 @@ def load(
     pad: str | None = None,
     dtype: str | None = None,
     device: str | jax.Device | Mesh | None = None,
+    *,
+    trust_code: bool = False,
+    ignore_remote_code: bool = False,
 ) -> Model:
     """Loads a model from a run or from any weights that this project reads; no config is needed.
 
@@ -74,14 +78,19 @@ def load(
       path: a run folder, a `.pt` or `.safetensors` file, a folder of transformers or open_clip; a
         list of them if each holds a part of the model (a CLIP and its Combiner).
       model: which model composes, a name of cir_jax/models or a `.py` file of yours, whose code is
-        then run; None if the files fit one model only. (A run that was trained with a `.py` file
-        runs that file.)
+        then run; None if the files fit one model only. (A run that you have trained on this
+        machine with a `.py` file runs that file.)
       tower: size and activation of the encoders, e.g. "ViT-B/32+gelu"; None if the files say it.
       pad: how images become squares, "target", "square" or "none"; None if the files say it.
       dtype: compute type: "float32", "bfloat16" or "auto" (bfloat16 on GPU and TPU); None is what a
         run was trained with, and "auto" for other weights. Parameters, rows and scores are float32.
       device: a `jax.Device`, a platform ("cpu"), or a mesh of `cir_jax.runtime.mesh.make`, over
         whose devices images, candidates and parameters are spread; None is every device there is.
+      trust_code: run the `.py` files that a run folder names, though you have not trained with them
+        on this machine.
+      ignore_remote_code: read a folder of transformers as the plain model that its tensors fit where
+        its config names code of its own (`auto_map`), which is never run; vectors may differ from
+        those of that code. BGE-VL base and large need no such word: their formula is known.
 
     Raises:
       UserError: there are no weights there, they are damaged or of no model here, an argument does
@@ -89,6 +98,18 @@ def load(
     """
     _connect()
     mesh = _mesh(device)
+    with trust.trusting(trust_code), remote_code.ignoring(ignore_remote_code):
+        return _load(path, model, tower, pad, dtype, mesh)
+
+
+def _load(
+    path: StrPath | Sequence[StrPath],
+    model: str | None,
+    tower: str | None,
+    pad: str | None,
+    dtype: str | None,
+    mesh: Mesh,
+) -> Model:
     paths = [path] if isinstance(path, str | os.PathLike) else path
     places = [str(Path(place).expanduser()) for place in paths]
     parts, changes = arguments.read(places, model, tower, pad)
