@@ -55,7 +55,7 @@ def test_bge_vl_is_the_unit_sum_of_the_features(tmp_path):
     theirs = published.model()
     with torch.no_grad():
         image = theirs.encode_image(torch.tensor(pixels.transpose(2, 0, 1)[None]).float())
-        text = theirs.encode_text(torch.tensor(model._tokenizer(["make it red"])).long())
+        text = theirs.encode_text(torch.tensor(model._tokenizer.encode(["make it red"])).long())
         want = torch.nn.functional.normalize(image + text).numpy()
     got = model.encode_queries([picture], ["make it red"])
     np.testing.assert_allclose(got, want, atol=2e-5)

@@ -244,7 +244,7 @@ def test_restore_on_another_mesh(tmp_path):
 
 def test_find_lists_what_exists(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint 'best' in .*; there are steps best=\[\]"):
-        checkpoint.find(tmp_path)
+        run_steps.find(tmp_path)
 
 
 def test_init_from_another_model_is_refused(root, tmp_path):
