@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
-from cir_jax import contract, plugins, weights
+from cir_jax import contract, plugins, trust, weights
+from cir_jax.convert import remote_code
 from cir_jax.data import places
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import arguments, image_loading
@@ -57,6 +58,9 @@ def load(
     dtype: str | None = None,
     device: str | jax.Device | Mesh | None = None,
     loading: str | None = None,
+    *,
+    trust_code: bool = False,
+    ignore_remote_code: bool = False,
 ) -> Model:
     """Loads a model from a run or from any weights that this project reads; no config is needed.
 
@@ -77,8 +81,8 @@ def load(
       path: a run folder, a `.pt` or `.safetensors` file, a folder of transformers or open_clip; a
         list of them if each holds a part of the model (a CLIP and its Combiner).
       model: which model composes, a name of cir_jax/models or a `.py` file of yours, whose code is
-        then run; None if the files fit one model only. (A run that was trained with a `.py` file
-        runs that file.)
+        then run; None if the files fit one model only. (A run that you have trained on this
+        machine with a `.py` file runs that file.)
       tower: size and activation of the encoders, e.g. "ViT-B/32+gelu"; None if the files say it.
       pad: how images become squares, "target", "square" or "none"; None if the files say it.
       dtype: compute type: "float32", "bfloat16" or "auto" (bfloat16 on GPU and TPU); None is what a
@@ -88,6 +92,11 @@ def load(
       loading: how files become pictures: "natural" (upright, 16 bits scaled, transparency on
         white) or "released" (as the published runs were trained); None if the weights say it, and
         else "natural", but for published benchmarks.
+      trust_code: run the `.py` files that a run folder names, though you have not trained with them
+        on this machine.
+      ignore_remote_code: read a folder of transformers as the plain model that its tensors fit where
+        its config names code of its own (`auto_map`), which is never run; vectors may differ from
+        those of that code. BGE-VL base and large need no such word: their formula is known.
 
     Raises:
       UserError: there are no weights there, they are damaged or of no model here, an argument does
@@ -95,21 +104,34 @@ def load(
     """
     _connect()
     mesh = _mesh(device)
+    with trust.trusting(trust_code), remote_code.ignoring(ignore_remote_code):
+        return _load(path, model, tower, pad, dtype, loading, mesh)
+
+
+def _load(
+    path: StrPath | Sequence[StrPath],
+    model: str | None,
+    tower: str | None,
+    pad: str | None,
+    dtype: str | None,
+    loading: str | None,
+    mesh: Mesh,
+) -> Model:
     paths = [path] if isinstance(path, str | os.PathLike) else path
-    places = [str(Path(place).expanduser()) for place in paths]
-    parts, changes = arguments.read(places, model, tower, pad, loading)
+    named = [str(Path(place).expanduser()) for place in paths]
+    parts, changes = arguments.read(named, model, tower, pad, loading)
     if dtype is not None:
         changes.append(f"model.dtype={dtype}")
-    config, _ = loaders.config_of(places, model or "", overrides=changes)
+    config, _ = loaders.config_of(named, model or "", overrides=changes)
     if loading is not None:
-        config = image_loading.of_use(config, ",".join(places))
+        config = image_loading.of_use(config, ",".join(named))
     if config.model.dtype == "auto":
         cpu = mesh.devices.flat[0].platform == "cpu"
         config = configs.override(config, [f"model.dtype={'float32' if cpu else 'bfloat16'}"])
     functions = contract.build(config.model)
     preprocess = loaders.preprocessing(config, functions)
     arguments.check(parts, functions, pad)
-    loaded = weights.load(",".join(places), functions)
+    loaded = weights.load(",".join(named), functions)
     index, query = loaders.placed(loaded, functions, mesh)
     return Model(config, functions, index, query, mesh, preprocess=preprocess, record=loaded.record)
 

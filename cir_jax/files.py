@@ -72,6 +72,32 @@ def put(path: str | Path, content: bytes) -> None:
         file.write(content)
 
 
+def set_aside(path: Path, reason: str) -> str:
+    """Moves a file that cannot be used out of the way; nothing is lost.
+
+    Args:
+      path: the file.
+      reason: what is wrong with it.
+
+    Returns:
+      What to say.
+
+    Raises:
+      UserError: it cannot be moved.
+    """
+    place, number = path.with_name(f"{path.name}.damaged"), 2
+    while place.exists() or place.is_symlink():
+        place, number = path.with_name(f"{path.name}.damaged-{number}"), number + 1
+    try:
+        path.rename(place)
+    except OSError as error:
+        raise UserError(
+            f"{path} is damaged ({reason}) and cannot be moved to {place} "
+            f"({error.strerror or error}); move it away, then give the same command again"
+        ) from None
+    return f"{path} is damaged ({reason}); what was there is kept as {place.name}"
+
+
 @contextmanager
 def whole(
     path: str | Path, failed: Callable[[Path, OSError], UserError] = full

@@ -179,10 +179,10 @@ def _check(key: str, value: Any, rule: tuple | str) -> None:
     elif rule.startswith("plug-in "):
         package, either, other = rule.removeprefix("plug-in ").partition(" or ")
         if not (either and value == other):
-            plugins.find(package, value)
+            plugins.find(_ours(key, package), value)
     elif rule.startswith("size of "):
         if value != "auto":
-            importlib.import_module(rule.removeprefix("size of ")).find(value)
+            importlib.import_module(_ours(key, rule.removeprefix("size of "))).find(value)
     else:
         raise ValueError(f"{key}: {rule!r} is no way to say what a key may be")
 
@@ -192,6 +192,13 @@ def _check_finite(key: str, value: Any) -> None:
     for one in value if isinstance(value, tuple) else (value,):
         if isinstance(one, float) and not math.isfinite(one):
             raise UserError(f"{key}={value!r} is no number to compute with; give a finite one")
+
+
+def _ours(key: str, module: str) -> str:
+    """A module of this package: a rule may stand in a file of which nothing is to run."""
+    if not re.fullmatch(r"cir_jax(\.\w+)+", module, re.ASCII):
+        raise UserError(f"{key}: {module!r} is no module of cir_jax, and no other is imported here")
+    return module
 
 
 def _check_choices(key: str, value: Any, elements: tuple, choices: tuple) -> None:
@@ -267,8 +274,10 @@ def _literal(file: Path, changed: int) -> dict[str, tuple]:
     """The value of KEYS in a file, {} if it has none; `changed` tells versions of it apart."""
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, OSError) as error:
-        raise UserError(f"{file} is no Python file that can be read ({error})") from None
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError) as error:
+        raise UserError(
+            f"{file} is no Python file that can be read ({error or type(error).__name__})"
+        ) from None
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == "KEYS" for t in node.targets
@@ -285,7 +294,7 @@ def _rows(file: Path, node: ast.Assign) -> dict[str, tuple]:
             isinstance(name, str) and isinstance(row, tuple) and len(row) == 3
             for name, row in rows.items()
         )
-    except ValueError:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         right = False
     if not right:
         raise UserError(

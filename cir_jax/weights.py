@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parameters to start from: a run folder of ours, or weights that PyTorch left behind."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cir_jax import progress
+from cir_jax import config as configs
+from cir_jax import keys, progress
 from cir_jax.config import from_json, to_json
 from cir_jax.contract import Functions
 from cir_jax.convert import identify, importing
@@ -21,11 +21,12 @@ from cir_jax.convert.importing import Weights
 from cir_jax.errors import UserError
 from cir_jax.files import put
 from cir_jax.params import TEMPERATURE, Params
-from cir_jax.runtime import checkpoint
+from cir_jax.runtime import checkpoint, run_steps
 from cir_jax.runtime import mesh as meshes
 
 TOKENIZER = "tokenizer"  # folder in a run: files that came with the weights it started from
 _MODEL_KEYS = ("tower", "context", "image_size")
+_NO_CONFIG = (ValueError, TypeError, KeyError, AttributeError, RecursionError)  # of `_config_in`
 
 
 def places(init_from: str) -> list[str]:
@@ -46,27 +47,40 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
     Raises:
       UserError: no such run or step.
     """
-    checkpoints, step = checkpoint.find(workdir, which)
-    return from_json(checkpoints.record(step)["config"])
-
-
-def _config_of_last(workdir: str | Path) -> ConfigDict:
-    """That of the newest step whose record is whole: a damaged one is passed over later."""
-    last = checkpoint.Checkpoints(Path(workdir) / checkpoint.LAST)
-    for step in reversed(last.steps()):
+    trouble: list[UserError] = []
+    for checkpoints, step in run_steps.candidates(workdir, which):
         try:
-            return from_json(last.record(step)["config"])
-        except UserError:
-            if step == last.steps()[0]:
-                raise
-    return config_of(workdir, "last")
+            return _config_in(checkpoints.record(step)["config"])
+        except UserError as error:  # `of_run` says which step is used in its place
+            trouble.append(error)
+        except _NO_CONFIG as error:
+            trouble.append(checkpoints.damaged(step, f"the config in its record: {error!r}"))
+    raise trouble[0]
+
+
+def _config_in(text: str) -> ConfigDict:
+    """The config of a record, of which every key is of the type it has in configs/base.py.
+
+    Raises:
+      One of _NO_CONFIG: it is none.
+    """
+    config = from_json(text)
+    held = keys.flat(config)
+    for key, default in keys.flat(configs.module("base").get_config()).items():
+        kind, value = type(default), held[key]
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise TypeError(f"{key}={value!r}")
+    return config
 
 
 def resumed(config: ConfigDict) -> ConfigDict | None:
     """The config of the run in `config.workdir` that training goes on with; None if it is new."""
     if not checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
         return None
-    return _config_of_last(config.workdir)
+    try:
+        return config_of(config.workdir, "last")
+    except UserError:  # all are damaged: the training, which begins next, sets them aside
+        return None
 
 
 def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
@@ -88,7 +102,7 @@ def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best
         if checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
             init_from, which = config.workdir, "last"
     if from_run := next(filter(is_run, places(init_from)), None):
-        held = (_config_of_last(from_run) if which == "last" else config_of(from_run, which)).model
+        held = config_of(from_run, which).model
         keys = {key: held[key] for key in _MODEL_KEYS}
         config = config.copy_and_resolve_references()
         with config.unlocked():
@@ -220,8 +234,7 @@ def of_run(
     Raises:
       UserError: no such run, or its parameters are not those of this model.
     """
-    checkpoints, step = checkpoint.find(workdir, which)
-    record = checkpoints.record(step)
+    checkpoints, step, record = run_steps.sound(workdir, which)
     need, shapes = functions.abstract, record["shapes"]
     wanted = {
         name: {p: need.get(p, jax.ShapeDtypeStruct((), jnp.float32)) for p in paths}
@@ -232,7 +245,7 @@ def of_run(
     different = sorted((have - need.keys()) | absent)
     different += [p for p, s in shapes.items() if p in need and need[p].shape != tuple(s)]
     if different:
-        trained_as = json.loads(record["config"])["model"]
+        trained_as = _config_in(record["config"]).model
         raise UserError(
             f"{workdir} holds {trained_as['name']} / {trained_as['tower']}, not this model: "
             f"{', '.join(different[:4])} differ ({len(different)} in all); "
@@ -244,7 +257,7 @@ def of_run(
         for name, part in wanted.items()
         if part
     }
-    tree = {"fixed": {}, "trained": {}, **checkpoints.restore(step, placed, partial=True)}
+    tree = {"fixed": {}, "trained": {}, **checkpoints.restore_checked(step, placed, partial=True)}
     checkpoints.close()
     query = _host({**tree["fixed"], **tree["trained"]})
     return query if record["index_is_query"] else _host(tree["fixed"]), query, record

@@ -396,9 +396,20 @@ def _record(folder: Path) -> dict[str, Any]:
 def _partial_record(path: Path) -> dict[str, Any]:
     """What `part.json` holds; {} where there is none, or a damaged one: the build begins anew."""
     try:
-        content = json.loads(path.read_bytes())
-        if isinstance(content, dict) and checksums.OWN in content:
+        content = dict(json.loads(path.read_bytes()))
+        if checksums.OWN in content:
             content = checksums.opened(path.read_bytes(), PARTIAL)
-    except (OSError, ValueError):
+        if content.get("version", 1) not in range(1, VERSION + 1):
+            return content  # of which the caller says so
+        rows, tails = dict(content["rows"]), dict(content.get("tails", {}))
+        counts = (content["done"], *rows.values())
+        if not all(type(n) is int and n >= 0 for n in counts) or not all(
+            isinstance(tail, str) for tail in tails.values()
+        ):
+            raise ValueError("it counts no rows")
+    except FileNotFoundError:
         return {}
-    return content if isinstance(content, dict) else {}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+        progress.say(f"{path} is damaged ({error}): the bank that was begun there is built anew")
+        return {}
+    return content

@@ -43,6 +43,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", default="", metavar="NAME[:ARGUMENT]", help="with --init-from, as for `train`"
     )
     config.add_override_argument(parser)
+    add_code_arguments(parser)
+
+
+def add_code_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags about Python that lies beside weights, `--trust-code` and `--ignore-remote-code`."""
+    parser.add_argument(
+        "--trust-code", action="store_true",
+        help="run the .py files that the run folder names, though you have not trained with them",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ignore-remote-code", action="store_true",
+        help="read a transformers folder as the plain model its tensors fit, where its config names "
+        "code of its own (auto_map), which is never run; vectors may differ from those of that code",
+    )  # fmt: skip
 
 
 def retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
@@ -51,6 +65,14 @@ def retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
     Raises:
       UserError: neither or both of a run and weights are named, or they cannot be used.
     """
+    from cir_jax import trust
+    from cir_jax.convert import remote_code
+
+    with trust.trusting(args.trust_code), remote_code.ignoring(args.ignore_remote_code):
+        return _retriever(args)
+
+
+def _retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
     from cir_jax.retrieval import load
 
     if bool(args.workdir) == bool(args.init_from):

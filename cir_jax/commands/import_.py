@@ -15,6 +15,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from cir_jax import config as configs
+from cir_jax.commands.evaluate import add_code_arguments
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -43,6 +44,7 @@ def add_place_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--step", default="best", help="of a run: best (default), last or a number")
     configs.add_override_argument(parser, "model.tower=ViT-B/32+gelu, where a file does not say it")
+    add_code_arguments(parser)
 
 
 def weights_of(
@@ -57,20 +59,24 @@ def weights_of(
     Raises:
       UserError: see `retrieval.load.config_of` and `weights.load`.
     """
-    from cir_jax import contract, weights
+    from cir_jax import contract, trust, weights
+    from cir_jax.convert import remote_code
     from cir_jax.retrieval import load
 
-    config, known = load.config_of(args.places, args.model, args.step, args.overrides)
-    functions = contract.build(config.model)
-    return config, known, functions, weights.load(",".join(args.places), functions, args.step, seed)
+    with trust.trusting(args.trust_code), remote_code.ignoring(args.ignore_remote_code):
+        config, known = load.config_of(args.places, args.model, args.step, args.overrides)
+        functions = contract.build(config.model)
+        joined = ",".join(args.places)
+        return config, known, functions, weights.load(joined, functions, args.step, seed)
 
 
 def run(args: argparse.Namespace) -> int:
     """Reads, and writes the run folder."""
-    from cir_jax import progress, weights
+    from cir_jax import progress, trust, weights
 
     config, known, functions, loaded = weights_of(args)
     folder = weights.save_run(args.run, config, functions, loaded)
+    trust.remember(config)
     progress.say(f"{folder}: model.name={config.model.name} model.tower={config.model.tower}")
     if not known:
         progress.say(

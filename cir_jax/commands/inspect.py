@@ -9,6 +9,7 @@ Examples:
 import argparse
 
 from cir_jax import progress
+from cir_jax.errors import UserError
 
 HELP = "list what a file of weights holds, and which model it is"
 
@@ -16,12 +17,16 @@ HELP = "list what a file of weights holds, and which model it is"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument("place", metavar="PLACE", help="run folder, file or folder of weights")
+    parser.add_argument(
+        "--ignore-remote-code", action="store_true",
+        help="of a transformers folder, look at the tensors alone where its config names code",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what there is."""
     from cir_jax import weights
-    from cir_jax.convert import identify, sources, tables
+    from cir_jax.convert import identify, remote_code, sources, tables
 
     say = progress.say
     if weights.is_run(args.place):
@@ -32,7 +37,12 @@ def run(args: argparse.Namespace) -> int:
     say(f"{args.place}: {source.container}, {', '.join(f.name for f in source.files)}")
     for key, value in source.values.items():
         say(f"  {progress.shown(key, one_line=True)} = {progress.shown(value, one_line=True)}")
-    candidates = identify.candidates(source)
+    candidates, several = [], ""
+    try:
+        with remote_code.ignoring(args.ignore_remote_code):
+            candidates = identify.candidates(source)
+    except UserError as error:  # what there is helps to name one of several parts
+        several = str(error)
     for model, layout, found in candidates:
         keys = [f"model.{k}={v}" for k, v in found.config.items() if k != "name"]
         keys += [f"data.{k}={v}" for k, v in found.data.items()]
@@ -41,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
         say(f"  {layout.name}: {about}".rstrip())
         if found.doubt:
             say(f"  in doubt: {found.doubt}")
-    if not candidates:
+        if found.renamed:
+            say(f"  {found.renamed}, and the other names likewise")
+    if several:
+        say(f"  {several}")
+    elif not candidates:
         say("  no model of this project has these tensors")
     for key, group in source.groups.items():
         megabytes = sum(t.nbytes for t in group.values()) / 1e6

@@ -22,6 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "positives:folder",
         "caption.captioner=server (every key and all recipes: configs/positives.py)",
     )
+    parser.add_argument(
+        "--trust-code", action="store_true",
+        help="run the .py files that the folder pair.run names, though you have not trained with "
+        "them",
+    )  # fmt: skip
     recipes = ", ".join(configs.module("positives").RECIPES)
     parser.epilog = f"recipes, as --config positives:RECIPE:\n{recipes}"
 
@@ -30,9 +35,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs the steps and says what came of it and how to train on it."""
     config = configs.from_args(args)
 
+    from cir_jax import trust
     from cir_jax.generation import steps
 
-    results = steps.run(config, functools.partial(_open_run, config.data.name))
+    with trust.trusting(args.trust_code):
+        results = steps.run(config, functools.partial(_open_run, config.data.name))
     progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
         f"{results['seconds']:.0f} s\nto train on them: --set data.generated={results['files'][0]}"

@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="start a model of full size from random parameters; without weights it is refused",
     )
     parser.add_argument(
+        "--ignore-remote-code", action="store_true",
+        help="with --init-from: read a transformers folder as the plain model its tensors fit, where "
+        "its config names code of its own (auto_map), which is never run; vectors may differ",
+    )  # fmt: skip
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the resolved config, parameters, memory and steps, and train nothing",
@@ -41,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Trains, or with --dry-run says what would be trained."""
+    from cir_jax.convert import remote_code
+
+    with remote_code.ignoring(args.ignore_remote_code):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     """Loads the config before anything heavy, so that a typo is reported at once."""
     try:
         loaded = _load(args)

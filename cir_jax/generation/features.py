@@ -19,7 +19,7 @@ from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError, nearest
 from cir_jax.generation import journal, similarity
 from cir_jax.generation.trained import OpenRun
-from cir_jax.runtime import checkpoint
+from cir_jax.runtime import run_steps
 
 FILE, MADE_OF = "features.npy", "features.json"
 
@@ -41,9 +41,9 @@ def from_run(
     Raises:
       UserError: no such run, an unreadable image, a row of no direction, or a full disk.
     """
-    checkpoints, step = checkpoint.find(run)
+    found = run_steps.sound(run)[2]
     # The record tells the seconds of training too: a run that was made anew has another one.
-    record = json.dumps(checkpoints.record(step), sort_keys=True)
+    record = json.dumps(found, sort_keys=True)
     made_of = {
         "checkpoint": hashlib.sha256(record.encode()).hexdigest(),
         "images": _fingerprint(names, paths),

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
-from cir_jax import contract, weights
+from cir_jax import contract, trust, weights
 from cir_jax.contract import Functions
 from cir_jax.convert import identify, native
 from cir_jax.convert.layout import Found
@@ -36,11 +36,12 @@ def from_run(
       dataset: whose images it is used with, see `image_loading.of_use`.
 
     Raises:
-      UserError: no such run or step, or a bad override.
+      UserError: no such run or step, a bad override, or the run names code that is not known to be
+        the user's own, see `cir_jax.trust`.
     """
-    return from_weights(
-        configs.override(weights.config_of(workdir, which), overrides), workdir, which, dataset
-    )
+    config = weights.config_of(workdir, which)
+    trust.check(config, workdir, overrides)
+    return from_weights(configs.override(config, overrides), workdir, which, dataset)
 
 
 def from_weights(
@@ -120,13 +121,15 @@ def config_of(
       images are padded, so that `data.pad` is a default.
 
     Raises:
-      UserError: no such place; they are of no model, or of several; or the size is not said.
+      UserError: no such place; they are of no model, or of several; the size is not said; or a run
+        names code that is not known to be the user's own, see `cir_jax.trust`.
     """
     joined = ",".join(places)
     named = [f"model.name={model}"] if model else []
     runs = [place for place in places if weights.is_run(place)]
     if len(places) == 1 and runs:
         config = weights.config_of(joined, which)
+        trust.check(config, joined, [*named, *overrides])
         return weights.resolve(configs.override(config, [*named, *overrides]), joined), True
     if runs and not model:
         raise UserError(f"{joined}: a run is one of several places; say of what, --model NAME")

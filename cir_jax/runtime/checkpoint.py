@@ -43,6 +43,10 @@ DAMAGED = "damaged"  # beside them
 VERSION = 3
 _CHECKED_FROM = 3
 _RECORD = "record/metadata"
+_NO_RECORD = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError),
+    *(ValueError, TypeError, RecursionError),
+)
 
 
 class Checkpoints:
@@ -98,8 +102,7 @@ class Checkpoints:
         """The JSON record of `step`.
 
         Raises:
-          UserError: it is damaged, or of a newer version than this code reads.
-          OSError: it cannot be read.
+          UserError: it is damaged, cannot be read, or is of a newer version than this code reads.
         """
         folder = self._folder(step)
         try:
@@ -107,9 +110,13 @@ class Checkpoints:
                 checksums.check_file(folder, _RECORD)
             record = dict(json.loads((folder / _RECORD).read_text()))
         except checksums.Damaged as error:
-            raise self._damaged(step, str(error)) from None
-        except (FileNotFoundError, ValueError, TypeError):
-            raise self._damaged(step, f"{_RECORD} is missing or no record") from None
+            raise self.damaged(step, str(error)) from None
+        except UserError:
+            raise
+        except _NO_RECORD:
+            raise self.damaged(step, f"{_RECORD} is missing or no record") from None
+        except OSError as error:
+            raise UserError(f"step {step} in {self.folder} could not be read ({error})") from error
         files.check_version(record, VERSION, f"step {step} in {self.folder}")
         return record
 
@@ -130,7 +137,7 @@ class Checkpoints:
                 return [str(error)]
             except UserError:
                 raise
-            except (FileNotFoundError, ValueError, TypeError):
+            except _NO_RECORD:
                 return [f"{_RECORD} is missing or no record"]
             except OSError as error:
                 raise UserError(
@@ -155,7 +162,7 @@ class Checkpoints:
           UserError: the step is damaged, or cannot be restored for another reason.
         """
         if reason := self.damage(step):
-            raise self._damaged(step, reason)
+            raise self.damaged(step, reason)
         return self.restore_checked(step, abstract, partial)
 
     def restore_checked(
@@ -173,10 +180,11 @@ class Checkpoints:
             restored = self._open(writes=False).restore(
                 step, args=ocp.args.Composite(state=arguments)
             )
+            arrays = flatten_dict(restored["state"], sep="/")
+            leaves = [arrays[name] for name in names]
         except Exception as error:  # Orbax and TensorStore raise bare Exceptions here
             raise UserError(self._unread(step, error)) from error
-        arrays = flatten_dict(restored["state"], sep="/")
-        return jax.tree.unflatten(jax.tree.structure(abstract), [arrays[name] for name in names])
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
     def has_checksums(self, step: int) -> bool:
         """False for steps that were made before there were any."""
@@ -272,7 +280,8 @@ class Checkpoints:
                 if name.isdigit() and not commits.is_step(place):
                     shutil.rmtree(place, ignore_errors=True)
 
-    def _damaged(self, step: int, reason: str) -> UserError:
+    def damaged(self, step: int, reason: str) -> UserError:
+        """What to say of a step that is not what was written."""
         if not commits.is_step(self._folder(step)):
             return UserError(
                 f"step {step} in {self.folder} is not there any more: a run that trains deletes "
@@ -379,33 +388,6 @@ def restore_newest(
             f"one, delete {checkpoints.folder.parent / DAMAGED}"
         )
     return None
-
-
-def find(workdir: str | Path, which: str = "best") -> tuple[Checkpoints, int]:
-    """The checkpoint of a finished or running run.
-
-    Args:
-      workdir: the run folder.
-      which: "best", "last" or a step number. "best" falls back to "last" for a run that has not
-        been evaluated yet.
-
-    Raises:
-      UserError: there is no such run or step; what exists is listed.
-    """
-    best, last = Checkpoints(Path(workdir) / BEST, keep=1), Checkpoints(Path(workdir) / LAST)
-    have = {"best": best.steps(), "last": last.steps()}
-    if which == "best" and have["best"]:
-        return best, have["best"][-1]
-    if which in ("best", "last") and have["last"]:
-        return last, have["last"][-1]
-    if which.isdigit():
-        for checkpoints in (best, last):
-            if int(which) in checkpoints.steps():
-                return checkpoints, int(which)
-    raise UserError(
-        f"no checkpoint {which!r} in {workdir}; there are steps best={have['best']}, "
-        f"last={have['last']}. Give the folder that `cir-jax train` printed as its workdir"
-    )
 
 
 def _not_raised(record: logging.LogRecord) -> bool:

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -78,9 +78,12 @@ def read(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / NAME
     try:
         content = opened(path.read_bytes(), NAME)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise Damaged(f"{NAME} is missing") from None
     files.check_version(content, VERSION, str(path))
+    listed = content.get("files")
+    if not isinstance(listed, dict) or not all(map(_is_entry, listed, listed.values())):
+        raise Damaged(f"{NAME} lists no files")
     return content
 
 
@@ -98,7 +101,7 @@ def opened(text: bytes, name: str) -> dict[str, Any]:
     try:
         content = dict(json.loads(text))
         own = content.pop(OWN)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         own, content = None, {}
     if own is None or own != _own(content):
         raise Damaged(f"{name} is not what was written")
@@ -136,13 +139,21 @@ def check_file(folder: str | Path, path: str) -> None:
         raise Damaged(f"{path} {what}")
 
 
+def _is_entry(path: str, entry: Any) -> bool:
+    """Whether it is a file below the folder, with its bytes and checksum."""
+    inside = not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+    return inside and type(entry) is list and [type(x) for x in entry] == [int, str]
+
+
 def _difference(path: Path, size: int, checksum: str) -> str:
     try:
+        if not path.is_file():  # a pipe would never end
+            return "is missing"
         there = os.stat(path).st_size
         if there != size:
             return f"has {there:,} bytes, and {size:,} were written"
         return "" if of_file(path) == (size, checksum) else "fails its checksum"
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return "is missing"
 
 

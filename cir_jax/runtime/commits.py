@@ -25,7 +25,8 @@ _METADATA = "_CHECKPOINT_METADATA"  # of Orbax: when a step was begun and commit
 
 def is_step(path: str | Path) -> bool:
     """Whether a folder is a step that was written to its end, be it damaged since."""
-    return Path(path).name.isdigit() and _is_whole(path)
+    name = Path(path).name
+    return name.isascii() and name.isdigit() and _is_whole(path)
 
 
 class _Checked(atomicity.TemporaryPathBase):

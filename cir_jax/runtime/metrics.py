@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import jax
 
-from cir_jax import files
+from cir_jax import files, progress
 from cir_jax.runtime import storage
 
 FILE = "metrics.jsonl"
@@ -35,7 +35,10 @@ class Logger:
         if jax.process_index() != 0:
             return
         path = Path(folder) / FILE
-        kept = [line for line in read(path) if line["step"] <= step]
+        found, reason = _read(path)
+        if reason:
+            progress.say(f"{files.set_aside(path, reason)}, and the lines that can be read go on")
+        kept = [line for line in found if line["step"] <= step]
         files.put(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._events = _Events(Path(folder) / "tensorboard", step + 1)
         self._file = _Log(path)
@@ -130,15 +133,29 @@ class _Events:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; [] if there is none. A line cut by a kill is left out."""
-    path = Path(path)
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    """The lines of a metrics file; [] if there is none. What is no line of a run is left out."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """(the lines that are such as are written, what is wrong with the others or "")."""
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return [], ""
+    except OSError as error:
+        return [], error.strerror or str(error)
+    lines, reason = [], ""
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+            line = json.loads(text)
+            if type(line["step"]) is not int:
+                raise TypeError
+            lines.append(line)
+        except (ValueError, TypeError, LookupError, RecursionError):
+            if number < len(texts):  # what follows the last line break was cut by a kill
+                reason = reason or f"line {number} is none of a run"
+    return lines, reason
 
 
 @contextmanager

@@ -11,12 +11,11 @@ import numpy as np
 
 from cir_jax import files, progress
 from cir_jax.config import to_json
-from cir_jax.errors import UserError
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
-from cir_jax.runtime import checkpoint, checksums, metrics, supervision, watchdog
+from cir_jax.runtime import agreement, checkpoint, checksums, metrics, supervision, watchdog
 from cir_jax.runtime.lease import Lease
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
@@ -151,15 +150,14 @@ class Records:
 
     def _recall(self, state: State) -> None:
         """Adds the evaluations that were made after the checkpoint of their step was written."""
-        if not self._evaluations.is_file():
+        found, reason = _evaluations_in(self._evaluations)
+        # Process 0 moves what is damaged when all have read it.
+        if reason := next(filter(None, agreement.tell(reason)), ""):
+            said = agreement.first(
+                lambda: files.set_aside(self._evaluations, reason), "could not move a damaged file"
+            )
+            progress.say(f"{said}: evaluations since the last checkpoint are made again")
             return
-        try:
-            found = checksums.opened(self._evaluations.read_bytes(), EVALUATIONS)["history"]
-        except checksums.Damaged as error:
-            raise UserError(
-                f"{self._evaluations} is damaged ({error}); delete it: evaluations since the last "
-                "checkpoint are made again"
-            ) from None
         for entry in found:
             if entry["step"] <= state.step and entry not in state.history:
                 state.history.append(entry)
@@ -206,6 +204,24 @@ class Records:
             "fingerprints": self._data.fingerprints,
             "source": state.source,
         }
+
+
+def _evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """(the entries of the file, what is wrong with it or "")."""
+    try:
+        found = checksums.opened(path.read_bytes(), EVALUATIONS).get("history")
+    except FileNotFoundError:
+        return [], ""
+    except (checksums.Damaged, OSError) as error:
+        return [], str(error)
+    if not isinstance(found, list) or not all(
+        isinstance(entry, dict)
+        and type(entry.get("step")) is int
+        and type(entry.get("score")) in (int, float)
+        for entry in found
+    ):
+        return [], "it holds no evaluations"
+    return found, ""
 
 
 def _tree(state: State) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from grain import DatasetIterator
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from cir_jax import progress
+from cir_jax import progress, trust
 from cir_jax.bank.bank import Bank
 from cir_jax.runtime import distributed, encode, interrupts, optim, watchdog
 from cir_jax.runtime import lease as leases
@@ -43,6 +43,7 @@ def train(config: ConfigDict) -> dict[str, Any]:
     """
     distributed.join(Limits.of(config))
     comparison.check("run", comparison.of_run(config))
+    trust.remember(config)
     setup = setups.make(setups.resolve(config))
     watchdog.progress("data")
     data = setups.read_data(setup)

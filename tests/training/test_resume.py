@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cir_jax import config as configs
 from cir_jax.errors import UserError
-from cir_jax.runtime import checkpoint, interrupts, metrics
+from cir_jax.runtime import checkpoint, interrupts, metrics, run_steps
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import train
 from cir_jax.training.records import Records
@@ -244,7 +244,7 @@ def test_restore_on_another_mesh(tmp_path):
 
 def test_find_lists_what_exists(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint 'best' in .*; there are steps best=\[\]"):
-        checkpoint.find(tmp_path)
+        run_steps.find(tmp_path)
 
 
 def test_init_from_another_model_is_refused(root, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cir_jax import files
+from cir_jax import files, progress
 from cir_jax.evals.benchmark import Result
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports.figures import Chart, Series
@@ -52,18 +52,17 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "bank_seconds", "triplets", "dropped", "best", "history", "config".
     """
     folder = Path(workdir)
-    best = _read(folder / _EXAMPLES)
+    best, shown = _best(folder / _EXAMPLES)
     results = {
         "workdir": str(folder),
         **run,
-        "scores": best.get("scores", {}),
+        "scores": best["scores"] if best else _scores_in(run),
         "selection": best.get("selection", ""),  # runs of earlier versions did not note it
         "protocol": best.get("protocol", {}),
         "environment": environment(),
     }
     if jax.process_index() == 0:
         _write(folder / RESULTS, results)
-        shown = [Example.from_json(e) for e in best.get("examples", ())]
         write_report(
             folder,
             f"{results['model']}, {results['stage']}",
@@ -249,8 +248,33 @@ def _plain(result: Result) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _best(path: Path) -> tuple[dict[str, Any], list[Example]]:
+    """The best evaluation, as `keep` noted it, and its examples; ({}, []) where there is none.
+
+    One that is damaged is set aside: a training does not fail for it at its end.
+    """
+    try:
+        best = json.loads(path.read_bytes())
+        kinds = {"scores": dict, "protocol": dict, "examples": list}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(best[key], kind)]:
+            raise TypeError(f"its {wrong[0]} are none")
+        if not all(isinstance(x, int | float) for x in best["scores"].values()):
+            raise TypeError("its scores are no numbers")
+        return best, [Example.from_json(example) for example in best["examples"]]
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        if jax.process_index() == 0:
+            said = files.set_aside(path, str(error)[:200] or type(error).__name__)
+            progress.say(f"{said}: the report lacks protocol and examples of the best evaluation")
+        return {}, []
+
+
+def _scores_in(run: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of the best evaluation in the history of a run."""
+    made = [entry for entry in run["history"] if entry["score"] == run["best"]]
+    about = ("step", "seconds", "score")
+    return {key: value for key, value in made[0].items() if key not in about} if made else {}
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import check_normalisation, square_side, whole_number
 from cir_jax.convert.sources import read_json
 from cir_jax.data import text_files, tokens, wordpiece
@@ -42,6 +43,7 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[BlipSize, int]:
       UserError: it is of another kind of model, or of a BLIP that our encoders cannot be.
     """
     name = f"{where}: config.json"
+    remote_code.check(config, name, CLASS)
     full = _complete(config, name)
     vision, text = full.vision_config, full.text_config
     _check_function(vision, text, name)

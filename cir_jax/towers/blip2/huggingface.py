@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import square_side, whole_number
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.errors import UserError
@@ -57,6 +58,7 @@ def size_of(config: Mapping[str, Any], where: Path) -> Blip2Size:
             f"transformers' {ARCHITECTURE} has all of what SPRC starts from (the models with a "
             "language model lack the text side of the Q-Former). Take Salesforce/blip2-itm-vit-g"
         )
+    remote_code.check(config, name, ARCHITECTURE)
     vision, former = (config.get(f"{part}_config") or {} for part in ("vision", "qformer"))
     _check_only(vision, VISION_ONLY, f"{name}: vision_config")
     # Without the key it would be 30522: BERT's own words, without the one that BLIP-2 added.

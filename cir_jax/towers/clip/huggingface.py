@@ -12,6 +12,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import square_side, whole_number
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.processor_files import crops_as_clip, tokenizer_files, write_processor
@@ -39,6 +40,10 @@ EPSILON = 1e-5  # of every LayerNorm of CLIP
 START, END = VOCABULARY - 2, VOCABULARY - 1
 # Configs written before transformers 4.31 say 2; with it the largest id is pooled, which is END.
 LEGACY_END = 2
+# Code of other projects that computes what `clip_sum` computes, by its name in an `auto_map`: the
+# file of BAAI/BGE-VL-base and -large is transformers' CLIPModel with methods that add the features
+# of image and text and give the sum length 1.
+SUMMED = {"modeling_MMRet_CLIP.CLIPModel": "BGE-VL, a CLIP with the sum of its two features"}
 KINDS = {"text_config": "clip_text_model", "vision_config": "clip_vision_model"}
 
 
@@ -55,6 +60,7 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
     """
     name = f"{where}: config.json"
     _check_kind(config, name)
+    remote_code.check(config, name, "CLIPModel", SUMMED)
     full = _complete(config, name)
     vision, text = full.vision_config, full.text_config
     _check_function(vision, text, name)
@@ -159,12 +165,11 @@ def _check_kind(config: dict[str, Any], name: str) -> None:
             f"{name} has architectures={built!r}; load the model with transformers' CLIPModel, "
             "save it from there, and give that folder"
         )
-    for key, remedy in (
-        ("quantization_config", "its weights are not floats; give the model it was made from"),
-        ("auto_map", "it runs code of its own; only transformers' own CLIPModel can be read"),
-    ):
-        if config.get(key):
-            raise UserError(f"{name} has {key}={config[key]!r}: {remedy}")
+    if config.get("quantization_config"):
+        raise UserError(
+            f"{name} has quantization_config={config['quantization_config']!r}: its weights are "
+            "not floats; give the model it was made from"
+        )
 
 
 def _complete(config: dict[str, Any], name: str) -> Any:
