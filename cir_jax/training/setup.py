@@ -76,6 +76,10 @@ class Data:
     steps_per_epoch: int
     fingerprints: dict[str, str]
 
+    def fields(self, stage: StageProtocol) -> tuple[str, ...]:
+        """The batch fields of the stage, with that of its references."""
+        return (*stage.fields, *((references.FIELDS[self.place],) if self.place else ()))
+
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """The config that is read from here on: what it leaves to its weights is filled in.
@@ -214,11 +218,10 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
       store: references on disk, as `build_bank` returned them.
     """
     config = setup.config
-    field = (references.FIELDS[data.place],) if data.place else ()
     options = loader.Options(
         batch=config.batch,
         seed=config.seed,
-        fields=(*setup.stage.fields, *field),
+        fields=data.fields(setup.stage),
         mixing=config.data.mixing,
         weights=tuple(config.data.weights),
         text_lengths=tuple(config.data.text_lengths),
