@@ -46,8 +46,17 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
     Raises:
       UserError: no such run or step.
     """
+    return from_json(record_of(workdir, which)["config"])
+
+
+def record_of(workdir: str | Path, which: str = "best") -> dict[str, Any]:
+    """What a run notes with the parameters of a step: config, paths and shapes, history, ...
+
+    Raises:
+      UserError: no such run or step.
+    """
     checkpoints, step = checkpoint.find(workdir, which)
-    return from_json(checkpoints.record(step)["config"])
+    return checkpoints.record(step)
 
 
 def _config_of_last(workdir: str | Path) -> ConfigDict:
@@ -63,10 +72,16 @@ def _config_of_last(workdir: str | Path) -> ConfigDict:
 
 
 def resumed(config: ConfigDict) -> ConfigDict | None:
-    """The config of the run in `config.workdir` that training goes on with; None if it is new."""
+    """The config of the run in `config.workdir` that training goes on with; None if it is new.
+
+    Also None if none of its steps can be read: who restores them says so of all of them.
+    """
     if not checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
         return None
-    return _config_of_last(config.workdir)
+    try:
+        return _config_of_last(config.workdir)
+    except UserError:
+        return None
 
 
 def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:

@@ -75,35 +75,43 @@ def advice(setup: Setup, place: str = "", *, resident: bool = False) -> str:
       place: where its references lie.
       resident: leave out what only makes a step smaller.
     """
-    config, stage = setup.config, setup.stage
-    several = jax.device_count() > 1
-    choices = []
-    if not resident:
-        choices.append(f"a smaller batch (now batch={config.batch})")
-        if hasattr(stage, "chunk"):
-            few = _half(config.loss.chunk or config.batch)
-            choices.append(
-                f"loss.chunk={few} (now {config.loss.chunk}): encodes so many images at a time, "
-                "with the same loss"
-            )
-        if not config.model.remat:
-            choices.append("model.remat=true (now false): less memory for more computing")
-        if _dtype(config) == "float32":
-            choices.append("model.dtype=bfloat16 (now float32)")
-    if several and not config.mesh.fsdp:
+    choices = [] if resident else _of_a_step(setup)
+    choices += _of_the_run(setup, place)
+    return "What takes less: " + "; ".join(
+        choices or ["a smaller model.tower, or devices with more memory"]
+    )
+
+
+def _of_a_step(setup: Setup) -> list[str]:
+    config = setup.config
+    choices = [f"a smaller batch (now batch={config.batch})"]
+    if hasattr(setup.stage, "chunk"):
+        few = _half(config.loss.chunk or config.batch)
+        choices.append(
+            f"loss.chunk={few} (now {config.loss.chunk}): encodes so many images at a time, with "
+            "the same loss"
+        )
+    if not config.model.remat:
+        choices.append("model.remat=true (now false): less memory for more computing")
+    if _dtype(config) == "float32":
+        choices.append("model.dtype=bfloat16 (now float32)")
+    if setup.benchmark is not None or setup.stage.needs_bank:
+        choices.append(f"a smaller eval.batch (now {config.eval.batch}) where images are encoded")
+    return choices
+
+
+def _of_the_run(setup: Setup, place: str) -> list[str]:
+    config, choices = setup.config, []
+    if jax.device_count() > 1 and not config.mesh.fsdp:
         choices.append("mesh.fsdp=true (now false): parameters are split over the devices")
-    if stage.needs_bank:
+    if setup.stage.needs_bank:
         if config.loss.bank_dtype == "float32":
             choices.append("loss.bank_dtype=bfloat16 (now float32)")
         if place == "device":
             choices.append(f"loss.references=disk (now {config.loss.references}, on the devices)")
     if config.data.cache_pixels:
         choices.append("data.cache_pixels=false (now true): images are decoded anew")
-    if not resident:
-        choices.append(f"a smaller eval.batch (now {config.eval.batch}) where images are encoded")
-    if not choices:
-        choices.append("a smaller model.tower, or devices with more memory")
-    return "What takes less: " + "; ".join(choices)
+    return choices
 
 
 def _half(number: int) -> int:

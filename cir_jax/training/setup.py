@@ -28,7 +28,7 @@ from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
-from cir_jax.training import degenerate
+from cir_jax.training import degenerate, inheritance
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -85,11 +85,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """The config that is read from here on: what it leaves to its weights is filled in.
 
     Raises:
-      UserError: `model.tower=auto` without weights that say their size; or stage two is told to
-        open images otherwise than its weights were trained with.
+      UserError: `model.tower=auto` without weights that say their size; or stage two is told
+        another model, size or preprocessing than its weights were trained with.
     """
-    trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True)
-    return image_loading.of_training(weights.resolve(config), trains_index is not False)
+    trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True) is not False
+    if not trains_index:
+        config = inheritance.take(config)
+    return image_loading.of_training(weights.resolve(config), trains_index)
 
 
 def make(config: ConfigDict) -> Setup:

@@ -28,7 +28,7 @@ def test_running_out_of_memory_is_advice():
 def test_other_errors_pass_and_the_innermost_advice_counts():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory.guard("a", str):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-    with pytest.raises(UserError, match="while b .*inner"), memory.guard("a", lambda: "outer"):
+    with pytest.raises(UserError, match=r"while b .*inner"), memory.guard("a", lambda: "outer"):
         with memory.guard("b", lambda: "inner"):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in hbm")
 
