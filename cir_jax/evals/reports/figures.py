@@ -156,6 +156,7 @@ def _curve(
 
 
 def _number(value: float) -> str:
-    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.3g}"
+    if value != 0 and (abs(value) < 1e-2 or abs(value) >= 1e6):
+        digits, power = f"{value:.2e}".split("e")  # short: there is room for six characters
+        return f"{float(digits):g}e{int(power)}"
     return f"{value:,.10g}"

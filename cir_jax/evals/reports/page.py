@@ -74,7 +74,7 @@ figcaption { font-size:11.5px; line-height:1.35; color:var(--soft); margin-top:3
 .rank { display:inline-block; padding:1px 9px; border-radius:99px; font-size:12.5px;
   background:var(--shade); color:var(--soft); font-weight:600; }
 .rank.hit { background:var(--found-soft); color:var(--found); }
-.warning { padding:12px 16px; margin:16px 0 0; max-width:none; border-color:var(--warn);
+.caution { padding:12px 16px; margin:16px 0 0; max-width:none; border-color:var(--warn);
   border-left-width:5px; font-weight:600; }
 .choice { display:flex; flex-wrap:wrap; gap:8px; margin-top:10px; }
 .choice > input { position:absolute; opacity:0; }
@@ -96,7 +96,11 @@ dt { color:var(--soft); } dd { margin:0; overflow-wrap:anywhere; }
   main { padding:18px 12px 40px; } h1 { font-size:21px; }
   .query { grid-template-columns:1fr; padding:12px; }
   .found { grid-template-columns:repeat(3,minmax(0,1fr)); }
-  th, td { padding:7px 10px; } td:first-child { white-space:normal; min-width:110px; }
+  table, tbody, tr { display:block; } thead { display:none; } tbody tr { padding:8px 14px; }
+  td { display:flex; justify-content:space-between; gap:14px; padding:2px 0; white-space:normal; }
+  td::before { content:attr(data-column); color:var(--soft); font-weight:400; }
+  td:first-child { padding-bottom:4px; } td:first-child::before { content:none; }
+  td:empty { display:none; }
   dl { grid-template-columns:1fr; } dd { margin-bottom:4px; } }
 @media print { .choice > section { display:block; } .query, .chart, table { break-inside:avoid; } }
 """

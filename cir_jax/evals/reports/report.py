@@ -63,9 +63,10 @@ def _table(section: Table) -> str:
     rows = []
     for row in section.rows:
         cells = []
-        for cell, top in zip(row, best, strict=True):
+        for column, cell, top in zip(section.columns, row, best, strict=True):
             mark = ' class="best"' if top is not None and number_of(cell) == top else ""
-            cells.append(f"<td{mark}>{_html(cell)}</td>")
+            named = f' data-column="{escape(column, quote=True)}"'
+            cells.append(f"<td{mark}{named}>{_html(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'{_heading(section.title)}<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
@@ -201,7 +202,7 @@ def _prose(section: Prose) -> str:
 
 
 def _caution(section: Caution) -> str:
-    return f'<p class="card warning" role="note">{escape(section.text)}</p>'
+    return f'<p class="card caution" role="note">{escape(section.text)}</p>'
 
 
 def _heading(title: str) -> str:

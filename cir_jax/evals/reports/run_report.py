@@ -98,6 +98,12 @@ def write_evaluation(
     return write_report(folder, title, sections, subtitle)
 
 
+def kept_queries(workdir: str | Path, title: str) -> Queries:
+    """The queries of the best evaluation of a run, as `keep` noted them."""
+    best = _read(Path(workdir) / _EXAMPLES)
+    return _queries(*([Example.from_json(e) for e in best.get(name, ())] for name in _LISTS), title)
+
+
 def run_sections(
     results: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
@@ -150,12 +156,15 @@ def _explained(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list
 
 
 def _queries(
-    examples: Sequence[Example], best: Sequence[Example], worst: Sequence[Example]
+    examples: Sequence[Example],
+    best: Sequence[Example],
+    worst: Sequence[Example],
+    title: str = "Queries",
 ) -> Queries:
     ahead = sorted(best, key=lambda e: e.rank)
     behind = sorted(worst, key=lambda e: -e.rank)
     others = {"Best ranked": ahead, "Worst ranked": behind}
-    return Queries("Queries", examples, _QUERIES_NOTE, "Evenly spread", others)
+    return Queries(title, examples, _QUERIES_NOTE, "Evenly spread", others)
 
 
 _QUERIES_NOTE = "The reference and the text, and what was found. What is right is framed in green."
