@@ -266,10 +266,9 @@ def extremes(
 
     Args: those of `examples`; of its `count` a third, at least one, are taken on either side.
     """
-    return tuple(
-        _examples(retriever, one, query, gallery, ranks, removed, chosen)
-        for chosen in ends(ranks, count)
-    )
+    first, last = ends(ranks, count)
+    task = (retriever, one, query, gallery, ranks, removed)
+    return _examples(*task, first), _examples(*task, last)
 
 
 def ends(ranks: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -65,11 +65,10 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
     }
     if jax.process_index() == 0:
         _write(folder / RESULTS, results)
-        lists = [[Example.from_json(e) for e in best.get(name, ())] for name in _LISTS]
         write_report(
             folder,
             f"{results['model']}, {results['stage']}",
-            run_sections(results, logged.read(folder / logged.FILE), *lists),
+            run_sections(results, logged.read(folder / logged.FILE), *_lists(best)),
             subtitle=str(folder),
         )
     return results
@@ -101,7 +100,8 @@ def write_evaluation(
 def kept_queries(workdir: str | Path, title: str) -> Queries:
     """The queries of the best evaluation of a run, as `keep` noted them."""
     best = _read(Path(workdir) / _EXAMPLES)
-    return _queries(*([Example.from_json(e) for e in best.get(name, ())] for name in _LISTS), title)
+    examples, ahead, behind = _lists(best)
+    return _queries(examples, ahead, behind, title)
 
 
 def run_sections(
@@ -147,6 +147,12 @@ def run_sections(
         Facts("Config", results["config"]),
         Facts("Environment", results["environment"]),
     ]
+
+
+def _lists(noted: Mapping[str, Any]) -> tuple[list[Example], list[Example], list[Example]]:
+    """Examples, best and worst of what `keep` noted; earlier versions noted examples alone."""
+    examples, best, worst = ([Example.from_json(e) for e in noted.get(name, ())] for name in _LISTS)
+    return examples, best, worst
 
 
 def _explained(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[Section]:
