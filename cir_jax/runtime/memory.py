@@ -51,7 +51,10 @@ def _first(error: BaseException) -> str:
 
 def of_program(compiled: Any) -> int:
     """Bytes on each device while a compiled program runs, its arguments included; 0 if unknown."""
-    analysis = compiled.memory_analysis()
+    try:
+        analysis = compiled.memory_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):  # not every backend has one
+        return 0
     if analysis is None:
         return 0
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes

@@ -52,7 +52,7 @@ def told(setup: Setup, data: Data, program: Any) -> str:
         f"{gigabytes(needed)} {of} on each {device.platform} device"
     )
     if device.platform == "cpu" and 0 < there < needed:
-        raise memory.OutOfMemory(f"{line}. {advice(setup, data.place)}")
+        raise memory.OutOfMemory(f"out of memory: {line}. {advice(setup, data.place)}")
     return line
 
 
