@@ -52,8 +52,8 @@ def _first(error: BaseException) -> str:
 def of_program(compiled: Any) -> int:
     """Bytes on each device while a compiled program runs, its arguments included; 0 if unknown."""
     try:
-        analysis = compiled.memory_analysis()
-    except (NotImplementedError, jax.errors.JaxRuntimeError):  # not every backend has one
+        analysis = compiled.memory_analysis()  # which not every backend has
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
         return 0
     if analysis is None:
         return 0
