@@ -150,7 +150,18 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
             assign(config, key, text)
         keys.check(config, allowed)
     keys.check_read(config, [key for key, _ in pairs], allowed)
-    return config.lock()
+    return note_given(config.lock(), given(config) | {key for key, _ in pairs})
+
+
+def given(config: ConfigDict) -> frozenset[str]:
+    """The keys that were set by hand, not by a config file; they do not give way to weights."""
+    return getattr(config, "_given", frozenset())
+
+
+def note_given(config: ConfigDict, names: Iterable[str]) -> ConfigDict:
+    """`config`, of which these keys count as set by hand. A copy of a config has none."""
+    object.__setattr__(config, "_given", frozenset(names))  # beside its keys: it is no value
+    return config
 
 
 def assign(config: ConfigDict, key: str, text: str) -> None:

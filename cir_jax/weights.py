@@ -47,10 +47,29 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
     Raises:
       UserError: no such run or step.
     """
+    return _whole(workdir, which)[1]
+
+
+def record_of(workdir: str | Path, which: str = "best") -> dict[str, Any]:
+    """What a run notes with the parameters of a step: config, paths and shapes, history, ...
+
+    Raises:
+      UserError: no such run or step.
+    """
+    return _whole(workdir, which)[0]
+
+
+def _whole(workdir: str | Path, which: str) -> tuple[dict[str, Any], ConfigDict]:
+    """(record, the config in it) of a step, or of one before it whose record is whole.
+
+    Raises:
+      UserError: no such run or step.
+    """
     trouble: list[UserError] = []
     for checkpoints, step in run_steps.candidates(workdir, which):
         try:
-            return _config_in(checkpoints.record(step)["config"])
+            record = checkpoints.record(step)
+            return record, _config_in(record["config"])
         except UserError as error:  # `of_run` says which step is used in its place
             trouble.append(error)
         except _NO_CONFIG as error:
@@ -74,7 +93,10 @@ def _config_in(text: str) -> ConfigDict:
 
 
 def resumed(config: ConfigDict) -> ConfigDict | None:
-    """The config of the run in `config.workdir` that training goes on with; None if it is new."""
+    """The config of the run in `config.workdir` that training goes on with; None if it is new.
+
+    Also None if none of its steps can be read: who restores them says so of all of them.
+    """
     if not checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
         return None
     try:

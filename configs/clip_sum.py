@@ -6,7 +6,7 @@ Features", CVPR 2022. Both stages: Feng et al., "Improving Composed Image Retrie
 Learning with Scaling Positives and Negatives", ACM MM 2024 (arXiv 2404.11317), CLIP4CIR rows.
 
 Commands:
-    cir-jax train --config clip_sum:fashioniq,stage=1 --set data.root=DATA
+    cir-jax train --config clip_sum:fashioniq,stage=1 --set data.root=DATA --set init_from=CLIP
     cir-jax train --config clip_sum:fashioniq,stage=2 --set data.root=DATA --set init_from=STAGE1
     cir-jax train --config clip_sum:cirr,stage=2 --set data.root=DATA --set init_from=STAGE1
 With generated triplets beside the annotated ones, as in the paper: either the released files below

@@ -233,7 +233,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
     return {
         "step": step,
         "arrays": flatten_dict(tree, sep="/"),
-        "metrics": [{k: v for k, v in line.items() if k != "seconds"} for line in lines],
+        "metrics": [{k: v for k, v in line.items() if k not in metrics.TIMED} for line in lines],
         "history": [{k: v for k, v in x.items() if k != "seconds"} for x in report["history"]],
         "best": report["best"],
     }

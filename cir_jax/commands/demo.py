@@ -31,6 +31,11 @@ RUNS = {
     "two": "stage two, bank of negatives",
     "two-generated": "stage two, + generated positives",
 }
+SMOKE = (
+    "This is a smoke test (--quick): a few steps on a few hundred images, to see that everything "
+    "runs. Its numbers mean nothing, neither by themselves nor compared with each other. Without "
+    "--quick the demo takes minutes and measures something."
+)
 NOTE = """Two benchmarks of the same validation images: their annotations are written in the
 layouts of FashionIQ (recall@10 and @50 per category, averaged) and CIRR (recall and subset recall),
 and read and ranked by the code that reads and ranks those data sets. The control starts from the
@@ -45,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument("--out", default="demo", help="folder of all results (default: demo)")
     parser.add_argument("--seeds", type=int, default=1, help="repeat with this many seeds")
-    parser.add_argument("--quick", action="store_true", help="a smoke test of a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="a smoke test of a minute, whose numbers mean nothing"
+    )
     parser.add_argument("--data", default="", help="folder of the OpenMoji set (default: a cache)")
 
 
@@ -58,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.evals.reports.sections import compare, text_table
 
     began = time.monotonic()
+    if args.quick:
+        progress.say(SMOKE)
     out = Path(args.out)
     data = emoji.prepare(
         args.data or (out / "openmoji" if args.quick else ""), limit=300 * args.quick
@@ -72,8 +81,10 @@ def run(args: argparse.Namespace) -> int:
         {RUNS[n]: [r["scores"] for r in found] for n, found in results.items()},
         COLUMNS,
     )
-    page = _report(out, results, table)
+    page = _report(out, results, table, args.quick)
     progress.say("", text_table(table), sep="\n")
+    if args.quick:
+        progress.say(f"\n{SMOKE}")
     progress.say(f"\n{time.monotonic() - began:.0f} s in all. Report: {page.resolve()}")
     return 0
 
@@ -123,18 +134,27 @@ def _train(
     return results | {"scores": both | {f"cirr_{k}": v for k, v in scores.items()}}
 
 
+def _scores(runs: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """The scores of the table under the names of their benchmarks, without those of layouts."""
+    return {
+        key.removeprefix("cirr_"): x
+        for run in runs.values()
+        for key, x in run["scores"].items()
+        if key in COLUMNS
+    }
+
+
 def _line(scores: Mapping[str, float]) -> str:
     return ", ".join(f"{title} {scores[key]:.1f}" for key, title in COLUMNS.items())
 
 
-def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any) -> Path:
+def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any, quick: bool) -> Path:
     import json
 
     from cir_jax import files
-    from cir_jax.evals.benchmark import Example
-    from cir_jax.evals.reports import run_report
+    from cir_jax.evals.reports import explanations, run_report
     from cir_jax.evals.reports.report import write_report
-    from cir_jax.evals.reports.sections import Curves, Facts, Prose, Queries
+    from cir_jax.evals.reports.sections import Caution, Curves, Facts, Prose
     from cir_jax.runtime import metrics
 
     first = {name: runs[0] for name, runs in results.items()}
@@ -152,21 +172,18 @@ def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any) -> 
         title="Average R@10 on validation",
         series=[series for chart in recall for series in chart.series],
     )
-    shown = json.loads((Path(first["two"]["workdir"]) / "examples.json").read_text())["examples"]
     times = {
         RUNS[n]: f"{r['step']:,} steps, {r['seconds']:.0f} s"
         + (f" and {r['bank_seconds']:.0f} s for the bank" if r["bank_seconds"] > 0.5 else "")
         for n, r in first.items()
     }
     sections = [
+        *([Caution(SMOKE)] if quick else []),
         table,
         Prose("How to read it", NOTE),
+        Facts("What the numbers mean", explanations.of_scores(_scores(first), {}), open=True),
         Curves("Training", [merged, *losses], "First seed. Steps of each run on its own axis."),
-        Queries(
-            "Queries of stage two",
-            [Example.from_json(e) for e in shown],
-            "Evenly spread over validation. The target is framed in green.",
-        ),
+        run_report.kept_queries(first["two"]["workdir"], "Queries of stage two"),
         Facts("Time in training steps", times, open=True),
         Facts("Triplets", {RUNS[n]: r["triplets"] for n, r in first.items()}, open=True),
         Facts("Environment", run_report.environment()),
@@ -175,4 +192,5 @@ def _report(out: Path, results: dict[str, list[dict[str, Any]]], table: Any) -> 
     out.mkdir(parents=True, exist_ok=True)
     content = {RUNS[n]: [r["scores"] for r in runs] for n, runs in results.items()}
     files.put(out / "results.json", json.dumps(content, indent=2).encode())
-    return write_report(out, "Scaling positives and negatives, on OpenMoji", sections)
+    title = "Scaling positives and negatives, on OpenMoji"
+    return write_report(out, f"Smoke test: {title}" if quick else title, sections)

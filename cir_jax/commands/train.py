@@ -97,6 +97,5 @@ def _load(args: argparse.Namespace) -> ConfigDict:
     if args.from_scratch:
         with loaded.unlocked():
             loaded.from_scratch = True
-    if not args.dry_run:
-        from_scratch.check(loaded)
+    from_scratch.check(loaded)
     return loaded

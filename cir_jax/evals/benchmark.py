@@ -41,12 +41,15 @@ class Result:
       protocol: every choice that two runs must share for their numbers to be comparable, as JSON;
         "benchmark" is its title. `Task.protocol` gives the sizes.
       examples: queries spread evenly over the benchmark.
+      best, worst: queries whose target comes furthest ahead, and furthest behind.
     """
 
     scores: dict[str, float]
     selection: str
     protocol: dict[str, Any]
     examples: list[Example] = field(default_factory=list)
+    best: list[Example] = field(default_factory=list)
+    worst: list[Example] = field(default_factory=list)
 
     @property
     def score(self) -> float:
@@ -254,6 +257,43 @@ def examples(
       count: how many; all if there are fewer.
     """
     chosen = spread(len(one.triplets), count)
+    return _examples(retriever, one, query, gallery, ranks, removed, chosen)
+
+
+def extremes(
+    retriever: Retriever,
+    one: Task,
+    query: np.ndarray,
+    gallery: np.ndarray,
+    ranks: np.ndarray,
+    removed: np.ndarray | None,
+    count: int,
+) -> tuple[list[Example], list[Example]]:
+    """(best, worst): the queries with the lowest and the highest ranks, with their candidates.
+
+    Args: those of `examples`; of its `count` a third, at least one, are taken on either side.
+    """
+    first, last = ends(ranks, count)
+    task = (retriever, one, query, gallery, ranks, removed)
+    return _examples(*task, first), _examples(*task, last)
+
+
+def ends(ranks: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(queries of the lowest ranks, of the highest), a third of `count` each, the ends first."""
+    order = np.argsort(ranks, kind="stable")
+    few = min(-(-count // 3), len(order))
+    return order[:few], order[len(order) - few :][::-1]
+
+
+def _examples(
+    retriever: Retriever,
+    one: Task,
+    query: np.ndarray,
+    gallery: np.ndarray,
+    ranks: np.ndarray,
+    removed: np.ndarray | None,
+    chosen: np.ndarray,
+) -> list[Example]:
     k = min(SHOWN, len(one.names) - (removed is not None))
     if not len(chosen) or k < 1:
         return []

@@ -25,7 +25,7 @@ from cir_jax.contract import Functions
 from cir_jax.data import tokens
 from cir_jax.params import Params
 from cir_jax.retrieval import ranking
-from cir_jax.runtime import encode, sharding
+from cir_jax.runtime import encode, memory, sharding
 from cir_jax.runtime import mesh as meshes
 
 # References up to this size are made and kept with every image. Larger ones (BLIP: 577 x 768
@@ -80,6 +80,7 @@ class Retriever:
         self.text_lengths = tuple(text_lengths)
         self.on_long = on_long
         self._few = few
+        self._batch_key = batch_key
         self._batch = batch  # of queries of one length: the same on any number of devices
         size = meshes.rounded(batch, mesh, batch_key)
         self._options: dict[str, Any] = {"batch": size, "threads": threads, "mesh": mesh}
@@ -238,9 +239,18 @@ class Retriever:
             least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
         else:
             least = 0
-        return encode.encode(
-            program, params, items, load, least=least, title=title, **self._options
-        )
+        with memory.guard(title or "encoding", self._advice):
+            return encode.encode(
+                program, params, items, load, least=least, title=title, **self._options
+            )
+
+    def _advice(self) -> str:
+        choices = [f"a smaller {self._batch_key} (now {self._batch})"]
+        if self.functions.config.dtype != "bfloat16":
+            choices.append(f"model.dtype=bfloat16 (now {self.functions.config.dtype})")
+        if self.functions.fsdp is None and self.mesh.size > 1:
+            choices.append("mesh.fsdp=true (now false): parameters are split over the devices")
+        return f"What takes less: {'; '.join(choices)}"
 
     def _by_length(self, lengths: np.ndarray) -> Iterator[tuple[list[int], int]]:
         """(queries, padded length) pairs: short texts are not padded to the longest of all.

@@ -17,6 +17,8 @@ from cir_jax import files, progress
 from cir_jax.runtime import storage
 
 FILE = "metrics.jsonl"
+# Of a clock: all other values are the same in a run that was stopped and resumed.
+TIMED = ("seconds", "examples_per_second", "images_per_second")
 REOPEN = 60.0  # seconds after which what was logged is certain to be in a mounted bucket
 
 

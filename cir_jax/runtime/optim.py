@@ -33,6 +33,11 @@ def schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return lambda step: after(step) * DROP ** sum(jnp.where(step < n, 0, 1) for n in first)
 
 
+def rate(config: ConfigDict, steps: int, step: int) -> float:
+    """The learning rate of step number `step`, 1 being the first; without multipliers."""
+    return float(schedule(config, steps)(jnp.int32(step - 1)))
+
+
 def _schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     rate, warmup = config.learning_rate, config.warmup_steps
     if warmup and warmup >= steps:

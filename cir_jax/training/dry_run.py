@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from cir_jax import keys
 from cir_jax.bank.references import BYTES
-from cir_jax.errors import UserError
 from cir_jax.files import gigabytes
 from cir_jax.runtime import checkpoint
 from cir_jax.runtime import mesh as meshes
@@ -27,6 +26,9 @@ def describe(setup: Setup, data: Data) -> str:
     Args:
       setup: of the run.
       data: its triplets.
+
+    Raises:
+      UserError: a model of full size has no weights to start from.
     """
     config, triplets = setup.config, data.triplets
     paths = stages.trainable(setup.stage, setup.functions)
@@ -51,7 +53,7 @@ def describe(setup: Setup, data: Data) -> str:
         ("devices", f"{setup.mesh.size} {jax.devices()[0].platform}, data={_axes(setup)}"),
         *(
             (what, f"{gigabytes(size)} on each device")
-            for what, size in memory(setup, data.steps, *_bank(data)).items()
+            for what, size in memory(setup, data.steps, *bank(data)).items()
         ),
     ]
     width = max(len(name) for name, _ in rows)
@@ -61,15 +63,16 @@ def describe(setup: Setup, data: Data) -> str:
 
 
 def _start(config: ConfigDict, size: int) -> str:
-    """What the first parameters would be, or why the run would be refused."""
+    """What the first parameters would be.
+
+    Raises:
+      UserError: a model of full size and no weights, as the run itself would raise.
+    """
     if steps := checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
         return f"step {steps[-1]:,} of {config.workdir}, which it resumes"
     if config.init_from:
         return config.init_from
-    try:
-        from_scratch.check_size(config, size)
-    except UserError as error:
-        return f"nothing, so the run would be refused: {error}"
+    from_scratch.check_size(config, size)
     return f"random parameters, seed {config.seed}"
 
 
@@ -79,7 +82,7 @@ def _axes(setup: Setup) -> str:
     return f"{shape[meshes.DATA]} x model={shape[meshes.MODEL]}"
 
 
-def _bank(data: Data) -> tuple[int, int, str]:
+def bank(data: Data) -> tuple[int, int, str]:
     """Images and references of the bank, and where these lie; of a stage without one none."""
     plan = data.references
     return (0, 0, "") if plan is None else (len(data.triplets.images), len(plan), data.place)

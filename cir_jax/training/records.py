@@ -15,7 +15,9 @@ from cir_jax.evals.benchmark import Benchmark
 from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
-from cir_jax.runtime import agreement, checkpoint, checksums, metrics, supervision, watchdog
+from cir_jax.runtime import (
+    agreement, checkpoint, checksums, metrics, optim, supervision, watchdog,
+)  # fmt: skip
 from cir_jax.runtime.lease import Lease
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
@@ -45,6 +47,7 @@ class Records:
         self._last = checkpoint.Checkpoints(folder / checkpoint.LAST, setup.config.checkpoint.keep)
         self._best = checkpoint.Checkpoints(folder / checkpoint.BEST, keep=1)
         self._retriever: Retriever | None = None
+        self._logged = state.step, state.seconds
         self._watcher = supervision.current()
 
     def __enter__(self) -> "Records":
@@ -70,7 +73,11 @@ class Records:
         self._last.wait()
 
     def log(self, state: State, values: dict[str, jax.Array]) -> None:
-        """Notes the metrics of a step; the loss of each source, where there are several."""
+        """Notes the metrics of a step; the loss of each source, where there are several.
+
+        `images_per_second` counts those that are opened and encoded: two of a triplet in stage one,
+        one of a caption, none in stage two (one with `loss.references=recompute`).
+        """
         found = {k: np.asarray(v) for k, v in values.items()}
         counts, sums = found.pop("source_count"), found.pop("source_loss")
         numbers = {k: float(v) for k, v in found.items()}
@@ -78,7 +85,19 @@ class Records:
             numbers[f"count/{name}"] = float(count)
             if count:
                 numbers[f"loss/{name}"] = float(total / count)
-        self._logger.write(state.step, numbers | {"seconds": state.seconds})
+        numbers |= self._pace(state) | {"seconds": state.seconds}
+        self._logger.write(state.step, numbers)
+
+    def _pace(self, state: State) -> dict[str, float]:
+        """The learning rate of this step, and the speed of the steps since the last line."""
+        config, (step, seconds) = self._setup.config, self._logged
+        self._logged = state.step, state.seconds
+        found = {"learning_rate": optim.rate(config.optim, self._data.steps, state.step)}
+        if state.seconds > seconds:
+            speed = config.batch * (state.step - step) / (state.seconds - seconds)
+            images = sum(field.endswith("pixels") for field in self._data.fields(self._setup.stage))
+            found |= {"examples_per_second": speed, "images_per_second": speed * images}
+        return found
 
     def due(self, state: State, over: bool) -> tuple[bool, bool]:
         """(a checkpoint, an evaluation) belongs to this step; `over`: it is the last one.

@@ -28,7 +28,7 @@ from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
-from cir_jax.training import degenerate
+from cir_jax.training import degenerate, inheritance
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -76,16 +76,22 @@ class Data:
     steps_per_epoch: int
     fingerprints: dict[str, str]
 
+    def fields(self, stage: StageProtocol) -> tuple[str, ...]:
+        """The batch fields of the stage, with that of its references."""
+        return (*stage.fields, *((references.FIELDS[self.place],) if self.place else ()))
+
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """The config that is read from here on: what it leaves to its weights is filled in.
 
     Raises:
-      UserError: `model.tower=auto` without weights that say their size; or stage two is told to
-        open images otherwise than its weights were trained with.
+      UserError: `model.tower=auto` without weights that say their size; or stage two is told
+        another model, size or preprocessing than its weights were trained with.
     """
-    trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True)
-    return image_loading.of_training(weights.resolve(config), trains_index is not False)
+    trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True) is not False
+    if not trains_index:
+        config = inheritance.take(config)
+    return image_loading.of_training(weights.resolve(config), trains_index)
 
 
 def make(config: ConfigDict) -> Setup:
@@ -216,11 +222,10 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
       store: references on disk, as `build_bank` returned them.
     """
     config = setup.config
-    field = (references.FIELDS[data.place],) if data.place else ()
     options = loader.Options(
         batch=config.batch,
         seed=config.seed,
-        fields=(*setup.stage.fields, *field),
+        fields=data.fields(setup.stage),
         mixing=config.data.mixing,
         weights=tuple(config.data.weights),
         text_lengths=tuple(config.data.text_lengths),

@@ -24,8 +24,8 @@ from cir_jax.training.setup import Data, Setup
 # Keys that may differ between a checkpoint and the run that resumes it: where and how it runs, how
 # long and what it shows, but nothing that changes a step already made.
 _FREE = (
-    "workdir", "init_from", "from_scratch", "epochs", "steps", "max_seconds", "log_every", "mesh", "eval",
-    "checkpoint", "cluster", "model.remat", "model.dtype", "data.root", "data.threads",
+    "workdir", "init_from", "from_scratch", "epochs", "steps", "max_seconds", "log_every", "mesh",
+    "eval", "checkpoint", "cluster", "model.remat", "model.dtype", "data.root", "data.threads",
     "data.cache_pixels", "data.captions", "data.caption_text_field", "data.caption_empty",
     "data.caption_duplicates", "data.optimized", "loss.bank_path", "loss.bank_block",
     "loss.references",

@@ -20,9 +20,10 @@ from cir_jax.runtime import lease as leases
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime.lease import Lease
 from cir_jax.runtime.limits import Limits
-from cir_jax.training import comparison, diverged, step
+from cir_jax.training import comparison, memory, step
 from cir_jax.training import setup as setups
 from cir_jax.training import state as states
+from cir_jax.training.notices import Notices
 from cir_jax.training.records import Records
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
@@ -39,7 +40,8 @@ def train(config: ConfigDict) -> dict[str, Any]:
       "bank_seconds", "finished", "best", "scores", "protocol", "history", ...}.
 
     Raises:
-      UserError: input that cannot be used; nothing is written over.
+      UserError: input that cannot be used; nothing is written over. `OutOfMemory` of it says what
+        takes less.
     """
     distributed.join(Limits.of(config))
     comparison.check("run", comparison.of_run(config))
@@ -48,7 +50,11 @@ def train(config: ConfigDict) -> dict[str, Any]:
     watchdog.progress("data")
     data = setups.read_data(setup)
     comparison.check("data", {f"data {k}": v for k, v in data.fingerprints.items()})
-    with leases.hold(config.workdir, config.checkpoint.lease_seconds) as lease:
+    with (
+        leases.hold(config.workdir, config.checkpoint.lease_seconds) as lease,
+        memory.guard(setup, data.place),
+    ):
+        memory.check(setup, data)
         return _train(setup, data, lease)
 
 
@@ -59,7 +65,8 @@ def _train(setup: Setup, data: Data, lease: Lease) -> dict[str, Any]:
     progress.say(summary(setup, data, state))
     began = time.monotonic()
     watchdog.progress("bank")
-    bank, store = setups.build_bank(setup, data, state.fixed)
+    with memory.guard(setup, data.place, "building the bank"):
+        bank, store = setups.build_bank(setup, data, state.fixed)
     bank_seconds = time.monotonic() - began
     batches = setups.make_batches(setup, data, store)
     if state.data is not None:
@@ -86,7 +93,7 @@ def _loop(
     config = setup.config
     key = jax.random.key(config.seed)
     programs: dict[Any, Any] = {}
-    recent = diverged.Recent(setup, data)
+    notices = Notices(setup, data, state)
     over = state.step >= data.steps or _out_of_time(config, state)
     with progress.bar(total=data.steps, title=f"stage {config.stage}") as bar:
         bar.update(state.step)
@@ -97,7 +104,7 @@ def _loop(
             watchdog.progress("read", state.step + 1)
             began = time.monotonic()
             rows = next(batches)
-            recent.add(state.step + 1, rows)
+            notices.batch(state.step + 1, rows)
             batch = _place(rows, setup.mesh, config.batch)
             arguments = (
                 *(state.trained, state.optimizer, state.fixed, batch, bank),
@@ -105,10 +112,8 @@ def _loop(
             )
             shapes = tuple((name, x.shape) for name, x in batch.items())
             if shapes not in programs:  # compiled off the clock: a longer text is another program
-                watchdog.progress("compile")
-                paused = time.monotonic()
-                programs[shapes] = update.lower(*arguments).compile()
-                began += time.monotonic() - paused
+                programs[shapes], paused = _compiled(update, arguments, notices)
+                began += paused
             watchdog.progress("step")
             state.trained, state.optimizer, values = programs[shapes](*arguments)
             # Waiting here keeps the clock honest; the next batch is read in the background.
@@ -118,7 +123,8 @@ def _loop(
             bar.update(1)
             if not finite:
                 records.wait()  # for the checkpoint that may be on its way: it is a good one
-                raise recent.diverged(values)
+                raise notices.diverged(values)
+            notices.step(state, values)
             if state.step % config.log_every == 0 or state.step == data.steps:
                 records.log(state, values)
             stopping = stop.now(state.step)
@@ -132,6 +138,17 @@ def _loop(
         left = "ends" if over else "resumes"
         progress.say(f"stopped at step {state.step}; the same command {left} {config.workdir}")
     return not stopping
+
+
+def _compiled(
+    update: jax.stages.Wrapped, arguments: tuple[Any, ...], notices: Notices
+) -> tuple[Any, float]:
+    """(the program for arguments of these shapes, seconds that it took to make)."""
+    watchdog.progress("compile")
+    began = time.monotonic()
+    program = update.lower(*arguments).compile()
+    notices.compiled(program)
+    return program, time.monotonic() - began
 
 
 def _place(rows: dict[str, np.ndarray], mesh: Mesh, batch: int) -> dict[str, jax.Array]:

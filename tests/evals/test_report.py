@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from cir_jax import config
+from cir_jax.evals import benchmark, metrics
 from cir_jax.evals.benchmark import Example, Hit, Result
-from cir_jax.evals.reports import figures, pictures, run_report
+from cir_jax.evals.reports import explanations, figures, pictures, run_report
 from cir_jax.evals.reports.figures import Chart, Series
 from cir_jax.evals.reports.report import write_report
 from cir_jax.evals.reports.sections import (
+    Caution,
     Curves,
     Facts,
     Prose,
@@ -275,3 +277,118 @@ def test_report_of_an_evaluation(tmp_path, examples):
     assert results["scores"] == FASHION and results["score"] == 25.0
     assert results["config"]["model"]["name"] == "clip_sum"
     assert {"jax", "python", "devices", "git"} <= set(results["environment"])
+
+
+def test_a_chart_of_one_point_is_not_drawn(tmp_path):
+    """Neither its frame nor its part of a legend."""
+    one, two = Series("one", [3], [1.0]), Series("two", [1, 2], [1.0, 2.0])
+    assert figures.svg(Chart("Lonely", [one]), {"one": 0}) == ""
+    page = read(write_report(tmp_path, "A", [Curves("Curves", [Chart("Lonely", [one])])]))
+    assert not page.all("svg") and "Curves" not in page.texts
+    charts = [Chart("Lonely", [one]), Chart("Course", [two, one])]
+    page = read(write_report(tmp_path, "B", [Curves("Curves", charts)]))
+    assert len(page.all("svg")) == 1 and "Lonely" not in page.texts and "Course" in page.texts
+    undrawn = Series("none", [1, 2], [1.0, float("nan")])  # one point that is a number
+    assert not figures.is_drawn(Chart("Lonely", [undrawn, one]))
+
+
+def test_small_numbers_fit_beside_an_axis():
+    values = (0.0, 0.00032, 2e-5, 0.05, 1234.5, 2.5e6)
+    assert [figures._number(v) for v in values] == [
+        "0", "3.2e-4", "2e-5", "0.05", "1,234.5", "2.5e6",
+    ]  # fmt: skip
+
+
+def test_queries_can_be_chosen(tmp_path, examples):
+    """By radio buttons and style alone; an empty list has no button, a single one none at all."""
+    others = {"Best <1>": examples[:1], "Worst": examples, "None": []}
+    section = Queries("Found", examples[1:], "", "Spread", others)
+    page = read(write_report(tmp_path, "Choice", [section]))
+    assert len(page.all("div", "query")) == 1 + 1 + 2
+    inputs = page.all("input")
+    assert [a["type"] for a in inputs] == ["radio"] * 3 and len({a["name"] for a in inputs}) == 1
+    assert ["checked" in a for a in inputs] == [True, False, False]
+    assert [a["for"] for a in page.all("label")] == [a["id"] for a in inputs]
+    assert {"Spread (1)", "Best <1> (1)", "Worst (2)"} <= set(page.texts)
+    assert len(page.all("section")) == 3
+    page = read(write_report(tmp_path, "One", [Queries("Found", examples, "", "Spread", {})]))
+    assert not page.all("input") and len(page.all("div", "query")) == 2
+
+
+def test_the_page_is_made_for_a_phone_and_for_both_themes(tmp_path):
+    table = Table("Runs", ["", "R@<1>", "hash"], [["a", 1.5, "x"]])
+    page = read(write_report(tmp_path, "Page", [Caution("It means nothing <b>"), table]))
+    viewport = {"name": "viewport", "content": "width=device-width, initial-scale=1"}
+    assert viewport in page.all("meta")
+    text = (tmp_path / "report.html").read_text()
+    assert "color-scheme: light dark" in text and "(prefers-color-scheme: dark)" in text
+    # A cell carries the name of its column, which a narrow screen shows instead of the head.
+    assert [a["data-column"] for a in page.all("td")] == ["", "R@<1>", "hash"]
+    assert "td::before { content:attr(data-column)" in text
+    assert "It means nothing <b>" in page.texts and page.all("p", "caution")
+
+
+def test_the_numbers_are_explained_in_words(tmp_path, examples):
+    protocol = {"benchmark": "FashionIQ", "reference": "removed", "galleries": {"dress": GALLERY}}
+    result = Result(FASHION, "average_recall", protocol, examples, examples[:1], examples[1:])
+    loaded = config.load("clip_sum:fashioniq")
+    page = read(run_report.write_evaluation(tmp_path, "Title", loaded, result))
+    assert "What the numbers mean" in page.texts
+    assert any("among the first K images" in t and "K is 10, 50" in t for t in page.texts)
+    assert any(t.startswith("removed: the image of the query itself") for t in page.texts)
+    assert any("size and hash of the gallery are the same" in t for t in page.texts)
+    assert {"Best ranked (1)", "Worst ranked (1)"} <= set(page.texts)
+    of_cirr = explanations.of_scores(
+        {"recall_at1": 1, "recall_subset_at2": 2, "recall_mean": 3}, {}
+    )
+    assert [*of_cirr] == [
+        "R@K (recall at K)", "Rsub@K (subset recall at K)", "recall mean",
+    ]  # fmt: skip
+    assert [*explanations.of_scores({"map_at5": 1.0}, {})] == [
+        "mAP@K (mean average precision at K)"
+    ]
+
+
+def test_every_score_and_rule_of_a_benchmark_is_explained():
+    """The names that the metrics give; a new one must be explained as well."""
+    ranks = np.asarray([0, 3, 60])
+    hits = np.zeros((3, 50), bool)
+    made = [
+        metrics.fashioniq({"dress": ranks}),
+        metrics.cirr(ranks, np.asarray([0, 1, 2])),
+        metrics.circo(hits, np.ones(3, int), ranks, [["cardinality"]] * 3),
+        metrics.genecis({"focus_object": ranks}),
+    ]
+    for scores in made:
+        for name in scores:
+            assert explanations.of_scores({name: scores[name]}, {}), name
+
+
+def test_speed_and_learning_rate_are_drawn_and_told():
+    lines = [
+        {"step": s, "loss": 2.0, "learning_rate": s * 1e-4, "examples_per_second": 10.0 * s,
+         "images_per_second": 20.0 * s}
+        for s in (1, 2, 3)
+    ]  # fmt: skip
+    results = {
+        "scores": {}, "protocol": {}, "history": [], "step": 3, "seconds": 1.0, "triplets": {},
+        "bank_seconds": 0.0, "finished": True, "dropped": {}, "config": {}, "environment": {},
+    }  # fmt: skip
+    sections = run_report.run_sections(results, lines, [])
+    [curves] = [s for s in sections if isinstance(s, Curves)]
+    drawn = {c.title: list(c.series[0].y) for c in curves.charts if figures.is_drawn(c)}
+    assert drawn == {
+        "Loss": [2.0] * 3, "Learning rate": pytest.approx([1e-4, 2e-4, 3e-4]),
+        "Examples per second": [10.0, 20.0, 30.0],
+    }  # fmt: skip
+    [training] = [s for s in sections if isinstance(s, Facts) and s.title == "Training"]
+    assert training.values["images per second"] == "40.0"
+
+
+def test_the_best_and_the_worst_are_the_ends_of_the_ranking(tmp_path):
+    ranks = np.asarray([5, 0, 9, 0, 7, 2, 8])
+    first, last = benchmark.ends(ranks, 6)
+    assert first.tolist() == [1, 3] and last.tolist() == [2, 6]
+    first, last = benchmark.ends(ranks, 0)
+    assert len(first) == len(last) == 0
+    assert [len(x) for x in benchmark.ends(ranks[:1], 24)] == [1, 1]

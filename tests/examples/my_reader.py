@@ -2,7 +2,7 @@
 """A data set of your own: {root}/{split}.csv with columns reference, target, text, and images/.
 
 cir-jax doctor my_reader.py DATA/mine
-cir-jax train --config clip_sum:fashioniq,stage=1 --set data.name=my_reader.py
+cir-jax train --config clip_sum:fashioniq,stage=1 --set data.name=my_reader.py --init-from CLIP
 """
 
 import csv

@@ -45,7 +45,7 @@ def undisturbed(root, tmp_path_factory):
 
 def lines(workdir):
     found = metrics.read(Path(workdir) / metrics.FILE)
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in found]
+    return [{k: v for k, v in line.items() if k not in metrics.TIMED} for line in found]
 
 
 def scores(results):

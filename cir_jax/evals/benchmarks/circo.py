@@ -101,7 +101,8 @@ class Benchmark:
         hits = np.stack([np.isin(found, right) for found, right in zip(rows, truths, strict=True)])
         counts = np.asarray([len(right) for right in truths])
         asked = {a: sum(a in every for every in self.aspects) for a in self._aspect_names()}
-        shown = benchmark.examples(retriever, one, query, gallery, ranks, None, self._examples)
+        chosen = (retriever, one, query, gallery, ranks, None, self._examples)
+        best, worst = benchmark.extremes(*chosen)
         return benchmark.Result(
             scores=metrics.circo(hits, counts, ranks, self.aspects),
             selection="map_at5",
@@ -113,7 +114,9 @@ class Benchmark:
                 **one.protocol(),
                 "aspects": {name: {"queries": count} for name, count in asked.items()},
             },
-            examples=shown,
+            examples=benchmark.examples(*chosen),
+            best=best,
+            worst=worst,
         )
 
     def predict(self, retriever: Retriever) -> Predictions:

@@ -67,9 +67,8 @@ class Benchmark:
         query, gallery = benchmark.encode(retriever, one)
         ranks = retriever.ranks(query, gallery, one.target, one.reference)
         subset = ranking.subset_ranks(query, gallery, one.target, self.members, one.reference)
-        shown = benchmark.examples(
-            retriever, one, query, gallery, ranks, one.reference, self._examples
-        )
+        chosen = (retriever, one, query, gallery, ranks, one.reference, self._examples)
+        best, worst = benchmark.extremes(*chosen)
         return benchmark.Result(
             scores=metrics.cirr(ranks, subset),
             selection="recall_mean",
@@ -79,7 +78,9 @@ class Benchmark:
                 "reference": "removed",
                 **one.protocol(),
             },
-            examples=shown,
+            examples=benchmark.examples(*chosen),
+            best=best,
+            worst=worst,
         )
 
     def predict(self, retriever: Retriever) -> Predictions:

@@ -73,20 +73,25 @@ class Benchmark:
         """Ranks every category's queries against its gallery."""
         ranks: dict[str, np.ndarray] = {}
         shown: list[benchmark.Example] = []
+        best: list[benchmark.Example] = []
+        worst: list[benchmark.Example] = []
         for number, (category, one) in enumerate(self.tasks.items()):
             removed = one.reference if self._removed else None
             query, gallery = benchmark.encode(retriever, one)
             ranks[category] = retriever.ranks(query, gallery, one.target, removed)
             count = (self._examples - len(shown)) // (len(self.tasks) - number)
-            shown += benchmark.examples(
-                retriever, one, query, gallery, ranks[category], removed, count
-            )
+            chosen = (retriever, one, query, gallery, ranks[category], removed, count)
+            shown += benchmark.examples(*chosen)
+            first, last = benchmark.extremes(*chosen)
+            best, worst = best + first, worst + last
         galleries = {category: one.protocol() for category, one in self.tasks.items()}
         return benchmark.Result(
             scores=metrics.fashioniq(ranks),
             selection="average_recall",
             protocol={**self._protocol, "galleries": galleries},
             examples=shown,
+            best=best,
+            worst=worst,
         )
 
     def _tasks(

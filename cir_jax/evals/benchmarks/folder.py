@@ -49,9 +49,8 @@ class Benchmark:
         query, gallery = benchmark.encode(retriever, one)
         ranks = retriever.ranks(query, gallery, one.target, one.reference)
         scores = metrics.recalls(ranks, AT)
-        shown = benchmark.examples(
-            retriever, one, query, gallery, ranks, one.reference, self._examples
-        )
+        chosen = (retriever, one, query, gallery, ranks, one.reference, self._examples)
+        best, worst = benchmark.extremes(*chosen)
         return benchmark.Result(
             scores={**scores, "average_recall": metrics.arithmetic_mean(list(scores.values()))},
             selection="average_recall",
@@ -61,7 +60,9 @@ class Benchmark:
                 "reference": "removed",
                 **one.protocol(),
             },
-            examples=shown,
+            examples=benchmark.examples(*chosen),
+            best=best,
+            worst=worst,
         )
 
 

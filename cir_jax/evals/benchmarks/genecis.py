@@ -66,11 +66,17 @@ class Benchmark:
         """Ranks every query's candidates."""
         ranks: dict[str, np.ndarray] = {}
         shown: list[benchmark.Example] = []
+        best: list[benchmark.Example] = []
+        worst: list[benchmark.Example] = []
         for number, (name, one) in enumerate(self.tasks.items()):
             query, gallery = benchmark.encode(retriever, one)
             ranks[name] = ranking.subset_ranks(query, gallery, one.target, self.members[name])
             count = (self._examples - len(shown)) // (len(self.tasks) - number)
-            shown += self._shown(name, query, gallery, ranks[name], count)
+            spread = benchmark.spread(len(one.triplets), count)
+            first, last = benchmark.ends(ranks[name], count)
+            shown += self._shown(name, query, gallery, ranks[name], spread)
+            best += self._shown(name, query, gallery, ranks[name], first)
+            worst += self._shown(name, query, gallery, ranks[name], last)
         return benchmark.Result(
             scores=metrics.genecis(ranks),
             selection="average_recall_at1",
@@ -80,13 +86,19 @@ class Benchmark:
                 "galleries": {name: self._sizes(name) for name in self.tasks},
             },
             examples=shown,
+            best=best,
+            worst=worst,
         )
 
     def _shown(
-        self, name: str, query: np.ndarray, gallery: np.ndarray, ranks: np.ndarray, count: int
+        self,
+        name: str,
+        query: np.ndarray,
+        gallery: np.ndarray,
+        ranks: np.ndarray,
+        chosen: np.ndarray,
     ) -> list[benchmark.Example]:
         one = self.tasks[name]
-        chosen = benchmark.spread(len(one.triplets), count)
         if not len(chosen):
             return []
         order = ranking.member_order(query[chosen], gallery, self.members[name][chosen])

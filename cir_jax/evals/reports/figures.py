@@ -50,7 +50,7 @@ class Chart:
 
 
 def svg(chart: Chart, colour_of: dict[str, int]) -> str:
-    """The chart as an <svg> element; "" if it has no point to show.
+    """The chart as an <svg> element; "" if it is not drawn, see `is_drawn`.
 
     Args:
       chart: what to draw.
@@ -58,7 +58,7 @@ def svg(chart: Chart, colour_of: dict[str, int]) -> str:
     """
     curves = [(s, *_points(s)) for s in chart.series]
     curves = [c for c in curves if len(c[1])]
-    if not curves:
+    if not is_drawn(chart):
         return ""
     xs = np.concatenate([x for _, x, _ in curves])
     ys = np.concatenate([y for _, _, y in curves])
@@ -76,6 +76,11 @@ def svg(chart: Chart, colour_of: dict[str, int]) -> str:
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
         f"{''.join(parts)}</svg>"
     )
+
+
+def is_drawn(chart: Chart) -> bool:
+    """Whether a curve of it has two points: a single one shows no course, only a number."""
+    return any(len(_points(series)[0]) > 1 for series in chart.series)
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -151,6 +156,7 @@ def _curve(
 
 
 def _number(value: float) -> str:
-    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
-        return f"{value:.3g}"
+    if value != 0 and (abs(value) < 1e-2 or abs(value) >= 1e6):
+        digits, power = f"{value:.2e}".split("e")  # short: there is room for six characters
+        return f"{float(digits):g}e{int(power)}"
     return f"{value:,.10g}"

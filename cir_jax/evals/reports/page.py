@@ -6,12 +6,12 @@ from html import escape
 _STYLE = """
 :root { color-scheme: light dark;
   --back:#fbfbfa; --card:#ffffff; --ink:#1c1e21; --soft:#5d646d; --line:#e3e4e6; --found:#178a4c;
-  --found-soft:#e3f4ea; --shade:#f1f2f3;
+  --found-soft:#e3f4ea; --shade:#f1f2f3; --warn:#b45309;
   --series-0:#2563c9; --series-1:#d2601a; --series-2:#178a6b; --series-3:#a23a97;
   --series-4:#a67c00; --series-5:#c43248; --series-6:#0e87ad; --series-7:#6b7280; }
 @media (prefers-color-scheme: dark) { :root {
   --back:#15171a; --card:#1d2024; --ink:#e8eaed; --soft:#a0a7b0; --line:#33373d; --found:#43c47f;
-  --found-soft:#173526; --shade:#26292e;
+  --found-soft:#173526; --shade:#26292e; --warn:#f0a94b;
   --series-0:#6ea4f7; --series-1:#f29a5c; --series-2:#4cc9a4; --series-3:#dd86d4;
   --series-4:#e0bb4e; --series-5:#f2798a; --series-6:#56c5e6; --series-7:#a8afb9; } }
 * { box-sizing: border-box; }
@@ -74,6 +74,19 @@ figcaption { font-size:11.5px; line-height:1.35; color:var(--soft); margin-top:3
 .rank { display:inline-block; padding:1px 9px; border-radius:99px; font-size:12.5px;
   background:var(--shade); color:var(--soft); font-weight:600; }
 .rank.hit { background:var(--found-soft); color:var(--found); }
+.caution { padding:12px 16px; margin:16px 0 0; max-width:none; border-color:var(--warn);
+  border-left-width:5px; font-weight:600; }
+.choice { display:flex; flex-wrap:wrap; gap:8px; margin-top:10px; }
+.choice > input { position:absolute; opacity:0; }
+.choice > label { padding:5px 14px; border:1px solid var(--line); border-radius:99px;
+  background:var(--card); color:var(--soft); font-size:13.5px; font-weight:600; cursor:pointer; }
+.choice > input:checked + label { background:var(--ink); border-color:var(--ink);
+  color:var(--back); }
+.choice > input:focus-visible + label { outline:3px solid var(--series-0); outline-offset:2px; }
+.choice > section { display:none; flex:0 0 100%; min-width:0; }
+.choice > input:nth-of-type(1):checked ~ section:nth-of-type(1),
+.choice > input:nth-of-type(2):checked ~ section:nth-of-type(2),
+.choice > input:nth-of-type(3):checked ~ section:nth-of-type(3) { display:block; }
 details { padding:10px 16px; margin-top:10px; }
 summary { cursor:pointer; font-weight:600; }
 dl { display:grid; grid-template-columns:max-content minmax(0,1fr); gap:2px 18px; margin:10px 0 4px;
@@ -83,9 +96,13 @@ dt { color:var(--soft); } dd { margin:0; overflow-wrap:anywhere; }
   main { padding:18px 12px 40px; } h1 { font-size:21px; }
   .query { grid-template-columns:1fr; padding:12px; }
   .found { grid-template-columns:repeat(3,minmax(0,1fr)); }
-  th, td { padding:7px 10px; } td:first-child { white-space:normal; min-width:110px; }
+  table, tbody, tr { display:block; } thead { display:none; } tbody tr { padding:8px 14px; }
+  td { display:flex; justify-content:space-between; gap:14px; padding:2px 0; white-space:normal; }
+  td::before { content:attr(data-column); color:var(--soft); font-weight:400; }
+  td:first-child { padding-bottom:4px; } td:first-child::before { content:none; }
+  td:empty { display:none; }
   dl { grid-template-columns:1fr; } dd { margin-bottom:4px; } }
-@media print { .query, .chart, table { break-inside:avoid; } }
+@media print { .choice > section { display:block; } .query, .chart, table { break-inside:avoid; } }
 """
 
 

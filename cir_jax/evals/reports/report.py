@@ -7,6 +7,7 @@ It draws the sections of `cir_jax.evals.reports.sections` and knows neither runs
 Every text is escaped; pictures are embedded, so the file can be mailed.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +19,7 @@ from cir_jax.evals.example import Example
 from cir_jax.evals.reports import figures, pictures
 from cir_jax.evals.reports.page import page
 from cir_jax.evals.reports.sections import (
+    Caution,
     Cell,
     Curves,
     Facts,
@@ -61,9 +63,10 @@ def _table(section: Table) -> str:
     rows = []
     for row in section.rows:
         cells = []
-        for cell, top in zip(row, best, strict=True):
+        for column, cell, top in zip(section.columns, row, best, strict=True):
             mark = ' class="best"' if top is not None and number_of(cell) == top else ""
-            cells.append(f"<td{mark}>{_html(cell)}</td>")
+            named = f' data-column="{escape(column, quote=True)}"'
+            cells.append(f"<td{mark}{named}>{_html(cell)}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
         f'{_heading(section.title)}<div class="card scroll"><table><thead><tr>{head}</tr></thead>'
@@ -84,18 +87,18 @@ def _html(cell: Cell) -> str:
 
 
 def _curves(section: Curves) -> str:
-    names = [list(dict.fromkeys(s.name for s in chart.series)) for chart in section.charts]
+    charts = [chart for chart in section.charts if figures.is_drawn(chart)]
+    if not charts:
+        return ""
+    names = [list(dict.fromkeys(s.name for s in chart.series)) for chart in charts]
     colour_of = {name: i for i, name in enumerate(dict.fromkeys(n for ns in names for n in ns))}
     shared = all(ns == names[0] for ns in names)  # one legend for all charts
     cards = []
-    for chart, own in zip(section.charts, names, strict=True):
+    for chart, own in zip(charts, names, strict=True):
         picture = figures.svg(chart, colour_of)
         legend = "" if shared else _legend({n: colour_of[n] for n in own})
-        if picture:
-            title = f"<h3>{escape(chart.title)}</h3>"
-            cards.append(f'<div class="card chart">{title}{legend}{picture}</div>')
-    if not cards:
-        return ""
+        title = f"<h3>{escape(chart.title)}</h3>"
+        cards.append(f'<div class="card chart">{title}{legend}{picture}</div>')
     return (
         f"{_heading(section.title)}{_legend(colour_of) if shared else ''}"
         f'<div class="charts">{"".join(cards)}</div>{_note(section.note)}'
@@ -115,8 +118,27 @@ def _legend(colour_of: Mapping[str, int]) -> str:
 def _queries(section: Queries) -> str:
     if not section.examples:
         return ""
-    cards = "".join(_query(example) for example in section.examples)
-    return f"{_heading(section.title)}{_note(section.note)}{cards}"
+    head = f"{_heading(section.title)}{_note(section.note)}"
+    lists = {section.choice: section.examples, **section.others}
+    lists = {name: examples for name, examples in lists.items() if examples}
+    if len(lists) == 1:
+        return head + "".join(map(_query, section.examples))
+    return head + _choice(lists)
+
+
+def _choice(lists: Mapping[str, Sequence[Example]]) -> str:
+    """Lists of queries of which one is seen at a time; by style alone, without a script."""
+    group = "choice-" + hashlib.sha256(repr([*lists]).encode()).hexdigest()[:8]
+    buttons, panels = [], []
+    for number, (name, examples) in enumerate(lists.items()):
+        first = " checked" if number == 0 else ""
+        buttons.append(
+            f'<input type="radio" name="{group}" id="{group}-{number}"{first}/>'
+            f'<label for="{group}-{number}">{escape(name)} ({len(examples)})</label>'
+        )
+        cards = "".join(map(_query, examples))
+        panels.append(f'<section aria-label="{escape(name, quote=True)}">{cards}</section>')
+    return f'<div class="choice">{"".join(buttons)}{"".join(panels)}</div>'
 
 
 def _query(example: Example) -> str:
@@ -179,6 +201,10 @@ def _prose(section: Prose) -> str:
     return f"{_heading(section.title)}{paragraphs}"
 
 
+def _caution(section: Caution) -> str:
+    return f'<p class="card caution" role="note">{escape(section.text)}</p>'
+
+
 def _heading(title: str) -> str:
     return f"<h2>{escape(title)}</h2>" if title else ""
 
@@ -194,4 +220,5 @@ _RENDER: dict[type[Section], Callable[[Any], str]] = {
     Queries: _queries,
     Facts: _facts,
     Prose: _prose,
+    Caution: _caution,
 }

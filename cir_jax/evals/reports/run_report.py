@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import files, progress
 from cir_jax.evals.benchmark import Result
 from cir_jax.evals.example import Example
+from cir_jax.evals.reports import explanations
 from cir_jax.evals.reports.figures import Chart, Series
 from cir_jax.evals.reports.report import write_report
 from cir_jax.evals.reports.sections import Curves, Facts, Queries, Section, Table, Tiles
@@ -66,7 +68,7 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
         write_report(
             folder,
             f"{results['model']}, {results['stage']}",
-            run_sections(results, logged.read(folder / logged.FILE), shown),
+            run_sections(results, logged.read(folder / logged.FILE), *_lists(best)),
             subtitle=str(folder),
         )
     return results
@@ -82,32 +84,47 @@ def write_evaluation(
         "config": config.to_dict(),
         "environment": environment(),
     }
-    del results["examples"]
+    for name in _LISTS:
+        del results[name]
     _write(Path(folder) / RESULTS, results)
     sections = [
         *scores_sections(result.scores, result.protocol),
-        Queries("Queries", result.examples, _QUERIES_NOTE),
+        *_explained(result.scores, result.protocol),
+        _queries(result.examples, result.best, result.worst),
         Facts("Config", results["config"]),
         Facts("Environment", results["environment"]),
     ]
     return write_report(folder, title, sections, subtitle)
 
 
+def kept_queries(workdir: str | Path, title: str) -> Queries:
+    """The queries of the best evaluation of a run, as `keep` noted them."""
+    best = _read(Path(workdir) / _EXAMPLES)
+    examples, ahead, behind = _lists(best)
+    return _queries(examples, ahead, behind, title)
+
+
 def run_sections(
-    results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], examples: Sequence[Example]
+    results: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
+    best: Sequence[Example] = (),
+    worst: Sequence[Example] = (),
 ) -> list[Section]:
     """The report of a training run.
 
     Args:
       results: content of results.json.
       lines: of metrics.jsonl.
-      examples: of the best evaluation.
+      examples, best, worst: of the best evaluation.
     """
-    parts: list[Section] = list(scores_sections(results["scores"], results["protocol"]))
+    measured = results["scores"], results["protocol"]
+    parts: list[Section] = [*scores_sections(*measured), *_explained(*measured)]
     training = {
         "steps": results["step"],
         "seconds in training steps": round(results["seconds"], 1),
         "seconds for the bank": round(results["bank_seconds"], 1),
+        **_speed(lines),
         "triplets": results["triplets"],
     }
     if results["dropped"]:
@@ -116,15 +133,48 @@ def run_sections(
         training["state"] = "stopped; the same command resumes it"
     return [
         *parts,
-        Curves("Training", [loss_chart(lines), recall_chart(results["history"])]),
-        Queries("Queries", examples, _QUERIES_NOTE),
+        Curves(
+            "Training",
+            [
+                loss_chart(lines),
+                recall_chart(results["history"]),
+                logged_chart(lines, "learning_rate", "Learning rate"),
+                logged_chart(lines, "examples_per_second", "Examples per second"),
+            ],
+        ),
+        _queries(examples, best, worst),
         Facts("Training", training, open=True),
         Facts("Config", results["config"]),
         Facts("Environment", results["environment"]),
     ]
 
 
-_QUERIES_NOTE = "Evenly spread over the benchmark. What is right is framed in green."
+def _lists(noted: Mapping[str, Any]) -> tuple[list[Example], list[Example], list[Example]]:
+    """Examples, best and worst of what `keep` noted; earlier versions noted examples alone."""
+    examples, best, worst = ([Example.from_json(e) for e in noted.get(name, ())] for name in _LISTS)
+    return examples, best, worst
+
+
+def _explained(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[Section]:
+    if not scores:
+        return []
+    return [Facts("What the numbers mean", explanations.of_scores(scores, protocol), open=True)]
+
+
+def _queries(
+    examples: Sequence[Example],
+    best: Sequence[Example],
+    worst: Sequence[Example],
+    title: str = "Queries",
+) -> Queries:
+    ahead = sorted(best, key=lambda e: e.rank)
+    behind = sorted(worst, key=lambda e: -e.rank)
+    others = {"Best ranked": ahead, "Worst ranked": behind}
+    return Queries(title, examples, _QUERIES_NOTE, "Evenly spread", others)
+
+
+_QUERIES_NOTE = "The reference and the text, and what was found. What is right is framed in green."
+_LISTS = ("examples", "best", "worst")  # of queries, in examples.json
 
 
 def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list[Section]:
@@ -185,6 +235,12 @@ def loss_chart(lines: Sequence[Mapping[str, Any]], name: str = "") -> Chart:
     return Chart("Loss", curves)
 
 
+def logged_chart(lines: Sequence[Mapping[str, Any]], key: str, title: str) -> Chart:
+    """One value that a run logs, over steps."""
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    return Chart(title, [Series(title, *(zip(*points, strict=True) if points else ((), ())))])
+
+
 def recall_chart(history: Sequence[Mapping[str, Any]], metric: str = "", name: str = "") -> Chart:
     """Recalls over steps, or mean average precisions where there are any.
 
@@ -223,6 +279,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _speed(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Examples and images per second, the middle of what was logged."""
+    found = {}
+    for key in ("examples_per_second", "images_per_second"):
+        values = [line[key] for line in lines if line.get(key)]
+        if values:
+            found[key.replace("_", " ")] = f"{np.median(values):,.1f}"
+    return found
+
+
 def _column(match: re.Match) -> str:
     return f"{_COLUMNS[match['kind']]}@{match['k']}"
 
@@ -244,7 +310,7 @@ def _plain(result: Result) -> dict[str, Any]:
         "scores": result.scores,
         "score": result.score,
         "protocol": result.protocol,
-        "examples": [example.to_json() for example in result.examples],
+        **{name: [one.to_json() for one in getattr(result, name)] for name in _LISTS},
     }
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sections of a report as plain data: tiles, tables, curves, queries, facts, prose.
+"""The sections of a report as plain data: tiles, tables, curves, queries, facts, prose, warnings.
 
 `cir_jax.evals.reports.report` draws them as HTML; `text_table` prints a table on a terminal.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -72,11 +72,21 @@ class Curves:
 
 @dataclass(frozen=True)
 class Queries:
-    """Queries with their first results, the target framed."""
+    """Queries with their first results, the target framed.
+
+    Attributes:
+      title: heading.
+      examples: those that are shown at first.
+      note: a sentence below the heading.
+      choice: what `examples` are called where there are others to choose.
+      others: name -> further queries, of which the reader chooses one list.
+    """
 
     title: str
     examples: Sequence[Example]
     note: str = ""
+    choice: str = ""
+    others: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,13 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Caution:
+    """A sentence that nobody should miss, in a frame."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Prose:
     """A heading and paragraphs; a blank line ends a paragraph."""
 
@@ -96,7 +113,7 @@ class Prose:
     text: str
 
 
-Section = Tiles | Table | Curves | Queries | Facts | Prose
+Section = Tiles | Table | Curves | Queries | Facts | Prose | Caution
 
 
 def compare(

@@ -60,7 +60,8 @@ class Stage:
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
         """Raises UserError for a batch of one or one that does not split into chunks that divide
-        over the mesh, or for auxiliary losses or types of negatives that do not exist or do not go together."""
+        over the mesh, or for auxiliary losses or types of negatives that do not exist or do not go
+        together."""
         loss = config.loss
         stage.check_negatives(config)
         chunk = meshes.fitting_chunk(config.batch, loss.chunk, mesh)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says of itself once it trains: memory, pace, and steps that teach or are nothing."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cir_jax import progress
+from cir_jax.training import degenerate, diverged, memory
+from cir_jax.training.setup import Data, Setup
+from cir_jax.training.state import State
+
+FIRST, MEASURED = 2, 8  # steps that warm up, and those after them of which the pace is taken
+
+
+class Notices:
+    """Lines for people, each once.
+
+    Args:
+      setup: of the run.
+      data: its triplets.
+      state: in which this process begins.
+    """
+
+    def __init__(self, setup: Setup, data: Data, state: State):
+        self._setup, self._data = setup, data
+        self._began, self._told = state.step, False
+        self._marked: tuple[int, float] | None = None
+        self._watch = degenerate.Watch(setup.config.batch)
+        self._recent = diverged.Recent(setup, data)
+
+    def compiled(self, program: Any) -> None:
+        """Says what the first program takes, before it runs.
+
+        Raises:
+          OutOfMemory: more than a CPU has.
+        """
+        if not self._told:
+            self._told = True
+            progress.say(memory.told(self._setup, self._data, program))
+
+    def batch(self, step: int, rows: dict[str, np.ndarray]) -> None:
+        """Looks at the rows that this process has of the batch of `step`."""
+        self._recent.add(step, rows)
+        self._watch.batch(step, rows, self._setup.stage.needs_bank)
+
+    def step(self, state: State, values: dict[str, jax.Array]) -> None:
+        """Looks at a step that was made, with its metrics."""
+        self._watch.step(state.step, values)
+        made = state.step - self._began
+        if made == FIRST:
+            self._marked = state.step, state.seconds
+        elif made == FIRST + MEASURED and self._marked is not None:
+            seconds = (state.seconds - self._marked[1]) / MEASURED
+            progress.say(pace(self._setup.config, self._data, state, seconds))
+
+    def diverged(self, values: dict[str, jax.Array]) -> diverged.Diverged:
+        """Of a step whose metrics are not finite: the exception to raise, on all processes."""
+        return self._recent.diverged(values)
+
+
+def pace(config: ConfigDict, data: Data, state: State, seconds: float) -> str:
+    """How long an epoch and the whole run take.
+
+    Args:
+      config: of the run.
+      data: its triplets.
+      state: in which it is.
+      seconds: a step takes.
+    """
+    left = seconds * (data.steps - state.step)
+    whole = state.seconds + left
+    if 0 < config.max_seconds < whole:
+        whole, left = config.max_seconds, max(config.max_seconds - state.seconds, 0.0)
+    return (
+        f"{seconds:.3g} s a step, {config.batch / seconds:,.3g} examples per second: "
+        f"{duration(seconds * data.steps_per_epoch)} an epoch, {duration(whole)} the whole run, of "
+        f"which {duration(left)} are left (evaluations and compiling are not counted)"
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time for people: "45 s", "12 min", "3.5 h", "4.2 days"."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.{0 if seconds >= 10 * unit else 1}f} {name}"
+    return f"{seconds / 86_400:,.1f} days"
