@@ -93,10 +93,13 @@ def test_gallery_hash_does_not_depend_on_the_order(tiny, fashion):
 def test_missing_images_are_an_error_or_counted(tiny, fashion, capsys):
     for name in ("dress4", "dress13"):  # reference of one query and target of another; neither
         (fashion / "images" / f"{name}.png").unlink()
-    with pytest.raises(UserError, match=r"FashionIQ dress: 2 of 14 images are missing, .*dress4"):
+    with pytest.raises(
+        UserError,
+        match=r"FashionIQ val: 2 of 26 images cannot be used .2 missing.: .*dress4.*dress13",
+    ):
         fashioniq.Benchmark(fashion)
     benchmark = fashioniq.Benchmark(fashion, on_missing="drop")
-    assert "2 gallery images are missing and 2 queries are left out" in capsys.readouterr().out
+    assert "2 gallery images are left out, and 2 queries" in capsys.readouterr().out
     galleries = benchmark.run(tiny.retriever(tiny.Products())).protocol["galleries"]
     assert galleries["dress"]["missing_images"] == galleries["dress"]["dropped_queries"] == 2
     assert (galleries["dress"]["gallery"], galleries["dress"]["queries"]) == (12, 4)
@@ -216,7 +219,7 @@ def test_cirr_wrong_subsets(cirr_root, values, message):
 
 def test_cirr_without_images_of_a_subset(tiny, cirr_root):
     (cirr_root / "dev" / "dev-31.png").unlink()
-    with pytest.raises(UserError, match=r"CIRR val: 1 of 60 images are missing"):
+    with pytest.raises(UserError, match=r"CIRR val: 1 of 60 images cannot be used"):
         cirr.Benchmark(cirr_root)
     benchmark = cirr.Benchmark(cirr_root, on_missing="drop")
     assert benchmark.members.min() == -1

@@ -16,7 +16,8 @@ import jax
 from ml_collections import ConfigDict
 
 from cir_jax import files
-from cir_jax.evals.benchmark import Result
+from cir_jax.data import screening
+from cir_jax.evals.benchmark import LEFT_OUT, Result
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports.figures import Chart, Series
 from cir_jax.evals.reports.report import write_report
@@ -26,12 +27,13 @@ from cir_jax.runtime import metrics as logged
 
 RESULTS = "results.json"
 _EXAMPLES = "examples.json"
+_LISTED = 100  # images left out, in a report
 _SIZES = {
     "queries": "queries",
     "gallery": "gallery",
     "hash": "hash",
-    "missing_images": "images missing",
-    "dropped_queries": "queries dropped",
+    "missing_images": "images left out",
+    "dropped_queries": "queries left out",
 }  # of a protocol -> table columns
 _RECALL = re.compile(r"(?:(?P<group>.+)_)?(?P<kind>recall(?:_subset)?|map)_at(?P<k>\d+)")
 _COLUMNS = {"recall": "R", "recall_subset": "Rsub", "map": "mAP"}
@@ -49,7 +51,7 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       workdir: folder of the run.
       run: what the trainer knows of it, as JSON: "stage", "model", "step", "finished", "seconds",
-        "bank_seconds", "triplets", "dropped", "best", "history", "config".
+        "bank_seconds", "triplets", "dropped", "unusable", "best", "history", "config".
     """
     folder = Path(workdir)
     best = _read(folder / _EXAMPLES)
@@ -112,7 +114,10 @@ def run_sections(
         "triplets": results["triplets"],
     }
     if results["dropped"]:
-        training["triplets left out, images missing"] = results["dropped"]
+        training["triplets left out"] = results["dropped"]
+    if results.get("unusable"):  # which the report of an earlier version did not hold
+        training["images that cannot be used"] = results["unusable"]
+        training["their list"] = screening.LIST
     if not results["finished"]:
         training["state"] = "stopped; the same command resumes it"
     return [
@@ -136,12 +141,27 @@ def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) ->
     tiles = [Tiles([(f"{_words(name)}, %", scores[name], "") for name in summary])]
     # In FashionIQ's protocol "gallery" is its kind; the sizes are below "galleries".
     in_table = ("galleries",) if "galleries" in protocol else tuple(_SIZES)
-    rules = {k: v for k, v in protocol.items() if k not in (*in_table, "aspects")}
+    hidden = (*in_table, "aspects", LEFT_OUT)
+    rules = {k: v for k, v in protocol.items() if k not in hidden}
     return [
         *(tiles if summary else []),
         recall_table(scores, protocol),
         Facts("Protocol", rules, open=True),
+        *_left_out(protocol),
     ]
+
+
+def _left_out(protocol: Mapping[str, Any]) -> list[Section]:
+    """The images that an evaluation has left out, the first so many of them."""
+    parts = [protocol, *protocol.get("galleries", {}).values()]
+    found = {name: reason for part in parts for name, reason in part.get(LEFT_OUT, {}).items()}
+    if not found:
+        return []
+    rows = [[name, reason] for name, reason in [*found.items()][:_LISTED]]
+    note = "The numbers are not comparable with those of the whole benchmark."
+    if len(found) > len(rows):
+        note += f" These are {len(rows)} of {len(found):,}; {RESULTS} has all of them."
+    return [Table("Images left out", ["image", "why"], rows, note)]
 
 
 def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Table:
