@@ -11,8 +11,8 @@ import xxhash
 from PIL import Image
 
 from cir_jax import progress
-from cir_jax.data import unusable
-from cir_jax.data.pixels import Crop, open_image
+from cir_jax.data import picture_files, unusable
+from cir_jax.data.pixels import RELEASED, Crop, Loading, open_image
 from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError
 
@@ -66,11 +66,13 @@ class Findings:
         return [name for name, problem in self.problems.items() if problem.reason == reason]
 
 
-def inspect_images(paths: Mapping[str, Any], decode: bool = True, threads: int = 16) -> Findings:
+def inspect_images(
+    paths: Mapping[str, Any], decode: bool = True, threads: int = 16, loading: Loading = RELEASED
+) -> Findings:
     """Looks at every image of `paths` (name -> file).
 
-    Two images are duplicates if they decode to the same size and RGB pixels; only hashes are kept.
-    Without `decode`, files are only asked for their size.
+    Two images are duplicates if they decode to the same size and RGB pixels, as `loading` opens
+    them; only hashes are kept. Without `decode`, files are only asked for their size.
     """
     findings = Findings(images=len(paths))
     by_hash: dict[str, list[str]] = {}
@@ -79,7 +81,7 @@ def inspect_images(paths: Mapping[str, Any], decode: bool = True, threads: int =
         for start in progress.bar(range(0, len(items), _WINDOW), title="images"):
             window = items[start : start + _WINDOW]
             for (name, _), (problem, digest, odd) in zip(
-                window, pool.map(lambda item: _look(item[1], decode), window), strict=True
+                window, pool.map(lambda item: _look(item[1], decode, loading), window), strict=True
             ):
                 if problem:
                     findings.problems[name] = problem
@@ -134,7 +136,7 @@ def unusual(image: Image.Image, start: bytes = b"") -> Iterator[str]:
         yield INKS
 
 
-def _look(path: Any, decode: bool) -> tuple[Problem | None, str, list[str]]:
+def _look(path: Any, decode: bool, loading: Loading) -> tuple[Problem | None, str, list[str]]:
     """(why it cannot be used or None, hash of the decoded image or "", what is unusual)."""
     source = unusable.source_of(path)
     state = unusable.stamp(source)
@@ -143,11 +145,18 @@ def _look(path: Any, decode: bool) -> tuple[Problem | None, str, list[str]]:
     if not decode:
         return None, "", []
     try:
-        image = open_image(path)
-        digest = pixel_hash(image)
+        if isinstance(path, Crop):
+            return None, pixel_hash(open_image(path, loading)), []
+        image = _decoded(path, loading)
+        digest = pixel_hash(loading.of(image))
     except (UserError, OSError, ValueError) as error:  # or a mode without a conversion to RGB
         return unusable.problem(source, error), "", []
-    if isinstance(path, Crop):
-        return None, digest, []
     start = unusable.samples(source).start if image.format == "PNG" else b""
     return None, digest, list(unusual(image, start))
+
+
+def _decoded(path: Any, loading: Loading) -> Image.Image:
+    """The image as it is in its file, if it is one that `loading` opens."""
+    if loading.name == RELEASED.name:
+        return open_image(path)
+    return picture_files.decoded(path, picture_files.NATURAL_FORMATS)

@@ -60,14 +60,14 @@ class KeptLooks:
 
     Args:
       root: folder of the data set; "" for none.
-      opener: names what decodes its images, if that is not the default.
+      loading: how its images are opened, see `cir_jax.data.pixels.Loading`.
     """
 
-    def __init__(self, root: str, opener: str = ""):
+    def __init__(self, root: str, loading: str):
         self.known: dict[str, Known] = {}
         self._file = None
         if root:
-            what = f"{os.path.realpath(root)}\n{opener}".encode(errors="surrogatepass")
+            what = f"{os.path.realpath(root)}\n{loading}".encode(errors="surrogatepass")
             name = xxhash.xxh3_128_hexdigest(what)
             with suppress(RuntimeError):  # of a user without a home
                 self._file = files.cache() / FOLDER / f"{name}.json"

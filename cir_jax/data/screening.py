@@ -13,15 +13,16 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cir_jax import files, progress
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
-from cir_jax.data.pixels import ImageFile, open_image
+from cir_jax.data.pixels import RELEASED, ImageFile, Loading, open_image
 from cir_jax.data.triplets import TripletSet
-from cir_jax.data.unusable import DECODE, LOOK, Opener, Problem, Stamp, look, source_of, stamp
+from cir_jax.data.unusable import DECODE, LOOK, Problem, Stamp, look, source_of, stamp
 from cir_jax.errors import UserError, nearest
 
 CHOICES = ("error", "drop")
@@ -38,8 +39,7 @@ def scan(
     depth: int,
     *,
     root: str = "",
-    opener: Opener = open_image,
-    opens: str = "",
+    loading: Loading = RELEASED,
     threads: int = 16,
     progressed: Callable[[], None] = lambda: None,
 ) -> dict[str, Problem]:
@@ -49,8 +49,7 @@ def scan(
       images: name -> file; of a part of an image the whole is looked at, once for all parts.
       depth: see `cir_jax.data.unusable.look`.
       root: of the data set; what is found out is kept under it. "" keeps nothing.
-      opener: what decodes an image.
-      opens: names the opener, if that is not the default.
+      loading: how images are opened.
       threads: files that are looked at at a time.
       progressed: called now and then.
     """
@@ -61,7 +60,7 @@ def scan(
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         stamps = dict(zip(places, _each(pool, stamp, list(places.values()), "stat"), strict=True))
         bad = {p: found for p, found in stamps.items() if isinstance(found, Problem)}
-        kept = KeptLooks(root if len(places) >= LEAST else "", opens)
+        kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
         bad |= _answered(kept, stamps, depth)
         todo = [p for p in _open_questions(kept, stamps, depth) if p in whole]
@@ -76,7 +75,7 @@ def scan(
                 def one(place: str) -> Known:
                     before, now = kept.known.get(place), stamps[place]
                     assert isinstance(now, Stamp)
-                    return _look(places[place], now, before, depth, opener)
+                    return _look(places[place], now, before, depth, loading)
 
                 with progress.counter(len(todo), "looking at images") as bar:
                     new = {}
@@ -111,7 +110,7 @@ class Screen:
       root: folder of the data set; what is found out is kept under it. "" keeps nothing.
       folder: where the list of all that was found is written; "" for nowhere.
       threads: files that are looked at at a time.
-      opener: what decodes an image; `opens` names it if that is not the default.
+      loading: how images are opened.
       agree: what the processes of a run make of their findings, name -> why, which all then share.
       progressed: called now and then.
       found: all that was found so far.
@@ -125,8 +124,7 @@ class Screen:
     root: str = ""
     folder: str = ""
     threads: int = 16
-    opener: Opener = open_image
-    opens: str = ""
+    loading: Loading = RELEASED
     agree: Callable[[dict[str, Problem]], dict[str, Problem]] = lambda found: found
     progressed: Callable[[], None] = lambda: None
     found: dict[str, Problem] = field(default_factory=dict)
@@ -190,8 +188,7 @@ class Screen:
             images,
             depth,
             root=self.root,
-            opener=self.opener,
-            opens=self.opens,
+            loading=self.loading,
             threads=self.threads,
             progressed=self.progressed,
         )
@@ -287,7 +284,7 @@ def drop_missing(
         good = tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
         if len(good) < len(one.triplets):
             dropped[one.name] = len(one.triplets) - len(good)
-        kept.append(TripletSet(one.name, good, one.paths))
+        kept.append(replace(one, triplets=good))
     if not any(one.triplets for one in kept):
         raise UserError(
             f"no triplet is left after dropping {len(lost)} images that cannot be used "
@@ -327,8 +324,9 @@ def _holds(known: Known, now: Stamp | Problem, depth: int) -> bool:
     return isinstance(now, Stamp) and known.same_time(now) and known.deep_enough(depth)
 
 
-def _look(source: Any, now: Stamp, before: Known | None, depth: int, opener: Opener) -> Known:
+def _look(source: Any, now: Stamp, before: Known | None, depth: int, loading: Loading) -> Known:
     """What a closer look says, or has said about the same content."""
+    opener = partial(open_image, loading=loading)
     if before and before.size == now.size and not before.reason and before.deep_enough(depth):
         problem, sample = look(source, LOOK, opener)
         if sample == before.sample:

@@ -26,9 +26,10 @@ from cir_jax.errors import UserError
 from cir_jax.evals import benchmark as benchmarks
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.params import Params
-from cir_jax.retrieval import load
+from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding, watchdog
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import degenerate
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -83,9 +84,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """The config that is read from here on: what it leaves to its weights is filled in.
 
     Raises:
-      UserError: `model.tower=auto` without weights that say their size.
+      UserError: `model.tower=auto` without weights that say their size; or stage two is told to
+        open images otherwise than its weights were trained with.
     """
-    return weights.resolve(config)
+    trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True)
+    return image_loading.of_training(weights.resolve(config), trains_index is not False)
 
 
 def make(config: ConfigDict) -> Setup:
@@ -140,7 +143,7 @@ def read_data(setup: Setup) -> Data:
       UserError: whatever is wrong with the data.
     """
     config, stage, functions = setup.config, setup.stage, setup.functions
-    screen = _screen(config)
+    screen = _screen(setup)
     triplets = pipeline.prepare(
         loading.load(config, captions=stage.reads == "captions"),
         tokens.load(functions.module.TOKENIZER, config.model.context),
@@ -149,6 +152,7 @@ def read_data(setup: Setup) -> Data:
         optimized=config.data.optimized,
         unlabelled=_unlabelled(setup, screen),
     )
+    degenerate.check(config, stage, triplets)
     plan, place = None, ""
     if stage.needs_bank:
         plan = references.plan(triplets, functions.per_triplet, config.loss.reference_text)
@@ -158,13 +162,15 @@ def read_data(setup: Setup) -> Data:
     return Data(triplets, plan, place, steps, per_epoch, fingerprints.of(triplets), screen)
 
 
-def _screen(config: ConfigDict) -> Screen:
+def _screen(setup: Setup) -> Screen:
     """What becomes of images of the training set that cannot be used."""
+    config = setup.config
     return Screen(
         config.data.on_missing,
         root=config.data.root,
         folder=config.workdir if jax.process_index() == 0 else "",
         threads=config.data.threads,
+        loading=setup.preprocess.loading,
         agree=benchmarks.agree,
         progressed=watchdog.progress,
     )

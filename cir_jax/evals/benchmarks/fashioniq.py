@@ -126,6 +126,7 @@ class Benchmark:
                 galleries[category],
                 on_missing=screen,
                 removed=self._removed,
+                by_name=True,
             )
         return tasks
 
