@@ -15,6 +15,7 @@ from cir_jax.errors import UserError
 from cir_jax.evals import benchmark
 from cir_jax.evals.benchmarks import cirr, fashioniq, folder
 from cir_jax.evals.benchmarks import emoji as emoji_benchmark
+from cir_jax.evals.reports import run_report
 
 
 def slow_ranks(tiny, functions, files, queries, removed):
@@ -298,3 +299,24 @@ def test_openmoji(tiny, tmp_path, monkeypatch):
     assert 0 < result.score <= 100 and len(result.examples) == 3
     whole = cirr.Benchmark(root / "cirr").run(tiny.retriever(tiny.Products(), batch=64))
     assert whole.scores["recall_subset_at3"] >= whole.scores["recall_subset_at1"]
+
+
+def test_one_key_says_what_becomes_of_broken_images(tiny, own):
+    (own / "images/0.png").write_bytes(b"<html>not found</html>")
+    (own / "images/1.png").write_bytes(b"")
+    changes = [f"data.root={own}", "eval.benchmark=folder", "eval.batch=8"]
+
+    def build(*more):
+        loaded = config.load("clip_sum:emoji,stage=1", ["data.name=folder", *changes, *more])
+        return benchmark.build(loaded)
+
+    with pytest.raises(UserError, match=r"2 of \d+ images.*1 empty.*1 no image.*data.on_missing=d"):
+        build()
+    with pytest.raises(UserError, match=r"set eval.on_missing=drop to leave them out"):
+        build("data.on_missing=drop", "eval.on_missing=error")
+    for key in ("data.on_missing=drop", "eval.on_missing=drop"):
+        protocol = build(key).run(tiny.retriever(tiny.Products())).protocol
+        assert protocol["left_out"] == {"0.png": "no image", "1.png": "empty (0 bytes)"}
+        assert protocol["missing_images"] == 2 and protocol["dropped_queries"] >= 1
+        sections = run_report.scores_sections({"recall_at1": 1.0}, protocol)
+        assert sections[-1].rows == [["0.png", "no image"], ["1.png", "empty (0 bytes)"]]
