@@ -64,7 +64,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.unlabelled_count = 0  # the first so many of them; 0 = all
     c.data.mixing = "concatenate"  # or "weights": draw a source by `weights`
     c.data.weights = ()  # one per source, annotated first; their sum does not matter
-    c.data.on_missing = "error"  # or "drop": leave triplets with a missing image out, and say so
+    # Images that cannot be used (absent, empty, no image, cut off, undecodable, too large):
+    # "error" lists them all and stops, "drop" leaves them out with what needs them.
+    c.data.on_missing = "error"
     c.data.on_long = "error"  # or "truncate": texts over the context
     c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)
     c.data.target_ratio = 1.25  # TargetPad: largest aspect ratio left unpadded
@@ -105,7 +107,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.eval.benchmark = "fashioniq"  # of cir_jax.evals.benchmarks, a .py file, or "none"
     c.eval.root = ""  # folder of its data set; "" = data.root
     c.eval.split = "val"
-    c.eval.on_missing = "error"  # or "drop": rank without missing images, and say so
+    c.eval.on_missing = ""  # the same for evaluation alone; "" = as data.on_missing
     c.eval.every = 1  # epochs between evaluations; 0 = at the end only
     c.eval.batch = 128  # images or queries per encoding batch, made to fit all devices
     c.eval.examples = 24  # queries shown in the report
@@ -182,7 +184,7 @@ ALLOWED = {
     "mesh.model": "[1, 1e6]",
     "eval.benchmark": "plug-in cir_jax.evals.benchmarks or none",
     "eval.root": "path",
-    "eval.on_missing": ("error", "drop"),
+    "eval.on_missing": ("", "error", "drop"),
     "eval.every": "[0, 1e6]",
     "eval.batch": "[1, 1e6]",
     "eval.examples": "[0, 10000]",

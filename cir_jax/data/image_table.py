@@ -5,21 +5,19 @@ Labels, bank rows and galleries all use its rows, so two numberings of one image
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cir_jax.data.places import Identity
+from cir_jax.data import unusable
 from cir_jax.data.annotations import read_json
+from cir_jax.data.places import Identity
 from cir_jax.data.triplets import TripletSet
 from cir_jax.errors import UserError, nearest
 
-_SAMPLE = 4096  # bytes, a page
 _THREADS = 16  # that read samples
 
 
@@ -149,20 +147,14 @@ def _content(path: Any) -> bytes:
 
     Neither its place nor its date, which differ between machines that hold the same data.
     """
-    digest = hashlib.sha256()
     try:
-        with open(path, "rb") if isinstance(path, str) else BytesIO(path.read_bytes()) as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{size}\n".encode())
-            for start in (0, size // 2, max(size - _SAMPLE, 0)):
-                file.seek(start)
-                digest.update(file.read(_SAMPLE))
+        size, *parts = unusable.samples(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); bring it, or set "
             "data.on_missing=drop to leave it out"
         ) from None
-    return digest.digest()
+    return hashlib.sha256(f"{size}\n".encode() + b"".join(parts)).digest()
 
 
 class _Files:

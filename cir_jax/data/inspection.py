@@ -1,37 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at image files: missing, empty, undecodable, duplicate. Nothing is dropped silently."""
+"""Decodes every image of a data set: which cannot be used, which are equal, which are unusual."""
 
-import os
-import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import xxhash
 from PIL import Image
 
 from cir_jax import progress
-from cir_jax.data.pixels import RELEASED, Loading, open_image
-from cir_jax.data.triplets import TripletSet
+from cir_jax.data import picture_files, unusable
+from cir_jax.data.pixels import RELEASED, Crop, Loading, open_image
+from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError
 
 _WINDOW = 1024  # images in flight: memory does not grow with the data set
+_ORIENTATION = 0x0112  # tag of EXIF: 1 is upright, 2 to 8 are turned or mirrored
+_BITS = 258  # tag of TIFF: bits of each channel
+TURNED = "EXIF orientation other than upright"
+DEEP = "more than 8 bits per channel"
+TRANSPARENT = "transparent in places"
+ANIMATED = "animated; only the first frame is seen"
+INKS = "colours other than RGB or grey"
+UNUSUAL = (TURNED, DEEP, TRANSPARENT, ANIMATED, INKS)
 
 
 @dataclass
 class Findings:
-    """Names of images by what is wrong with them; `duplicates` holds groups of equal images."""
+    """What was found about some images.
+
+    Attributes:
+      images: how many were looked at.
+      problems: name -> why it cannot be used.
+      duplicates: groups of names whose images are equal.
+      unusual: one of UNUSUAL -> names.
+    """
 
     images: int = 0
-    missing: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    undecodable: list[str] = field(default_factory=list)
+    problems: dict[str, Problem] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
+    unusual: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of images that are not there."""
+        return self._of(unusable.MISSING)
+
+    @property
+    def empty(self) -> list[str]:
+        """Names of images whose file holds nothing."""
+        return self._of(unusable.EMPTY)
+
+    @property
+    def undecodable(self) -> list[str]:
+        """Names of images whose file holds something else, or a part."""
+        return [n for n in self.problems if n not in {*self.missing, *self.empty}]
 
     def unusable(self) -> list[str]:
-        """Names of images that cannot be opened."""
+        """Names of all images that cannot be used."""
         return [*self.missing, *self.empty, *self.undecodable]
+
+    def _of(self, reason: str) -> list[str]:
+        return [name for name, problem in self.problems.items() if problem.reason == reason]
 
 
 def inspect_images(
@@ -48,56 +80,17 @@ def inspect_images(
     with ThreadPoolExecutor(threads) as pool:
         for start in progress.bar(range(0, len(items), _WINDOW), title="images"):
             window = items[start : start + _WINDOW]
-            for (name, _), (state, digest) in zip(
+            for (name, _), (problem, digest, odd) in zip(
                 window, pool.map(lambda item: _look(item[1], decode, loading), window), strict=True
             ):
-                if state:
-                    getattr(findings, state).append(name)
+                if problem:
+                    findings.problems[name] = problem
                 elif digest:
                     by_hash.setdefault(digest, []).append(name)
+                for what in odd:
+                    findings.unusual.setdefault(what, []).append(name)
     findings.duplicates = [names for names in by_hash.values() if len(names) > 1]
     return findings
-
-
-def drop_missing(
-    sets: Sequence[TripletSet], on_missing: str
-) -> tuple[list[TripletSet], dict[str, int]]:
-    """Leaves out triplets whose images are missing or empty, if asked to.
-
-    Args:
-      sets: triplet sets.
-      on_missing: "error" or "drop".
-
-    Returns:
-      The sets, and source -> number of triplets left out.
-
-    Raises:
-      UserError: images are missing and `on_missing` is "error", or nothing is left.
-    """
-    if on_missing not in ("error", "drop"):
-        raise UserError(f"on_missing={on_missing!r} is unknown; use error or drop")
-    paths: dict[str, Any] = {}
-    for one in sets:
-        paths |= one.paths
-    bad = inspect_images(paths, decode=False).unusable()
-    if not bad:
-        return list(sets), {}
-    if on_missing == "error":
-        raise UserError(
-            f"{len(bad)} of {len(paths)} images are missing or empty: "
-            f"{', '.join(str(paths[n]) for n in bad[:3])}{', ...' if len(bad) > 3 else ''}. Run "
-            "`cir-jax doctor` for the list, or set data.on_missing=drop to train without them"
-        )
-    lost = set(bad)
-    kept, dropped = [], {}
-    for one in sets:
-        good = tuple(t for t in one.triplets if not {t.reference, t.target} & lost)
-        if len(good) < len(one.triplets):
-            dropped[one.name] = len(one.triplets) - len(good)
-        kept.append(replace(one, triplets=good))
-    if not any(one.triplets for one in kept):
-        raise UserError(f"no triplet is left after dropping {len(bad)} missing images")
-    return kept, dropped
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -116,20 +109,54 @@ def pixel_hash(image: Image.Image) -> str:
     return xxhash.xxh3_128_hexdigest(pixels, seed=image.width << 32 | image.height)
 
 
-def _look(path: Any, decode: bool, loading: Loading) -> tuple[str, str]:
-    """(what is wrong or "", hash of the decoded image or "")."""
-    if isinstance(path, str):
-        try:
-            found = os.stat(path)
-        except OSError:
-            return "missing", ""
-        if not stat.S_ISREG(found.st_mode):
-            return "undecodable", ""
-        if found.st_size == 0:
-            return "empty", ""
+def unusual(image: Image.Image, start: bytes = b"") -> Iterator[str]:
+    """What is unusual about a decoded image, of UNUSUAL.
+
+    Args:
+      image: as `open_image` gives it.
+      start: first bytes of its file, which alone tell the depth of a PNG in colour.
+    """
+    with suppress(OSError, ValueError, SyntaxError, KeyError, TypeError):  # damaged tags
+        if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            yield TURNED
+    deep = start.startswith(b"\x89PNG") and start[24:25] == b"\x10"
+    with suppress(ValueError, TypeError):
+        deep = deep or max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8
+    if deep or image.mode in ("I", "F") or image.mode.startswith("I;"):
+        yield DEEP
+    if "A" in image.getbands():
+        if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
+            yield TRANSPARENT
+    elif "transparency" in image.info:
+        yield TRANSPARENT
+    with suppress(OSError, ValueError, EOFError, AttributeError):
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            yield ANIMATED
+    if image.mode in ("CMYK", "LAB", "HSV", "YCbCr"):
+        yield INKS
+
+
+def _look(path: Any, decode: bool, loading: Loading) -> tuple[Problem | None, str, list[str]]:
+    """(why it cannot be used or None, hash of the decoded image or "", what is unusual)."""
+    source = unusable.source_of(path)
+    state = unusable.stamp(source)
+    if isinstance(state, Problem):
+        return state, "", []
     if not decode:
-        return "", ""
+        return None, "", []
     try:
-        return "", pixel_hash(open_image(path, loading))
-    except (UserError, OSError, ValueError):  # or a mode without a conversion to RGB
-        return "undecodable", ""
+        if isinstance(path, Crop):
+            return None, pixel_hash(open_image(path, loading)), []
+        image = _decoded(path, loading)
+        digest = pixel_hash(loading.of(image))
+    except (UserError, OSError, ValueError) as error:  # or a mode without a conversion to RGB
+        return unusable.problem(source, error), "", []
+    start = unusable.samples(source).start if image.format == "PNG" else b""
+    return None, digest, list(unusual(image, start))
+
+
+def _decoded(path: Any, loading: Loading) -> Image.Image:
+    """The image as it is in its file, if it is one that `loading` opens."""
+    if loading.name == RELEASED.name:
+        return open_image(path)
+    return picture_files.decoded(path, picture_files.NATURAL_FORMATS)

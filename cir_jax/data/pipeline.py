@@ -17,8 +17,8 @@ import numpy as np
 from cir_jax import progress
 from cir_jax.data import tokens as token_tables
 from cir_jax.data.image_table import ImageTable
-from cir_jax.data.inspection import drop_missing
 from cir_jax.data.loader import Loader, Options, Sources
+from cir_jax.data.screening import Screen, drop_missing
 from cir_jax.data.tokens import Tokenizer, TokenTable
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
@@ -36,7 +36,7 @@ class TrainingData:
       sources: names of the sources.
       source_of: [triplets] int32 index into `sources`.
       reference_id, target_id: [triplets] int32 rows of the image table; -1 for no reference.
-      dropped: source -> triplets left out for a missing image.
+      dropped: source -> triplets left out for an image that cannot be used.
     """
 
     triplets: tuple[Triplet, ...]
@@ -58,21 +58,23 @@ def prepare(
     sets: Sequence[TripletSet],
     tokenizer: Tokenizer,
     *,
-    on_missing: str = "error",
+    on_missing: str | Screen = "error",
     on_long: str = "error",
     optimized: str = "",
     unlabelled: Callable[[ImageTable], ImageTable] | None = None,
 ) -> TrainingData:
     """Numbers the images and tokenises every text of every triplet.
 
+    `on_missing` says what becomes of images that cannot be used, see `cir_jax.data.screening`;
     `unlabelled` adds rows for more images to the table, see `cir_jax.datasets.unlabelled`.
 
     Raises:
-      UserError: a missing image, an over-long text, no triplet at all, or what `ImageTable` finds.
+      UserError: images that cannot be used, an over-long text, no triplet at all, or what
+        `ImageTable` finds.
     """
     sets, dropped = drop_missing(sets, on_missing)
     for source, count in dropped.items():
-        progress.say(f"warning: {count} triplets of {source} left out, their images are missing")
+        progress.say(f"warning: {count} triplets of {source} left out, their images cannot be used")
     triplets = tuple(t for one in sets for t in one.triplets)
     if not triplets:
         raise UserError("no triplet to train on; check data.name, data.root and the split")

@@ -7,12 +7,16 @@ The annotation files are examined by the reader of the data set (`examine`, see
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from cir_jax.data.inspection import Findings, inspect_images
+from cir_jax.data.inspection import UNUSUAL, Findings, inspect_images
 from cir_jax.data.pixels import NATURAL, RELEASED
+from cir_jax.data.screening import in_words, summary
 from cir_jax.datasets import reader
-from cir_jax.datasets.examination import Count
+from cir_jax.datasets.examination import Count, Examination
+
+OUTSIDE = "named by a triplet but not by its split"
+_CONTEXTS = {"clip": 77}  # as `cir_jax.data.tokens` has it, which is slow to import
 
 
 class Report(TypedDict):
@@ -21,7 +25,9 @@ class Report(TypedDict):
     Keys:
       dataset, root: as they were given.
       counts: what was counted, beside the official numbers.
-      images: kind of finding -> names of images.
+      images: kind of finding -> names of images, or of queries.
+      unusable: name of an image -> its file, and why it cannot be used.
+      size: counts below the official ones, as those of a part of the data set are.
       notes: what is worth knowing.
       problems: what would change results.
     """
@@ -30,7 +36,9 @@ class Report(TypedDict):
     root: str
     counts: list[Count]
     images: dict[str, list[str]]
+    unusable: dict[str, dict[str, str]]
     notes: list[str]
+    size: list[str]
     problems: list[str]
 
 
@@ -41,6 +49,8 @@ def examine(
     *,
     decode: bool = True,
     threads: int = 16,
+    tokenizer: str = "clip",
+    context: int = 0,
 ) -> Report:
     """Examines a data set.
 
@@ -50,6 +60,8 @@ def examine(
       categories: categories (of FashionIQ) or tasks (of GeneCIS); () for all.
       decode: open every image, which also finds pixel-identical ones.
       threads: images opened at a time.
+      tokenizer: of the model, see `cir_jax.data.tokens`.
+      context: its most tokens; 0 for its own.
 
     Raises:
       UserError: there are no annotations at all, a file of them is malformed, or the reader
@@ -60,14 +72,35 @@ def examine(
     if found.outside:
         problems.append(f"{len(found.outside):,} names in triplets are not in their split")
     # As a run on these images opens them.
+    long = _over_context(found, tokenizer, context)
+    if long:
+        problems.append(
+            f"{len(long):,} texts are over the context of the tokenizer {tokenizer}; shorten them, "
+            "or set data.on_long=truncate"
+        )
+    if found.same[0]:
+        problems.append(
+            f"{len(found.same[0]):,} queries have one image as reference and target; where the "
+            "reference is removed from the ranking, an evaluation stops at them"
+        )
     loading = RELEASED if reader.is_published(dataset) else NATURAL
     opened = inspect_images(found.images, decode, threads, loading)
     return {
         "dataset": dataset,
         "root": str(root),
         "counts": found.counts,
-        "images": {"named by a triplet but not by its split": found.outside, **_by_kind(opened)},
+        "images": {
+            OUTSIDE: found.outside,
+            **_by_kind(opened),
+            "reference = target": [*found.same[0], *found.same[1]],
+            "texts over the context": long,
+        },
+        "unusable": {
+            name: {"file": one.file, "reason": one.reason, "why": one.why}
+            for name, one in opened.problems.items()
+        },
         "notes": found.notes,
+        "size": found.size,
         "problems": problems + _problems(opened),
     }
 
@@ -78,14 +111,58 @@ def _by_kind(opened: Findings) -> dict[str, list[str]]:
         "empty (0 bytes)": opened.empty,
         "undecodable": opened.undecodable,
         "pixel-identical groups": [" = ".join(names) for names in opened.duplicates],
+        **{what: opened.unusual.get(what, []) for what in UNUSUAL},
     }
+
+
+def lines(report: Report) -> list[dict[str, Any]]:
+    """The findings one by one: "finding", "name", and whether a run "stops" at it by default.
+
+    An image that cannot be used has "file", "reason" and "why" beside.
+    """
+    stopping = {OUTSIDE, "missing", "empty (0 bytes)", "undecodable", "texts over the context"}
+    found: list[dict[str, Any]] = [
+        {"finding": kind, "name": name, "stops": kind in stopping}
+        | report["unusable"].get(name if kind in stopping else "", {})
+        for kind, names in report["images"].items()
+        for name in names
+    ]
+    for kind, texts in (
+        ("problem", report["problems"]), ("size", report["size"]), ("note", report["notes"])
+    ):  # fmt: skip
+        found += [{"finding": kind, "name": text, "stops": kind == "problem"} for text in texts]
+    return found
+
+
+def _over_context(found: Examination, name: str, context: int) -> list[str]:
+    """ "query id (tokens)" of texts that a run would stop at."""
+    # No tokenizer makes more tokens than bytes, so that most texts need none.
+    fits = (context or _CONTEXTS.get(name, 0)) - 2
+    texts = [
+        (where, text) for where, text in found.texts if len(text.encode(errors="replace")) > fits
+    ]
+    if name in _CONTEXTS and not texts:
+        return []
+    from cir_jax.data import tokens  # slow to import
+
+    tokenizer = tokens.load(name, context)
+    if tokenizer.cuts:
+        return []
+    lengths = map(len, tokenizer.encode([text for _, text in texts]))
+    return [
+        f"{where} ({length} tokens, the limit is {tokenizer.context})"
+        for (where, _), length in zip(texts, lengths, strict=True)
+        if length > tokenizer.context
+    ]
 
 
 def _problems(opened: Findings) -> list[str]:
     bad = len(opened.unusable())
     if not bad:
         return []
+    reasons = in_words(summary(opened.problems))
     return [
-        f"{bad:,} of {opened.images:,} images cannot be used; fetch them again. Deleting "
+        f"{bad:,} of {opened.images:,} images cannot be used ({reasons}); fetch them again, or set "
+        "data.on_missing=drop. Deleting "
         "them from the split files instead would change the gallery and every recall"
     ]

@@ -33,20 +33,26 @@ class Examination:
       counts: one entry per thing counted, in the order of the printed table.
       outside: "query id (image name)" of names that a triplet uses and its split does not list.
       notes: what is worth knowing and changes no result.
+      size: counts below the official ones, as those of a part of the data set are.
       problems: what changes results. With one of them `cir-jax doctor` exits with status 1.
+      texts: (query id, text) of every text that was looked over.
+      same: query ids of triplets whose reference is their target; in evaluation, in training.
     """
 
     images: Mapping[str, ImageFile] = field(default_factory=dict)
     counts: list[Count] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    size: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    same: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
 
     def count(self, what: str, found: int, official: int | None = None) -> None:
-        """Notes a count; a problem if it is not the official one."""
+        """Notes a count; a problem if it is above the official one, a matter of size if below."""
         self.counts.append({"what": what, "found": found, "official": official})
         if official is not None and found != official:
-            self.problems.append(
+            (self.size if found < official else self.problems).append(
                 f"{what}: {found:,}, officially {official:,}; recalls are not comparable with "
                 "published ones"
             )
@@ -64,15 +70,21 @@ class Examination:
         return not missing
 
     def check_names(
-        self, listed: Iterable[str], triplets: Iterable[Triplet], targets_only: bool = False
+        self,
+        listed: Iterable[str],
+        triplets: Sequence[Triplet],
+        targets_only: bool = False,
+        split: str = "",
     ) -> None:
-        """Notes the images that triplets name and their split does not list.
+        """Notes the images that triplets name and their split does not list; see `look_over`, too.
 
         Args:
           listed: names of all images of the split.
           triplets: of the same split.
           targets_only: look at the targets alone, where `listed` is a gallery of targets.
+          split: its name.
         """
+        self.look_over(triplets, split)
         known = set(listed)
         outside = [
             f"{t.query_id} ({name})"
@@ -81,6 +93,13 @@ class Examination:
             if name and name not in known
         ]
         self.outside += dict.fromkeys(outside)
+
+    def look_over(self, triplets: Iterable[Triplet], split: str = "") -> None:
+        """Notes the texts of triplets, and those whose reference is their target."""
+        for t in triplets:
+            self.texts += [(t.query_id, text) for text in dict.fromkeys((*t.texts, t.eval_text))]
+            if t.reference and t.reference == t.target:
+                self.same[split == "train"].append(t.query_id)
 
     def note_unlabelled(self, listed: Iterable[str], triplets: Iterable[Triplet]) -> None:
         """Notes how many images of the train split no triplet names."""

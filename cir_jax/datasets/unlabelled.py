@@ -18,6 +18,7 @@ from cir_jax.data.annotations import read_json
 from cir_jax.data.image_table import ImageTable, groups
 from cir_jax.data.inspection import inspect_images
 from cir_jax.data.pixels import ImageFile
+from cir_jax.data.screening import Screen
 from cir_jax.datasets import reader
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError
@@ -103,8 +104,7 @@ def extend(
     *,
     count: int = 0,
     optimized: str = "",
-    on_missing: str = "error",
-    threads: int = 16,
+    screen: Screen | None = None,
 ) -> ImageTable:
     """The table with rows for the images of `found` that it does not hold.
 
@@ -114,12 +114,11 @@ def extend(
       count: the first so many; 0 = all.
       optimized: `optimized_images.json` of the run. With it, pixel-identical images are one:
         those that the file knows by the file, others by comparing their pixels.
-      on_missing: "error" or "drop".
-      threads: images opened at a time.
+      screen: what becomes of images that cannot be used; None raises an error.
 
     Raises:
-      UserError: images are missing, fewer than `count` are left, or a name of the table is another
-        image there.
+      UserError: images cannot be used, fewer than `count` are left, or a name of the table is
+        another image there.
     """
     known = {_place(path) for path in table.paths}
     new = {}
@@ -127,16 +126,11 @@ def extend(
         if name not in table.row_of and _place(path) not in known:
             known.add(_place(path))
             new[name] = path
-    bad = set(inspect_images(new, decode=False).unusable())
-    if bad and on_missing == "error":
-        first = str(new[min(bad)])
-        raise UserError(
-            f"{len(bad)} of {len(new)} images of data.unlabelled are missing or empty, {first} for "
-            "one; fetch them, or set data.on_missing=drop to leave them out"
-        )
+    screen = screen or Screen()
+    bad = screen.unusable(new, "data.unlabelled")
     new = {n: path for n, path in new.items() if n not in bad}
     if optimized:
-        new = _different(table, new, groups(optimized), threads)
+        new = _different(table, new, groups(optimized), screen.threads)
     if count > len(new):
         raise UserError(
             f"data.unlabelled_count={count}, but there are {len(new)} images that no triplet "
@@ -147,7 +141,7 @@ def extend(
             "data.unlabelled: every image there is one of the labelled ones; set it to () (images "
             "that a folder's val.jsonl or gallery.txt names are for evaluation alone)"
         )
-    left_out = f"; {len(bad)} missing ones left out" if bad else ""
+    left_out = f"; {len(bad):,} that cannot be used left out" if bad else ""
     progress.say(f"unlabelled images: {count or len(new):,} of {len(new):,}{left_out}")
     names = list(new)[: count or None]
     return table.extended(names, [new[n] for n in names])

@@ -8,12 +8,14 @@ A benchmark is a module of `cir_jax.evals.benchmarks`, or a .py file of yours, n
     TEST_SPLIT      only if a server scores the answers to that split: `cir-jax submit` builds the
                     benchmark of this split and calls its `submit`, see `Submittable`
 
-The data is read by `build`, so what is missing is reported before anything trains.
+The data is read by `build`, so what is missing is reported before anything trains. `screen(config)`
+says what becomes of images that cannot be used.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,14 +23,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import plugins, progress
-from cir_jax.data import places
-from cir_jax.data.pixels import Crop, ImageFile
+from cir_jax.data import places, screening
+from cir_jax.data.pixels import ImageFile
+from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
+from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals.example import SHOWN, Example, Hit
+from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
+from cir_jax.runtime import agreement, watchdog
 
 PACKAGE = "cir_jax.evals.benchmarks"
+LEFT_OUT = "left_out"  # of a protocol: image -> why it cannot be used
 
 
 @dataclass(frozen=True)
@@ -132,8 +139,10 @@ class Task:
       names, paths: G gallery images.
       target, reference: [Q] gallery rows, -1 for one that is unknown or not in the gallery.
       row_of: name -> gallery row, also of other names of its file.
-      missing: gallery images left out because their file is missing.
-      dropped: queries left out because their reference, target or another answer is missing.
+      missing: gallery images left out because they cannot be used.
+      dropped: queries left out because that is so of their reference, target or another answer.
+      unusable: every image that is left out, and why.
+      screen: what was asked for images that cannot be used.
     """
 
     title: str
@@ -146,13 +155,24 @@ class Task:
     row_of: Mapping[str, int]
     missing: int = 0
     dropped: int = 0
+    unusable: Mapping[str, Problem] = field(default_factory=dict)
+    screen: Screen = field(default_factory=Screen)
 
     def protocol(self) -> dict[str, Any]:
-        """Sizes, and a hash of the gallery's names that does not depend on their order."""
+        """Sizes, and a hash of the gallery's names that does not depend on their order.
+
+        Where images are left out, how many, and which, with the reason of each.
+        """
         digest = hashlib.sha256("\n".join(sorted(self.names)).encode()).hexdigest()[:12]
         counts = {"gallery": len(self.names), "hash": digest, "queries": len(self.triplets)}
-        left_out = {"missing_images": self.missing, "dropped_queries": self.dropped}
-        return counts | (left_out if self.missing or self.dropped else {})
+        if not self.unusable:
+            return counts
+        return counts | {
+            "missing_images": self.missing,
+            "dropped_queries": self.dropped,
+            "unusable": screening.summary(self.unusable),
+            LEFT_OUT: {name: one.reason for name, one in self.unusable.items()},
+        }
 
 
 def root(config: ConfigDict) -> str:
@@ -166,7 +186,7 @@ def task(
     files: Mapping[str, ImageFile],
     gallery: tuple[Sequence[str], Mapping[str, ImageFile]],
     *,
-    on_missing: str = "error",
+    on_missing: str | Screen = "error",
     removed: bool = True,
     by_name: bool = False,
 ) -> Task:
@@ -177,39 +197,34 @@ def task(
       triplets: the queries.
       files: image name -> file, for references.
       gallery: names in order, and the file of each.
-      on_missing: "error", or "drop": leave missing images and queries that need them out, with a
-        warning. The numbers are then not comparable with published ones.
+      on_missing: what becomes of images that cannot be used, see `screen`; or "error", or "drop":
+        leave them and queries that need them out, with a warning. The numbers are then not
+        comparable with published ones.
       removed: whether references will be removed from the ranking.
       by_name: see `TripletSet.by_name`; else a file is one candidate, by the first of its names.
 
     Raises:
-      UserError: an image is missing, a target is not in the gallery or is its own reference, no
+      UserError: images cannot be used, a target is not in the gallery or is its own reference, no
         query is left, or `on_missing` is unknown.
     """
-    if on_missing not in ("error", "drop"):
-        hint = nearest(on_missing, ("error", "drop"))
-        raise UserError(f"eval.on_missing={on_missing!r} is unknown; use error or drop.{hint}")
+    chosen = as_screen(on_missing)
     names = list(dict.fromkeys(gallery[0]))
     files = {**files, **gallery[1]}
     places.check_all(files, title)
     wanted = dict.fromkeys([*names, *(t.reference for t in triplets)])
-    lost = {n for n in wanted if not _exists(files.get(n, ""))}
-    if lost and on_missing == "error":
-        first = next(n for n in wanted if n in lost)
-        raise UserError(
-            f"{title}: {len(lost)} of {len(wanted)} images are missing, {files.get(first, first)} "
-            "the first; fetch them (`cir-jax doctor` lists them), or set eval.on_missing=drop: the "
-            "numbers are then not comparable with published ones"
-        )
-    kept = [t for t in triplets if not lost & {t.reference, t.target, *t.truths}]
+    images = {n: files.get(n, n) for n in wanted}
+    chosen = chosen if chosen.root else replace(chosen, root=screening.home_of(images.values()))
+    lost = chosen.unusable(images, title)
+    kept = [t for t in triplets if lost.keys().isdisjoint((t.reference, t.target, *t.truths))]
     names, row_of = _rows([n for n in names if n not in lost], files, by_name)
     _check(title, kept, row_of, removed)
-    missing = len({*gallery[0]} & lost)
+    missing = len({*gallery[0]} & lost.keys())
     if lost:
         progress.say(
-            f"warning: {title}: {missing} gallery images are missing and "
-            f"{len(triplets) - len(kept)} queries are left out; the numbers are not comparable "
-            "with published ones"
+            f"warning: {title}: {missing} gallery images are left out, and "
+            f"{len(triplets) - len(kept)} queries; {len(lost)} images cannot be used "
+            f"({screening.in_words(screening.summary(lost))}). The numbers are not comparable with "
+            "published ones"
         )
     return Task(
         title=title,
@@ -222,17 +237,71 @@ def task(
         row_of=row_of,
         missing=missing,
         dropped=len(triplets) - len(kept),
+        unusable=lost,
+        screen=chosen,
     )
+
+
+def check_images(title: str, *galleries: Mapping[str, ImageFile], screen: Screen) -> None:
+    """For a benchmark of several tasks: all images that cannot be used, not those of the first one.
+
+    Args:
+      title: names the benchmark in the message.
+      galleries: name -> file, of each task.
+      screen: of the benchmark. One that drops leaves them out task by task.
+
+    Raises:
+      UserError: there are some, and they are not dropped.
+    """
+    if not screen.drops:
+        files = {str(file): file for gallery in galleries for file in gallery.values()}
+        screen.unusable(files, title)
+
+
+def screen(config: ConfigDict) -> Screen:
+    """What `eval.on_missing` says of images that cannot be used; "" is as `data.on_missing`."""
+    own = config.eval.on_missing
+    return Screen(
+        own or config.data.on_missing,
+        key="eval.on_missing" if own else "data.on_missing",
+        root=root(config),
+        threads=config.data.threads,
+        loading=load.loading(config),
+        agree=agree,
+        progressed=watchdog.progress,
+    )
+
+
+def as_screen(on_missing: str | Screen) -> Screen:
+    """The screen that a benchmark was given, or one that keeps nothing.
+
+    Raises:
+      UserError: it is neither a screen nor "error" nor "drop".
+    """
+    if isinstance(on_missing, Screen):
+        return on_missing
+    return Screen(on_missing, key="eval.on_missing", agree=agree, progressed=watchdog.progress)
+
+
+def agree(found: Mapping[str, Problem]) -> dict[str, Problem]:
+    """What any process of the run cannot use, which all then leave out."""
+    told = {n: json.dumps([one.file, one.reason, one.why]) for n, one in found.items()}
+    return {n: Problem(*json.loads(one)) for n, one in agreement.merged(told).items()}
 
 
 def encode(retriever: Retriever, one: Task) -> tuple[np.ndarray, np.ndarray]:
     """(queries [Q, D], gallery [G, K, D]) of a task."""
-    gallery = retriever.encode_gallery(one.paths)
-    query = retriever.encode_queries(
-        one.references,
-        [t.eval_text for t in one.triplets],
-        lambda i: f"{one.title} query {one.triplets[i].query_id}",
-    )
+    try:
+        gallery = retriever.encode_gallery(one.paths)
+        query = retriever.encode_queries(
+            one.references,
+            [t.eval_text for t in one.triplets],
+            lambda i: f"{one.title} query {one.triplets[i].query_id}",
+        )
+    except UserError as error:
+        references = zip((t.reference for t in one.triplets), one.references, strict=True)
+        images = dict([*zip(one.names, one.paths, strict=True), *references])
+        raise one.screen.explained(images, error, one.title) from None
     return query, gallery
 
 
@@ -350,7 +419,7 @@ def _rows(
     identity = places.Identity(follow=not by_name)
     row_of: dict[str, int] = {}
     kept: dict[Any, int] = {}
-    first = []
+    first: list[str] = []
     for name in names:
         key = identity.of(files.get(name, name))
         row_of[name] = kept.setdefault(key, len(kept))
@@ -365,13 +434,6 @@ def _rows(
 def _both(t: Triplet) -> str:
     same = t.target == t.reference
     return repr(t.target) if same else f"one file, {t.target!r} and {t.reference!r}"
-
-
-def _exists(file: ImageFile) -> bool:
-    """Whether a file is there. A record of a packed data set always is."""
-    if isinstance(file, Crop):
-        return _exists(file.source)
-    return Path(file).is_file() if isinstance(file, str | Path) else True
 
 
 def _check(

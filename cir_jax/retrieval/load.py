@@ -99,9 +99,14 @@ def placed(loaded: weights.Weights, functions: Functions, mesh: Mesh) -> tuple[P
 def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config; one that leaves the loading open opens all images that
     are not of a published data set, see `image_loading`."""
+    size = functions.image_size
+    return Preprocess(size, config.data.pad, config.data.target_ratio, loading(config))
+
+
+def loading(config: ConfigDict) -> Loading:
+    """How the images of a config are opened, see `preprocessing`."""
     name = "natural" if config.data.loading == AUTO else config.data.loading
-    loading = Loading(name, config.data.background)
-    return Preprocess(functions.image_size, config.data.pad, config.data.target_ratio, loading)
+    return Loading(name, config.data.background)
 
 
 def config_of(

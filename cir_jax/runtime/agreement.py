@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all processes know of each other before any of them acts."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import jax
@@ -27,6 +28,24 @@ def tell(text: str) -> list[str]:
     sent[: len(code)] = code
     rows = np.asarray(multihost_utils.process_allgather(sent))
     return [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in rows]
+
+
+def merged(mine: Mapping[str, str]) -> dict[str, str]:
+    """The entries of all processes, of any length; each calls this at the same place.
+
+    Of a name that several have, the first process's entry stays.
+    """
+    if jax.process_count() == 1:
+        return dict(mine)
+    sent = np.frombuffer(json.dumps(dict(mine)).encode(), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.asarray(len(sent), np.int32)))
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(sent)] = sent
+    rows = np.asarray(multihost_utils.process_allgather(padded))
+    found: dict[str, str] = {}
+    for row, length in zip(rows, lengths.ravel(), strict=True):
+        found = json.loads(bytes(row[:length])) | found
+    return found
 
 
 def everywhere(act: Callable[[], T], what: str) -> T:

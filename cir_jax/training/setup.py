@@ -20,13 +20,14 @@ from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
 from cir_jax.data import fingerprints, loader, pipeline, tokens
 from cir_jax.data.pixels import Preprocess
+from cir_jax.data.screening import Explained, Screen
 from cir_jax.datasets import loading, unlabelled
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark as benchmarks
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
-from cir_jax.runtime import encode, sharding
+from cir_jax.runtime import encode, sharding, watchdog
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import degenerate, inheritance
 from cir_jax.training import stage as stages
@@ -67,6 +68,7 @@ class Data:
       steps: of the whole run.
       steps_per_epoch: full batches in one pass.
       fingerprints: part of the data -> what tells it from other data.
+      screen: what it has found of images that cannot be used.
     """
 
     triplets: pipeline.TrainingData
@@ -75,6 +77,7 @@ class Data:
     steps: int
     steps_per_epoch: int
     fingerprints: dict[str, str]
+    screen: Screen
 
     def fields(self, stage: StageProtocol) -> tuple[str, ...]:
         """The batch fields of the stage, with that of its references."""
@@ -146,13 +149,14 @@ def read_data(setup: Setup) -> Data:
       UserError: whatever is wrong with the data.
     """
     config, stage, functions = setup.config, setup.stage, setup.functions
+    screen = _screen(setup)
     triplets = pipeline.prepare(
         loading.load(config, captions=stage.reads == "captions"),
         tokens.load(functions.module.TOKENIZER, config.model.context),
-        on_missing=config.data.on_missing,
+        on_missing=screen,
         on_long=config.data.on_long,
         optimized=config.data.optimized,
-        unlabelled=_unlabelled(setup),
+        unlabelled=_unlabelled(setup, screen),
     )
     degenerate.check(config, stage, triplets)
     plan, place = None, ""
@@ -161,10 +165,31 @@ def read_data(setup: Setup) -> Data:
         place = references.choose_place(config.loss, functions, len(plan), setup.mesh)
     per_epoch = pipeline.steps_per_epoch(triplets, config.batch)
     steps = config.steps or config.epochs * per_epoch
-    return Data(triplets, plan, place, steps, per_epoch, fingerprints.of(triplets))
+    return Data(triplets, plan, place, steps, per_epoch, fingerprints.of(triplets), screen)
 
 
-def _unlabelled(setup: Setup) -> Any:
+def _screen(setup: Setup) -> Screen:
+    """What becomes of images of the training set that cannot be used."""
+    config = setup.config
+    return Screen(
+        config.data.on_missing,
+        root=config.data.root,
+        folder=config.workdir if jax.process_index() == 0 else "",
+        threads=config.data.threads,
+        loading=setup.preprocess.loading,
+        agree=benchmarks.agree,
+        progressed=watchdog.progress,
+    )
+
+
+def _preprocess(setup: Setup, data: Data) -> Any:
+    """The preprocessing, whose error names all images that cannot be used."""
+    images = data.triplets.images
+    paths = dict(zip(images.names, images.paths, strict=True))
+    return Explained(setup.preprocess, data.screen, paths)
+
+
+def _unlabelled(setup: Setup, screen: Screen) -> Any:
     """What adds the rows of `data.unlabelled` to the image table; None if there are none."""
     data = setup.config.data
     if not data.unlabelled and not data.unlabelled_count:
@@ -174,8 +199,7 @@ def _unlabelled(setup: Setup) -> Any:
             f"data.unlabelled={tuple(data.unlabelled)} adds rows to the bank, and stage "
             f"{setup.config.stage} has none; leave it to stage two"
         )
-    options = {"count": data.unlabelled_count, "optimized": data.optimized}
-    options |= {"on_missing": data.on_missing, "threads": data.threads}
+    options = {"count": data.unlabelled_count, "optimized": data.optimized, "screen": screen}
     return partial(unlabelled.extend, found=unlabelled.read(setup.config), **options)
 
 
@@ -199,7 +223,7 @@ def build_bank(
         return None, None
     config = setup.config
     inputs = banks.Inputs(
-        setup.functions, index, data.triplets, data.references, setup.preprocess, data.place
+        setup.functions, index, data.triplets, data.references, _preprocess(setup, data), data.place
     )
     size = {"batch": config.eval.batch, "threads": config.data.threads}
     rows = build.load_or_build(_bank_folder(config, data.place), inputs, setup.mesh, **size)
@@ -236,5 +260,5 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         threads=config.data.threads,
         rows=encode.local_rows(config.batch, setup.mesh),
     )
-    sources = loader.Sources(setup.preprocess, data.references, store)
+    sources = loader.Sources(_preprocess(setup, data), data.references, store)
     return pipeline.batches(data.triplets, options, sources)

@@ -5,7 +5,10 @@ import json
 import subprocess
 import sys
 
+from PIL import Image
+
 from cir_jax import plugins
+from cir_jax.data import inspection
 from cir_jax.datasets import doctor, reader
 from cir_jax.datasets.readers import emoji, fashioniq
 from cir_jax.main import main
@@ -23,9 +26,10 @@ def test_good_folder(tmp_path, capsys):
 
 def test_cirr_with_other_counts(tmp_path, capsys):
     root = runs.write_cirr(tmp_path)
-    assert main(["doctor", "cirr", str(root)]) == 1
+    assert main(["doctor", "cirr", str(root)]) == 0  # it is smaller, and whole
     said = capsys.readouterr().out
     assert "val queries" in said and "4,181  <- differs" in said
+    assert "nothing wrong; it is a part of the official data set" in said
     assert "val queries: 12, officially 4,181; recalls are not comparable" in said
 
 
@@ -176,3 +180,34 @@ def test_unknown_command_names_the_nearest(capsys):
     said = capsys.readouterr().err
     assert "no 'fashion' in readers; there are: circo, cirr, emoji" in said
     assert "Did you mean 'fashioniq'?" in said
+
+
+def test_what_a_run_would_meet(tmp_path, capsys):
+    for name in "abc":
+        runs.write_image(tmp_path / "images" / f"{name}.png", (1, 200, 3), seed=ord(name))
+    Image.new("I;16", (9, 9), 4000).save(tmp_path / "images/deep.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (9, 5), "red").save(tmp_path / "images/turned.jpg", exif=turned)
+    Image.new("CMYK", (9, 5)).save(tmp_path / "images/inks.jpg")
+    (tmp_path / "images/page.jpg").write_bytes(b"<html>gone</html>")
+    names = ("b", "deep", "turned", "inks", "page")
+    triplets = [{"reference": "a", "target": n, "text": "x"} for n in names]
+    triplets += [{"reference": "c", "target": "c", "text": "a long text " * 40}]
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, triplets)))
+    out = tmp_path / "found.jsonl"
+    assert main(["doctor", "folder", str(tmp_path), "--out", str(out)]) == 1
+    found = {}
+    for line in map(json.loads, out.read_text().splitlines()):
+        found.setdefault(line["finding"], []).append(line)
+    [page] = found["undecodable"]
+    assert page["name"] == "page.jpg" and page["reason"] == "no image" and page["stops"]
+    assert [one["name"] for one in found[inspection.DEEP]] == ["deep.png"]
+    assert [one["name"] for one in found[inspection.TURNED]] == ["turned.jpg"]
+    assert [one["name"] for one in found[inspection.INKS]] == ["inks.jpg"]
+    assert found["reference = target"][0]["name"].endswith("val.jsonl:6")
+    assert "122 tokens, the limit is 77" in found["texts over the context"][0]["name"]
+    said = capsys.readouterr().out
+    assert "1 of 7 images cannot be used (1 no image)" in said and "3 problem(s)" in said
+    assert main(["doctor", "folder", str(tmp_path), "--context", "200", "--no-decode"]) == 1
+    assert "over the context" not in capsys.readouterr().out

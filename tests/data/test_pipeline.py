@@ -9,6 +9,7 @@ import pytest
 from cir_jax.data import loader, pipeline, tokens
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
+from tests import runs
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def data(tmp_path_factory):
     paths = {}
     for i in range(12):
         paths[f"i{i}"] = str(folder / f"i{i}.png")
-        (folder / f"i{i}.png").write_bytes(b"any")
+        runs.write_image(folder / f"i{i}.png", (9, 9, 9), seed=i)
     human = tuple(
         Triplet(f"i{i}", f"i{i + 1}", ("short", "a text " * (1 + 3 * i)), "short", "human", str(i))
         for i in range(8)
@@ -174,10 +175,10 @@ def test_errors(data, tmp_path):
         pipeline.prepare([], tokens.load("clip"))
     lost = {"a": str(tmp_path / "a.png"), "b": str(tmp_path / "b.png")}
     one = [TripletSet("human", (Triplet("a", "b", ("x",), "x", "human", "0"),), lost)]
-    with pytest.raises(UserError, match=r"2 of 2 images are missing or empty: .*a.png"):
+    with pytest.raises(UserError, match=r"2 of 2 images cannot be used .2 missing.: .*a.png"):
         pipeline.prepare(one, tokens.load("clip"))
-    (tmp_path / "a.png").write_bytes(b"x")
-    (tmp_path / "b.png").write_bytes(b"x")
+    for name in "ab":
+        runs.write_image(tmp_path / f"{name}.png", (9, 9, 9))
     long = [TripletSet("human", (Triplet("a", "b", ("x " * 90,), "x", "human", "7"),), lost)]
     with pytest.raises(UserError, match="human triplet 7: 92 tokens, the limit is 77"):
         pipeline.prepare(long, tokens.load("clip"))

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from cir_jax.data.image_table import ImageTable
-from cir_jax.data.inspection import drop_missing, inspect_images
+from cir_jax.data.inspection import inspect_images
+from cir_jax.data.screening import drop_missing
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets.readers import cirr, folder
 from cir_jax.errors import UserError
@@ -59,7 +60,7 @@ def lose_generated_target(root):
 def test_a_lost_image_of_a_generated_triplet_can_be_dropped(tmp_path):
     root = runs.write_fashioniq(tmp_path)
     sets = runs.load("fashioniq", root, f"data.generated={lose_generated_target(root)}")
-    with pytest.raises(UserError, match=r"1 of 25 images are missing or empty: .*B9000.png"):
+    with pytest.raises(UserError, match=r"1 of 25 images cannot be used .1 missing.: .*B9000.png"):
         drop_missing(sets, "error")
     kept, dropped = drop_missing(sets, "drop")
     assert dropped == {"generated": 1}

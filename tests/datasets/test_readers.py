@@ -6,7 +6,8 @@ import json
 import pytest
 
 from cir_jax.data.image_table import ImageTable
-from cir_jax.data.inspection import drop_missing, inspect_images
+from cir_jax.data.inspection import inspect_images
+from cir_jax.data.screening import drop_missing
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import captions, generated
 from cir_jax.datasets.readers import cirr, fashioniq, folder
@@ -225,11 +226,15 @@ def test_inspection_and_dropping(tmp_path):
     assert (found.missing, found.empty, found.undecodable) == (["lost"], ["zero"], ["cut"])
     assert found.duplicates == [["a", "twin"]]
     sets = [TripletSet("s", (triplet("a", "b"), triplet("a", "lost")), paths)]
-    with pytest.raises(UserError, match=r"2 of 6 images are missing or empty: .*zero.png|lost"):
+    with pytest.raises(
+        UserError, match=r"3 of 6 images cannot be used .*cut.png .*zero.png .*lost.png"
+    ):
         drop_missing(sets, "error")
     kept, dropped = drop_missing(sets, "drop")
     assert dropped == {"s": 1} and [t.target for t in kept[0].triplets] == ["b"]
-    with pytest.raises(UserError, match=r"no triplet is left after dropping 2 missing images"):
+    with pytest.raises(
+        UserError, match=r"no triplet is left after dropping 3 images that cannot be used"
+    ):
         drop_missing([TripletSet("s", (triplet("a", "lost"),), paths)], "drop")
     with pytest.raises(UserError, match=r"on_missing='skip' is unknown"):
         drop_missing(sets, "skip")

@@ -98,7 +98,7 @@ def test_every_row_is_encoded_and_may_be_a_negative(fiq, tmp_path):
         (("data.unlabelled=gone",), r"no folder and no file gone, nor .*/gone; use split, a fold"),
         (("data.unlabelled=captions",), r"no image in .*/captions; give another folder or list"),
         (("data.unlabelled=bad.json",), r"bad.json record 0 is 3, expected the path of a file"),
-        (("data.unlabelled=lost.json",), r"1 of 1 images of data.unlabelled are missing or empty"),
+        (("data.unlabelled=lost.json",), r"data.unlabelled: 1 of 1 images cannot be used .1 miss"),
         (("data.unlabelled=known.json",), r"every image there is one of the labelled ones; set it"),
         (
             ("data.unlabelled=extra", "data.unlabelled_count=4"),

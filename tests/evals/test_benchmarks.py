@@ -15,6 +15,7 @@ from cir_jax.errors import UserError
 from cir_jax.evals import benchmark
 from cir_jax.evals.benchmarks import cirr, fashioniq, folder
 from cir_jax.evals.benchmarks import emoji as emoji_benchmark
+from cir_jax.evals.reports import run_report
 
 
 def slow_ranks(tiny, functions, files, queries, removed):
@@ -93,10 +94,13 @@ def test_gallery_hash_does_not_depend_on_the_order(tiny, fashion):
 def test_missing_images_are_an_error_or_counted(tiny, fashion, capsys):
     for name in ("dress4", "dress13"):  # reference of one query and target of another; neither
         (fashion / "images" / f"{name}.png").unlink()
-    with pytest.raises(UserError, match=r"FashionIQ dress: 2 of 14 images are missing, .*dress4"):
+    with pytest.raises(
+        UserError,
+        match=r"FashionIQ val: 2 of 26 images cannot be used .2 missing.: .*dress4.*dress13",
+    ):
         fashioniq.Benchmark(fashion)
     benchmark = fashioniq.Benchmark(fashion, on_missing="drop")
-    assert "2 gallery images are missing and 2 queries are left out" in capsys.readouterr().out
+    assert "2 gallery images are left out, and 2 queries" in capsys.readouterr().out
     galleries = benchmark.run(tiny.retriever(tiny.Products())).protocol["galleries"]
     assert galleries["dress"]["missing_images"] == galleries["dress"]["dropped_queries"] == 2
     assert (galleries["dress"]["gallery"], galleries["dress"]["queries"]) == (12, 4)
@@ -216,7 +220,7 @@ def test_cirr_wrong_subsets(cirr_root, values, message):
 
 def test_cirr_without_images_of_a_subset(tiny, cirr_root):
     (cirr_root / "dev" / "dev-31.png").unlink()
-    with pytest.raises(UserError, match=r"CIRR val: 1 of 60 images are missing"):
+    with pytest.raises(UserError, match=r"CIRR val: 1 of 60 images cannot be used"):
         cirr.Benchmark(cirr_root)
     benchmark = cirr.Benchmark(cirr_root, on_missing="drop")
     assert benchmark.members.min() == -1
@@ -295,3 +299,24 @@ def test_openmoji(tiny, tmp_path, monkeypatch):
     assert 0 < result.score <= 100 and len(result.examples) == 3
     whole = cirr.Benchmark(root / "cirr").run(tiny.retriever(tiny.Products(), batch=64))
     assert whole.scores["recall_subset_at3"] >= whole.scores["recall_subset_at1"]
+
+
+def test_one_key_says_what_becomes_of_broken_images(tiny, own):
+    (own / "images/0.png").write_bytes(b"<html>not found</html>")
+    (own / "images/1.png").write_bytes(b"")
+    changes = [f"data.root={own}", "eval.benchmark=folder", "eval.batch=8"]
+
+    def build(*more):
+        loaded = config.load("clip_sum:emoji,stage=1", ["data.name=folder", *changes, *more])
+        return benchmark.build(loaded)
+
+    with pytest.raises(UserError, match=r"2 of \d+ images.*1 empty.*1 no image.*data.on_missing=d"):
+        build()
+    with pytest.raises(UserError, match=r"set eval.on_missing=drop to leave them out"):
+        build("data.on_missing=drop", "eval.on_missing=error")
+    for key in ("data.on_missing=drop", "eval.on_missing=drop"):
+        protocol = build(key).run(tiny.retriever(tiny.Products())).protocol
+        assert protocol["left_out"] == {"0.png": "no image", "1.png": "empty (0 bytes)"}
+        assert protocol["missing_images"] == 2 and protocol["dropped_queries"] >= 1
+        sections = run_report.scores_sections({"recall_at1": 1.0}, protocol)
+        assert sections[-1].rows == [["0.png", "no image"], ["1.png", "empty (0 bytes)"]]

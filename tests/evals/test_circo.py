@@ -197,7 +197,9 @@ def test_missing_images(tiny, own, capsys):
     records = json.loads(file.read_text())
     lost = records[2]["gt_img_ids"][-1]  # no target, but one of its right answers
     (own / f"COCO2017_unlabeled/unlabeled2017/{lost:012d}.jpg").unlink()
-    with pytest.raises(UserError, match=f"CIRCO val: 1 of 16 images are missing, .*{lost}.jpg"):
+    with pytest.raises(
+        UserError, match=f"CIRCO val: 1 of 16 images cannot be used .1 missing.: .*{lost}.jpg"
+    ):
         circo.Benchmark(own)
     kept = circo.Benchmark(own, on_missing="drop")
     uses = [lost in (r["reference_img_id"], *r["gt_img_ids"]) for r in records]

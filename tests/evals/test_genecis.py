@@ -118,14 +118,14 @@ def test_report(tiny, root):
 
 def test_missing_images(tiny, own, capsys):
     (own / "val2017/000000000050.jpg").unlink()
-    with pytest.raises(UserError, match=r"GeneCIS focus_object: 1 of \d+ images are missing"):
+    with pytest.raises(UserError, match=r"GeneCIS: 1 of \d+ images cannot be used"):
         genecis.Benchmark(own)
     assert list(genecis.Benchmark(own, TASKS[:2]).tasks) == list(TASKS[:2])
     (own / "VG_100K_all/20.jpg").unlink()
-    with pytest.raises(UserError, match=r"focus_attribute: \d of \d+ images are missing, .*20.jpg"):
+    with pytest.raises(UserError, match=r"GeneCIS: \d of \d+ images cannot be used .*20.jpg"):
         genecis.Benchmark(own)
     result = genecis.Benchmark(own, on_missing="drop").run(tiny.retriever(tiny.Products()))
-    assert "the numbers are not comparable" in capsys.readouterr().out
+    assert "The numbers are not comparable" in capsys.readouterr().out
     galleries = result.protocol["galleries"]
     assert galleries["focus_object"]["missing_images"] == 1
     assert any(g["gallery"] == "3 to 4" for g in galleries.values())

@@ -224,7 +224,7 @@ def test_recall_table_of_one_gallery():
     scores = {"recall_at1": 1.0, "recall_subset_at2": 2.0, "recall_mean": 3.0}
     protocol = {"benchmark": "CIRR", "reference": "removed", "missing_images": 2, **GALLERY}
     table = run_report.recall_table(scores, protocol)
-    assert table.columns[1:] == ["queries", "gallery", "hash", "images missing", "R@1", "Rsub@2"]
+    assert table.columns[1:] == ["queries", "gallery", "hash", "images left out", "R@1", "Rsub@2"]
     assert table.rows == [["all", 2017, 3817, "0123456789ab", 2, 1.0, 2.0]]
     facts = run_report.scores_sections(scores, protocol)[-1]
     assert facts.values == {"benchmark": "CIRR", "reference": "removed"}

@@ -110,6 +110,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         found.count(f"{split} queries", len(asked), official)
         if split == "val":
             found.count("val right answers", sum(len(q.truths) for q in asked), answers)
+        found.texts += [(f"{split}/{q.query_id}", q.caption) for q in asked]
         found.outside += [
             f"{split}/{q.query_id} ({name})"
             for q in asked

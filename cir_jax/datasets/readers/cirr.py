@@ -96,7 +96,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         paths |= files_of
         found.count(f"{split} queries", len(triplets), official_queries)
         found.count(f"{split} images", len(names), official_images)
-        found.check_names(names, triplets)
+        found.check_names(names, triplets, split=split)
         if split == "train":
             found.note_unlabelled(names, triplets)
         blank = [t.query_id for t in triplets if not t.eval_text.strip()]

@@ -99,7 +99,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
             names = split_names(root, category, split)
             found.count(f"{category} {split} triplets", len(queries), official[0])
             found.count(f"{category} {split} images", len(names), official[1])
-            found.check_names(names, queries)
+            found.check_names(names, queries, split=split)
             listed += names
             if split == "train":
                 triplets, pool = triplets + queries, pool + names

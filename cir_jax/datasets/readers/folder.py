@@ -116,7 +116,8 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         raise UserError(f"neither train.jsonl nor val.jsonl in {root}; write one of them")
     for split in splits:
         sets = read(root, split, categories)
-        found.count(f"{split} triplets", sum(len(one.triplets) for one in sets))
+        triplets = [t for one in sets for t in one.triplets]
+        found.count(f"{split} triplets", len(triplets))
         for one in sets:
             paths |= one.paths
         if split == "val":
@@ -126,8 +127,9 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
             found.count("gallery images", len(ranked))
             there = {identity.of(path) for path in files.values()}
             alike = [n for n, path in paths.items() if identity.of(path) in there]
-            triplets = [t for one in sets for t in one.triplets]
-            found.check_names(alike, triplets, targets_only=True)
+            found.check_names(alike, triplets, targets_only=True, split=split)
+        else:
+            found.look_over(triplets, split)
     found.images = places.distinct(paths, identity)
     return found
 

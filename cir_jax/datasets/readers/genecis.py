@@ -96,6 +96,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         read = read_task(root, task)
         items = {n for t in read.triplets for n in (t.reference, *t.members)}
         found.count(f"{task} queries", len(read.triplets), OFFICIAL.get(task))
+        found.look_over(read.triplets, "val")
         found.count(f"{task} images and parts of images", len(items))
         paths |= {str(file_of(p)): file_of(p) for p in read.paths.values()}
     if not paths:

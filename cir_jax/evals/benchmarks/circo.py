@@ -13,6 +13,7 @@ from string import Formatter
 import numpy as np
 from ml_collections import ConfigDict
 
+from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
 from cir_jax.datasets.readers import circo
 from cir_jax.errors import UserError, nearest
@@ -57,7 +58,7 @@ class Benchmark:
         split: str = "val",
         shared_concept: str = "without",
         template: str = TEMPLATE,
-        on_missing: str = "error",
+        on_missing: str | Screen = "error",
         examples: int = 24,
     ):
         _check_texts(shared_concept, template)
@@ -144,7 +145,9 @@ class Benchmark:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e, root = config.eval, benchmark.root(config)
-    return Benchmark(root, e.split, e.shared_concept, e.concept_template, e.on_missing, e.examples)
+    return Benchmark(
+        root, e.split, e.shared_concept, e.concept_template, benchmark.screen(config), e.examples
+    )
 
 
 def _triplet(query: circo.Query, template: str) -> Triplet:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import cirr
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark, metrics
@@ -37,7 +38,11 @@ class Benchmark:
     """
 
     def __init__(
-        self, root: str | Path, split: str = "val", on_missing: str = "error", examples: int = 24
+        self,
+        root: str | Path,
+        split: str = "val",
+        on_missing: str | Screen = "error",
+        examples: int = 24,
     ):
         queries = cirr.read(root, split)[0]
         gallery = cirr.gallery(root, split)
@@ -50,7 +55,7 @@ class Benchmark:
             on_missing=on_missing,
             by_name=True,
         )
-        self.members = self._member_rows(on_missing == "drop")
+        self.members = self._member_rows(self.task.screen.drops)
 
     def run(self, retriever: Retriever) -> benchmark.Result:
         """Ranks every query in the gallery and in its subset.
@@ -147,4 +152,4 @@ class Benchmark:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(benchmark.root(config), e.split, e.on_missing, e.examples)
+    return Benchmark(benchmark.root(config), e.split, benchmark.screen(config), e.examples)

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import progress
+from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals import benchmark, metrics
@@ -51,7 +52,7 @@ class Benchmark:
         split: str = "val",
         gallery: str = "full",
         reference: str = "removed",
-        on_missing: str = "error",
+        on_missing: str | Screen = "error",
         examples: int = 24,
     ):
         if reference not in REFERENCES:
@@ -95,7 +96,12 @@ class Benchmark:
         )
 
     def _tasks(
-        self, root: str | Path, wanted: Sequence[str], split: str, gallery: str, on_missing: str
+        self,
+        root: str | Path,
+        wanted: Sequence[str],
+        split: str,
+        gallery: str,
+        on_missing: str | Screen,
     ) -> dict[str, benchmark.Task]:
         names = fashioniq.find_categories(root, split, wanted)
         queries = fashioniq.read(root, split, names)[0]
@@ -104,6 +110,14 @@ class Benchmark:
                 f"FashionIQ split {split!r} has no targets, so there is no recall; set "
                 "eval.split=val"
             )
+        galleries = {c: fashioniq.gallery(root, c, split, gallery) for c in names}
+        screen = benchmark.as_screen(on_missing)
+        benchmark.check_images(
+            f"FashionIQ {split}",
+            {t.reference: queries.paths[t.reference] for t in queries.triplets},
+            *(files for _, files in galleries.values()),
+            screen=screen,
+        )
         tasks = {}
         for category in names:
             triplets = [t for t in queries.triplets if t.category == category]
@@ -114,8 +128,8 @@ class Benchmark:
                 f"FashionIQ {category}",
                 triplets,
                 queries.paths,
-                fashioniq.gallery(root, category, split, gallery),
-                on_missing=on_missing,
+                galleries[category],
+                on_missing=screen,
                 removed=self._removed,
                 by_name=True,
             )
@@ -130,4 +144,6 @@ def build(config: ConfigDict) -> Benchmark:
 def in_layout(config: ConfigDict, root: str | Path, categories: Sequence[str]) -> Benchmark:
     """The config's protocol over a data set that lies in FashionIQ's layout at `root`."""
     e = config.eval
-    return Benchmark(root, categories, e.split, e.gallery, e.reference, e.on_missing, e.examples)
+    return Benchmark(
+        root, categories, e.split, e.gallery, e.reference, benchmark.screen(config), e.examples
+    )

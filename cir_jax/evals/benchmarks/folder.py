@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import folder
 from cir_jax.evals import benchmark, metrics
 from cir_jax.retrieval.retriever import Retriever
@@ -29,7 +30,11 @@ class Benchmark:
     """
 
     def __init__(
-        self, root: str | Path, split: str = "val", on_missing: str = "error", examples: int = 24
+        self,
+        root: str | Path,
+        split: str = "val",
+        on_missing: str | Screen = "error",
+        examples: int = 24,
     ):
         sets = folder.read(root, split)
         files = {name: path for one in sets for name, path in one.paths.items()}
@@ -69,4 +74,4 @@ class Benchmark:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(benchmark.root(config), e.split, e.on_missing, e.examples)
+    return Benchmark(benchmark.root(config), e.split, benchmark.screen(config), e.examples)

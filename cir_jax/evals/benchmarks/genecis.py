@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import genecis
 from cir_jax.evals import benchmark, metrics
 from cir_jax.retrieval import ranking
@@ -40,14 +41,16 @@ class Benchmark:
         self,
         root: str | Path,
         tasks: Sequence[str] = (),
-        on_missing: str = "error",
+        on_missing: str | Screen = "error",
         examples: int = 24,
     ):
         self._examples = examples
         self.tasks: dict[str, benchmark.Task] = {}
         self.members: dict[str, np.ndarray] = {}
-        for name in genecis.find_tasks(tasks):
-            read = genecis.read_task(root, name)
+        sets = {name: genecis.read_task(root, name) for name in genecis.find_tasks(tasks)}
+        screen = benchmark.as_screen(on_missing)
+        benchmark.check_images("GeneCIS", *(read.paths for read in sets.values()), screen=screen)
+        for name, read in sets.items():
             # Equal scores are ordered by row. Sorted names give the target no better row than any
             # other candidate; the order of the file would give it the first.
             names = sorted({member for t in read.triplets for member in t.members})
@@ -56,7 +59,7 @@ class Benchmark:
                 read.triplets,
                 read.paths,
                 (names, {n: read.paths[n] for n in names}),
-                on_missing=on_missing,
+                on_missing=screen,
                 removed=False,
                 by_name=True,
             )
@@ -130,4 +133,4 @@ def _member_rows(one: benchmark.Task) -> np.ndarray:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(benchmark.root(config), e.tasks, e.on_missing, e.examples)
+    return Benchmark(benchmark.root(config), e.tasks, benchmark.screen(config), e.examples)

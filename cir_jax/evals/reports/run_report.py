@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import files, progress
-from cir_jax.evals.benchmark import Result
+from cir_jax.data import screening
+from cir_jax.evals.benchmark import LEFT_OUT, Result
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import explanations
 from cir_jax.evals.reports.figures import Chart, Series
@@ -28,13 +29,15 @@ from cir_jax.runtime import metrics as logged
 
 RESULTS = "results.json"
 _EXAMPLES = "examples.json"
+_LISTED = 100  # images left out, in a report
 _SIZES = {
     "queries": "queries",
     "gallery": "gallery",
     "hash": "hash",
-    "missing_images": "images missing",
-    "dropped_queries": "queries dropped",
+    "missing_images": "images left out",
+    "dropped_queries": "queries left out",
 }  # of a protocol -> table columns
+_Lists = tuple[list[Example], list[Example], list[Example]]
 _RECALL = re.compile(r"(?:(?P<group>.+)_)?(?P<kind>recall(?:_subset)?|map)_at(?P<k>\d+)")
 _COLUMNS = {"recall": "R", "recall_subset": "Rsub", "map": "mAP"}
 
@@ -51,10 +54,10 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       workdir: folder of the run.
       run: what the trainer knows of it, as JSON: "stage", "model", "step", "finished", "seconds",
-        "bank_seconds", "triplets", "dropped", "best", "history", "config".
+        "bank_seconds", "triplets", "dropped", "unusable", "best", "history", "config".
     """
     folder = Path(workdir)
-    best, shown = _best(folder / _EXAMPLES)
+    best, lists = _best(folder / _EXAMPLES)
     results = {
         "workdir": str(folder),
         **run,
@@ -68,7 +71,7 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
         write_report(
             folder,
             f"{results['model']}, {results['stage']}",
-            run_sections(results, logged.read(folder / logged.FILE), *_lists(best)),
+            run_sections(results, logged.read(folder / logged.FILE), *lists),
             subtitle=str(folder),
         )
     return results
@@ -99,8 +102,7 @@ def write_evaluation(
 
 def kept_queries(workdir: str | Path, title: str) -> Queries:
     """The queries of the best evaluation of a run, as `keep` noted them."""
-    best = _read(Path(workdir) / _EXAMPLES)
-    examples, ahead, behind = _lists(best)
+    examples, ahead, behind = _best(Path(workdir) / _EXAMPLES)[1]
     return _queries(examples, ahead, behind, title)
 
 
@@ -128,7 +130,10 @@ def run_sections(
         "triplets": results["triplets"],
     }
     if results["dropped"]:
-        training["triplets left out, images missing"] = results["dropped"]
+        training["triplets left out"] = results["dropped"]
+    if results.get("unusable"):  # which the report of an earlier version did not hold
+        training["images that cannot be used"] = results["unusable"]
+        training["their list"] = screening.LIST
     if not results["finished"]:
         training["state"] = "stopped; the same command resumes it"
     return [
@@ -149,7 +154,7 @@ def run_sections(
     ]
 
 
-def _lists(noted: Mapping[str, Any]) -> tuple[list[Example], list[Example], list[Example]]:
+def _lists(noted: Mapping[str, Any]) -> _Lists:
     """Examples, best and worst of what `keep` noted; earlier versions noted examples alone."""
     examples, best, worst = ([Example.from_json(e) for e in noted.get(name, ())] for name in _LISTS)
     return examples, best, worst
@@ -185,12 +190,27 @@ def scores_sections(scores: Mapping[str, float], protocol: Mapping[str, Any]) ->
     tiles = [Tiles([(f"{_words(name)}, %", scores[name], "") for name in summary])]
     # In FashionIQ's protocol "gallery" is its kind; the sizes are below "galleries".
     in_table = ("galleries",) if "galleries" in protocol else tuple(_SIZES)
-    rules = {k: v for k, v in protocol.items() if k not in (*in_table, "aspects")}
+    hidden = (*in_table, "aspects", LEFT_OUT)
+    rules = {k: v for k, v in protocol.items() if k not in hidden}
     return [
         *(tiles if summary else []),
         recall_table(scores, protocol),
         Facts("Protocol", rules, open=True),
+        *_left_out(protocol),
     ]
+
+
+def _left_out(protocol: Mapping[str, Any]) -> list[Section]:
+    """The images that an evaluation has left out, the first so many of them."""
+    parts = [protocol, *protocol.get("galleries", {}).values()]
+    found = {name: reason for part in parts for name, reason in part.get(LEFT_OUT, {}).items()}
+    if not found:
+        return []
+    rows = [[name, reason] for name, reason in [*found.items()][:_LISTED]]
+    note = "The numbers are not comparable with those of the whole benchmark."
+    if len(found) > len(rows):
+        note += f" These are {len(rows)} of {len(found):,}; {RESULTS} has all of them."
+    return [Table("Images left out", ["image", "why"], rows, note)]
 
 
 def recall_table(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> Table:
@@ -314,8 +334,8 @@ def _plain(result: Result) -> dict[str, Any]:
     }
 
 
-def _best(path: Path) -> tuple[dict[str, Any], list[Example]]:
-    """The best evaluation, as `keep` noted it, and its examples; ({}, []) where there is none.
+def _best(path: Path) -> tuple[dict[str, Any], _Lists]:
+    """The best evaluation, as `keep` noted it, and its queries; nothing where there is none.
 
     One that is damaged is set aside: a training does not fail for it at its end.
     """
@@ -326,14 +346,14 @@ def _best(path: Path) -> tuple[dict[str, Any], list[Example]]:
             raise TypeError(f"its {wrong[0]} are none")
         if not all(isinstance(x, int | float) for x in best["scores"].values()):
             raise TypeError("its scores are no numbers")
-        return best, [Example.from_json(example) for example in best["examples"]]
+        return best, _lists(best)
     except FileNotFoundError:
-        return {}, []
+        return {}, ([], [], [])
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         if jax.process_index() == 0:
             said = files.set_aside(path, str(error)[:200] or type(error).__name__)
             progress.say(f"{said}: the report lacks protocol and examples of the best evaluation")
-        return {}, []
+        return {}, ([], [], [])
 
 
 def _scores_in(run: Mapping[str, Any]) -> dict[str, float]:

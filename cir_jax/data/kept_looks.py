@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was found out about the images of a data set, kept in the cache folder for later starts.
+
+A file counts as the one that was looked at if its size and its time are the same; if only its time
+is another, as after copying a data set, if its size and a few bytes of its start, middle and end
+are. A file that could not be used is looked at again as soon as its time changes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import xxhash
+from filelock import FileLock, Timeout
+
+from cir_jax import files
+from cir_jax.data.unusable import REASONS, Problem, Stamp
+from cir_jax.errors import UserError
+
+FOLDER = "image_looks"
+LEAST = 256  # images that are looked at again sooner than a file about them is kept
+_VERSION = 1
+_JUST_NOW = (
+    2_000_000_000  # ns; a file may change again without another time, where clocks are coarse
+)
+_POLL = 0.2  # s
+
+
+class Known(NamedTuple):
+    """What was found out about one file."""
+
+    size: int
+    time: int  # -1: it had just been written
+    sample: str
+    depth: int  # how closely it was looked at, see `unusable.look`
+    reason: str = ""
+    why: str = ""
+
+    @classmethod
+    def now(cls, stamp: Stamp, sample: str, depth: int, problem: Problem | None) -> "Known":
+        """Of a file that was looked at just now."""
+        fresh = time.time_ns() - stamp.time < _JUST_NOW
+        reason, why = (problem.reason, problem.why) if problem else ("", "")
+        return cls(stamp.size, -1 if fresh else stamp.time, sample, depth, reason, why)
+
+    def deep_enough(self, depth: int) -> bool:
+        """Whether nothing more comes out by looking so closely."""
+        return bool(self.reason) or self.depth >= depth
+
+    def same_time(self, stamp: Stamp) -> bool:
+        """Whether it is about the file that is there now, as far as its stamp says."""
+        return self.time >= 0 and (self.size, self.time) == stamp
+
+
+class KeptLooks:
+    """The file about the images of one data set; without a place it keeps nothing.
+
+    Args:
+      root: folder of the data set; "" for none.
+      loading: how its images are opened, see `cir_jax.data.pixels.Loading`.
+    """
+
+    def __init__(self, root: str, loading: str):
+        self.known: dict[str, Known] = {}
+        self._file = None
+        if root:
+            what = f"{os.path.realpath(root)}\n{loading}".encode(errors="surrogatepass")
+            name = xxhash.xxh3_128_hexdigest(what)
+            with suppress(RuntimeError):  # of a user without a home
+                self._file = files.cache() / FOLDER / f"{name}.json"
+
+    def read(self) -> None:
+        """Takes in what the file holds; nothing if it is not there or is damaged."""
+        if self._file is None:
+            return
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            content = json.loads(self._file.read_bytes())
+            if content["version"] == _VERSION:
+                known = {place: Known(*found) for place, found in content["images"].items()}
+                if all(type(k.depth) is int and k.reason in ("", *REASONS) for k in known.values()):
+                    self.known = known
+
+    def add(self, found: Mapping[str, Known]) -> None:
+        """Keeps more; without a word nothing if the cache folder cannot be written."""
+        if self._file is None or len(self.known) + len(found) < LEAST:
+            return
+        self.read()  # of what other runs have added since
+        self.known |= found
+        content: dict[str, Any] = {"version": _VERSION, "images": self.known}
+        with suppress(UserError):
+            files.put(self._file, json.dumps(content, separators=(",", ":")).encode())
+
+    @contextmanager
+    def alone(self, progressed: Any) -> Iterator[bool]:
+        """Waits until no other process looks at these images; whether it has waited.
+
+        Args:
+          progressed: called now and then while waiting.
+        """
+        lock, waited = None, False
+        if self._file is not None:
+            with suppress(OSError):  # a folder that cannot be written, or has no locks
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(f"{self._file}.lock")
+                while True:
+                    try:
+                        lock.acquire(timeout=_POLL)
+                        break
+                    except Timeout:
+                        waited = True
+                        progressed()
+        try:
+            yield waited
+        finally:
+            if lock is not None:
+                lock.release()

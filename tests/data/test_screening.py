@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that cannot be used: one notion, all of them at once, and a scan that is kept."""
+
+import io
+import json
+import os
+
+import pytest
+from PIL import Image
+
+from cir_jax.data import kept_looks, screening, unusable
+from cir_jax.data.inspection import inspect_images
+from cir_jax.data.pixels import RELEASED, open_image
+from cir_jax.data.screening import DECODE, LOOK, Explained, Screen, scan
+from cir_jax.errors import UserError
+from tests import runs
+
+
+def encoded(kind, seed=1, side=48):
+    colours = [(seed * i) % 251 for i in range(side * side * 3)]
+    image = Image.frombytes("RGB", (side, side), bytes(colours))
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def write_broken(folder):
+    """Name -> file of images that cannot be used, and the reason of each."""
+    page, pixels = b"<!DOCTYPE html><html>403</html>", encoded("PNG")
+    files = {
+        "page.jpg": (page, "no image"),
+        "error.png": (b'{"error": "gone"}', "no image"),
+        "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "no image"),
+        "words.gif": (b"not found", "no image"),
+        "zip.png": (b"PK\x03\x04" + bytes(99), "no image"),
+        "zeros.jpg": (bytes(5000), "no image"),
+        "empty.jpg": (b"", "empty (0 bytes)"),
+        "signature.png": (pixels[:8], "cut off"),
+        "huge.png": (pixels[:16] + (60_000).to_bytes(4) * 2 + pixels[24:], None),
+    }
+    for kind in ("JPEG", "PNG", "WEBP"):
+        whole = encoded(kind)
+        for share in (0.5, 0.9):
+            files[f"{share}.{kind.lower()}"] = (whole[: int(len(whole) * share)], "cut off")
+    found = {}
+    for name, (content, reason) in files.items():
+        (folder / name).write_bytes(content)
+        found[name] = reason
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "link.jpg").symlink_to("nowhere.jpg")
+    found |= {"folder.jpg": "no file", "pipe.jpg": "no file", "link.jpg": "missing"}
+    return {n: str(folder / n) for n in [*found, "gone.jpg"]}, found | {"gone.jpg": "missing"}
+
+
+def test_every_kind_of_broken_file_is_found_at_the_start(tmp_path):
+    paths, reasons = write_broken(tmp_path)
+    for depth in (LOOK, DECODE):
+        found = scan(paths, depth)
+        within = {"huge.png"} if depth == LOOK else set()  # its ends are those of a whole file
+        assert found.keys() == paths.keys() - within
+        wrong = {
+            n: str(found[n])
+            for n, r in reasons.items()
+            if n in found and r and found[n].reason != r
+        }
+        assert not wrong
+    assert set(inspect_images(paths).unusable()) == paths.keys()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+def test_whole_files_pass_and_parts_are_as_the_decoder_says(tmp_path, kind):
+    whole, paths = encoded(kind, side=24), {}
+    for number in range(12):
+        paths[f"{number}"] = str(tmp_path / f"{number}")
+        (tmp_path / f"{number}").write_bytes(whole[: len(whole) * (number + 1) // 12])
+    refused = set()
+    for name, path in paths.items():
+        try:
+            open_image(path)
+        except UserError:
+            refused.add(name)
+    assert "11" not in refused and len(refused) > 5
+    assert set(scan(paths, DECODE)) == set(scan(paths, LOOK)) == refused
+
+
+def test_an_error_has_all_of_them_and_a_list(tmp_path):
+    paths, _ = write_broken(tmp_path)
+    runs.write_image(tmp_path / "good.png", (1, 2, 3))
+    paths["good.png"] = str(tmp_path / "good.png")
+    screen = Screen("error", key="eval.on_missing", folder=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"and \d+ more.* set eval.on_missing=drop to") as error:
+        screen.unusable(paths)
+    assert f"{len(paths) - 2} of {len(paths)} images" in str(error.value)
+    listed = [json.loads(x) for x in (tmp_path / "run" / screening.LIST).open()]
+    assert {one["image"] for one in listed} == paths.keys() - {"good.png", "huge.png"}
+    assert set(Screen("drop").unusable(paths)) == paths.keys() - {"good.png"}
+    Screen("error", folder=str(tmp_path / "run")).unusable({"good.png": paths["good.png"]})
+    assert not (tmp_path / "run" / screening.LIST).exists()
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Name -> file of five images whose looks are kept, and the files that were decoded since."""
+    monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(screening, "LEAST", 1)
+    monkeypatch.setattr(kept_looks, "LEAST", 1)
+    paths = {}
+    for number in range(5):
+        paths[f"{number}"] = str(tmp_path / f"{number}.jpg")
+        (tmp_path / f"{number}.jpg").write_bytes(encoded("JPEG", number + 1))
+        os.utime(tmp_path / f"{number}.jpg", (1_000, 1_000 + number))
+    (tmp_path / "4.jpg").write_bytes(b"<html>")
+    os.utime(tmp_path / "4.jpg", (1_000, 1_000))
+    opened = []
+
+    def open_one(source, loading=RELEASED):
+        opened.append(source)
+        return open_image(source, loading)
+
+    monkeypatch.setattr(screening, "open_image", open_one)
+    return str(tmp_path), paths, opened
+
+
+def test_a_second_start_opens_nothing(kept):
+    root, paths, opened = kept
+    assert list(scan(paths, DECODE, root=root)) == ["4"] and len(opened) == 5
+    for depth in (DECODE, LOOK):
+        assert str(scan(paths, depth, root=root)["4"]).endswith("(no image: an HTML page)")
+    assert len(opened) == 5
+
+
+def test_a_look_is_not_taken_for_a_decoding(kept):
+    root, paths, opened = kept
+    assert list(scan(paths, LOOK, root=root)) == ["4"] and len(opened) == 1
+    scan(paths, DECODE, root=root)
+    assert len(opened) == 5  # the broken one is known already
+
+
+def test_another_time_or_content_is_noticed(kept):
+    root, paths, opened = kept
+    scan(paths, DECODE, root=root)
+    opened.clear()
+    os.utime(paths["0"])  # the same content: a few bytes are compared
+    assert list(scan(paths, DECODE, root=root)) == ["4"] and not opened
+    with open(paths["1"], "r+b") as file:
+        file.truncate(700)
+    (size := os.stat(paths["2"]).st_size, os.truncate(paths["2"], 0))
+    with open(paths["2"], "wb") as file:
+        file.write(bytes(size))  # as large as before
+    with open(paths["4"], "wb") as file:
+        file.write(encoded("JPEG"))  # mended
+    assert list(scan(paths, DECODE, root=root)) == ["1", "2"]
+
+
+def test_damaged_looks_are_made_again(kept):
+    root, paths, opened = kept
+    scan(paths, DECODE, root=root)
+    [file] = (f for f in os.scandir(f"{root}/cache/{kept_looks.FOLDER}") if f.name[-4:] == "json")
+    for content in (b"{", b'{"version": 1, "images": {"x": [1]}}', b"[]", b'{"version": 9}'):
+        with open(file.path, "wb") as out:
+            out.write(content)
+        opened.clear()
+        assert list(scan(paths, DECODE, root=root)) == ["4"] and len(opened) == 5
+
+
+def test_an_image_that_breaks_later_tells_of_all_others(tmp_path):
+    paths = {}
+    for name in ("a", "b", "c"):
+        paths[name] = str(tmp_path / f"{name}.jpg")
+        content = bytearray(encoded("PNG"))
+        if name != "a":
+            content[len(content) // 2] ^= 255  # its ends are those of a whole file
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    screen = Screen("error")
+    assert not screen.unusable(paths)
+    read = Explained(open_image, screen, paths)
+    assert read(paths["a"]).size == (48, 48)
+    with pytest.raises(
+        UserError, match=r"2 of 3 images cannot be used (?s:.*)b.jpg.*c.jpg.*=drop"
+    ) as e:
+        read(paths["c"])
+    assert "data.on_missing=drop" in str(e.value)
+    assert set(Screen("drop").unusable(paths)) == {"b", "c"}
+
+
+def test_processes_leave_out_the_same(tmp_path):
+    paths = {n: str(tmp_path / f"{n}.png") for n in "abc"}
+    for path in paths.values():
+        runs.write_image(tmp_path / path, (1, 2, 3))
+    elsewhere = {"b": unusable.Problem("/other/b.png", "missing")}
+    screen = Screen("drop", agree=lambda mine: mine | elsewhere)
+    assert list(screen.unusable(paths)) == ["b"]
