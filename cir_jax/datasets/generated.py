@@ -60,6 +60,10 @@ def read(
                 place = places.find(name, path, file)
                 if place is not None:
                     used[name] = place
+            for name in one.truths[1:]:  # of a record with several right answers
+                place = places.find(name, None, file)
+                if place is not None:
+                    used[name] = place
         if not count:
             raise UserError(f"{file} holds no triplet; make it anew, or take it out of the list")
     return [TripletSet(s, tuple(triplets), paths[s]) for s, triplets in by_source.items()]

@@ -49,8 +49,8 @@ class Pool:
         return {t.reference for t in self.triplets}
 
     def known(self) -> set[tuple[str, str]]:
-        """(reference, target) of the annotated triplets."""
-        return {(t.reference, t.target) for t in self.triplets}
+        """(reference, target) of the annotated triplets, every right answer a target."""
+        return {(t.reference, n) for t in self.triplets for n in t.truths or (t.target,)}
 
     def without(self, names: Iterable[str]) -> "Pool":
         """The pool without some images that cannot be read."""

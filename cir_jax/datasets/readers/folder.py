@@ -6,10 +6,12 @@
     {root}/gallery.txt  one image per line, if the gallery is larger
     {root}/images/      files; a name is a path below it, with or without its suffix
 
-Fields: reference, target, text or texts (several phrasings, one drawn at a time), and optionally
-id, source, group (names of a subset), meta (anything, not read), and, in files of generated
-triplets about images of no data set, reference_path and target_path. A triplet's names come out
-with their suffix, however they were written.
+Fields: reference, target or targets (all images that answer the query, where that are several),
+text or texts (several phrasings, one drawn at a time), and optionally id, source, group (names of a
+subset), meta (anything, not read), and, in files of generated triplets about images of no data set,
+reference_path and target_path. A triplet's names come out with their suffix, however they were
+written. Beside them may lie captions.jsonl of `cir_jax.datasets.captions`, for stage zero and
+`cir-jax positives`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ from cir_jax.errors import UserError, nearest
 
 SOURCE = "folder"
 FIELDS = (
-    "reference", "target", "text", "texts", "id", "source", "group", "meta",
+    "reference", "target", "targets", "text", "texts", "id", "source", "group", "meta",
     "reference_path", "target_path",
 )  # fmt: skip
 
@@ -76,7 +78,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
         ]
     else:
         triplets = [t for one in read(root, split) for t in one.triplets]
-        names = [n for t in triplets for n in (t.reference, t.target)]
+        names = [n for t in triplets for n in (t.reference, t.target, *t.truths)]
     names = list(dict.fromkeys(names))
     if not names:
         raise UserError(f"{listed} names no image; add one per line, or remove the file")
@@ -96,7 +98,7 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Im
     for split in {*splits} - {"train"}:
         if (Path(root) / f"{split}.jsonl").is_file():
             triplets = [t for one in read(root, split) for t in one.triplets]
-            names += [n for t in triplets for n in (t.reference, t.target, *t.members)]
+            names += [n for t in triplets for n in (t.reference, t.target, *t.truths, *t.members)]
     return {n: known.files[n] for n in names if n in known.files}
 
 
@@ -139,16 +141,30 @@ def triplet(record: dict[str, Any], where: str) -> Triplet:
             )
     if ("text" in record) == ("texts" in record):
         raise UserError(f"{where} needs either text or texts")
+    target, truths = _targets(record, where)
     texts = not_empty(record["texts" if "texts" in record else "text"], where)
     return Triplet(
         image_name(record, "reference", where),
-        image_name(record, "target", where),
+        target,
         texts,
         texts[0],
         str(record.get("source", SOURCE)),
         str(record.get("id", where)),
         members=image_names(record, "group", where) if "group" in record else (),
+        truths=truths,
     )
+
+
+def _targets(record: dict[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
+    """(target, all right answers where there are several)."""
+    if "targets" not in record:
+        return image_name(record, "target", where), ()
+    if "target" in record:
+        raise UserError(f"{where} has target and targets; write all right answers in targets")
+    names = image_names(record, "targets", where)
+    if not names:
+        raise UserError(f"{where}: 'targets' is empty; name the images that answer the query")
+    return names[0], names if len(names) > 1 else ()
 
 
 def renamed(one: Triplet, known: NamedFiles, where: str) -> Triplet:
@@ -157,10 +173,15 @@ def renamed(one: Triplet, known: NamedFiles, where: str) -> Triplet:
     Raises:
       UserError: a name fits two files.
     """
+    target, truths = known.name(one.target, where), tuple(known.name(n, where) for n in one.truths)
+    twice = next((n for i, n in enumerate(truths) if n in truths[:i]), None)
+    if twice is not None:
+        raise UserError(f"{where}: 'targets' names image {twice!r} twice; name each image once")
     return replace(
         one,
         reference=known.name(one.reference, where),
-        target=known.name(one.target, where),
+        target=target,
+        truths=truths,
         members=tuple(known.name(n, where) for n in one.members),
     )
 
@@ -169,7 +190,7 @@ def _paths(
     root: str | Path, known: NamedFiles, triplets: Sequence[Triplet]
 ) -> dict[str, ImageFile]:
     """The file of every image that the triplets name, or the one that is expected."""
-    names = {n: None for t in triplets for n in (t.reference, t.target)}
+    names = {n: None for t in triplets for n in (t.reference, t.target, *t.truths)}
     return {n: known.files.get(n, _expected(root, n)) for n in names}
 
 

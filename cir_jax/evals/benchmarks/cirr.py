@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from cir_jax.datasets.readers import cirr
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark, metrics
+from cir_jax.evals.answers import Answers
 from cir_jax.evals.submissions import cirr as submission
 from cir_jax.evals.submissions.cirr import COUNTS, Predictions
 from cir_jax.evals.submissions.delivery import deliver
@@ -47,7 +48,7 @@ class Benchmark:
         )
         self.members = self._member_rows(on_missing == "drop")
 
-    def run(self, retriever: Retriever) -> benchmark.Result:
+    def run(self, retriever: Retriever, kept: list[Answers] | None = None) -> benchmark.Result:
         """Ranks every query in the gallery and in its subset.
 
         Raises:
@@ -65,6 +66,11 @@ class Benchmark:
         shown = benchmark.examples(
             retriever, one, query, gallery, ranks, one.reference, self._examples
         )
+        if kept is not None:
+            values = metrics.hits_at(ranks, metrics.CIRR_AT)
+            values |= metrics.hits_at(subset, metrics.CIRR_SUBSET_AT, "recall_subset_at")
+            both = {"rank": ranks, "subset_rank": subset}
+            kept.append(Answers("", one, query, gallery, both, values, one.reference))
         return benchmark.Result(
             scores=metrics.cirr(ranks, subset),
             selection="recall_mean",
@@ -75,6 +81,7 @@ class Benchmark:
                 **one.protocol(),
             },
             examples=shown,
+            means=metrics.CIRR_MEANS,
         )
 
     def predict(self, retriever: Retriever) -> Predictions:

@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from cir_jax.datasets.readers import genecis
 from cir_jax.evals import benchmark, metrics
+from cir_jax.evals.answers import Answers
 from cir_jax.retrieval import ranking
 from cir_jax.retrieval.retriever import Retriever
 
+NO_SERVER = "all its answers are public, and `cir-jax evaluate` scores them"
 KEYS = {"tasks": ((), "tasks to rank; () = all four", None)}
 
 
@@ -61,13 +63,17 @@ class Benchmark:
             )
             self.members[name] = _member_rows(self.tasks[name])
 
-    def run(self, retriever: Retriever) -> benchmark.Result:
+    def run(self, retriever: Retriever, kept: list[Answers] | None = None) -> benchmark.Result:
         """Ranks every query's candidates."""
         ranks: dict[str, np.ndarray] = {}
         shown: list[benchmark.Example] = []
         for number, (name, one) in enumerate(self.tasks.items()):
             query, gallery = benchmark.encode(retriever, one)
             ranks[name] = ranking.subset_ranks(query, gallery, one.target, self.members[name])
+            if kept is not None:
+                values = metrics.hits_at(ranks[name], metrics.GENECIS_AT, f"{name}_recall_at")
+                found, members = {"rank": ranks[name]}, self.members[name]
+                kept.append(Answers(name, one, query, gallery, found, values, members=members))
             count = (self._examples - len(shown)) // (len(self.tasks) - number)
             shown += self._shown(name, query, gallery, ranks[name], count)
         return benchmark.Result(
@@ -79,6 +85,7 @@ class Benchmark:
                 "galleries": {name: self._sizes(name) for name in self.tasks},
             },
             examples=shown,
+            means=metrics.genecis_means(ranks),
         )
 
     def _shown(
