@@ -5,6 +5,7 @@ A recipe is a row of the settings that the released code of arXiv 2404.11317 was
 (`{method}-{data set}`), or one for images of your own:
 
     cir-jax positives --config positives:clip-fashioniq --set data.root=DATA
+    cir-jax positives --config positives:titles --set data.root=PREPARED
     cir-jax positives --config positives:folder --set data.root=MY_IMAGES \
         --set caption.captioner=server --set caption.url=http://localhost:8000/v1 \
         --set caption.model=NAME
@@ -163,6 +164,14 @@ EMOJI = {
 FAR, FAR_CIRR = (10_000, 20_000), (10_000, 15_000)
 RECIPES = {
     "folder": {},
+    # A data set of `cir-jax prepare`: more pairs of its training images, by the titles beside them.
+    "titles": {
+        "data.images": "triplets",
+        "caption.captioner": "texts",
+        "caption.model": "",
+        "caption.unknown": "ignore",
+        "pair.per_image": 4,
+    },
     "list": {"data.name": "list", "caption.captioner": "texts", "caption.model": ""},
     "tgcir-fashioniq": _paper("fashioniq", "tgcir", 10, window=FAR, refer=True),
     "tgcir-cirr": _paper("cirr", "tgcir", 10, window=FAR_CIRR),

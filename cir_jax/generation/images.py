@@ -176,6 +176,9 @@ def _of_dataset(config: ConfigDict) -> Pool:
         names = [n for n in listed if n in categories]
     else:
         names = list(listed)
+    if data.images == "split" and isinstance(module, reader.HasHeldOut):
+        gone = module.held_out(data.root)
+        names = [n for n in names if n not in gone]
     texts: tuple[str, ...] = ()
     if isinstance(module, reader.HasCaptionFile):
         texts = (str(module.caption_file(data.root)),)

@@ -22,6 +22,7 @@ from typing import Any
 from cir_jax.data.annotations import image_name, image_names, not_empty, read_lines
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets.examination import Examination
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
@@ -44,6 +45,11 @@ def read(
     """
     if categories:
         raise UserError(f"a folder has no categories, got {tuple(categories)}; leave them empty")
+    if not str(root):
+        raise UserError(
+            f"data.root is empty; set it to the folder of {split}.jsonl and images/ (`cir-jax "
+            "prepare` makes one of a folder of images and a table of titles)"
+        )
     known = NamedFiles.below(Path(root) / "images")
     by_source: dict[str, list[Triplet]] = {}
     for where, record in read_lines(Path(root) / f"{split}.jsonl"):
@@ -60,6 +66,30 @@ def read(
 def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:
     """Name -> file of every image below images/, whatever the split; see `held_out`."""
     return NamedFiles.below(Path(root) / "images").files
+
+
+def captions(root: str | Path) -> list[TripletSet]:
+    """The captions of captions.jsonl, without those of images that are evaluated with.
+
+    Raises:
+      UserError: there is no such file, or what `cir_jax.datasets.captions` finds.
+    """
+    file = caption_file(root)
+    if not file.is_file():
+        raise UserError(
+            f"stage zero trains on image captions, and there is no {file}; write one, or set "
+            "data.captions to a file of {image_id, image_path, caption} records"
+        )
+    gone = held_out(root)
+    return [
+        replace(one, triplets=tuple(t for t in one.triplets if t.target not in gone))
+        for one in caption_files.read(file, root)
+    ]
+
+
+def caption_file(root: str | Path) -> Path:
+    """Where the captions lie, if there are any."""
+    return Path(root) / "captions.jsonl"
 
 
 def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, ImageFile]]:
