@@ -55,6 +55,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.generated_images = ""  # folder of their images that the data set does not have
     c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has
+    c.data.caption_text_field = ""  # its column or key of the text; "" = caption, title, text, ...
+    c.data.caption_empty = "drop"  # its records without a text, or "error"
+    c.data.caption_duplicates = "error"  # several texts of an image; "first", "last" or "all"
     c.data.optimized = ""  # optimized_images.json (pixel-identical images share a row); "" = none
     # Stage two, an ablation: more rows of the bank, of images that no triplet names: "split" (the
     # data set's other training images; of a "folder" all below images/), folders of images, JSON
@@ -68,6 +71,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.on_long = "error"  # or "truncate": texts over the context
     c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)
     c.data.target_ratio = 1.25  # TargetPad: largest aspect ratio left unpadded
+    # How a file becomes a picture: "released", bit for bit as published runs did (no orientation
+    # tag, 16 bits cut at 255, transparency dropped), or "natural", as a person sees it (see
+    # cir_jax/data/natural.py). "auto" = natural for images of your own (data.name "folder", or a
+    # reader of yours), released for published sets; stage two, banks and evaluation take that of
+    # the weights they start from.
+    c.data.loading = "auto"
+    c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
     c.data.threads = 16  # threads that read and decode, per process
     c.data.cache_pixels = False  # keep decoded images in memory (small sets)
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
@@ -146,6 +156,8 @@ ALLOWED = {
     "data.generated": "paths",
     "data.generated_images": "path",
     "data.captions": "path",
+    "data.caption_empty": ("drop", "error"),
+    "data.caption_duplicates": ("error", "first", "last", "all"),
     "data.optimized": "path",
     "data.unlabelled": "paths",
     "data.unlabelled_count": "[0, inf)",
@@ -155,6 +167,7 @@ ALLOWED = {
     "data.on_long": ("error", "truncate"),
     "data.pad": ("target", "square", "none"),
     "data.target_ratio": "[1, inf)",
+    "data.loading": ("auto", "released", "natural"),
     "data.threads": "[1, inf)",
     "data.text_lengths": "[1, inf)",
     "optim.learning_rate": "[0, inf)",

@@ -62,6 +62,10 @@ def get_config(arg: str = "folder") -> ConfigDict:
     # same as those of a training run with that data.annotated and seed
     c.data.lists = ()  # data.name="list": .json, .jsonl, .csv, .tsv, .tar files, folders of them
     c.data.on_missing = "error"  # or "drop": leave unreadable images out, and list them
+    # How a file becomes a picture, for captioner and comparison alike: "released" or "natural", see
+    # configs/base.py; "auto" = natural for images of your own ("folder", "list", a reader of yours)
+    c.data.loading = "auto"
+    c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
     c.data.threads = 16  # threads that read and decode
 
     c.dedupe = ConfigDict()
@@ -208,6 +212,7 @@ ALLOWED = {
     "data.annotated": "[-1, inf)",
     "data.lists": "paths",
     "data.on_missing": ("error", "drop"),
+    "data.loading": ("auto", "released", "natural"),
     "data.threads": "[1, inf)",
     "dedupe.near": "[-1, 63]",  # half of the 128 bits of a hash: more would join anything
     "dedupe.optimized": "path",

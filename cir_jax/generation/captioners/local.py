@@ -93,7 +93,9 @@ class Captioner:
                 )
                 if request.image is not None:
                     try:
-                        image = caption_inputs.small_image(request.image, self._section.max_side)
+                        image = caption_inputs.small_image(
+                            request.image, self._section.max_side, request.loading
+                        )
                     except UserError as error:
                         yield caption_inputs.unreadable(request.key, error)
                         continue

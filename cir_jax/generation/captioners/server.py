@@ -155,7 +155,7 @@ class Captioner:
         seed, temperature = sampling(request, self._seed, self._section.temperature)
         content: Any = request.prompt
         if request.image is not None:
-            url = caption_inputs.data_url(request.image, self._section.max_side)
+            url = caption_inputs.data_url(request.image, self._section.max_side, request.loading)
             content = [
                 {"type": "image_url", "image_url": {"url": url}},
                 {"type": "text", "text": request.prompt},
