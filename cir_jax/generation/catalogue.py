@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.data.annotations import SUFFIXES
+from cir_jax.data.pixels import NATURAL
+from cir_jax.datasets import captions, image_lists
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import image_lists
+from cir_jax.generation import journal
 from cir_jax.generation.image_hashes import hash_images
 
-_SHOWN = 3  # cases of one kind that a message names
+_KEYS = {
+    "text_field": "--text-field",
+    "empty": "--empty=drop",
+    "unknown": "--unknown=ignore",
+    "duplicates": "--duplicates to first or last",
+}
 _PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".psd")
 
 
@@ -55,20 +62,19 @@ class Options:
     """How a table is read.
 
     Attributes:
-      text_field: column of the title; "" finds it by its name.
+      text_field, empty, unknown, duplicates: see `captions.Choices`.
       group: column of the product; "" for none.
-      unknown: titles of images that are not there: "error" or "ignore".
-      duplicates: of two titles of one image: "error", "first" or "last".
     """
 
     text_field: str = ""
-    group: str = ""
+    empty: str = "drop"
     unknown: str = "error"
     duplicates: str = "error"
+    group: str = ""
 
 
 def look(
-    folder: str | Path, titles: Sequence[str], options: Options, journal: Path, threads: int = 16
+    folder: str | Path, titles: Sequence[str], options: Options, cache: Path, threads: int = 16
 ) -> Catalogue:
     """Looks a folder over.
 
@@ -76,7 +82,7 @@ def look(
       folder: of the images.
       titles: tables, as `image_lists.expand` takes them.
       options: how they are read.
-      journal: file that notes the hashes of pictures, so that none is decoded twice.
+      cache: folder in which hashes of pictures are noted, so that none is decoded twice.
       threads: images decoded at a time.
 
     Raises:
@@ -91,14 +97,12 @@ def look(
         raise UserError(
             f"{folder} holds no image ({', '.join(SUFFIXES)}); name the folder of your images"
         )
-    table = _Table(known, options)
-    for entry in image_lists.entries(tables):
-        table.add(entry)
-    table.check(titles)
+    titles_of = _titles(known, tables, options)
     left_out = _others(base, known.files, tables)
-    left_out += [(name, "no title") for name in known.files if name not in table.titles]
-    titled = {name: known.files[name] for name in known.files if name in table.titles}
-    hashes = hash_images(titled, journal, threads=threads)
+    left_out += [(name, "no title") for name in known.files if name not in titles_of]
+    titled = {name: file for name, file in known.files.items() if name in titles_of}
+    with journal.locked(cache):
+        hashes = hash_images(titled, cache / "hashes.jsonl", threads=threads, loading=NATURAL)
     left_out += [(name, f"cannot be read: {why}") for name, why in hashes.problems.items()]
     first: dict[str, str] = {}
     items = []
@@ -110,95 +114,59 @@ def look(
             left_out.append((name, f"the same picture as {first[pixels]}"))
             continue
         first[pixels] = name
-        group = table.groups[name] if options.group else pixels
-        items.append(Item(name, str(titled[name]), table.titles[name], group, pixels))
+        title, product = titles_of[name]
+        items.append(Item(name, str(titled[name]), title, product or pixels, pixels))
     return Catalogue(tuple(items), tuple(left_out))
 
 
-class _Table:
-    """Collects titles, and everything that is wrong with them."""
+def _titles(
+    known: NamedFiles, tables: Sequence[str], options: Options
+) -> dict[str, tuple[str, str]]:
+    """Name of an image -> (title, product).
 
-    def __init__(self, known: NamedFiles, options: Options):
-        self._known, self._options = known, options
-        self.titles: dict[str, str] = {}
-        self.groups: dict[str, str] = {}
-        self._places: dict[str, str] = {}
-        self._absent: list[str] = []
-        self._twice: list[str] = []
-        self._other: list[str] = []
-        self._read = 0
+    Raises:
+      UserError: all that must be decided.
+    """
+    problems = []
+    products, lacking = _products(tables, options.group)
+    if lacking:
+        more = f" ({len(lacking):,} such records)" if lacking[1:] else ""
+        problems.append(f"{lacking[0]}{more}")
+    choices = captions.Choices(
+        options.text_field, options.empty, options.unknown, options.duplicates, keys=_KEYS
+    )
+    found: dict[str, captions.Caption] = {}
+    try:
+        found = captions.collect(tables, choices, list(known.files))
+    except UserError as error:
+        problems.insert(0, str(error))
+    if problems:
+        raise UserError("\n  ".join(problems))
+    return {
+        name: (" ".join(one.texts[0].split()), products.get(one.where, ""))
+        for name, one in found.items()
+    }
 
-    def add(self, entry: image_lists.Entry) -> None:
-        """Takes in one record."""
-        self._read += 1
-        try:
-            names = [self._known.name(name, entry.where) for name in entry.names]
-            texts = entry.texts(self._options.text_field)
-        except UserError as error:
-            self._other.append(str(error))
-            return
-        name = next((n for n in names if n in self._known.files), "")
-        if not name:
-            self._absent.append(f"{entry.name!r} ({entry.where})")
-            return
-        title = " ".join(texts[0].split()) if texts else ""
-        if not title:
-            return
-        before = self.titles.get(name)
-        if before is not None and before != title:
-            self._twice.append(f"{name}: {before!r} ({self._places[name]}) and {title!r}")
-        if before is not None and self._options.duplicates != "last":
-            return
-        if self._options.group and not self._grouped(name, entry):
-            return
-        self.titles[name], self._places[name] = title, entry.where
 
-    def _grouped(self, name: str, entry: image_lists.Entry) -> bool:
-        column, record = self._options.group, entry.record
-        value = record.get(column) if isinstance(record, Mapping) else None
+def _products(tables: Sequence[str], column: str) -> tuple[dict[str, str], list[str]]:
+    """(record -> its product, what is wrong with records that have none)."""
+    found: dict[str, str] = {}
+    lacking: list[str] = []
+    if not column:
+        return found, lacking
+    wrong: list[str] = []  # `captions.collect` says what is wrong with these
+    for entry in image_lists.entries(tables, wrong=wrong.append):
+        value = entry.record.get(column, entry.fields.get(image_lists.plain(column)))
         if isinstance(value, str | int) and str(value).strip():
-            self.groups[name] = str(value).strip()
-            return True
-        has = nearest(column, record) if column not in record else " It is empty there."
-        self._other.append(
-            f"{entry.where} has no {column!r} to tell its product (--group).{has} It has: "
-            f"{', '.join(map(str, record))}"
+            found[entry.where] = str(value).strip()
+            continue
+        there = column in entry.record
+        hint = " It is empty." if there else nearest(column, entry.record)
+        lacking.append(
+            f"{entry.where} has no {column!r}, the column of products (--group).{hint} It has: "
+            f"{', '.join(map(str, entry.record))}"
         )
-        return False
-
-    def check(self, titles: Sequence[str]) -> None:
-        """Raises UserError for all that must be decided before anything is made."""
-        named, options = ", ".join(titles), self._options
-        if not self.titles and not self._other and not self._twice:
-            raise UserError(
-                f"{named}: none of {self._read} records is the title of one of the "
-                f"{len(self._known.files)} images, such as {next(iter(self._known.files))!r}"
-                + (f"; the first is of {self._absent[0]}" if self._absent else "")
-                + ". Name images as they are named in the folder, and the column of the titles "
-                "with --text-field"
-            )
-        found = []
-        if self._absent and options.unknown == "error":
-            found.append(
-                (f"{len(self._absent)} titles of images that are not there", self._absent,
-                 "--unknown ignore leaves them out")
-            )  # fmt: skip
-        if self._twice and options.duplicates == "error":
-            found.append(
-                (f"{len(self._twice)} images with several titles", self._twice,
-                 "--duplicates first, or last, takes one")
-            )  # fmt: skip
-        if self._other:
-            found.append(
-                (f"{len(self._other)} records that cannot be used", self._other, "correct them")
-            )
-        if found:
-            lines = [
-                f"\n  {what}: {'; '.join(cases[:_SHOWN])}"
-                f"{'; ...' if len(cases) > _SHOWN else ''}. To decide: {remedy}"
-                for what, cases, remedy in found
-            ]
-            raise UserError(f"{named} and the folder do not go together:{''.join(lines)}")
+    return found, lacking
 
 
 def _others(base: Path, known: Mapping[str, Any], tables: Sequence[str]) -> list[tuple[str, str]]:
