@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 KEYS = {
     "url": ("", "its OpenAI-compatible address, e.g. http://localhost:8000/v1", None),
-    "concurrency": (8, "requests under way at a time", "[1, inf)"),
-    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, inf)"),
-    "timeout": (120.0, "seconds to wait for one reply", "(0, inf)"),
-    "wait": (600.0, "give up after so many seconds without any reply", "[0, inf)"),
+    "concurrency": (8, "requests under way at a time", "[1, 1000]"),
+    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, 1e6]"),
+    "timeout": (120.0, "seconds to wait for one reply", "(0, 1e6]"),
+    "wait": (600.0, "give up after so many seconds without any reply", "[0, 1e9]"),
     "key_variable": ("OPENAI_API_KEY", "environment variable that holds the key, if any", None),
 }
 ENDPOINT = "/chat/completions"
