@@ -52,7 +52,12 @@ class Benchmark:
     ):
         sets = folder.read(root, split)
         files = {name: path for one in sets for name, path in one.paths.items()}
-        triplets = [t for one in sets for t in one.triplets]
+        # An id that a record does not give is its file and line: the same wherever the data lies.
+        triplets = [
+            replace(t, query_id=t.query_id.removeprefix(f"{Path(root)}/"))
+            for one in sets
+            for t in one.triplets
+        ]
         self._examples = examples
         self._protocol = {"benchmark": "folder", "split": split, "reference": "removed"}
         if any(len(t.texts) > 1 for t in triplets):
