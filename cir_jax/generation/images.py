@@ -177,7 +177,7 @@ def _of_dataset(config: ConfigDict) -> Pool:
         triplets = tuple(t for one in sets for t in one.triplets)
         known |= {n: p for one in sets for n, p in one.paths.items() if n not in known}
     if data.images == "triplets":
-        names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target)))
+        names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target, *t.truths)))
     elif data.categories:
         if not categories:
             raise UserError(f"data set {data.name!r} has no categories; leave data.categories out")
