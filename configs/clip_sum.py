@@ -72,15 +72,15 @@ EMOJI_STAGES = {
 # Your own triplets: the tiny model sees few of them, so it sees them often.
 OWN_TINY = {1: {"epochs": 20}, 2: {"epochs": 10}}
 # The files of the released generator, relative to data.root; of your own triplets, what
-# `cir-jax positives` writes.
+# `cir-jax positives` writes into a folder of that name.
 GENERATED = {
     "fashioniq": "captions/cap.extend_clip.train.json",
     "cirr": "cirr/captions/cap.rc2.train.extend_clip.json",
     "emoji": "captions/cap.extend_clip.train.json",
     "quicktest": "captions/cap.extend_clip.train.json",
-    "folder": "triplets.jsonl",
-    "tiny": "triplets.jsonl",
-    "vit-b32": "triplets.jsonl",
+    "folder": "positives/triplets.jsonl",
+    "tiny": "positives/triplets.jsonl",
+    "vit-b32": "positives/triplets.jsonl",
 }
 QUICK = {
     "steps": 20,

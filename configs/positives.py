@@ -5,7 +5,7 @@ A recipe is a row of the settings that the released code of arXiv 2404.11317 was
 (`{method}-{data set}`), or one for images of your own:
 
     cir-jax positives --config positives:clip-fashioniq --set data.root=DATA
-    cir-jax positives --config positives:titles --set data.root=PREPARED
+    cir-jax positives --config positives:titles --set data.root=DATA --set workdir=DATA/positives
     cir-jax positives --config positives:folder --set data.root=MY_IMAGES \
         --set caption.captioner=server --set caption.url=http://localhost:8000/v1 \
         --set caption.model=NAME

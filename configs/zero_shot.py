@@ -34,9 +34,9 @@ GENERATED = {
     "cirr-cc": "cirr/captions/cap.rc2.train.cc.json",
     "emoji": "captions/cap.extend_clip.train.json",
     "quicktest": "captions/cap.extend_clip.train.json",
-    "folder": "triplets.jsonl",
-    "tiny": "triplets.jsonl",
-    "vit-b32": "triplets.jsonl",
+    "folder": "positives/triplets.jsonl",
+    "tiny": "positives/triplets.jsonl",
+    "vit-b32": "positives/triplets.jsonl",
 }
 STAGES = {
     1: {"epochs": 10, "batch": 48, "optim.learning_rate": 2e-6, "loss.temperature": 0.01},

@@ -238,7 +238,7 @@ def test_configs_of_your_own_triplets(model, argument, stage):
     c = config.load(f"{model}:{argument},stage={stage},positives".removesuffix(
         ",positives" if model == "zero_shot" else ""))  # fmt: skip
     assert c.data.name == c.eval.benchmark == "folder" and not c.data.root
-    assert tuple(c.data.generated) == ("triplets.jsonl",)
+    assert tuple(c.data.generated) == ("positives/triplets.jsonl",)
     assert c.data.annotated == (0 if model == "zero_shot" else -1)
     assert c.loss.exclude_positives is (stage == 2)
     assert c.workdir == f"runs/{model}-{argument}-stage{stage}" + (

@@ -113,23 +113,19 @@ def _reason(why: str) -> str:
 def _next(out: Path, count: int, more: int, recipe: "configs.ConfigDict") -> list[str]:
     """The commands that make triplets, train and evaluate."""
     root, name = shlex.quote(f"data.root={out}"), out.resolve().name
-    place = lambda end: shlex.quote(f"workdir=runs/{name}{end}")
-    lines, generated = [], ""
+    run, lines, flag = shlex.quote(f"runs/{name}"), [], ""
     if more:
         each = "" if more == recipe.pair.per_image else f" --set pair.per_image={more}"
-        lines.append(
-            f"  cir-jax positives --config {_RECIPE} --set {root}{each} --set {place('-triplets')}"
-        )
-        file = shlex.quote(f"data.generated=runs/{name}-triplets/triplets.jsonl")
-        generated = f" --set {file}"
-    batch = configs.load(_TINY).batch
+        place, flag = shlex.quote(f"workdir={out / 'positives'}"), ",positives"
+        lines.append(f"  cir-jax positives --config {_RECIPE} --set {root}{each} --set {place}")
+    batch = whole = configs.load(_TINY).batch
     while batch > count * (1 + more):
         batch //= 2
-    size = "" if batch == configs.load(_TINY).batch else f" --set batch={batch}"
-    train = f" --set {root}{generated}{size} --set {place('')}"
+    size = "" if batch == whole else f" --set batch={batch}"
     return [
         *lines,
-        f"  cir-jax train --config {_TINY}{train}",
-        f"  cir-jax evaluate --workdir {shlex.quote(f'runs/{name}')} --save rankings",
-        "From the weights of a CLIP, --config clip_sum:folder --init-from FILE in the second line.",
+        f"  cir-jax train --config {_TINY}{flag} --set {root}{size} --set workdir={run}",
+        f"  cir-jax evaluate --workdir {run} --save rankings",
+        "From the weights of a CLIP, the second line with --config clip_sum:folder"
+        f"{flag} --init-from FILE.",
     ]

@@ -220,7 +220,7 @@ def test_the_commands_that_are_printed(shop, capsys):
     shrink = ["--set", "steps=1", "--set", "data.text_lengths=32", "--set", "data.threads=2"]
     for command in printed:
         assert main([*command, *(shrink if command[0] == "train" else [])]) == 0
-    made = lines("runs/data-triplets/triplets.jsonl")
+    made = lines("data/positives/triplets.jsonl")
     assert len(made) > 4
     held = names("data/val.jsonl")
     assert not {r[k] for r in made for k in ("reference", "target")} & held
