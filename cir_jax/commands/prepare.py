@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = configs.load(_RECIPE)
     record = {
         "folder": str(folder.resolve()),
-        "titles": [str(Path(table).resolve()) for table in args.titles], "group": args.group, "val": args.val,
-        "seed": args.seed, "text_field": args.text_field, "images": len(found.items),
+        "titles": [str(Path(table).resolve()) for table in args.titles],
+        "group": args.group, "val": args.val, "seed": args.seed,
+        "text_field": args.text_field, "images": len(found.items),
         "train": len(sides.train), "gallery": len(sides.val),
     }  # fmt: skip
     made = prepared.contents(found, sides, recipe, args.seed, record)

@@ -80,7 +80,7 @@ def _right_ranks(retriever: Retriever, one: Answers) -> tuple[list[tuple[str, ..
     right = [t.truths or (t.target,) for t in one.task.triplets]
     if all(len(names) == 1 for names in right):
         return right, [[int(rank) + 1] for rank in one.ranks["rank"]]
-    row_of = {name: row for row, name in enumerate(one.task.names)}
+    row_of = one.task.row_of
     owner = np.asarray([i for i, names in enumerate(right) for _ in names])
     target = np.asarray([row_of[name] for names in right for name in names])
     removed = None if one.removed is None else one.removed[owner]

@@ -98,7 +98,9 @@ def look(
             f"{folder} holds no image ({', '.join(SUFFIXES)}); name the folder of your images"
         )
     titles_of = _titles(known, tables, options)
-    left_out = _others(base, known.files, tables)
+    outside = known.listing.outside
+    left_out = _others(base, {**known.files, **outside}, tables)
+    left_out += [(name, f"a link out of the folder: {to}") for name, to in outside.items()]
     left_out += [(name, "no title") for name in known.files if name not in titles_of]
     titled = {name: file for name, file in known.files.items() if name in titles_of}
     with journal.locked(cache):
@@ -170,7 +172,7 @@ def _products(tables: Sequence[str], column: str) -> tuple[dict[str, str], list[
 
 
 def _others(base: Path, known: Mapping[str, Any], tables: Sequence[str]) -> list[tuple[str, str]]:
-    """Files of the folder that are no images, and why."""
+    """Files of the folder that are not among the `known`, and why."""
     there = {os.path.realpath(table) for table in tables}
     found = []
     for where, _, names in os.walk(base):

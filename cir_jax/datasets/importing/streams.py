@@ -65,8 +65,8 @@ def records(path: str | Path) -> Iterator[Found]:
     try:
         for last, record in _kind(path):
             yield last, record
-    except UnicodeDecodeError as error:  # of UTF-16; of UTF-8 a record at a time is refused
-        raise text_files.not_text(path, error.encoding, lambda: _binary(path)) from None
+    except UnicodeDecodeError:  # of UTF-16; of UTF-8 a record at a time is refused
+        raise text_files.not_text(path, "utf-16", lambda: _binary(path)) from None
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError) as error:
         raise UserError(
             f"{path} is cut or damaged after {last} ({error}); fetch it again"

@@ -99,8 +99,11 @@ class Benchmark:
         one = self.task
         if not self._several:
             return retriever.ranks(query, gallery, one.target, one.reference), {}
-        row_of = {name: row for row, name in enumerate(one.names)}
-        right = [[row_of[name] for name in t.truths or (t.target,)] for t in one.triplets]
+        # Two names may be one image, which answers once.
+        right = [
+            list(dict.fromkeys(one.row_of[name] for name in t.truths or (t.target,)))
+            for t in one.triplets
+        ]
         owner = np.repeat(np.arange(len(right)), [len(rows) for rows in right])
         target = np.concatenate([np.asarray(rows) for rows in right])
         every = retriever.ranks(query[owner], gallery, target, one.reference[owner])
