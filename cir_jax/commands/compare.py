@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     first, second = comparison.read(args.first), comparison.read(args.second)
     rows = comparison.compare(first, second, **options)
     share = f"{100 * args.confidence:g}%"
-    cells = [
+    cells: list[list[str | int | float]] = [
         [
             row.metric,
             *(row.first, row.second, f"{row.difference:+.2f}"),
