@@ -168,14 +168,6 @@ EMOJI = {
 FAR, FAR_CIRR = (10_000, 20_000), (10_000, 15_000)
 RECIPES = {
     "folder": {},
-    # A data set of `cir-jax prepare`: more pairs of its training images, by the titles beside them.
-    "titles": {
-        "data.images": "triplets",
-        "caption.captioner": "texts",
-        "caption.model": "",
-        "caption.unknown": "ignore",
-        "pair.per_image": 4,
-    },
     "list": {"data.name": "list", "caption.captioner": "texts", "caption.model": ""},
     "tgcir-fashioniq": _paper("fashioniq", "tgcir", 10, window=FAR, refer=True),
     "tgcir-cirr": _paper("cirr", "tgcir", 10, window=FAR_CIRR),
@@ -189,6 +181,14 @@ RECIPES = {
     "zs-cirr": _paper("cirr", "zs", 10),
     "cc-fashioniq": _out_of_domain("fashioniq"),
     "cc-cirr": _out_of_domain("cirr"),
+    # A data set of `cir-jax prepare`: more pairs of its training images, by the titles beside them.
+    "titles": {
+        "data.images": "triplets",
+        "caption.captioner": "texts",
+        "caption.model": "",
+        "caption.unknown": "ignore",
+        "pair.per_image": 4,
+    },
     "emoji": EMOJI,
     "quicktest": EMOJI | {"pair.keep": 100},
 }
