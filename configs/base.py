@@ -12,6 +12,10 @@ from ml_collections import ConfigDict
 
 from cir_jax import keys
 
+# Arguments of a config that train on your own triplets, in the layout of
+# cir_jax/datasets/readers/folder.py -> model.tower. "auto" is that of the weights to start from,
+# "tiny" a model that learns from random parameters on two CPU cores.
+OWN = {"folder": "auto", "tiny": "tiny", "vit-b32": "ViT-B/32"}
 STAGES = {0: "zero_image_text", 1: "one_in_batch", 2: "two_bank"}  # `stage=N` in a config argument
 
 

@@ -70,33 +70,41 @@ GENERATED = {
 
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
-    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", "stage=1|2" (1 if not given), and
-    "positives" for generated triplets as well.
+    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest"; or, of your own triplets, "folder" or
+    "tiny"; "stage=1|2" (1 if not given), and "positives" for generated triplets as well.
 
     Raises:
       UserError: stage 0, which this model does not have.
     """
     base, models = sibling(__file__, "base"), sibling(__file__, "clip_sum")
     dataset, stage, flags = parse_argument(
-        arg, datasets=tuple(models.GENERATED), default_stage=1, flags=("positives",)
+        arg,
+        datasets=tuple(name for name in models.GENERATED if name != "vit-b32"),
+        default_stage=1,
+        flags=("positives",),
     )
     if not stage:
         raise UserError(
             "blip has no stage 0: a caption alone makes no query, and the pretraining of BLIP is "
             "not done here; give stage=1, and --set init_from= the weights of BLIP"
         )
-    if dataset in ("emoji", "quicktest"):
+    if dataset in ("emoji", "quicktest", "tiny"):
         config = models.get_config(arg)
         config.update_from_flattened_dict(EMOJI)
     else:
         config = base.get_config()
         config.stage = base.STAGES[stage]
         config.model.tower = "blip-base"
-        config.data.name = config.eval.benchmark = dataset
         config.data.text_lengths = TEXT_LENGTHS
-        config.update_from_flattened_dict(RECIPES.get((dataset, stage), {}))
+        if dataset == "folder":
+            config.model.tower = base.OWN[dataset]
+            models.own(config, stage)
+            config.update_from_flattened_dict(RECIPES["fashioniq", stage])
+        else:
+            config.data.name = config.eval.benchmark = dataset
+            config.update_from_flattened_dict(RECIPES[dataset, stage])
         if flags:
-            config.data.generated = (GENERATED[dataset],)
+            config.data.generated = ((models.GENERATED | GENERATED)[dataset],)
         if dataset == "fashioniq":
             config.eval.reference = "kept"  # as the released evaluation of this model
     config.model.name = "blip"

@@ -40,7 +40,8 @@ EMOJI = {"optim.learning_rate": 1e-3, "optim.weight_decay": 0.0, "optim.epsilon"
 
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
-    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", "stage=0|1|2" (1 if not given), and
+    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest"; or, of your own triplets, "folder" (any
+    size that the weights have), "vit-b32" or "tiny"; "stage=0|1|2" (1 if not given), and
     "positives" for generated triplets as well."""
     models = sibling(__file__, "clip_sum")
     dataset, stage, _ = parse_argument(
@@ -49,6 +50,6 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
     config = models.get_config(arg)
     config.model.name = "clip_combiner"
     if stage:
-        tiny = dataset in ("emoji", "quicktest")
+        tiny = dataset in ("emoji", "quicktest", "tiny")
         config.update_from_flattened_dict(EMOJI if tiny else RECIPE)
     return config

@@ -9,6 +9,10 @@ Commands:
     cir-jax train --config clip_sum:fashioniq,stage=1 --set data.root=DATA --set init_from=CLIP
     cir-jax train --config clip_sum:fashioniq,stage=2 --set data.root=DATA --set init_from=STAGE1
     cir-jax train --config clip_sum:cirr,stage=2 --set data.root=DATA --set init_from=STAGE1
+On your own triplets, of whatever CLIP you start from, of ViT-B/32, or tiny and from nothing:
+    cir-jax train --config clip_sum:folder,stage=1 --set data.root=DATA --init-from CLIP
+    cir-jax train --config clip_sum:vit-b32,stage=1 --set data.root=DATA --init-from CLIP
+    cir-jax train --config clip_sum:tiny,stage=1 --set data.root=DATA
 With generated triplets beside the annotated ones, as in the paper: either the released files below
 data.root, or what the recipes `clip-fashioniq` and `clip-cirr` of configs/positives.py make:
     cir-jax train --config clip_sum:fashioniq,stage=2,positives --set data.root=DATA ...
@@ -65,12 +69,18 @@ EMOJI_STAGES = {
     1: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
     2: {"epochs": 4, "batch": 32, "optim.learning_rate": 3e-4, "loss.temperature": 0.05},
 }  # fmt: skip
-# The files of the released generator, relative to data.root.
+# Your own triplets: the tiny model sees few of them, so it sees them often.
+OWN_TINY = {1: {"epochs": 20}, 2: {"epochs": 10}}
+# The files of the released generator, relative to data.root; of your own triplets, what
+# `cir-jax positives` writes into a folder of that name.
 GENERATED = {
     "fashioniq": "captions/cap.extend_clip.train.json",
     "cirr": "cirr/captions/cap.rc2.train.extend_clip.json",
     "emoji": "captions/cap.extend_clip.train.json",
     "quicktest": "captions/cap.extend_clip.train.json",
+    "folder": "positives/triplets.jsonl",
+    "tiny": "positives/triplets.jsonl",
+    "vit-b32": "positives/triplets.jsonl",
 }
 QUICK = {
     "steps": 20,
@@ -83,7 +93,8 @@ QUICK = {
 
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
-    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", "stage=0|1|2" (1 if not given), and
+    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest"; or, of your own triplets, "folder" (any
+    size that the weights have), "vit-b32" or "tiny"; "stage=0|1|2" (1 if not given), and
     "positives" for generated triplets as well."""
     base = sibling(__file__, "base")
     dataset, stage, flags = parse_argument(
@@ -97,6 +108,13 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
         config.update_from_flattened_dict(EMOJI | EMOJI_STAGES[stage])
         if dataset == "quicktest":
             config.update_from_flattened_dict(QUICK)
+    elif dataset in base.OWN:
+        own(config, stage)
+        if dataset == "tiny":
+            config.update_from_flattened_dict(EMOJI | EMOJI_STAGES[stage] | OWN_TINY.get(stage, {}))
+        else:
+            config.model.tower = base.OWN[dataset]
+            config.update_from_flattened_dict(RECIPES["fashioniq", stage])
     else:
         config.model.tower = "RN50x4"
         config.data.name = config.eval.benchmark = dataset
@@ -104,3 +122,9 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
     if flags:
         config.data.generated = (GENERATED[dataset],)
     return config
+
+
+def own(config: ConfigDict, stage: int) -> None:
+    """Your own triplets: what they are read and scored as, and several right answers of a query."""
+    config.data.name = config.eval.benchmark = "folder"
+    config.loss.exclude_positives = stage == 2

@@ -5,6 +5,7 @@ A recipe is a row of the settings that the released code of arXiv 2404.11317 was
 (`{method}-{data set}`), or one for images of your own:
 
     cir-jax positives --config positives:clip-fashioniq --set data.root=DATA
+    cir-jax positives --config positives:titles --set data.root=DATA --set workdir=DATA/positives
     cir-jax positives --config positives:folder --set data.root=MY_IMAGES \
         --set caption.captioner=server --set caption.url=http://localhost:8000/v1 \
         --set caption.model=NAME
@@ -180,6 +181,14 @@ RECIPES = {
     "zs-cirr": _paper("cirr", "zs", 10),
     "cc-fashioniq": _out_of_domain("fashioniq"),
     "cc-cirr": _out_of_domain("cirr"),
+    # A data set of `cir-jax prepare`: more pairs of its training images, by the titles beside them.
+    "titles": {
+        "data.images": "triplets",
+        "caption.captioner": "texts",
+        "caption.model": "",
+        "caption.unknown": "ignore",
+        "pair.per_image": 4,
+    },
     "emoji": EMOJI,
     "quicktest": EMOJI | {"pair.keep": 100},
 }

@@ -97,15 +97,18 @@ GENERATED = {
 
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
-    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", "stage=1|2" (1 if not given), and
-    "positives" for generated triplets as well.
+    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest"; or, of your own triplets, "folder" or
+    "tiny"; "stage=1|2" (1 if not given), and "positives" for generated triplets as well.
 
     Raises:
       UserError: stage 0, which this model does not have.
     """
     models = sibling(__file__, "clip_sum")
     dataset, stage, flags = parse_argument(
-        arg, datasets=tuple(models.GENERATED), default_stage=1, flags=("positives",)
+        arg,
+        datasets=tuple(name for name in models.GENERATED if name != "vit-b32"),
+        default_stage=1,
+        flags=("positives",),
     )
     if not stage:
         raise UserError(
@@ -114,10 +117,13 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
         )
     config = models.get_config(arg)
     config.model.name = "sprc"
-    if dataset in ("emoji", "quicktest"):
+    if dataset in ("emoji", "quicktest", "tiny"):
         config.update_from_flattened_dict(EMOJI | EMOJI_STAGES[stage])
         if dataset == "quicktest":
             config.update_from_flattened_dict(models.QUICK)
+        return config
+    if dataset == "folder":  # of whatever BLIP-2 the weights are
+        config.update_from_flattened_dict(RECIPES["fashioniq", stage])
         return config
     config.model.tower = "blip2-vit-g"
     config.eval.reference = "kept"

@@ -74,7 +74,8 @@ GENERATED = {
 
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
-    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest", "stage=0|1|2" (1 if not given), and
+    """`arg`: "fashioniq", "cirr", "emoji" or "quicktest"; or, of your own triplets, "folder" (any
+    size that the weights have), "vit-b32" or "tiny"; "stage=0|1|2" (1 if not given), and
     "positives" for generated triplets as well. Stage 0 is that of `clip_sum`: captions and images,
     each as the mean of its tokens."""
     models = sibling(__file__, "clip_sum")
@@ -83,13 +84,16 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
     )
     config = models.get_config(arg)
     config.model.name = "tgcir"
-    if dataset in ("emoji", "quicktest"):
+    if dataset in ("emoji", "quicktest", "tiny"):
         config.loss.auxiliary = FASHIONIQ_LOSSES if stage == 1 else ()
         return config
-    config.model.tower = "ViT-B/16"
     config.data.pad = "none"
-    config.eval.reference = "kept"
-    if flags:
-        config.data.generated = (GENERATED[dataset],)
-    config.update_from_flattened_dict(RECIPES.get((dataset, stage), {}))
+    if dataset not in sibling(__file__, "base").OWN:
+        config.model.tower = "ViT-B/16"
+        config.eval.reference = "kept"
+        if flags:
+            config.data.generated = (GENERATED[dataset],)
+    config.update_from_flattened_dict(
+        RECIPES.get((dataset, stage), RECIPES.get(("fashioniq", stage), {}))
+    )
     return config

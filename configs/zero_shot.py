@@ -34,6 +34,9 @@ GENERATED = {
     "cirr-cc": "cirr/captions/cap.rc2.train.cc.json",
     "emoji": "captions/cap.extend_clip.train.json",
     "quicktest": "captions/cap.extend_clip.train.json",
+    "folder": "positives/triplets.jsonl",
+    "tiny": "positives/triplets.jsonl",
+    "vit-b32": "positives/triplets.jsonl",
 }
 STAGES = {
     1: {"epochs": 10, "batch": 48, "optim.learning_rate": 2e-6, "loss.temperature": 0.01},
@@ -43,7 +46,8 @@ STAGES = {
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
     """`arg`: "fashioniq", "cirr" (in domain), "fashioniq-cc", "cirr-cc" (out of domain), "emoji" or
-    "quicktest", and "stage=1|2" (1 if not given; 0 pretrains the tiny model of OpenMoji)."""
+    "quicktest"; or, of your own images, "folder" (any size that the weights have), "vit-b32" or
+    "tiny"; and "stage=1|2" (1 if not given; 0 pretrains the tiny model)."""
     dataset, stage, _ = parse_argument(arg, datasets=tuple(GENERATED), default_stage=1)
     models = sibling(__file__, "clip_sum")
     name = dataset.removesuffix("-cc")
@@ -52,5 +56,6 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
     config.data.generated = (GENERATED[dataset],)
     if name in ("fashioniq", "cirr"):
         config.model.tower = "ViT-L/14"
+    if name in ("fashioniq", "cirr", "folder", "vit-b32"):
         config.update_from_flattened_dict(STAGES.get(stage, {}))
     return config

@@ -221,3 +221,49 @@ def test_a_run_of_an_earlier_version_gets_the_defaults_of_keys_it_does_not_know(
     content = json.loads(config.to_json(now))
     del content["loss"]["auxiliary"], content["max_seconds"]
     assert config.from_json(json.dumps(content)) == now
+
+
+# What trains on your own triplets, by name: no data set of others is in it.
+OWN = [
+    (model, argument, stage)
+    for model in config.available()
+    if model != "positives"
+    for argument in ("folder", "tiny", *(() if model in ("blip", "sprc") else ("vit-b32",)))
+    for stage in (1, 2)
+]
+
+
+@pytest.mark.parametrize("model, argument, stage", OWN)
+def test_configs_of_your_own_triplets(model, argument, stage):
+    c = config.load(f"{model}:{argument},stage={stage},positives".removesuffix(
+        ",positives" if model == "zero_shot" else ""))  # fmt: skip
+    assert c.data.name == c.eval.benchmark == "folder" and not c.data.root
+    assert tuple(c.data.generated) == ("positives/triplets.jsonl",)
+    assert c.data.annotated == (0 if model == "zero_shot" else -1)
+    assert c.loss.exclude_positives is (stage == 2)
+    assert c.workdir == f"runs/{model}-{argument}-stage{stage}" + (
+        "" if model == "zero_shot" else "-positives"
+    )
+    paper = config.load(f"{model}:fashioniq,stage={stage}")
+    if argument == "tiny":
+        assert c.model.tower == config.load(f"{model}:emoji,stage={stage}").model.tower
+        assert contract.build(c.model).abstract
+        return
+    assert c.model.tower == {"folder": "auto", "vit-b32": "ViT-B/32"}[argument]
+    for key in ("batch", "epochs", "optim", "data.pad", "data.text_lengths", "model.dropout"):
+        assert keys.flat(c).get(key, c.get(key)) == keys.flat(paper).get(key, paper.get(key)), key
+
+
+def test_own_triplets_of_models_without_a_small_clip():
+    for model in ("blip", "sprc"):
+        with pytest.raises(UserError, match=r"'vit-b32' is unknown; there are: .*, folder, tiny"):
+            config.load(f"{model}:vit-b32")
+    assert config.load("clip_sum:tiny,stage=0").stage == "zero_image_text"
+
+
+def test_help_names_the_configs_of_your_own_triplets(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count('of your own triplets, "folder"') == 5
+    assert 'of your own images, "folder"' in said

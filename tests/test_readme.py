@@ -77,6 +77,13 @@ def folder(tmp_path_factory):
     photos = [f"{color}.jpg" for color in runs.COLORS]
     for name, color in zip(photos, runs.COLORS.values(), strict=True):
         runs.write_image(root / "DATA/photos" / name, color)
+    rows = ""
+    for number, kind in enumerate(("shoe", "hat", "bag", "coat")):
+        for color, rgb in runs.COLORS.items():
+            name = f"{kind}/{color}.png"
+            runs.write_image(root / "DATA/shop" / name, rgb, 10 * number + len(color))
+            rows += f"{name},a {color} {kind},P{number}\n"
+    (root / "DATA/shop.csv").write_text("image,title,product\n" + rows)
     titles = "".join(f"{name},a picture in {name[:-4]}\n" for name in photos)
     (root / "DATA/titles.csv").write_text("image,title\n" + titles)
     captions = {f"B{i:04d}": f"a dress, number {i}" for i in range(24)}
@@ -124,8 +131,8 @@ def shrunk(flags, server):
     flags = [f.replace("http://localhost:8000/v1", server) for f in flags]
     changes = ["data.threads=2"] if flags[0] == "positives" else []
     unnamed = [c for c in TINY if not c.startswith("model.")]
-    small = any(re.match(r"\w+:(emoji|quicktest)", f) for f in flags)
-    if any(f.startswith("sprc:emoji") for f in flags):  # small as it is
+    small = any(re.match(r"\w+:(emoji|quicktest|tiny)", f) for f in flags)
+    if any(f.startswith(("sprc:emoji", "clip_sum:tiny")) for f in flags):  # small as it is
         changes += unnamed
     elif "--init-from" in flags and not small:
         changes += ["model.tower=auto", *unnamed]
@@ -166,7 +173,7 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
             ran.append(flags[0])
     assert set(ran) == {
         "doctor", "train", "evaluate", "submit", "pack", "positives", "triplets", "inspect",
-        "import", "export",
+        "import", "export", "prepare", "compare",
     }  # fmt: skip
     assert set(converted) == {"verify"}
     assert (folder / "runs/fiq2/report.html").is_file()

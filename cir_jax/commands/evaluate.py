@@ -5,6 +5,7 @@ Examples:
   cir-jax evaluate --workdir runs/clip_sum-fashioniq-stage2 --set eval.gallery=val
   cir-jax evaluate --workdir RUN --set eval.benchmark=circo --set eval.root=DATA/CIRCO
   cir-jax evaluate --init-from best.pt --config clip_sum:cirr --set data.root=DATA
+  cir-jax evaluate --workdir RUN --save rankings,features
 """
 
 import argparse
@@ -28,6 +29,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument(
         "--out", default="", help="folder of the report; evaluation/ in the run folder if empty"
+    )
+    parser.add_argument(
+        "--save",
+        default="",
+        metavar="WHAT",
+        help="also write what single queries were answered, for other programs and for `cir-jax "
+        "compare`: rankings (.jsonl and .parquet), features (.npz and .safetensors), or both, "
+        "rankings,features; rankings.jsonl is that file alone",
+    )
+    parser.add_argument(
+        "--ranked",
+        type=int,
+        default=50,
+        metavar="COUNT",
+        help="with --save rankings: images that a ranking names, best first (default 50)",
     )
 
 
@@ -106,10 +122,13 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from cir_jax import progress, weights
-    from cir_jax.evals import benchmark
+    from cir_jax.evals import benchmark, saving
     from cir_jax.evals.reports import run_report
     from cir_jax.evals.reports.sections import text_table
 
+    wanted = saving.parse(args.save)
+    if args.ranked < 1:
+        raise UserError(f"--ranked={args.ranked} is below 1; give how many images a ranking names")
     loaded, found, what = retriever(args)
     if args.init_from and not args.out and weights.is_run(loaded.workdir):
         raise UserError(
@@ -119,15 +138,19 @@ def run(args: argparse.Namespace) -> int:
     chosen = benchmark.build(loaded)
     if chosen is None:
         raise UserError(f"{what} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq")
-    result = chosen.run(found)
+    result, answers = (
+        saving.run(chosen, found, loaded.eval.benchmark) if wanted else (chosen.run(found), [])
+    )
     rules = ", ".join(f"{k} {v}" for k, v in result.protocol.items() if isinstance(v, str))
     progress.say(f"{what}: {rules}\n")
     progress.say(text_table(run_report.recall_table(result.scores, result.protocol)))
     progress.say(f"\n{result.selection}: {result.score:.2f}")
+    folder = Path(args.out or Path(args.workdir or loaded.workdir) / "evaluation")
+    for file in saving.write(folder, wanted, found, answers, args.ranked):
+        progress.say(f"saved: {file}")
     if jax.process_index() == 0:
         scored = result.protocol.get("benchmark", loaded.eval.benchmark)
         title = f"{loaded.model.name} {loaded.model.tower} on {scored}"
-        folder = Path(args.out or Path(args.workdir or loaded.workdir) / "evaluation")
         path = run_report.write_evaluation(folder, title, loaded, result, what)
         progress.say(f"report: {path}")
     return 0

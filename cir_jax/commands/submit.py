@@ -44,10 +44,12 @@ def run(args: argparse.Namespace) -> int:
     name, root = loaded.eval.benchmark, args.root or benchmark.root(loaded)
     test_split = benchmark.submitted_split(name)
     if not test_split:
+        why = benchmark.without_server(name)
         raise UserError(
             f"{what} has eval.benchmark={name}, which has no test server; there is one for: "
             f"{', '.join(benchmark.submittable())}. Name it and the folder of its data set, "
             "--set eval.benchmark=NAME --root FOLDER"
+            + (f". Of {name}, {why}; --save rankings writes its answers" if why else "")
         )
     if not root:
         raise UserError(

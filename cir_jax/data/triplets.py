@@ -5,7 +5,7 @@ Every reader of `cir_jax.datasets` returns a list of `TripletSet`; nothing downs
 data set a triplet came from.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -23,8 +23,8 @@ class Triplet:
       category: category of the query in benchmarks that rank per category.
       members: names of the images of CIRR's subset, the reference and the target included; of the
         candidates of a GeneCIS query.
-      truths: names of all images that answer the query, where that are several (CIRCO), the target
-        included; () if the target is the only one.
+      truths: names of all images that answer the query, where that are several (CIRCO, "targets" of
+        your own data), the target included; () if the target is the only one.
     """
 
     reference: str
@@ -54,3 +54,10 @@ class TripletSet:
     triplets: tuple[Triplet, ...]
     paths: dict[str, Any]
     by_name: bool = False
+
+    def of_each_target(self) -> "TripletSet":
+        """The set to train on: a query with several right answers is a triplet with each."""
+        triplets = tuple(
+            replace(t, target=name) for t in self.triplets for name in t.truths or (t.target,)
+        )
+        return replace(self, triplets=triplets)

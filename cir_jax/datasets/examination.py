@@ -89,7 +89,8 @@ class Examination:
         outside = [
             f"{t.query_id} ({name})"
             for t in triplets
-            for name in ((t.target,) if targets_only else (t.reference, t.target, *t.members))
+            for name in (t.truths or (t.target,))
+            + (() if targets_only else (t.reference, *t.members))
             if name and name not in known
         ]
         self.outside += dict.fromkeys(outside)

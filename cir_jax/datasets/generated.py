@@ -61,6 +61,10 @@ def read(
                 place = found.find(name, path, file, one.query_id)
                 if place is not None:
                     used[name] = place
+            for name in one.truths[1:]:  # of a record with several right answers
+                place = found.find(name, None, file, one.query_id)
+                if place is not None:
+                    used[name] = place
         if not count:
             raise UserError(f"{file} holds no triplet; make it anew, or take it out of the list")
     return [TripletSet(s, tuple(triplets), paths[s]) for s, triplets in by_source.items()]

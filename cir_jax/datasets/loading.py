@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
+from cir_jax import progress
 from cir_jax.data import places
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
@@ -64,7 +65,19 @@ def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
         sets += generated.read(
             data.generated, known, home, data.llm_captions, data.generated_images
         )
-    return sets
+    _say_several(sets, config.loss.exclude_positives)
+    return [one.of_each_target() for one in sets]
+
+
+def _say_several(sets: Sequence[TripletSet], excluded: bool) -> None:
+    """Says how queries with several right answers are trained."""
+    count = sum(bool(t.truths) for one in sets for t in one.triplets)
+    if count:
+        others = "are no negatives" if excluded else "are negatives (loss.exclude_positives=False)"
+        progress.say(
+            f"{count:,} queries have several right answers: each answer is a triplet, and in stage "
+            f"two the others {others}"
+        )
 
 
 def choose(sets: Sequence[TripletSet], count: int, seed: int) -> list[TripletSet]:

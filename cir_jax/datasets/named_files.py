@@ -216,5 +216,3 @@ def _is_like(name: str, plain: str) -> bool:
 def _stem(name: str) -> str:
     suffix = PurePosixPath(name).suffix
     return name[: -len(suffix)] if suffix.lower() in SUFFIXES else name
-
-

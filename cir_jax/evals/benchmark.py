@@ -7,6 +7,7 @@ A benchmark is a module of `cir_jax.evals.benchmarks`, or a .py file of yours, n
     build(config)   the benchmark of a config, an object with `run(retriever)`, see `Benchmark`
     TEST_SPLIT      only if a server scores the answers to that split: `cir-jax submit` builds the
                     benchmark of this split and calls its `submit`, see `Submittable`
+    NO_SERVER       instead of it, why there is none, as a clause
 
 The data is read by `build`, so what is missing is reported before anything trains. `screen(config)`
 says what becomes of images that cannot be used.
@@ -30,6 +31,7 @@ from cir_jax.data.triplets import Triplet
 from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals.example import SHOWN, Example, Hit
+from cir_jax.evals.metrics import Means
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import agreement, watchdog
@@ -49,6 +51,8 @@ class Result:
         "benchmark" is its title. `Task.protocol` gives the sizes.
       examples: queries spread evenly over the benchmark.
       best, worst: queries whose target comes furthest ahead, and furthest behind.
+      means: metrics that are means of others, see `cir_jax.evals.metrics`. All others are means
+        over the queries of what `Answers.values` holds.
     """
 
     scores: dict[str, float]
@@ -57,6 +61,7 @@ class Result:
     examples: list[Example] = field(default_factory=list)
     best: list[Example] = field(default_factory=list)
     worst: list[Example] = field(default_factory=list)
+    means: Means = field(default_factory=dict)
 
     @property
     def score(self) -> float:
@@ -65,7 +70,11 @@ class Result:
 
 
 class Benchmark(Protocol):
-    """What `build(config)` of a benchmark's module returns."""
+    """What `build(config)` of a benchmark's module returns.
+
+    One whose `run(retriever, kept=None)` appends to the list `kept` what each of its tasks
+    answered, as `cir_jax.evals.answers.Answers`, can be saved query by query.
+    """
 
     def run(self, retriever: Retriever) -> Result:
         """Ranks every query and scores the ranking. Every process calls it, with one result."""
@@ -115,6 +124,11 @@ def submitted_split(name: str) -> str:
       UserError: no such benchmark; what exists is listed.
     """
     return "" if name == "none" else getattr(_module(name), "TEST_SPLIT", "")
+
+
+def without_server(name: str) -> str:
+    """Why no server scores benchmark `name`, as it says in NO_SERVER; "" if it does not."""
+    return "" if name == "none" else getattr(_module(name), "NO_SERVER", "")
 
 
 def submittable() -> list[str]:
@@ -451,8 +465,18 @@ def _check(
                 f"gallery images.{nearest(t.target, row_of)} Correct the annotations or the "
                 "image list"
             )
-        if removed and t.target and row_of[t.target] == row_of.get(t.reference):
+        lost = next((n for n in t.truths if n not in row_of), None)
+        if lost is not None:
             raise UserError(
-                f"{title} query {t.query_id}: target and reference are both {_both(t)}, and the "
+                f"{title} query {t.query_id}: its right answer {lost!r} is not among the "
+                f"{len(row_of)} gallery images.{nearest(lost, row_of)} Correct the annotations or "
+                "the image list"
+            )
+        right, own = t.truths or (t.target,), row_of.get(t.reference)
+        clash = next((n for n in right if n and row_of[n] == own), None) if removed else None
+        if clash is not None:
+            raise UserError(
+                f"{title} query {t.query_id}: target and reference are both "
+                f"{_both(replace(t, target=clash))}, and the "
                 "reference is removed from the ranking; correct the record"
             )

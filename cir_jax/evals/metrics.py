@@ -8,7 +8,7 @@ FashionIQ (arXiv 1905.12794), CIRR (arXiv 2108.04024), CIRCO (arXiv 2303.15247) 
 2306.07969).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,19 @@ CIRCO_ASPECTS = (
     "viewpoint",
 )  # fmt: skip
 GENECIS_AT = (1, 2, 3)
+FOLDER_AT = (1, 5, 10, 50)
+# Metrics that are means of others, metric -> (a kind of `MEANS`, what it is the mean of): with them
+# every score follows from values of single queries, which `comparison` draws from.
+Means = dict[str, tuple[str, tuple[str, ...]]]
+_SEVEN = (
+    *(f"recall_at{k}" for k in CIRR_AT),
+    *(f"recall_subset_at{k}" for k in CIRR_SUBSET_AT),
+)
+CIRR_MEANS: Means = {
+    "recall_mean": ("arithmetic", ("recall_at5", "recall_subset_at1")),
+    **{f"{kind}_mean": (kind, _SEVEN) for kind in ("arithmetic", "harmonic", "geometric")},
+}
+FOLDER_MEANS: Means = {"average_recall": ("arithmetic", tuple(f"recall_at{k}" for k in FOLDER_AT))}
 
 
 def recall_at(ranks: np.ndarray, k: int) -> float:
@@ -47,6 +60,13 @@ def recalls(ranks: np.ndarray, at: Sequence[int], prefix: str = "recall_at") -> 
     return {f"{prefix}{k}": recall_at(ranks, k) for k in at}
 
 
+def hits_at(
+    ranks: np.ndarray, at: Sequence[int], prefix: str = "recall_at"
+) -> dict[str, np.ndarray]:
+    """{"recall_at1": [Q], ...}: 100 for each query whose target is among the first k, else 0."""
+    return {f"{prefix}{k}": 100.0 * (np.asarray(ranks) < k) for k in at}
+
+
 def fashioniq(ranks: Mapping[str, np.ndarray]) -> dict[str, float]:
     """FashionIQ: recall@10 and @50 per category, their plain means, and the mean of the two means.
 
@@ -63,6 +83,16 @@ def fashioniq(ranks: Mapping[str, np.ndarray]) -> dict[str, float]:
         for k in FASHIONIQ_AT
     }
     return {**scores, **means, "average_recall": arithmetic_mean(list(means.values()))}
+
+
+def fashioniq_means(categories: Iterable[str]) -> Means:
+    """Which metrics of `fashioniq` are means of which."""
+    names = list(categories)
+    means: Means = {
+        f"average_recall_at{k}": ("arithmetic", tuple(f"{c}_recall_at{k}" for c in names))
+        for k in FASHIONIQ_AT
+    }
+    return means | {"average_recall": ("arithmetic", tuple(means))}
 
 
 def cirr(ranks: np.ndarray, subset_ranks: np.ndarray) -> dict[str, float]:
@@ -141,6 +171,30 @@ def in_order(aspects: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def circo_values(
+    hits: np.ndarray, truths: np.ndarray, ranks: np.ndarray, aspects: Sequence[Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """{metric: [Q]} whose means are what `circo` gives; NaN where a query lacks the aspect."""
+    values = {f"map_at{k}": average_precisions(hits, truths, k) for k in CIRCO_AT}
+    values |= hits_at(ranks, CIRCO_AT)
+    for aspect in in_order(aspects):
+        own = np.asarray([aspect in every for every in aspects])
+        precision = average_precisions(hits, truths, CIRCO_ASPECT_AT)
+        values[f"{aspect}_map_at{CIRCO_ASPECT_AT}"] = np.where(own, precision, np.nan)
+    return values
+
+
+def folder(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Triplets of one's own: the mean of each metric over the queries, and of the recalls.
+
+    Args:
+      values: recall_at1, 5, 10 and 50, and others -> [Q].
+    """
+    scores = {name: arithmetic_mean(of_queries) for name, of_queries in values.items()}
+    ((_, recalled),) = FOLDER_MEANS.values()
+    return scores | {"average_recall": arithmetic_mean([scores[name] for name in recalled])}
+
+
 def genecis(ranks: Mapping[str, np.ndarray]) -> dict[str, float]:
     """GeneCIS: recall@1, 2, 3 per task, and their plain means. `average_recall_at1` selects models.
 
@@ -152,6 +206,15 @@ def genecis(ranks: Mapping[str, np.ndarray]) -> dict[str, float]:
         scores |= recalls(values, GENECIS_AT, f"{task}_recall_at")
     return scores | {
         f"average_recall_at{k}": arithmetic_mean([scores[f"{t}_recall_at{k}"] for t in ranks])
+        for k in GENECIS_AT
+    }
+
+
+def genecis_means(tasks: Iterable[str]) -> Means:
+    """Which metrics of `genecis` are means of which."""
+    names = list(tasks)
+    return {
+        f"average_recall_at{k}": ("arithmetic", tuple(f"{t}_recall_at{k}" for t in names))
         for k in GENECIS_AT
     }
 

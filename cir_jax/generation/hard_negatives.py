@@ -55,7 +55,7 @@ def mine(
     queries: list[tuple[str, str, Triplet]] = []
     for t in pool.triplets:
         reference, target = groups.first(t.reference), groups.first(t.target)
-        known.setdefault(reference, set()).add(target)
+        known.setdefault(reference, set()).update(map(groups.first, t.truths or (target,)))
         # An image that is its own target is left out of the ranking, as references are.
         if reference in row_of and target in row_of and reference != target:
             queries.append((reference, target, t))

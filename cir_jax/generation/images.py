@@ -49,8 +49,8 @@ class Pool:
         return {t.reference for t in self.triplets}
 
     def known(self) -> set[tuple[str, str]]:
-        """(reference, target) of the annotated triplets."""
-        return {(t.reference, t.target) for t in self.triplets}
+        """(reference, target) of the annotated triplets, every right answer a target."""
+        return {(t.reference, n) for t in self.triplets for n in t.truths or (t.target,)}
 
     def without(self, names: Iterable[str]) -> "Pool":
         """The pool without some images that cannot be read."""
@@ -177,13 +177,16 @@ def _of_dataset(config: ConfigDict) -> Pool:
         triplets = tuple(t for one in sets for t in one.triplets)
         known |= {n: p for one in sets for n, p in one.paths.items() if n not in known}
     if data.images == "triplets":
-        names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target)))
+        names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target, *t.truths)))
     elif data.categories:
         if not categories:
             raise UserError(f"data set {data.name!r} has no categories; leave data.categories out")
         names = [n for n in listed if n in categories]
     else:
         names = list(listed)
+    if data.images == "split" and isinstance(module, reader.HasHeldOut):
+        gone = module.held_out(data.root)
+        names = [n for n in names if n not in gone]
     texts: tuple[str, ...] = ()
     if isinstance(module, reader.HasCaptionFile):
         texts = (str(module.caption_file(data.root)),)

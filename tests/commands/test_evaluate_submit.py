@@ -35,6 +35,25 @@ def test_evaluate(run, capsys):
     assert "data:image/" in (workdir / "evaluation" / "report.html").read_text()
 
 
+def test_save_and_compare(run, tmp_path, capsys):
+    workdir, _, _ = run
+    for step in ("best", "last"):
+        flags = [f"--step={step}", "--save=rankings,features.npz", "--ranked=3"]
+        assert main(["evaluate", f"--workdir={workdir}", f"--out={tmp_path / step}", *flags]) == 0
+        assert f"saved: {tmp_path / step / 'rankings.parquet'}" in capsys.readouterr().out
+    lines = (tmp_path / "best/rankings.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 12 and all(len(r["ranked"]) == 3 for r in records)
+    assert all(r["excluded"] == [r["reference"]] and r["subset_rank"] <= 5 for r in records)
+    assert main(["compare", str(tmp_path / "best"), str(tmp_path / "last")]) == 0
+    assert "recall_subset_at1" in capsys.readouterr().out
+    before = {p: p.read_bytes() for p in (tmp_path / "best").iterdir()}
+    for flags, why in (("--ranked=0", "--ranked=0 is below 1"), ("--save=all", "no 'all' to save")):
+        assert main(["evaluate", f"--workdir={workdir}", f"--out={tmp_path / 'best'}", flags]) == 2
+        assert why in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in (tmp_path / "best").iterdir()}
+
+
 def test_evaluate_on_another_benchmark(run, tmp_path, capsys):
     workdir, _, fashion = run
     flags = [
@@ -89,6 +108,20 @@ def test_submit_needs_a_test_server(run, tmp_path, capsys):
         said = capsys.readouterr().err
         assert f"has eval.benchmark={name}, which has no test server; there is one for: " in said
         assert "circo, cirr. Name it and the folder of its data set, --set eval.benchm" in said
+
+
+def test_submit_says_why_there_is_no_server(run, tmp_path, capsys):
+    flags = ["submit", f"--workdir={run[0]}", f"--out={tmp_path}"]
+    for name, why in (
+        ("fashioniq", "the answers of its validation split are public"),
+        ("genecis", "all its answers are public"),
+        ("emoji", "its answers are made here"),
+        ("folder", "the answers are your own"),
+    ):
+        assert main([*flags, "--set", f"eval.benchmark={name}"]) == 2
+        said = capsys.readouterr().err
+        assert f"Of {name}, {why}" in said and "--save rankings writes its answers" in said
+    assert not list(tmp_path.iterdir())
 
 
 MINE = """

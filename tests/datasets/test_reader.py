@@ -27,7 +27,7 @@ def having(part):
 
 def test_who_has_what():
     assert having(reader.Reader) == having(reader.HasImages) == TRAINABLE
-    assert having(reader.HasCaptions) == having(reader.HasCaptionFile) == ["emoji"]
+    assert having(reader.HasCaptions) == having(reader.HasCaptionFile) == ["emoji", "folder"]
     assert having(reader.HasHome) == ["emoji"] and having(reader.HasHeldOut) == ["folder"]
     assert having(reader.Examinable) == ["circo", *TRAINABLE, "genecis"]
 

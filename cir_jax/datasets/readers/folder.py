@@ -6,11 +6,13 @@
     {root}/gallery.txt  one image per line, if the gallery is larger
     {root}/images/      files; a name is a path below it, with or without its suffix
 
-Fields: reference, target, text or texts (several phrasings, one drawn at a time), and optionally
-id, source, group (names of a subset), meta (anything, not read), and, in files of generated
-triplets about images of no data set, reference_path and target_path. A triplet's names come out in one
-form, with their suffix, however they were written: `./a.jpg`, the absolute path and `a` are one
-image, and so is `A.JPG` if no file is called so. Hidden files are no images.
+Fields: reference, target or targets (all images that answer the query, where that are several),
+text or texts (several phrasings, one drawn at a time), and optionally id, source, group (names of a
+subset), meta (anything, not read), and, in files of generated triplets about images of no data set,
+reference_path and target_path. A triplet's names come out in one form, with their suffix, however
+they were written: `./a.jpg`, the absolute path and `a` are one image, and so is `A.JPG` if no file
+is called so. Hidden files are no images. Beside them may lie captions.jsonl of
+`cir_jax.datasets.captions`, for stage zero and `cir-jax positives`.
 """
 
 from collections.abc import Sequence
@@ -22,13 +24,14 @@ from cir_jax.data import places, text_files
 from cir_jax.data.annotations import image_name, image_names, not_empty, read_lines
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets.examination import Examination
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
 
 SOURCE = "folder"
 FIELDS = (
-    "reference", "target", "text", "texts", "id", "source", "group", "meta",
+    "reference", "target", "targets", "text", "texts", "id", "source", "group", "meta",
     "reference_path", "target_path",
 )  # fmt: skip
 
@@ -44,6 +47,11 @@ def read(
     """
     if categories:
         raise UserError(f"a folder has no categories, got {tuple(categories)}; leave them empty")
+    if not str(root):
+        raise UserError(
+            f"data.root is empty; set it to the folder of {split}.jsonl and images/ (`cir-jax "
+            "prepare` makes one of a folder of images and a table of titles)"
+        )
     known = _known(root)
     by_source: dict[str, list[Triplet]] = {}
     for where, record in read_lines(Path(root) / f"{split}.jsonl"):
@@ -64,6 +72,30 @@ def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:
     return known.files
 
 
+def captions(root: str | Path) -> list[TripletSet]:
+    """The captions of captions.jsonl, without those of images that are evaluated with.
+
+    Raises:
+      UserError: there is no such file, or what `cir_jax.datasets.captions` finds.
+    """
+    file = caption_file(root)
+    if not file.is_file():
+        raise UserError(
+            f"stage zero trains on image captions, and there is no {file}; write one, or set "
+            "data.captions to a file of {image_id, image_path, caption} records"
+        )
+    gone = held_out(root)
+    return [
+        replace(one, triplets=tuple(t for t in one.triplets if t.target not in gone))
+        for one in caption_files.read(file, root)
+    ]
+
+
+def caption_file(root: str | Path) -> Path:
+    """Where the captions lie, if there are any."""
+    return Path(root) / "captions.jsonl"
+
+
 def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, ImageFile]]:
     """Names of the gallery, in order, and the file of each: gallery.txt, or the split's images.
 
@@ -79,7 +111,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
         ]
     else:
         triplets = [t for one in read(root, split) for t in one.triplets]
-        names = [n for t in triplets for n in (t.reference, t.target)]
+        names = [n for t in triplets for n in (t.reference, t.target, *t.truths)]
     names = list(dict.fromkeys(names))
     if not names:
         raise UserError(f"{listed} names no image; add one per line, or remove the file")
@@ -99,7 +131,7 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Im
     for split in {*splits} - {"train"}:
         if (Path(root) / f"{split}.jsonl").is_file():
             triplets = [t for one in read(root, split) for t in one.triplets]
-            names += [n for t in triplets for n in (t.reference, t.target, *t.members)]
+            names += [n for t in triplets for n in (t.reference, t.target, *t.truths, *t.members)]
     return {n: known.files[n] for n in names if n in known.files}
 
 
@@ -148,16 +180,30 @@ def triplet(record: dict[str, Any], where: str) -> Triplet:
             )
     if ("text" in record) == ("texts" in record):
         raise UserError(f"{where} needs either text or texts")
+    target, truths = _targets(record, where)
     texts = not_empty(record["texts" if "texts" in record else "text"], where)
     return Triplet(
         image_name(record, "reference", where),
-        image_name(record, "target", where),
+        target,
         texts,
         texts[0],
         str(record.get("source", SOURCE)),
         str(record.get("id", where)),
         members=image_names(record, "group", where) if "group" in record else (),
+        truths=truths,
     )
+
+
+def _targets(record: dict[str, Any], where: str) -> tuple[str, tuple[str, ...]]:
+    """(target, all right answers where there are several)."""
+    if "targets" not in record:
+        return image_name(record, "target", where), ()
+    if "target" in record:
+        raise UserError(f"{where} has target and targets; write all right answers in targets")
+    names = image_names(record, "targets", where)
+    if not names:
+        raise UserError(f"{where}: 'targets' is empty; name the images that answer the query")
+    return names[0], names if len(names) > 1 else ()
 
 
 def renamed(one: Triplet, known: NamedFiles, where: str) -> Triplet:
@@ -166,10 +212,15 @@ def renamed(one: Triplet, known: NamedFiles, where: str) -> Triplet:
     Raises:
       UserError: a name fits two files.
     """
+    target, truths = known.name(one.target, where), tuple(known.name(n, where) for n in one.truths)
+    twice = next((n for i, n in enumerate(truths) if n in truths[:i]), None)
+    if twice is not None:
+        raise UserError(f"{where}: 'targets' names image {twice!r} twice; name each image once")
     return replace(
         one,
         reference=known.name(one.reference, where),
-        target=known.name(one.target, where),
+        target=target,
+        truths=truths,
         members=tuple(known.name(n, where) for n in one.members),
     )
 
@@ -180,5 +231,5 @@ def _known(root: str | Path) -> NamedFiles:
 
 def _paths(known: NamedFiles, triplets: Sequence[Triplet]) -> dict[str, ImageFile]:
     """The file of every image that the triplets name, or the one that is expected."""
-    names = {n: None for t in triplets for n in (t.reference, t.target)}
+    names = {n: None for t in triplets for n in (t.reference, t.target, *t.truths)}
     return {n: known.file(n) for n in names}

@@ -18,6 +18,7 @@ from cir_jax.data.triplets import Triplet
 from cir_jax.datasets.readers import circo
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals import benchmark, metrics
+from cir_jax.evals.answers import Answers
 from cir_jax.evals.submissions import circo as submission
 from cir_jax.evals.submissions.circo import COUNT, Predictions
 from cir_jax.evals.submissions.delivery import deliver
@@ -81,7 +82,7 @@ class Benchmark:
         kept = {t.query_id for t in self.task.triplets}
         self.aspects = [query.aspects for query in queries if query.query_id in kept]
 
-    def run(self, retriever: Retriever) -> benchmark.Result:
+    def run(self, retriever: Retriever, kept: list[Answers] | None = None) -> benchmark.Result:
         """Ranks every query against all images.
 
         Raises:
@@ -104,6 +105,9 @@ class Benchmark:
         asked = {a: sum(a in every for every in self.aspects) for a in self._aspect_names()}
         chosen = (retriever, one, query, gallery, ranks, None, self._examples)
         best, worst = benchmark.extremes(*chosen)
+        if kept is not None:
+            values = metrics.circo_values(hits, counts, ranks, self.aspects)
+            kept.append(Answers("", one, query, gallery, {"rank": ranks}, values))
         return benchmark.Result(
             scores=metrics.circo(hits, counts, ranks, self.aspects),
             selection="map_at5",

@@ -14,6 +14,7 @@ from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import cirr
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark, metrics
+from cir_jax.evals.answers import Answers
 from cir_jax.evals.submissions import cirr as submission
 from cir_jax.evals.submissions.cirr import COUNTS, Predictions
 from cir_jax.evals.submissions.delivery import deliver
@@ -57,7 +58,7 @@ class Benchmark:
         )
         self.members = self._member_rows(self.task.screen.drops)
 
-    def run(self, retriever: Retriever) -> benchmark.Result:
+    def run(self, retriever: Retriever, kept: list[Answers] | None = None) -> benchmark.Result:
         """Ranks every query in the gallery and in its subset.
 
         Raises:
@@ -74,6 +75,11 @@ class Benchmark:
         subset = ranking.subset_ranks(query, gallery, one.target, self.members, one.reference)
         chosen = (retriever, one, query, gallery, ranks, one.reference, self._examples)
         best, worst = benchmark.extremes(*chosen)
+        if kept is not None:
+            values = metrics.hits_at(ranks, metrics.CIRR_AT)
+            values |= metrics.hits_at(subset, metrics.CIRR_SUBSET_AT, "recall_subset_at")
+            both = {"rank": ranks, "subset_rank": subset}
+            kept.append(Answers("", one, query, gallery, both, values, one.reference))
         return benchmark.Result(
             scores=metrics.cirr(ranks, subset),
             selection="recall_mean",
@@ -86,6 +92,7 @@ class Benchmark:
             examples=benchmark.examples(*chosen),
             best=best,
             worst=worst,
+            means=metrics.CIRR_MEANS,
         )
 
     def predict(self, retriever: Retriever) -> Predictions:

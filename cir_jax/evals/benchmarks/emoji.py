@@ -7,6 +7,7 @@ from cir_jax.datasets.readers import emoji
 from cir_jax.evals import benchmark
 from cir_jax.evals.benchmarks import fashioniq
 
+NO_SERVER = "its answers are made here, and `cir-jax evaluate` scores them"
 # Those of FashionIQ, whose protocol this is.
 KEYS = {
     "gallery": ("full", "the images of the split, or of its triplets (the VAL protocol)",

@@ -17,6 +17,7 @@ from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
 from cir_jax.evals import benchmark, metrics
+from cir_jax.evals.answers import Answers
 from cir_jax.retrieval.retriever import Retriever
 
 KEYS = {
@@ -27,6 +28,10 @@ KEYS = {
 }  # fmt: skip
 
 REFERENCES = ("removed", "kept")
+NO_SERVER = (
+    "the answers of its validation split are public and published numbers are of that split, which "
+    "`cir-jax evaluate` scores"
+)
 
 
 class Benchmark:
@@ -70,7 +75,7 @@ class Benchmark:
         self._examples = examples
         self.tasks = self._tasks(root, categories, split, gallery, on_missing)
 
-    def run(self, retriever: Retriever) -> benchmark.Result:
+    def run(self, retriever: Retriever, kept: list[Answers] | None = None) -> benchmark.Result:
         """Ranks every category's queries against its gallery."""
         ranks: dict[str, np.ndarray] = {}
         shown: list[benchmark.Example] = []
@@ -80,6 +85,12 @@ class Benchmark:
             removed = one.reference if self._removed else None
             query, gallery = benchmark.encode(retriever, one)
             ranks[category] = retriever.ranks(query, gallery, one.target, removed)
+            if kept is not None:
+                found = {"rank": ranks[category]}
+                values = metrics.hits_at(
+                    ranks[category], metrics.FASHIONIQ_AT, f"{category}_recall_at"
+                )
+                kept.append(Answers(category, one, query, gallery, found, values, removed))
             count = (self._examples - len(shown)) // (len(self.tasks) - number)
             chosen = (retriever, one, query, gallery, ranks[category], removed, count)
             shown += benchmark.examples(*chosen)
@@ -93,6 +104,7 @@ class Benchmark:
             examples=shown,
             best=best,
             worst=worst,
+            means=metrics.fashioniq_means(ranks),
         )
 
     def _tasks(

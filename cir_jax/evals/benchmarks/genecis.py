@@ -18,9 +18,11 @@ from ml_collections import ConfigDict
 from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import genecis
 from cir_jax.evals import benchmark, metrics
+from cir_jax.evals.answers import Answers
 from cir_jax.retrieval import ranking
 from cir_jax.retrieval.retriever import Retriever
 
+NO_SERVER = "all its answers are public, and `cir-jax evaluate` scores them"
 KEYS = {"tasks": ((), "tasks to rank; () = all four", None)}
 
 
@@ -65,7 +67,7 @@ class Benchmark:
             )
             self.members[name] = _member_rows(self.tasks[name])
 
-    def run(self, retriever: Retriever) -> benchmark.Result:
+    def run(self, retriever: Retriever, kept: list[Answers] | None = None) -> benchmark.Result:
         """Ranks every query's candidates."""
         ranks: dict[str, np.ndarray] = {}
         shown: list[benchmark.Example] = []
@@ -74,6 +76,10 @@ class Benchmark:
         for number, (name, one) in enumerate(self.tasks.items()):
             query, gallery = benchmark.encode(retriever, one)
             ranks[name] = ranking.subset_ranks(query, gallery, one.target, self.members[name])
+            if kept is not None:
+                values = metrics.hits_at(ranks[name], metrics.GENECIS_AT, f"{name}_recall_at")
+                found, members = {"rank": ranks[name]}, self.members[name]
+                kept.append(Answers(name, one, query, gallery, found, values, members=members))
             count = (self._examples - len(shown)) // (len(self.tasks) - number)
             spread = benchmark.spread(len(one.triplets), count)
             first, last = benchmark.ends(ranks[name], count)
@@ -91,6 +97,7 @@ class Benchmark:
             examples=shown,
             best=best,
             worst=worst,
+            means=metrics.genecis_means(ranks),
         )
 
     def _shown(

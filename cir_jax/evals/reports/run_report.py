@@ -84,6 +84,7 @@ def write_evaluation(
     results = {
         **_plain(result),
         "selection": result.selection,
+        "means": result.means,
         "config": config.to_dict(),
         "environment": environment(),
     }
