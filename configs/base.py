@@ -60,6 +60,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.unlabelled_count = 0  # the first so many of them; 0 = all
     c.data.mixing = "concatenate"  # or "weights": draw a source by `weights`
     c.data.weights = ()  # one per source, annotated first; their sum does not matter
+    # Images that data files name outside of data.root and the other folders that keys name are
+    # refused; True trusts the files.
+    c.data.allow_outside = False
     c.data.on_missing = "error"  # or "drop": leave triplets with a missing image out, and say so
     c.data.on_long = "error"  # or "truncate": texts over the context
     c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)

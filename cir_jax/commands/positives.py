@@ -6,7 +6,11 @@ Every step leaves a file in the work folder; the same command goes on where it w
 """
 
 import argparse
+import json
+import os
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 
@@ -31,11 +35,24 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.generation import steps
 
     results = steps.run(config, _open_run)
+    made = results["files"][0]
     print(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
-        f"{results['seconds']:.0f} s\nto train on them: --set data.generated={results['files'][0]}"
+        f"{results['seconds']:.0f} s"
     )
+    print(f"to train on them: --set data.generated={made}{_images(config, made)}")
     return 0
+
+
+def _images(config: ConfigDict, made: str) -> str:
+    """The key that lets a training read images which lie in no data set; "" if there are none."""
+    with open(made, encoding="utf-8") as lines:
+        first = json.loads(next(lines, "{}"))
+    if "reference_path" not in first:
+        return ""
+    place = config.data.root or config.data.lists[0]
+    folder = place if os.path.isdir(place) else os.path.dirname(place) or "."
+    return f" --set data.generated_images={folder}"
 
 
 def _open_run(run: str) -> Any:

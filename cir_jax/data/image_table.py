@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.data.places import Identity
 from cir_jax.data.annotations import read_json
+from cir_jax.data.places import Identity
 from cir_jax.data.triplets import TripletSet
 from cir_jax.errors import UserError, nearest
 

@@ -12,7 +12,6 @@ import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cir_jax import progress
 from cir_jax.data import places
@@ -55,7 +54,6 @@ class NamedFiles:
             if stem != name:
                 self._short.setdefault(stem, []).append(name)
         self._alike: dict[str, list[str]] | None = None
-        self._plain: dict[str, str] | None = None
 
     @classmethod
     def below(cls, folder: str | Path, root: str | Path = "") -> "NamedFiles":
@@ -94,7 +92,8 @@ class NamedFiles:
         return stem if stem in self.files else None
 
     def _spelled(self, written: str, where: str) -> str:
-        places.check_spelling(written, where)
+        if self._folder is not None:  # else it is a name, and may be an address
+            places.check_spelling(written, where)
         plain = self._plain_form(written, where)
         found = self._exact(plain, where)
         if found is not None or plain in self._elsewhere:
@@ -113,14 +112,7 @@ class NamedFiles:
         """The name as the path from the folder, links in it resolved."""
         name = written.replace("\\", "/")
         if self._folder is None:
-            if not name.startswith("/"):
-                return posixpath.normpath(name)
-            if self._plain is None:
-                self._plain = {}
-                for known, file in self.files.items():
-                    if isinstance(file, str):
-                        self._plain.setdefault(self._resolved(file), known)
-            return self._plain.get(self._resolved(name), name)
+            return posixpath.normpath(name)
         path = self._resolved(os.path.join(self._folder, name))
         folder, file = os.path.split(path)
         if folder in self.listing.folders:
@@ -198,9 +190,9 @@ def _by_likeness(names: Iterable[str]) -> dict[str, list[str]]:
     """Names by what is left of them without case and Unicode normal form, and without suffix."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(_folded(name), []).append(name)
-        if _stem(name) != name:
-            found.setdefault(_folded(_stem(name)), []).append(name)
+        plain = posixpath.normpath(name.replace("\\", "/"))
+        for form in dict.fromkeys((_folded(plain), _folded(_stem(plain)))):
+            found.setdefault(form, []).append(name)
     return found
 
 
@@ -210,11 +202,10 @@ def _folded(name: str) -> str:
 
 def _is_like(name: str, plain: str) -> bool:
     """Whether a known name fits a written one that has a suffix."""
-    return _folded(name) in (_folded(plain), _folded(_stem(plain)))
+    known = _folded(posixpath.normpath(name.replace("\\", "/")))
+    return known in (_folded(plain), _folded(_stem(plain)))
 
 
 def _stem(name: str) -> str:
     suffix = PurePosixPath(name).suffix
     return name[: -len(suffix)] if suffix.lower() in SUFFIXES else name
-
-

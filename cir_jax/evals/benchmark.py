@@ -310,7 +310,7 @@ def _rows(
     identity = places.Identity(follow=not by_name)
     row_of: dict[str, int] = {}
     kept: dict[Any, int] = {}
-    first = []
+    first: list[str] = []
     for name in names:
         key = identity.of(files.get(name, name))
         row_of[name] = kept.setdefault(key, len(kept))

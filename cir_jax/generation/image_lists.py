@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data import annotations
+from cir_jax.data import annotations, places
 from cir_jax.datasets import shards
 from cir_jax.datasets.importing import streams
 from cir_jax.datasets.importing.shards import Packed
@@ -98,16 +98,21 @@ def expand(files: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def entries(files: Sequence[str], root: str = "") -> Iterator[Entry]:
+def entries(files: Sequence[str], root: str = "", files_wanted: bool = True) -> Iterator[Entry]:
     """The records of all files, one in memory at a time (but for {name: caption}).
 
     Args:
       files: see `expand`.
       root: folder that paths are relative to; each file's own if "".
+      files_wanted: the images will be opened, so their paths must be files within the roots; else
+        `path` is as it was written.
 
     Raises:
-      UserError: a record that cannot be parsed or has no name, or a file that is cut.
+      UserError: a record that cannot be parsed or has no name, a file that is cut, or a path that
+        leads out of the roots.
     """
+    # Of all files: a shard and its list may lie in two folders that keys name.
+    written = places.Written(places.roots(root, *{str(Path(f).parent) for f in files}))
     for file in map(Path, files):
         base = Path(root) if root else file.parent
         for where, record in _records(file):
@@ -125,7 +130,9 @@ def entries(files: Sequence[str], root: str = "") -> Iterator[Entry]:
                     f"{', '.join(NAME_KEYS)} is expected"
                 )
             paths = (_walk(record, k) for k in PATH_KEYS)
-            path = next((str(base / p) for p in paths if isinstance(p, str) and p), "")
+            path = next((p for p in paths if isinstance(p, str) and p), "")
+            if path and files_wanted:
+                path = written.file(base, path, where)
             yield Entry(names[0], names, path, record, where)
 
 

@@ -86,7 +86,7 @@ def _read(files: Sequence[str], section: ConfigDict, names: Sequence[str]) -> di
     places: dict[str, str] = {}
     read = with_text = 0
     last: dict[str, Any] = {}
-    for entry in image_lists.entries(files):
+    for entry in image_lists.entries(files, files_wanted=False):
         read += 1
         found, last = entry.texts(section.text_field), entry.record
         with_text += bool(found) or not entry.record.keys().isdisjoint(image_lists.TEXT_KEYS)
