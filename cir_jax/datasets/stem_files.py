@@ -62,6 +62,10 @@ class StemFiles(Mapping[str, str]):
             )
         return paths[0]
 
+    def files(self) -> Mapping[str, str]:
+        """Every image, by its path from the folder."""
+        return self._listing.files
+
     def double(self) -> dict[str, list[str]]:
         """Names that several files fit, with these."""
         return {

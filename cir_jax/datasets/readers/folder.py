@@ -9,8 +9,8 @@
 Fields: reference, target, text or texts (several phrasings, one drawn at a time), and optionally
 id, source, group (names of a subset), meta (anything, not read), and, in files of generated
 triplets about images of no data set, reference_path and target_path. Names come out in one form,
-with their suffix, however they were written: `./a.jpg`, the absolute path and `a` are one image, and
-`A.JPG` if no file is called so. Hidden files are no images.
+with their suffix, however they were written: `./a.jpg`, the absolute path and `a` are one image,
+and `A.JPG` if no file is called so. Hidden files are no images.
 """
 
 from collections.abc import Sequence
