@@ -134,9 +134,9 @@ class NamedFiles:
 
     def _check_absent(self, plain: str, written: str, where: str) -> None:
         """Raises UserError for a name without an image that says why it has none."""
-        for name in (plain, *(plain + suffix for suffix in SUFFIXES)):
-            if name in self.listing.outside:
-                target = self.listing.outside[name]
+        like = (_folded(plain), _folded(_stem(plain)))
+        for name, target in self.listing.outside.items():
+            if _folded(name) in like or _folded(_stem(name)) in like[:1]:
                 raise places.outside(written, target, self._allowed, where)
         meant = urllib.parse.unquote(plain)
         if meant != plain and (found := self._exact(meant, where)) is not None:
@@ -150,7 +150,7 @@ class NamedFiles:
                 raise places.outside(written, target, self._allowed, where)
 
     def _only(self, fitting: list[str], written: str, where: str, remedy: str) -> str:
-        """The one image that all fitting names are of.
+        """The first of the fitting names, if they are all of one image.
 
         Raises:
           UserError: there are two.
@@ -158,7 +158,7 @@ class NamedFiles:
         first = list(dict.fromkeys(self.listing.same.get(n, n) for n in fitting))
         if len(first) > 1 and not one_picture([self.files[n] for n in first]):
             raise UserError(f"{where}: image {written!r} may be {' or '.join(first)}; {remedy}")
-        return first[0]
+        return fitting[0]
 
 
 _compared: dict[tuple[str, ...], bool] = {}
