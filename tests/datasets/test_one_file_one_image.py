@@ -38,7 +38,8 @@ def spellings(root):
     nfd = unicodedata.normalize("NFD", ACCENT)
     return {
         "a.jpg": ["a", "./a.jpg", "./a", "././a.jpg", "sub/../a.jpg", "sub/deep/../../a.jpg",
-                  "A.jpg", "a.JPG", "A.JPG", "A", ".//a.jpg", "/a.jpg".join((str(root / "images"), "")),
+                  "A.jpg", "a.JPG", "A.JPG", "A", ".//a.jpg",
+                  f"{root}/images/a.jpg",
                   f"{root}/images/./a.jpg", f"{root}/images/sub/../a", ".\\a.jpg",
                   "../images/a.jpg", "linked/../a.jpg", "sub\\..\\a.jpg"],
         "sub/b.jpg": ["sub//b.jpg", "sub/b", "./sub/b.jpg", "sub\\b.jpg", "sub\\b", "SUB/b.jpg",
@@ -87,9 +88,7 @@ def test_spellings_are_one_row_and_one_candidate(root, tmp_path):
     (tmp_path / "gallery.txt").write_text("\n".join(everything), encoding="utf-8")
     task = own.Benchmark(tmp_path).task
     assert len(task.names) == len(names)
-    assert all(
-        task.names[r] != task.names[t] for r, t in zip(task.reference, task.target, strict=True)
-    )
+    assert (task.reference != task.target).all()
     found = doctor.examine("folder", tmp_path)
     assert found["problems"] == [] and not any(found["images"].values())
     assert {c["found"] for c in found["counts"] if c["what"] == "gallery images"} == {len(names)}
