@@ -21,11 +21,12 @@ from cir_jax import config as configs
 from cir_jax import contract, plugins, weights
 from cir_jax.data import places
 from cir_jax.errors import UserError, nearest
-from cir_jax.retrieval import arguments
-from cir_jax.retrieval import load as loading
+from cir_jax.retrieval import arguments, image_loading
+from cir_jax.retrieval import load as loaders
 from cir_jax.retrieval.model import Model, Picture
 from cir_jax.runtime import distributed
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import from_scratch
 from cir_jax.training import train as training
 
 __all__ = ["Evaluation", "Model", "Picture", "evaluate", "load", "train"]
@@ -55,6 +56,7 @@ def load(
     pad: str | None = None,
     dtype: str | None = None,
     device: str | jax.Device | Mesh | None = None,
+    loading: str | None = None,
 ) -> Model:
     """Loads a model from a run or from any weights that this project reads; no config is needed.
 
@@ -83,6 +85,9 @@ def load(
         run was trained with, and "auto" for other weights. Parameters, rows and scores are float32.
       device: a `jax.Device`, a platform ("cpu"), or a mesh of `cir_jax.runtime.mesh.make`, over
         whose devices images, candidates and parameters are spread; None is every device there is.
+      loading: how files become pictures: "natural" (upright, 16 bits scaled, transparency on
+        white) or "released" (as the published runs were trained); None if the weights say it, and
+        else "natural", but for published benchmarks.
 
     Raises:
       UserError: there are no weights there, they are damaged or of no model here, an argument does
@@ -92,18 +97,20 @@ def load(
     mesh = _mesh(device)
     paths = [path] if isinstance(path, str | os.PathLike) else path
     places = [str(Path(place).expanduser()) for place in paths]
-    parts, changes = arguments.read(places, model, tower, pad)
+    parts, changes = arguments.read(places, model, tower, pad, loading)
     if dtype is not None:
         changes.append(f"model.dtype={dtype}")
-    config, _ = loading.config_of(places, model or "", overrides=changes)
+    config, _ = loaders.config_of(places, model or "", overrides=changes)
+    if loading is not None:
+        config = image_loading.of_use(config, ",".join(places))
     if config.model.dtype == "auto":
         cpu = mesh.devices.flat[0].platform == "cpu"
         config = configs.override(config, [f"model.dtype={'float32' if cpu else 'bfloat16'}"])
     functions = contract.build(config.model)
-    preprocess = loading.preprocessing(config, functions)
+    preprocess = loaders.preprocessing(config, functions)
     arguments.check(parts, functions, pad)
     loaded = weights.load(",".join(places), functions)
-    index, query = loading.placed(loaded, functions, mesh)
+    index, query = loaders.placed(loaded, functions, mesh)
     return Model(config, functions, index, query, mesh, preprocess=preprocess, record=loaded.record)
 
 
@@ -125,7 +132,9 @@ def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -
     module = plugins.load(BENCHMARKS, benchmark, marker="build")
     with places.within(config):
         built = module.build(config)
-    retriever = model.retriever(batch=config.eval.batch, threads=config.data.threads)
+    retriever = model.retriever(
+        batch=config.eval.batch, threads=config.data.threads, dataset=benchmark
+    )
     result = built.run(retriever)
     return {"scores": result.scores, "selection": result.selection, "protocol": result.protocol}
 
@@ -143,18 +152,20 @@ def train(config: str, changes: Mapping[str, Any] | Sequence[str] = ()) -> dict[
     Args:
       config: a config by name with its argument, "clip_sum:fashioniq,stage=1", or a `.py` file.
       changes: key -> value, e.g. {"data.root": "DATA", "batch": 128}; or "key=value" strings. Every
-        key is explained in configs/base.py.
+        key is explained in configs/base.py; "init_from" names the weights to start from.
 
     Returns:
       What `results.json` in the run folder holds: "workdir", "step", "best", "scores", "history"
       and more. `load(results["workdir"])` is the trained model.
 
     Raises:
-      UserError: an unknown config or key, a value of another type, or data that cannot be used.
+      UserError: an unknown config or key, a value of another type, data that cannot be used, or a
+        model of full size without weights to start from: give "init_from", or "from_scratch": True.
     """
     loaded = configs.load(config, _as_text(changes) if isinstance(changes, Mapping) else changes)
     if "stage" not in loaded:
         raise UserError(f"config {config!r} makes triplets; use it with `cir-jax positives`")
+    from_scratch.check(loaded)
     _connect()
     return training.train(loaded)
 

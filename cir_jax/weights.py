@@ -62,6 +62,13 @@ def _config_of_last(workdir: str | Path) -> ConfigDict:
     return config_of(workdir, "last")
 
 
+def resumed(config: ConfigDict) -> ConfigDict | None:
+    """The config of the run in `config.workdir` that training goes on with; None if it is new."""
+    if not checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
+        return None
+    return _config_of_last(config.workdir)
+
+
 def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
     """`config`, with `model.tower=auto` replaced by what its weights are of.
 

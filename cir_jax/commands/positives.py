@@ -6,6 +6,7 @@ Every step leaves a file in the work folder; the same command goes on where it w
 """
 
 import argparse
+import functools
 import json
 import os
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
+from cir_jax import progress
 
 HELP = "make triplets from images: dedupe, caption, pair, modify"
 
@@ -34,13 +36,13 @@ def run(args: argparse.Namespace) -> int:
 
     from cir_jax.generation import steps
 
-    results = steps.run(config, _open_run)
+    results = steps.run(config, functools.partial(_open_run, config.data.name))
     made = results["files"][0]
-    print(
+    progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
         f"{results['seconds']:.0f} s"
     )
-    print(f"to train on them: --set data.generated={made}{_images(config, made)}")
+    progress.show(f"to train on them: --set data.generated={made}{_images(config, made)}")
     return 0
 
 
@@ -55,7 +57,7 @@ def _images(config: ConfigDict, made: str) -> str:
     return f" --set data.generated_images={folder}"
 
 
-def _open_run(run: str) -> Any:
+def _open_run(dataset: str, run: str) -> Any:
     from cir_jax.retrieval import load  # most recipes ask no trained model, and need no jax
 
-    return load.from_run(run)[1]
+    return load.from_run(run, dataset=dataset)[1]

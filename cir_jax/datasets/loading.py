@@ -35,12 +35,18 @@ def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     module = reader.load(data.name)
     if captions:
         if data.captions:
-            return caption_files.read(data.captions, data.root)
+            choices = caption_files.Choices.of_stage_zero(
+                data.caption_text_field,
+                data.caption_empty,
+                data.caption_duplicates,
+                data.on_missing,
+            )
+            return caption_files.read(data.captions, data.root, choices)
         if isinstance(module, reader.HasCaptions):
             return module.captions(data.root)
         raise UserError(
             f"stage zero trains on image captions, and data set {data.name!r} has none; set "
-            "data.captions to a file of {image_id, image_path, caption} records"
+            "data.captions to a file of images and captions (.json, .jsonl, .csv, .tsv, .tar)"
         )
     if not data.annotated and not data.generated:
         raise UserError(

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.data import places
 from cir_jax.data.listing import images_below
+from cir_jax.data.pixels import AUTO, Loading
 from cir_jax.data.triplets import Triplet
-from cir_jax.datasets import loading, reader
+from cir_jax.datasets import image_lists, loading, reader
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import image_lists
 
 IMAGES = ("all", "split", "triplets")
 _NEUTRAL = ("val.jsonl", "gallery.txt")  # files of the neutral layout, beside train.jsonl
@@ -99,6 +99,14 @@ def read(config: ConfigDict) -> Pool:
     return pool
 
 
+def loading_of(config: ConfigDict) -> Loading:
+    """How the files become pictures: of published data sets as in published runs, of other images
+    as a person sees them, if the config does not say it."""
+    data = config.data
+    own = "released" if reader.is_published(data.name) else "natural"
+    return Loading(own if data.loading == AUTO else data.loading, data.background)
+
+
 def _of_folder(root: str) -> Pool:
     if not root:
         raise UserError("data.root is empty; set it to a folder of images")
@@ -128,16 +136,20 @@ def _of_lists(data: Any) -> Pool:
     files = image_lists.expand(data.lists)
     paths: dict[str, Any] = {}
     identity = places.Identity()
+    written = places.Written(places.roots(data.root, *{str(Path(f).parent) for f in files}))
     for entry in image_lists.entries(files, data.root):
         if not entry.path:
             raise UserError(
                 f"{entry.where} names no image file; one of {', '.join(image_lists.PATH_KEYS)} is "
                 f"expected. It has: {', '.join(entry.record)}"
             )
-        other = paths.setdefault(entry.name, entry.path)
-        if other != entry.path and identity.of(other) != identity.of(entry.path):
+        path = entry.path
+        if isinstance(path, str):
+            path = written.file("", path, entry.where)
+        other = paths.setdefault(entry.name, path)
+        if other != path and identity.of(other) != identity.of(path):
             raise UserError(
-                f"{entry.where}: image {entry.name!r} is {entry.path}, and {paths[entry.name]} "
+                f"{entry.where}: image {entry.name!r} is {path}, and {paths[entry.name]} "
                 "before; one name cannot be two images"
             )
     paths = places.distinct(paths, identity)

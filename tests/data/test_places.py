@@ -178,7 +178,7 @@ def test_cirr_circo_and_captions(tmp_path):
     with pytest.raises(UserError, match=r"image_info_unlabeled2017.json image 2: image .* outside"):
         circo.candidates(circo_root)
     runs.dump(tmp_path / "data" / "it.json", [{"image_path": "../secret/s.png", "caption": "x"}])
-    with pytest.raises(UserError, match=r"it.json record 0: image .* outside of"):
+    with pytest.raises(UserError, match=r"it.json:1: image .* outside of"):
         captions.read(tmp_path / "data" / "it.json")
 
 

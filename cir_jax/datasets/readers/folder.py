@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data import places
+from cir_jax.data import places, text_files
 from cir_jax.data.annotations import image_name, image_names, not_empty, read_lines
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -72,11 +72,10 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     """
     known, listed = _known(root), Path(root) / "gallery.txt"
     if listed.is_file():
-        lines = listed.read_text("utf-8-sig").split("\n")
         names = [
-            known.name(line.strip(), f"{listed}:{number}")
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
+            known.name(image_name({"image": line.strip()}, "image", where), where)
+            for number, line in text_files.lines(listed)
+            if line.strip() and (where := f"{listed}:{number}")
         ]
     else:
         triplets = [t for one in read(root, split) for t in one.triplets]
