@@ -68,6 +68,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.unlabelled_count = 0  # the first so many of them; 0 = all
     c.data.mixing = "concatenate"  # or "weights": draw a source by `weights`
     c.data.weights = ()  # one per source, annotated first; their sum does not matter
+    # Images that data files name outside of data.root and the other folders that keys name are
+    # refused; True trusts the files.
+    c.data.allow_outside = False
     # Images that cannot be used (absent, empty, no image, cut off, undecodable, too large):
     # "error" lists them all and stops, "drop" leaves them out with what needs them.
     c.data.on_missing = "error"

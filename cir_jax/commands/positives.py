@@ -7,7 +7,11 @@ Every step leaves a file in the work folder; the same command goes on where it w
 
 import argparse
 import functools
+import json
+import os
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 from cir_jax import progress
@@ -40,11 +44,24 @@ def run(args: argparse.Namespace) -> int:
 
     with trust.trusting(args.trust_code):
         results = steps.run(config, functools.partial(_open_run, config.data.name))
+    made = results["files"][0]
     progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
-        f"{results['seconds']:.0f} s\nto train on them: --set data.generated={results['files'][0]}"
+        f"{results['seconds']:.0f} s"
     )
+    progress.show(f"to train on them: --set data.generated={made}{_images(config, made)}")
     return 0
+
+
+def _images(config: ConfigDict, made: str) -> str:
+    """The key that lets a training read images which lie in no data set; "" if there are none."""
+    with open(made, encoding="utf-8") as lines:
+        first = json.loads(next(lines, "{}"))
+    if "reference_path" not in first:
+        return ""
+    place = config.data.root or config.data.lists[0]
+    folder = place if os.path.isdir(place) else os.path.dirname(place) or "."
+    return f" --set data.generated_images={folder}"
 
 
 def _open_run(dataset: str, run: str) -> Any:

@@ -126,7 +126,7 @@ class _Walk:
         name = prefix + entry.name
         suffix = os.path.splitext(entry.name)[1].lower()
         link = entry.is_symlink()
-        if entry.is_dir(follow_symlinks=False) or (link and entry.is_dir()):
+        if entry.is_dir(follow_symlinks=False) or (link and os.path.isdir(entry.path)):
             if self._depth is not None and level >= self._depth:
                 return False
             if link:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images may lie: a name that is written in a data file leads to no file outside of the roots.
+"""Where images may lie: a name that is written in a data file leads to no file outside roots.
 
 Roots are `data.root`, every other folder that a key names, the folder of every file that a key
 names, and what a link laid directly in one of them points to. A link deeper down is followed where
@@ -151,7 +151,7 @@ class Folders:
         return os.path.islink(os.path.join(folder, name)) if listed is None else name in listed[0]
 
     def number(self, folder: str, name: str) -> tuple[int, int] | None:
-        """(device, inode) of a file of a resolved folder, links resolved; None if that is unknown."""
+        """(device, inode) of a file of a resolved folder, links resolved; None if unknown."""
         listed = self._listing(folder)
         if listed is not None and name not in listed[0]:
             inode = listed[1].get(name, 0)
@@ -164,7 +164,7 @@ class Folders:
         return (found.st_dev, found.st_ino) if found.st_ino else None
 
     def _listing(self, folder: str) -> tuple[set[str], dict[str, int]] | None:
-        """(names of links, name -> inode) of a folder; None while few of its files are asked for."""
+        """(names of links, name -> inode) of a folder; None while few of its files matter."""
         if folder in self._listed:
             return self._listed[folder]
         self._asked[folder] += 1
@@ -237,8 +237,8 @@ def outside(written: str, target: str, allowed: Roots, where: str) -> UserError:
     """What to say of a name that leads out of the roots."""
     named = ", ".join(allowed.named[:3]) or "no folder"
     return UserError(
-        f"{where}: image {written!r} is {target}, outside of {named}, and a name in a data file may "
-        "not lead out of the folders that the config names; name the image's folder in a key "
+        f"{where}: image {written!r} is {target}, outside of {named}, and a name in a data file "
+        "may not lead out of the folders that the config names; name the image's folder in a key "
         "(data.root, or data.generated_images for triplets), copy the image there, or set "
         "data.allow_outside=True if you trust who wrote the file"
     )

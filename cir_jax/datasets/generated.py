@@ -83,7 +83,10 @@ class _Places:
         self._found: dict[str, ImageFile] = dict(known)
         self._root, self._images = root, images
         homes = [Path(file).parent for file in files if Path(file).is_file()]
-        self._written = places.Written(places.roots(root, images, *homes))
+        # Without a config nobody has said where images may lie; the caller named the files.
+        allowed = places.roots(root, images, *homes)
+        anywhere = places.Roots((), everywhere=True)
+        self._written = places.Written(allowed if places.in_effect() else anywhere)
         self._seen: dict[str, str] = {}  # name -> the last path that was compared
 
     def find(self, name: str, path: str | None, file: Path, record: str) -> ImageFile | None:

@@ -12,7 +12,6 @@ import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from cir_jax import progress
 from cir_jax.data import places
@@ -55,7 +54,6 @@ class NamedFiles:
             if stem != name:
                 self._short.setdefault(stem, []).append(name)
         self._alike: dict[str, list[str]] | None = None
-        self._plain: dict[str, str] | None = None
 
     @classmethod
     def below(cls, folder: str | Path, root: str | Path = "") -> "NamedFiles":
@@ -94,7 +92,8 @@ class NamedFiles:
         return stem if stem in self.files else None
 
     def _spelled(self, written: str, where: str) -> str:
-        places.check_spelling(written, where)
+        if self._folder is not None:  # else it is a name, and may be an address
+            places.check_spelling(written, where)
         plain = self._plain_form(written, where)
         found = self._exact(plain, where)
         if found is not None or plain in self._elsewhere:
@@ -113,14 +112,7 @@ class NamedFiles:
         """The name as the path from the folder, links in it resolved."""
         name = written.replace("\\", "/")
         if self._folder is None:
-            if not name.startswith("/"):
-                return posixpath.normpath(name)
-            if self._plain is None:
-                self._plain = {}
-                for known, file in self.files.items():
-                    if isinstance(file, str):
-                        self._plain.setdefault(self._resolved(file), known)
-            return self._plain.get(self._resolved(name), name)
+            return posixpath.normpath(name)
         path = self._resolved(os.path.join(self._folder, name))
         folder, file = os.path.split(path)
         if folder in self.listing.folders:
@@ -142,9 +134,9 @@ class NamedFiles:
 
     def _check_absent(self, plain: str, written: str, where: str) -> None:
         """Raises UserError for a name without an image that says why it has none."""
-        for name in (plain, *(plain + suffix for suffix in SUFFIXES)):
-            if name in self.listing.outside:
-                target = self.listing.outside[name]
+        like = (_folded(plain), _folded(_stem(plain)))
+        for name, target in self.listing.outside.items():
+            if _folded(name) in like or _folded(_stem(name)) in like[:1]:
                 raise places.outside(written, target, self._allowed, where)
         meant = urllib.parse.unquote(plain)
         if meant != plain and (found := self._exact(meant, where)) is not None:
@@ -158,7 +150,7 @@ class NamedFiles:
                 raise places.outside(written, target, self._allowed, where)
 
     def _only(self, fitting: list[str], written: str, where: str, remedy: str) -> str:
-        """The one image that all fitting names are of.
+        """The first of the fitting names, if they are all of one image.
 
         Raises:
           UserError: there are two.
@@ -166,7 +158,7 @@ class NamedFiles:
         first = list(dict.fromkeys(self.listing.same.get(n, n) for n in fitting))
         if len(first) > 1 and not one_picture([self.files[n] for n in first]):
             raise UserError(f"{where}: image {written!r} may be {' or '.join(first)}; {remedy}")
-        return first[0]
+        return fitting[0]
 
 
 _compared: dict[tuple[str, ...], bool] = {}
@@ -198,9 +190,9 @@ def _by_likeness(names: Iterable[str]) -> dict[str, list[str]]:
     """Names by what is left of them without case and Unicode normal form, and without suffix."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(_folded(name), []).append(name)
-        if _stem(name) != name:
-            found.setdefault(_folded(_stem(name)), []).append(name)
+        plain = posixpath.normpath(name.replace("\\", "/"))
+        for form in dict.fromkeys((_folded(plain), _folded(_stem(plain)))):
+            found.setdefault(form, []).append(name)
     return found
 
 
@@ -210,7 +202,8 @@ def _folded(name: str) -> str:
 
 def _is_like(name: str, plain: str) -> bool:
     """Whether a known name fits a written one that has a suffix."""
-    return _folded(name) in (_folded(plain), _folded(_stem(plain)))
+    known = _folded(posixpath.normpath(name.replace("\\", "/")))
+    return known in (_folded(plain), _folded(_stem(plain)))
 
 
 def _stem(name: str) -> str:

@@ -34,6 +34,7 @@ class StemFiles(Mapping[str, str]):
             self._names.setdefault(_stem(name), []).append(name)
         self._outside = {_stem(name): (name, target) for name, target in listing.outside.items()}
         self._by_path: NamedFiles | None = None
+        self._stems: NamedFiles | None = None
 
     def find(self, name: str, category: str = "", where: str = "") -> str | None:
         """The file of a name; None if there is none.
@@ -49,18 +50,21 @@ class StemFiles(Mapping[str, str]):
         where = where or str(self._folder)
         fitting = self._names.get(name, [])
         if not fitting:
-            return self._otherwise(name, where)
+            return self._otherwise(name, category, where)
         own = [n for n in fitting if category and n.startswith(f"{category}/")]
         flat = [n for n in fitting if "/" not in n]
         names = own or flat or fitting
-        names = list(dict.fromkeys(self._listing.same.get(n, n) for n in names))
         paths = [self._listing.files[n] for n in names]
-        if len(paths) > 1 and not one_picture(paths):
+        if len({self._listing.same.get(n, n) for n in names}) > 1 and not one_picture(paths):
             raise UserError(
                 f"{where}: image {name!r} may be {' or '.join(paths)}, which are two pictures; "
                 "keep one of them, or put the one that is meant into the folder of its category"
             )
         return paths[0]
+
+    def files(self) -> Mapping[str, str]:
+        """Every image, by its path from the folder."""
+        return self._listing.files
 
     def double(self) -> dict[str, list[str]]:
         """Names that several files fit, with these."""
@@ -70,7 +74,7 @@ class StemFiles(Mapping[str, str]):
             if len({self._listing.same.get(n, n) for n in names}) > 1
         }
 
-    def _otherwise(self, name: str, where: str) -> str | None:
+    def _otherwise(self, name: str, category: str, where: str) -> str | None:
         """The file of a name that is spelled otherwise than files here are."""
         if name in self._outside:
             raise places.outside(name, self._outside[name][1], self._allowed, where)
@@ -81,8 +85,13 @@ class StemFiles(Mapping[str, str]):
         plain = self._by_path.name(name, where)
         if plain in self._listing.files:
             return self._listing.files[plain]
+        if "/" not in plain:
+            if self._stems is None:
+                self._stems = NamedFiles(dict.fromkeys(self._names, ""))
+            stem = self._stems.name(plain, where)
+            return self.find(stem, category, where) if stem in self._names else None
         found = self._by_path.file(plain)
-        return str(found) if "/" in plain and os.path.isfile(str(found)) else None
+        return str(found) if os.path.isfile(str(found)) else None
 
     def __getitem__(self, name: str) -> str:
         found = self.find(name)

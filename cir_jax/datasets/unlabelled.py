@@ -10,10 +10,12 @@ itself; here an image comes in once, and only if it is none of the labelled ones
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from cir_jax import progress
+from cir_jax.data import places
 from cir_jax.data.annotations import read_json
 from cir_jax.data.image_table import ImageTable, groups
 from cir_jax.data.inspection import inspect_images
@@ -33,6 +35,11 @@ def read(config: ConfigDict) -> dict[str, ImageFile]:
       UserError: a folder or list that does not exist or holds no image, or a name that is two
         images.
     """
+    with places.within(config):
+        return _read(config)
+
+
+def _read(config: ConfigDict) -> dict[str, ImageFile]:
     data = config.data
     if data.unlabelled_count and not data.unlabelled:
         raise UserError(
@@ -40,22 +47,24 @@ def read(config: ConfigDict) -> dict[str, ImageFile]:
             "set it to split, folders, or JSON lists of files"
         )
     home = reader.home(data.name, data.root)
-    held_out = _held_out(config)
+    identity = places.Identity()
+    held_out = _held_out(config, identity)
     found: dict[str, ImageFile] = {}
     for entry in data.unlabelled:
         more = _split(data) if entry == SPLIT else _images(entry, home)
         for name, path in more.items():
-            if _place(path) in held_out:
+            if identity.of(path) in held_out:
                 continue
-            if _place(found.setdefault(name, path)) != _place(path):
+            if identity.of(found.setdefault(name, path)) != identity.of(path):
                 raise UserError(
                     f"data.unlabelled: image {name!r} is {found[name]} and {path}; one name "
                     "cannot be two images: rename a folder"
                 )
+    places.check_all(found, "data.unlabelled")
     return found
 
 
-def _held_out(config: ConfigDict) -> set[str]:
+def _held_out(config: ConfigDict, identity: places.Identity) -> set[Any]:
     """Files that the data set evaluates with, if they are among its training images.
 
     As negatives of training they would be seen before they are ranked.
@@ -64,7 +73,7 @@ def _held_out(config: ConfigDict) -> set[str]:
     if not config.data.unlabelled or not isinstance(module, reader.HasHeldOut):
         return set()
     files = module.held_out(config.data.root, ("val", config.eval.split))
-    return {_place(path) for path in files.values()}
+    return {identity.of(path) for path in files.values()}
 
 
 def _split(data: ConfigDict) -> dict[str, ImageFile]:
@@ -79,15 +88,19 @@ def _images(entry: str, home: str | Path) -> dict[str, ImageFile]:
     """
     place = Path(entry) if Path(entry).exists() else Path(home) / entry
     if place.is_dir():
-        files = NamedFiles.below(place).files
-        found = {f"{place.resolve().name}/{name}": path for name, path in files.items()}
+        known = NamedFiles.below(place)
+        known.listing.say_outside(place)
+        found = {f"{place.resolve().name}/{name}": path for name, path in known.files.items()}
     elif place.is_file():
         found = {}
+        written = places.Written(places.roots(place.parent, home))
         for number, name in enumerate(read_json(place)):
             if not isinstance(name, str) or not name:
                 raise UserError(f"{place} record {number} is {name!r}, expected the path of a file")
-            beside = place.parent / name
-            found[name] = str(beside if beside.exists() else Path(home) / name)
+            where = f"{place} record {number}"
+            beside = written.file(place.parent, name, where)
+            there = os.path.exists(beside)
+            found[name] = beside if there else written.file(home, name, where)
     else:
         raise UserError(
             f"data.unlabelled: no folder and no file {entry}, nor {place}; use split, a folder of "
@@ -120,11 +133,12 @@ def extend(
       UserError: images cannot be used, fewer than `count` are left, or a name of the table is
         another image there.
     """
-    known = {_place(path) for path in table.paths}
+    identity = places.Identity()
+    known = {identity.of(path) for path in table.paths}
     new = {}
     for name, path in found.items():
-        if name not in table.row_of and _place(path) not in known:
-            known.add(_place(path))
+        if name not in table.row_of and identity.of(path) not in known:
+            known.add(identity.of(path))
             new[name] = path
     screen = screen or Screen()
     bad = screen.unusable(new, "data.unlabelled")
@@ -145,10 +159,6 @@ def extend(
     progress.say(f"unlabelled images: {count or len(new):,} of {len(new):,}{left_out}")
     names = list(new)[: count or None]
     return table.extended(names, [new[n] for n in names])
-
-
-def _place(path: ImageFile) -> str:
-    return os.path.abspath(path) if isinstance(path, str) else str(path)
 
 
 def _different(

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images that triplets are made of: of a data set, of a folder, or of lists with captions."""
 
-import os
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,15 +9,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cir_jax import progress
+from cir_jax.data import places
+from cir_jax.data.listing import images_below
 from cir_jax.data.pixels import AUTO, Loading
 from cir_jax.data.triplets import Triplet
 from cir_jax.datasets import image_lists, loading, reader
-from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
 
 IMAGES = ("all", "split", "triplets")
-_PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg")  # are not read
 _NEUTRAL = ("val.jsonl", "gallery.txt")  # files of the neutral layout, beside train.jsonl
 
 
@@ -74,12 +72,14 @@ def read(config: ConfigDict) -> Pool:
     if data.lists and data.name != "list":
         raise UserError(f"data.lists is set, but data.name={data.name} would not look at it; set "
                         "data.name=list")  # fmt: skip
-    if data.name == "list":
-        pool = _of_lists(data)
-    elif data.name == "folder" and not (Path(data.root) / "train.jsonl").is_file():
-        pool = _of_folder(data.root)
-    else:
-        pool = _of_dataset(config)
+    with places.within(config):
+        if data.name == "list":
+            pool = _of_lists(data)
+        elif data.name == "folder" and not (Path(data.root) / "train.jsonl").is_file():
+            pool = _of_folder(data.root)
+        else:
+            pool = _of_dataset(config)
+        places.check_all(pool.paths, f"data.name={data.name}")
     if not pool.triplets and (config.pair.references_only or config.pair.method == "mined"):
         raise UserError(
             f"data.name={data.name} has no annotated triplet, which pair.references_only=True and "
@@ -112,15 +112,12 @@ def _of_folder(root: str) -> Pool:
         raise UserError("data.root is empty; set it to a folder of images")
     if not Path(root).is_dir():
         raise UserError(f"data.root={root} is no folder; set it to a folder of images")
-    found = NamedFiles.below(root).files
-    other = Counter(
-        suffix
-        for _, _, files in os.walk(root)
-        for file in files
-        if (suffix := os.path.splitext(file)[1].lower()) in _PICTURES
-    )
-    if other:
-        shown = ", ".join(f"{count} {suffix}" for suffix, count in other.most_common())
+    listing = images_below(root)
+    listing.say_outside(root)
+    # A file of two names is one image.
+    found = {n: path for n, path in listing.files.items() if n not in listing.same}
+    if listing.others:
+        shown = ", ".join(f"{count} {suffix}" for suffix, count in listing.others.most_common())
         progress.say(f"warning: files in {root} that are not read: {shown}; convert them to .png")
     # The neutral layout has its images, and their names, below images/; a bare folder has not,
     # though one of its folders may have that name.
@@ -138,17 +135,24 @@ def _of_lists(data: Any) -> Pool:
         )
     files = image_lists.expand(data.lists)
     paths: dict[str, Any] = {}
+    identity = places.Identity()
+    written = places.Written(places.roots(data.root, *{str(Path(f).parent) for f in files}))
     for entry in image_lists.entries(files, data.root):
         if not entry.path:
             raise UserError(
                 f"{entry.where} names no image file; one of {', '.join(image_lists.PATH_KEYS)} is "
                 f"expected. It has: {', '.join(entry.record)}"
             )
-        if paths.setdefault(entry.name, entry.path) != entry.path:
+        path = entry.path
+        if isinstance(path, str):
+            path = written.file("", path, entry.where)
+        other = paths.setdefault(entry.name, path)
+        if other != path and identity.of(other) != identity.of(path):
             raise UserError(
-                f"{entry.where}: image {entry.name!r} is {entry.path}, and {paths[entry.name]} "
+                f"{entry.where}: image {entry.name!r} is {path}, and {paths[entry.name]} "
                 "before; one name cannot be two images"
             )
+    paths = places.distinct(paths, identity)
     return Pool(paths, home=data.root or str(Path(files[0]).parent), texts=tuple(files))
 
 

@@ -115,7 +115,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
             f"different images, so {OFFICIAL_IMAGES:,} files are a complete set"
         )
     there = locate(root)
-    found.note_folders(root, there)
+    found.note_folders(root, there.files() if isinstance(there, StemFiles) else there)
     _note_double(found, there)
     owners = {n: c for split in reversed(SPLITS) for n, c in _listed(root, split).items()}
     found.images = {n: _place(there, n, owners.get(n, ""), root) for n in different}
