@@ -83,9 +83,8 @@ def load(
         run was trained with, and "auto" for other weights. Parameters, rows and scores are float32.
       device: a `jax.Device`, a platform ("cpu"), or a mesh of `cir_jax.runtime.mesh.make`, over
         whose devices images, candidates and parameters are spread; None is every device there is.
-      loading: how files become pictures: "natural" (upright, 16 bits scaled, transparency on
-        white) or "released" (as the published runs were trained); None if the weights say it, and
-        else "natural", but for published benchmarks.
+      loading: how files become pictures, "natural" or "released", see `data.loading`; None if the
+        weights say it, and else "natural", but for published benchmarks.
 
     Raises:
       UserError: there are no weights there, they are damaged or of no model here, an argument does
@@ -99,8 +98,7 @@ def load(
     if dtype is not None:
         changes.append(f"model.dtype={dtype}")
     config, _ = loaders.config_of(places, model or "", overrides=changes)
-    if loading is not None:
-        config = image_loading.of_use(config, ",".join(places))
+    image_loading.say_if_other(config, ",".join(places))
     if config.model.dtype == "auto":
         cpu = mesh.devices.flat[0].platform == "cpu"
         config = configs.override(config, [f"model.dtype={'float32' if cpu else 'bfloat16'}"])
