@@ -83,8 +83,7 @@ def load(
         run was trained with, and "auto" for other weights. Parameters, rows and scores are float32.
       device: a `jax.Device`, a platform ("cpu"), or a mesh of `cir_jax.runtime.mesh.make`, over
         whose devices images, candidates and parameters are spread; None is every device there is.
-      loading: how files become pictures, "natural" or "released", see `data.loading`; None if the
-        weights say it, and else "natural", but for published benchmarks.
+      loading: `data.loading`; None: what the weights say, else "natural" but for published sets.
 
     Raises:
       UserError: there are no weights there, they are damaged or of no model here, an argument does

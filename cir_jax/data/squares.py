@@ -2,8 +2,9 @@
 """Pad, resize, crop the centre: the square of an image, also where its canvas would fill memory.
 
 An image of 1 x 65,000 pixels, padded to a ratio of 1.25, is a canvas of 3.4 thousand million. Of a
-large canvas only strips are made. Pillow resizes rows first and columns then, each by itself, so
-the pixels are the same bit for bit.
+large canvas only strips are made. Pillow shrinks rows first and columns then, each by itself, so
+the pixels are the same bit for bit. (Since version 13 it begins with the columns of some images
+that are much higher than wide; a padded canvas is none of them.)
 """
 
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from PIL import Image, ImageOps
 
 from cir_jax.data.picture_files import MAX_PIXELS
 
-WHOLE = 1 << 26  # pixels of a canvas, or of a resized one, that is made in one piece
+WHOLE = 1 << 26  # pixels of a canvas that is made in one piece
 STRIP = 1 << 22  # pixels of a strip
 MAX_CANVAS = 1 << 32  # pixels of a canvas at all: the longest side of a JPEG is 65,535
+_SQUARISH = 1.3  # ratio of a canvas that may be made in strips; padding leaves 1.25, or 1
 _PREMULTIPLIED = {"LA": "La", "RGBA": "RGBa"}  # in which Pillow resizes
 
 
@@ -39,22 +41,22 @@ def square(
     left, top = padding
     canvas = image.width + 2 * left, image.height + 2 * top
     new = resized(*canvas)
-    pixels, pixels_after = canvas[0] * canvas[1], new[0] * new[1]
-    if max(pixels, pixels_after) <= WHOLE:
-        if left or top:
-            image = ImageOps.expand(image, (left, top, left, top), fill=0)
-        image = image.resize(new, Image.Resampling.BICUBIC)
-        x, y = _centre(new, side)
-        return image.crop((x, y, x + side, y + side))
-    # `side` columns of every row are kept between the two passes.
-    kept = max(pixels_after, side * image.height)
-    if pixels > MAX_CANVAS or kept > MAX_PIXELS:
+    # What Pillow keeps between its two passes is `side` pixels of each row or column.
+    kept = max(new[0] * new[1], side * max(image.size))
+    pixels, strips = canvas[0] * canvas[1], max(canvas) <= _SQUARISH * min(canvas)
+    if kept > MAX_PIXELS or pixels > (MAX_CANVAS if strips else MAX_PIXELS):
         raise ValueError(
             f"it is {image.width:,} x {image.height:,} pixels, so long and thin that its square "
             f"takes {pixels:,} padded and {kept:,} resized, over the limits of {MAX_CANVAS:,} and "
             f"{MAX_PIXELS:,}: cut it"
         )
-    return _in_strips(image, padding, new, side)
+    if (left or top) and strips and pixels > WHOLE:
+        return _in_strips(image, padding, new, side)
+    if left or top:
+        image = ImageOps.expand(image, (left, top, left, top), fill=0)
+    image = image.resize(new, Image.Resampling.BICUBIC)
+    x, y = _centre(new, side)
+    return image.crop((x, y, x + side, y + side))
 
 
 def _in_strips(
