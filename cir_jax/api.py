@@ -19,12 +19,14 @@ from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 from cir_jax import contract, plugins, weights
+from cir_jax.data import places
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import arguments, image_loading
 from cir_jax.retrieval import load as loaders
 from cir_jax.retrieval.model import Model, Picture
 from cir_jax.runtime import distributed
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import from_scratch
 from cir_jax.training import train as training
 
 __all__ = ["Evaluation", "Model", "Picture", "evaluate", "load", "train"]
@@ -124,7 +126,9 @@ def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -
       UserError: no such benchmark or option, or the data set is not there or not whole.
     """
     config = _benchmark_config(benchmark, root, options)
-    built = plugins.load(BENCHMARKS, benchmark, marker="build").build(config)
+    module = plugins.load(BENCHMARKS, benchmark, marker="build")
+    with places.within(config):
+        built = module.build(config)
     retriever = model.retriever(
         batch=config.eval.batch, threads=config.data.threads, dataset=benchmark
     )
@@ -145,18 +149,20 @@ def train(config: str, changes: Mapping[str, Any] | Sequence[str] = ()) -> dict[
     Args:
       config: a config by name with its argument, "clip_sum:fashioniq,stage=1", or a `.py` file.
       changes: key -> value, e.g. {"data.root": "DATA", "batch": 128}; or "key=value" strings. Every
-        key is explained in configs/base.py.
+        key is explained in configs/base.py; "init_from" names the weights to start from.
 
     Returns:
       What `results.json` in the run folder holds: "workdir", "step", "best", "scores", "history"
       and more. `load(results["workdir"])` is the trained model.
 
     Raises:
-      UserError: an unknown config or key, a value of another type, or data that cannot be used.
+      UserError: an unknown config or key, a value of another type, data that cannot be used, or a
+        model of full size without weights to start from: give "init_from", or "from_scratch": True.
     """
     loaded = configs.load(config, _as_text(changes) if isinstance(changes, Mapping) else changes)
     if "stage" not in loaded:
         raise UserError(f"config {config!r} makes triplets; use it with `cir-jax positives`")
+    from_scratch.check(loaded)
     _connect()
     return training.train(loaded)
 

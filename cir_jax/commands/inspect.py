@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     source = sources.open_source(args.place)
     say(f"{args.place}: {source.container}, {', '.join(f.name for f in source.files)}")
     for key, value in source.values.items():
-        say(f"  {key} = {value}")
+        say(f"  {progress.shown(key, one_line=True)} = {progress.shown(value, one_line=True)}")
     candidates = identify.candidates(source)
     for model, layout, found in candidates:
         keys = [f"model.{k}={v}" for k, v in found.config.items() if k != "name"]
@@ -45,10 +45,12 @@ def run(args: argparse.Namespace) -> int:
         say("  no model of this project has these tensors")
     for key, group in source.groups.items():
         megabytes = sum(t.nbytes for t in group.values()) / 1e6
-        say(f"  {key or 'state dict'}: {len(group)} tensors, {megabytes:,.1f} MB")
+        title = progress.shown(key, one_line=True) or "state dict"
+        say(f"  {title}: {len(group)} tensors, {megabytes:,.1f} MB")
         for name, tensor in group.items():
             why = (tables.ignored_reason(layout.ignored, name) for _, layout, _ in candidates)
             reason = next(filter(None, why), "")
             note = f"  (not read: {reason})" if reason else ""
-            say(f"    {name}  {tensor.dtype} {list(tensor.shape)}{note}")
+            title = progress.shown(name, one_line=True)
+            say(f"    {title}  {tensor.dtype} {list(tensor.shape)}{note}")
     return 0

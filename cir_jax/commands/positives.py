@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 from cir_jax import config as configs
+from cir_jax import progress
 
 HELP = "make triplets from images: dedupe, caption, pair, modify"
 
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.generation import steps
 
     results = steps.run(config, functools.partial(_open_run, config.data.name))
-    print(
+    progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
         f"{results['seconds']:.0f} s\nto train on them: --set data.generated={results['files'][0]}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cir_jax import plugins
-from cir_jax.convert import native
+from cir_jax.convert import native, subtrees
 from cir_jax.convert.layout import Found, Layout
 from cir_jax.convert.sources import Source, open_source
 from cir_jax.errors import UserError
@@ -28,15 +28,22 @@ def layouts(model: str) -> tuple[Layout, ...]:
 
 
 def candidates(source: Source) -> list[tuple[str, Layout, Found]]:
-    """(model, layout, what it says) of every model one of whose layouts is that of `source`."""
+    """(model, layout, what it says) of every model one of whose layouts is that of `source`.
+
+    Raises:
+      UserError: it holds more than one set of weights of each model that it fits.
+    """
     if found := native.find(source):
         return [(found.config["name"], native.LAYOUT, found)]
-    fitting = []
+    fitting, several = [], None
     for model in plugins.available(MODELS):
-        for layout in layouts(model):
-            if found := layout.find(source):
-                fitting.append((model, layout, found))
-                break
+        try:
+            if found := subtrees.find(source, layouts(model)):
+                fitting.append((model, *found))
+        except subtrees.Several as error:
+            several = error
+    if several and not fitting:
+        raise several
     return fitting
 
 
@@ -44,14 +51,13 @@ def find(source: Source, model: str) -> tuple[Layout, Found]:
     """The layout of `source` for a model.
 
     Raises:
-      UserError: it is none of that model's; what it holds is said.
+      UserError: it is none of that model's, what it holds is said; or it holds two of them.
     """
     known = layouts(model)
-    for layout in known:
-        if found := layout.find(source):
-            return layout, found
+    if fitting := subtrees.find(source, known):
+        return fitting
     others = [f"model.name={name} ({layout.about})" for name, layout, _ in candidates(source)]
-    hint = f"It looks like {', '.join(others)}. " if others else ""
+    hint = f"It looks like {', '.join(others)}. " if others else subtrees.hint(source, known)
     raise UserError(
         f"{source.place} holds no weights of {model}, but {describe(source)}. {hint}{model} reads: "
         f"{', '.join(layout.about for layout in known)}"

@@ -45,8 +45,11 @@ def read(place: str | Path, functions: ModelParams) -> Weights:
     where = f"{source.place}{found.group and f' ({found.group})'}"
     held = source.groups[found.group]
     tensors = held if found.tensors is None else found.tensors
-    if unread := [f"{n} ({len(g)} tensors)" for n, g in source.groups.items() if g is not held]:
+    unread = [f"{n} ({len(g)} tensors)" for n, g in source.groups.items() if g is not held]
+    if unread := [*unread, *source.beside]:
         progress.say(f"{source.place} also holds {', '.join(unread)}: not read")
+    if found.renamed:
+        progress.say(f"{where}: {found.renamed}, and the other names likewise")
     tensors = layout.fitted(tensors, functions.config, where)
     rules, apart = layout.rules_of(functions), layout.index_rules(functions.config)
     (query, different), table = _filled(where, layout, (rules, apart), functions, tensors)

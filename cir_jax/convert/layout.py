@@ -34,6 +34,7 @@ class Found:
         about the state dict as it is.
       data: keys of a config's `data` section -> values: how images become squares, where the file
         says it or all files of its layout were trained with the same; {} where neither is so.
+      renamed: what names of the file were read as, where they had a prefix; "" otherwise.
     """
 
     group: str
@@ -42,6 +43,7 @@ class Found:
     agrees: Callable[[str, Any], bool] = lambda key, value: False
     tensors: Mapping[str, Tensor] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    renamed: str = ""
 
     def fits(self, key: str, value: Any) -> bool:
         """Whether a config may have `value` for `key`."""

@@ -11,18 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert.containers import safe_tensors, torch_archive
+from cir_jax.convert.containers import safe_tensors, sharded, torch_archive
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.data import json_files
-from cir_jax.errors import UserError
+from cir_jax.errors import UserError, nearest
 
 # Weights a folder may hold, the safer format first, transformers' names before open_clip's.
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )  # fmt: skip
 CONFIGS = ("config.json", "open_clip_config.json")
+PART = "::"  # between a file and the part of it that is to be read: best.pt::model_ema
+_LISTED = 12  # parts that a message shows
+_NESTED = 2  # keys that a state dict may lie deeper than the top of a file
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Source:
       configs: file name -> JSON that lies beside the weights.
       metadata: of a safetensors file.
       files: the files of weights.
+      beside: what lies beside the part that was asked for, in words.
     """
 
     place: Path
@@ -47,6 +52,7 @@ class Source:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -57,9 +63,17 @@ class Source:
 def open_source(place: str | Path) -> Source:
     """Opens a weight file, or a folder with one.
 
+    Args:
+      place: its path; `PATH::PART` for what lies under a key of the file, or below a prefix of its
+        names, e.g. "best.pt::model_ema" or "best.pt::state_dict.teacher".
+
     Raises:
-      UserError: there is none, it is damaged, it wants to run code, or it holds no weights.
+      UserError: there is none, it is damaged, it wants to run code, or it holds no weights or no
+        such part.
     """
+    path, _, part = str(place).rpartition(PART)
+    if path and not Path(place).exists():
+        return _only(open_source(path), part)
     place = Path(place)
     if not place.exists():
         hub = ""
@@ -75,6 +89,31 @@ def open_source(place: str | Path) -> Source:
     beside = place.parent / "open_clip_config.json"
     configs = {beside.name: read_json(beside)} if beside.is_file() else {}
     return dataclasses.replace(source, configs=configs)
+
+
+def _only(source: Source, part: str) -> Source:
+    """The source with one part of what it holds."""
+    chosen: dict[str, dict[str, Tensor]] = {}
+    beside = []
+    for key, group in source.groups.items():
+        if key == part:
+            chosen[key] = group
+            continue
+        prefix = f"{part.removeprefix(f'{key}.' if key else '')}."
+        below = part.startswith(f"{key}." if key else "")
+        inside = {n: t for n, t in group.items() if below and n.startswith(prefix)}
+        chosen |= {key: {n.removeprefix(prefix): t for n, t in inside.items()}} if inside else {}
+        if rest := len(group) - len(inside):
+            beside.append(f"{key or 'names of its own'} ({rest} tensors)")
+    if chosen:
+        return dataclasses.replace(source, groups=chosen, beside=tuple(beside))
+    firsts = {n.partition(".")[0]: None for group in source.groups.values() for n in group}
+    there = [*filter(None, source.groups), *firsts]
+    more = f" and {len(there) - _LISTED} more" if len(there) > _LISTED else ""
+    raise UserError(
+        f"{source.place} has no part {part!r}; there are {', '.join(map(repr, there[:_LISTED]))}"
+        f"{more}.{nearest(part, there)} `cir-jax inspect` lists all names"
+    )
 
 
 def fingerprint(source: Source) -> list[dict[str, Any]]:
@@ -101,10 +140,11 @@ def _folder(place: Path) -> Source:
 
 def _file(file: Path, place: Path) -> Source:
     if file.name.endswith(".index.json"):
-        tensors, metadata = safe_tensors.read_sharded(file)
-        shards = sorted({file.parent / n for n in read_json(file)["weight_map"].values()})
-        return _checked(Source(place, "safetensors", {"": tensors}, metadata=metadata,
-                               files=(*shards, file)))  # fmt: skip
+        tensors, metadata, shards = sharded.read(file, _shard)
+        kind = "safetensors" if all(map(safe_tensors.looks_like, shards)) else "torch"
+        return _checked(
+            Source(place, kind, {"": tensors}, metadata=metadata, files=(*shards, file))
+        )
     if safe_tensors.looks_like(file):
         tensors, metadata = safe_tensors.read(file)
         return _checked(
@@ -114,6 +154,18 @@ def _file(file: Path, place: Path) -> Source:
     container, tree = torch_archive.read(file)
     groups, values = _groups(tree, file)
     return _checked(Source(place, container, groups, values, files=(file,)))
+
+
+def _shard(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of one file of several."""
+    if safe_tensors.looks_like(file):
+        return safe_tensors.read(file)
+    groups = _file(file, file).groups
+    if list(groups) != [""]:
+        raise UserError(
+            f"{file} holds {', '.join(groups)}, no bare state dict as shards are; give one file"
+        )
+    return groups[""], {}
 
 
 def _groups(tree: Any, file: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
@@ -129,26 +181,33 @@ def _groups(tree: Any, file: Path) -> tuple[dict[str, dict[str, Tensor]], dict[s
         groups[""] = own
     values = {}
     for key, value in tree.items():
-        inside = isinstance(value, dict) and value
-        if inside and all(isinstance(v, Tensor) for v in value.values()):
-            groups[str(key)] = {str(k): v for k, v in value.items()}
-        elif isinstance(value, (int, float, str, bool)):
+        inside = _state_dicts(str(key), value)
+        groups |= inside
+        if isinstance(value, (int, float, str, bool)):
             values[str(key)] = value
-        elif not isinstance(value, Tensor):  # an optimizer, say
+        elif not isinstance(value, Tensor) and not inside:  # an optimizer, say
             values[str(key)] = type(value).__name__
     if not groups:
         raise UserError(
             f"{file} holds no state dict, only {', '.join(map(str, tree)) or 'nothing'}; give a "
             "file of weights"
         )
-    return {key: _without_module(group) for key, group in groups.items()}, values
+    return groups, values
 
 
-def _without_module(group: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefix that PyTorch's parallel wrappers add to every one."""
-    if all(name.startswith("module.") for name in group):
-        return {name.removeprefix("module."): tensor for name, tensor in group.items()}
-    return group
+def _state_dicts(key: str, value: Any, depth: int = 0) -> dict[str, dict[str, Tensor]]:
+    """Dotted key -> state dict, of what lies under a key: itself, or those a few keys deeper.
+
+    An optimizer keeps small dicts of tensors under the number or the name of each parameter.
+    """
+    if not isinstance(value, dict) or not value or "optim" in key.lower():
+        return {}
+    if all(isinstance(one, Tensor) for one in value.values()):
+        return {key: {str(name): one for name, one in value.items()}}
+    if depth == _NESTED or not all(isinstance(name, str) for name in value):
+        return {}
+    inside = [_state_dicts(f"{key}.{name}", one, depth + 1) for name, one in value.items()]
+    return {name: group for groups in inside for name, group in groups.items()}
 
 
 def _checked(source: Source) -> Source:

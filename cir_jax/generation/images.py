@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.data.pixels import AUTO, Loading
 from cir_jax.data.triplets import Triplet
-from cir_jax.datasets import loading, reader
+from cir_jax.datasets import image_lists, loading, reader
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import image_lists
 
 IMAGES = ("all", "split", "triplets")
 _PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg")  # are not read

@@ -28,6 +28,7 @@ from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import degenerate
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -147,6 +148,7 @@ def read_data(setup: Setup) -> Data:
         optimized=config.data.optimized,
         unlabelled=_unlabelled(setup),
     )
+    degenerate.check(config, stage, triplets)
     plan, place = None, ""
     if stage.needs_bank:
         plan = references.plan(triplets, functions.per_triplet, config.loss.reference_text)

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from cir_jax.convert.containers import file_kinds, spans
+from cir_jax.convert.containers import file_kinds, sharded, spans
 from cir_jax.convert.containers.tensors import DTYPES, Tensor
 from cir_jax.data import json_files
 from cir_jax.errors import UserError
@@ -80,45 +80,13 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors an index lists, from the files beside it.
-
-    Args:
-      index: model.safetensors.index.json, with a "weight_map" of tensor name -> file name.
-
-    Returns:
-      The tensors in the order of the index, and the metadata of the files.
+    """The tensors that model.safetensors.index.json lists, and the metadata of the files.
 
     Raises:
-      UserError: the index is no such table or names a file outside its folder, a file is missing
-        or lacks a tensor, or what `read` finds.
+      UserError: see `sharded.read`, and `read`.
     """
-    content = _json(index, file_kinds.guarded(index, lambda file: file.read(_MOST_HEADER)))
-    listed = content.get("weight_map")
-    if type(listed) is not dict or not listed:
-        raise UserError(f'{index} has no "weight_map" of tensor -> file; fetch it again')
-    metadata: dict[str, str] = {}
-    files: dict[str, dict[str, Tensor]] = {}
-    for name, file in listed.items():
-        # A plain name is the only one that cannot lead out of the folder.
-        if type(file) is not str or file in ("", ".", "..") or set(file) & set("/\\\0"):
-            raise UserError(
-                f"{index} places {name!r} in {file!r}, which is no file name of its own folder; "
-                "fetch the index again from a source you trust"
-            )
-        if file not in files:
-            shard = Path(index).parent / file
-            if not shard.is_file():
-                raise UserError(
-                    f"{index} lists {file}, which is not beside it; fetch that file too"
-                )
-            files[file], more = read(shard)
-            metadata |= more
-        if name not in files[file]:
-            raise UserError(
-                f"{index} places {name!r} in {file}, which lacks it; fetch the index and its files "
-                "again, all of one version"
-            )
-    return {name: files[file][name] for name, file in listed.items()}, metadata
+    tensors, metadata, _ = sharded.read(index, read)
+    return tensors, metadata
 
 
 def write(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
