@@ -89,9 +89,7 @@ def load(
         run was trained with, and "auto" for other weights. Parameters, rows and scores are float32.
       device: a `jax.Device`, a platform ("cpu"), or a mesh of `cir_jax.runtime.mesh.make`, over
         whose devices images, candidates and parameters are spread; None is every device there is.
-      loading: how files become pictures: "natural" (upright, 16 bits scaled, transparency on
-        white) or "released" (as the published runs were trained); None if the weights say it, and
-        else "natural", but for published benchmarks.
+      loading: `data.loading`; None: what the weights say, else "natural" but for published sets.
       trust_code: run the `.py` files that a run folder names, though you have not trained with them
         on this machine.
       ignore_remote_code: read a folder of transformers as the plain model that its tensors fit where
@@ -123,8 +121,7 @@ def _load(
     if dtype is not None:
         changes.append(f"model.dtype={dtype}")
     config, _ = loaders.config_of(named, model or "", overrides=changes)
-    if loading is not None:
-        config = image_loading.of_use(config, ",".join(named))
+    image_loading.say_if_other(config, ",".join(named))
     if config.model.dtype == "auto":
         cpu = mesh.devices.flat[0].platform == "cpu"
         config = configs.override(config, [f"model.dtype={'float32' if cpu else 'bfloat16'}"])

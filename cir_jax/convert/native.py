@@ -42,7 +42,7 @@ def find(source: Source) -> Found | None:
         content = dict(json_files.loads(source.metadata[KEY]))
         check_version(content, VERSION, f"{source.place}")
         model = _typed(content["model"], SIZE_KEYS)
-        data = _typed({**_BEFORE, **content["data"]}, INPUT_KEYS) if "data" in content else {}
+        data = said_of(content["data"]) if "data" in content else {}
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -55,6 +55,15 @@ def find(source: Source) -> Found | None:
         return key == "name" and Path(value).name == Path(model["name"]).name
 
     return Found("", model, agrees=agrees, data=data)
+
+
+def said_of(data: dict[str, Any]) -> dict[str, Any]:
+    """How images and texts are made into inputs, as a file says it.
+
+    Raises:
+      ValueError, KeyError: it does not say that, or values are of another type.
+    """
+    return _typed({**_BEFORE, **data}, INPUT_KEYS)
 
 
 def _typed(section: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:

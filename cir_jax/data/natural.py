@@ -28,7 +28,6 @@ _TURNS = {
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-_WHITE_IS_ZERO = 262, 0  # PhotometricInterpretation of TIFF, which Pillow follows for 8 bits only
 
 
 def seen(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -69,6 +68,10 @@ def is_plain(image: Image.Image) -> bool:
 def _rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
+    if (
+        image.mode == "L" and _tag(image, 339) == 2
+    ):  # SampleFormat: signed, which Pillow passes over
+        return image.point([value ^ 128 for value in range(256)]).convert("RGB")
     if image.mode.startswith("I") or image.mode == "F":
         return _wide(image, background)
     if image.has_transparency_data:
@@ -112,8 +115,7 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image:
 def _wide(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Of values of more than 8 bits."""
     low, high = _range(image)
-    tag, zero = _WHITE_IS_ZERO
-    inverted = (getattr(image, "tag_v2", None) or {}).get(tag) == zero
+    inverted = _tag(image, 262) == 0  # PhotometricInterpretation, which Pillow follows for 8 bits
     clear = image.info.get("transparency")
     result = Image.new("RGB", image.size, background)
     for top, strip in _strips(image):
@@ -145,6 +147,13 @@ def _range(image: Image.Image) -> tuple[float, float]:
             return 0, most
     # Of one value alone there is no range: what 8 bits hold stays as it is, the rest is cut.
     return (low, high) if low < high else (0, 255)
+
+
+def _tag(image: Image.Image, number: int) -> int | None:
+    """A number that a TIFF says of its pixels."""
+    value = (getattr(image, "tag_v2", None) or {}).get(number)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else None
 
 
 def _values(strip: Image.Image) -> np.ndarray:

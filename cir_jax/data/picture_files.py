@@ -20,10 +20,11 @@ from cir_jax.errors import UserError
 
 # What Pillow opens at all, twice its MAX_IMAGE_PIXELS; here it also holds where that was lifted.
 MAX_PIXELS = 178_956_970
+MAX_SIDE = 1 << 22  # pixels: Pillow keeps a pointer for each row, however short it is
 MAX_BYTES = 8 * MAX_PIXELS + (1 << 20)  # of a file: so many pixels of four 16-bit values, unpacked
 # What people keep photographs and drawings in. JPEG includes the MPO files of phones.
 NATURAL_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-_NATURAL = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, and HEIC with pip install 'cir_jax[heic]'"
+_NATURAL = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, and with pip install 'cir_jax[heic]' HEIC"
 _UNDECODABLE = (
     UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
     # What Pillow's readers of tags and tables meet in damaged files.
@@ -42,6 +43,12 @@ _KINDS = {
     b"\0\0\1\0": "an icon of Windows",
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x8b": "a gzip archive",
+    b"II*\0": "a TIFF with values that Pillow does not read, such as 64-bit ones, or a damaged one",
+    b"MM\0*": "a TIFF with values that Pillow does not read, such as 64-bit ones, or a damaged one",
+    b"\x89PNG": "a damaged PNG",
+    b"\xff\xd8\xff": "a damaged JPEG",
+    b"GIF8": "a damaged GIF",
+    b"RIFF": "a damaged WebP, or another file of RIFF",
 }
 
 
@@ -116,6 +123,14 @@ def named(source: Any) -> str:
     return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
+def unusable(source: Any, why: ValueError) -> UserError:
+    """What to say of a decoded image that makes no picture."""
+    return UserError(
+        f"image {named(source)} cannot be used ({why}); correct that file, or remove it and set "
+        "data.on_missing=drop"
+    )
+
+
 def _undecodable(
     name: str, content: bytes, error: BaseException, formats: tuple[str, ...] | None
 ) -> UserError:
@@ -129,8 +144,9 @@ def _undecodable(
         if formats is not None:
             what = f"it is {kind}; " if kind else ""
             return UserError(
-                f"image {name} cannot be decoded ({what}it is none of {_NATURAL}); convert it to "
-                "PNG or JPEG, fetch it again, or remove it and set data.on_missing=drop"
+                f"image {name} cannot be decoded ({what}data.loading=natural opens {_NATURAL}); "
+                "convert it to PNG or JPEG, fetch it again, or remove it and set "
+                "data.on_missing=drop"
             )
         why = "no format that Pillow knows" + (f"; it is {kind}" if kind else "")
     return UserError(
@@ -147,10 +163,11 @@ def _check_bytes(name: str, size: int) -> None:
 
 
 def _check_pixels(name: str, width: int, height: int, what: str = "is") -> None:
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise UserError(
             f"image {name} {what} {width:,} x {height:,} pixels, over the limit of {MAX_PIXELS:,} "
-            "in all; make it smaller, or remove it and set data.on_missing=drop"
+            f"in all and {MAX_SIDE:,} a side; make it smaller, or remove it and set "
+            "data.on_missing=drop"
         )
 
 

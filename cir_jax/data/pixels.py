@@ -130,7 +130,7 @@ class Preprocess:
             except UserError:  # is a ValueError too, and names the file
                 raise
             except ValueError as error:
-                raise squares.refused(picture_files.named(name), error) from None
+                raise picture_files.unusable(name, error) from None
 
     def loaded(self, loading: Loading) -> "Preprocess":
         """The same with another loading."""
@@ -241,4 +241,4 @@ def open_image(source: Any, loading: Loading = RELEASED) -> Image.Image:
         try:
             return loading.of(image)
         except ValueError as error:
-            raise squares.refused(picture_files.named(source), error) from None
+            raise picture_files.unusable(source, error) from None

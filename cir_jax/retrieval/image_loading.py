@@ -68,14 +68,18 @@ def of_use(
     Raises:
       UserError: an unknown loading or colour.
     """
-    held = _of_places(config, init_from, which)
-    config = _decided(config, held or by_images(config.data, dataset or config.eval.benchmark))
-    chosen = _said(config.data)
+    held = say_if_other(config, init_from, which)
+    return _decided(config, held or by_images(config.data, dataset or config.eval.benchmark))
+
+
+def say_if_other(config: ConfigDict, init_from: str, which: str = "best") -> Loading | None:
+    """What the weights say, after a line if the config says another one."""
+    held, chosen = _of_places(config, init_from, which), _said(config.data)
     if held and chosen and held != chosen:
         progress.say(
             f"{init_from} was trained with {_words(held)} and is used with {_words(chosen)}"
         )
-    return config
+    return held
 
 
 def by_images(data: Any, dataset: str) -> Loading:
