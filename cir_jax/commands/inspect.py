@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
         model = weights.config_of(args.place).model
         say(f"{args.place}: a run of model.name={model.name} model.tower={model.tower}")
         return 0
-    source = sources.open_source(args.place)
+    adapter = sources.is_adapter(args.place)
+    source = (sources.open_adapter(args.place)[0] if adapter else sources.open_source(args.place))
     say(f"{args.place}: {source.container}, {', '.join(f.name for f in source.files)}")
     for key, value in source.values.items():
         say(f"  {key} = {value}")
