@@ -20,12 +20,14 @@ from ml_collections import ConfigDict
 from cir_jax import config as configs
 from cir_jax import contract, plugins, trust, weights
 from cir_jax.convert import remote_code
+from cir_jax.data import places
 from cir_jax.errors import UserError, nearest
-from cir_jax.retrieval import arguments
-from cir_jax.retrieval import load as loading
+from cir_jax.retrieval import arguments, image_loading
+from cir_jax.retrieval import load as loaders
 from cir_jax.retrieval.model import Model, Picture
 from cir_jax.runtime import distributed
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import from_scratch
 from cir_jax.training import train as training
 
 __all__ = ["Evaluation", "Model", "Picture", "evaluate", "load", "train"]
@@ -55,6 +57,7 @@ def load(
     pad: str | None = None,
     dtype: str | None = None,
     device: str | jax.Device | Mesh | None = None,
+    loading: str | None = None,
     *,
     trust_code: bool = False,
     ignore_remote_code: bool = False,
@@ -86,11 +89,14 @@ def load(
         run was trained with, and "auto" for other weights. Parameters, rows and scores are float32.
       device: a `jax.Device`, a platform ("cpu"), or a mesh of `cir_jax.runtime.mesh.make`, over
         whose devices images, candidates and parameters are spread; None is every device there is.
+      loading: how files become pictures: "natural" (upright, 16 bits scaled, transparency on
+        white) or "released" (as the published runs were trained); None if the weights say it, and
+        else "natural", but for published benchmarks.
       trust_code: run the `.py` files that a run folder names, though you have not trained with them
         on this machine.
-      ignore_remote_code: read a folder of transformers as the plain model that its tensors fit where
-        its config names code of its own (`auto_map`), which is never run; vectors may differ from
-        those of that code. BGE-VL base and large need no such word: their formula is known.
+      ignore_remote_code: read a folder of transformers as the plain model that its tensors fit
+        where its config names code of its own (`auto_map`), which is never run; vectors may differ
+        from those of that code. BGE-VL base and large need no such word: their formula is known.
 
     Raises:
       UserError: there are no weights there, they are damaged or of no model here, an argument does
@@ -99,7 +105,7 @@ def load(
     _connect()
     mesh = _mesh(device)
     with trust.trusting(trust_code), remote_code.ignoring(ignore_remote_code):
-        return _load(path, model, tower, pad, dtype, mesh)
+        return _load(path, model, tower, pad, dtype, mesh, loading)
 
 
 def _load(
@@ -109,21 +115,24 @@ def _load(
     pad: str | None,
     dtype: str | None,
     mesh: Mesh,
+    loading: str | None,
 ) -> Model:
     paths = [path] if isinstance(path, str | os.PathLike) else path
     places = [str(Path(place).expanduser()) for place in paths]
-    parts, changes = arguments.read(places, model, tower, pad)
+    parts, changes = arguments.read(places, model, tower, pad, loading)
     if dtype is not None:
         changes.append(f"model.dtype={dtype}")
-    config, _ = loading.config_of(places, model or "", overrides=changes)
+    config, _ = loaders.config_of(places, model or "", overrides=changes)
+    if loading is not None:
+        config = image_loading.of_use(config, ",".join(places))
     if config.model.dtype == "auto":
         cpu = mesh.devices.flat[0].platform == "cpu"
         config = configs.override(config, [f"model.dtype={'float32' if cpu else 'bfloat16'}"])
     functions = contract.build(config.model)
-    preprocess = loading.preprocessing(config, functions)
+    preprocess = loaders.preprocessing(config, functions)
     arguments.check(parts, functions, pad)
     loaded = weights.load(",".join(places), functions)
-    index, query = loading.placed(loaded, functions, mesh)
+    index, query = loaders.placed(loaded, functions, mesh)
     return Model(config, functions, index, query, mesh, preprocess=preprocess, record=loaded.record)
 
 
@@ -142,8 +151,12 @@ def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -
       UserError: no such benchmark or option, or the data set is not there or not whole.
     """
     config = _benchmark_config(benchmark, root, options)
-    built = plugins.load(BENCHMARKS, benchmark, marker="build").build(config)
-    retriever = model.retriever(batch=config.eval.batch, threads=config.data.threads)
+    module = plugins.load(BENCHMARKS, benchmark, marker="build")
+    with places.within(config):
+        built = module.build(config)
+    retriever = model.retriever(
+        batch=config.eval.batch, threads=config.data.threads, dataset=benchmark
+    )
     result = built.run(retriever)
     return {"scores": result.scores, "selection": result.selection, "protocol": result.protocol}
 
@@ -161,18 +174,20 @@ def train(config: str, changes: Mapping[str, Any] | Sequence[str] = ()) -> dict[
     Args:
       config: a config by name with its argument, "clip_sum:fashioniq,stage=1", or a `.py` file.
       changes: key -> value, e.g. {"data.root": "DATA", "batch": 128}; or "key=value" strings. Every
-        key is explained in configs/base.py.
+        key is explained in configs/base.py; "init_from" names the weights to start from.
 
     Returns:
       What `results.json` in the run folder holds: "workdir", "step", "best", "scores", "history"
       and more. `load(results["workdir"])` is the trained model.
 
     Raises:
-      UserError: an unknown config or key, a value of another type, or data that cannot be used.
+      UserError: an unknown config or key, a value of another type, data that cannot be used, or a
+        model of full size without weights to start from: give "init_from", or "from_scratch": True.
     """
     loaded = configs.load(config, _as_text(changes) if isinstance(changes, Mapping) else changes)
     if "stage" not in loaded:
         raise UserError(f"config {config!r} makes triplets; use it with `cir-jax positives`")
+    from_scratch.check(loaded)
     _connect()
     return training.train(loaded)
 

@@ -204,6 +204,10 @@ def flag_hint(flag: str) -> str:
     return f"; {key} is a key of the config: --set {key}=VALUE" if key in values else ""
 
 
+# What runs did before there was a key, where its default is something else.
+_BEFORE = {"data.loading": "released"}
+
+
 def to_json(config: ConfigDict) -> str:
     """The config as JSON, as checkpoints and reports keep it."""
     return json.dumps(config.to_dict(), indent=2)
@@ -212,7 +216,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str) -> ConfigDict:
     """The inverse of `to_json`; lists become tuples again, as in configs/base.py.
 
-    A key that a run of an earlier version does not have gets its default: that is what it ran with.
+    A key that a run of an earlier version does not have gets its default: that is what it ran with,
+    or what `_BEFORE` says.
     """
 
     def tuples(value: Any) -> Any:
@@ -224,7 +229,7 @@ def from_json(text: str) -> ConfigDict:
     if "stage" in config:
         defaults = keys.flat(module("base").get_config())
         known = keys.flat(config)
-        missing = {k: value for k, value in defaults.items() if k not in known}
+        missing = {k: _BEFORE.get(k, value) for k, value in defaults.items() if k not in known}
         for section in {key.partition(".")[0] for key in missing if "." in key} - {*config}:
             config[section] = ConfigDict()
         config.update_from_flattened_dict(missing)

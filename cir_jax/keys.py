@@ -157,6 +157,7 @@ def check(config: ConfigDict, allowed: Mapping[str, Allowed]) -> None:
         allowed |= {key: one.allowed for key, one in found.items()}
     for key, value in values.items():
         if (rule := allowed.get(key)) is None:
+            _check_finite(key, value)
             continue
         if rule in ("path", "paths"):
             for place in value if isinstance(value, tuple) else str(value).split(","):
@@ -191,6 +192,13 @@ def _ours(key: str, module: str) -> str:
     if not re.fullmatch(r"cir_jax(\.\w+)+", module, re.ASCII):
         raise UserError(f"{key}: {module!r} is no module of cir_jax, and no other is imported here")
     return module
+
+
+def _check_finite(key: str, value: Any) -> None:
+    """Of a key that takes any value of its type: no number that nothing can be computed with."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, float) and not math.isfinite(one):
+            raise UserError(f"{key}={value!r} is no number to compute with; give a finite one")
 
 
 def _check_choices(key: str, value: Any, elements: tuple, choices: tuple) -> None:
@@ -236,9 +244,9 @@ def _words(interval: str) -> str:
     low, high = (float(x) for x in interval[1:-1].split(","))
     said = []
     if low > -math.inf:
-        said.append(("at least " if interval[0] == "[" else "above ") + f"{low:g}")
+        said.append(("at least " if interval[0] == "[" else "above ") + f"{low:,.10g}")
     if high < math.inf or not said:
-        said.append(("at most " if interval[-1] == "]" else "below ") + f"{high:g}")
+        said.append(("at most " if interval[-1] == "]" else "below ") + f"{high:,.10g}")
     return " and ".join(said)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import cir_jax
 from cir_jax import config as configs
-from cir_jax import files, plugins
+from cir_jax import files, plugins, progress
 from cir_jax.errors import UserError, nearest
 from cir_jax.runtime import supervision
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv[0], argv[1:], commands)
     except UserError as error:
-        print(f"cir-jax {argv[0]}: {error}", file=sys.stderr)
+        progress.show(f"cir-jax {argv[0]}: {error}", file=sys.stderr)
         return supervision.STOPPED if isinstance(error, supervision.Stopped) else 2
     except BrokenPipeError:  # `cir-jax inspect ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -32,7 +32,8 @@ FILES = {
         "importers.shards:shards importers.json_text:json_stream",
     },
     "positives.scaling": {
-        "generation": "lists:image_lists looks:image_hashes mine:hard_negatives "
+        "datasets": "lists:image_lists",
+        "generation": "looks:image_hashes mine:hard_negatives "
         "windows:similarity writing:generate_text "
         "captioners.contract:captioner captioners.inputs:caption_inputs "
         "captioners.in_flight:retry captioners.patience:retry",

@@ -1,18 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Progress bars: on a terminal, on process 0, and nowhere else. Free of jax, so readers may use it.
 
+Everything that is printed goes through `shown`: names and texts come from strangers' files, and a
+terminal obeys what they may hold.
+
 Who is process 0 is told by `set_process` (`cir_jax.runtime.distributed` does), because asking jax
 would start its backend.
 """
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 EVERY = 60.0  # seconds between two lines where there is no terminal
+
+# Control characters (but LF and tab), marks that turn the direction of text, separators of lines
+# and paragraphs, and halves of surrogate pairs. Joiners and tags are parts of emoji, and stay.
+_OBEYED = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 _process = 0
 
@@ -23,6 +33,42 @@ def set_process(index: int) -> None:
     _process = index
 
 
+def shown(text: object, one_line: bool = False) -> str:
+    """A text as it may be printed: what a terminal or browser would obey is written as an escape.
+
+    Args:
+      text: anything.
+      one_line: escape line ends and tabs as well, where the text is a name in a table.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    text = _OBEYED.sub(_escape, text)
+    return re.sub("[\n\t]", _escape, text) if one_line else text
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape").decode()
+
+
+def show(*message: object, sep: str = " ", file: TextIO | None = None) -> None:
+    """Prints a line of this process for people.
+
+    Args:
+      message: its parts.
+      sep: what stands between them.
+      file: standard output if None.
+    """
+    file = file or sys.stdout
+    print(_fitting(sep.join(map(str, message)), file), file=file, flush=True)
+
+
+def _fitting(text: str, file: TextIO) -> str:
+    """A text that a stream can write: one of ASCII or of a code page has few letters."""
+    codec = getattr(file, "encoding", None) or "utf-8"
+    return shown(text).encode(codec, "backslashreplace").decode(codec)
+
+
 def bar(
     iterable: Iterable | None = None, total: int | None = None, title: str = "", initial: int = 0
 ) -> tqdm:
@@ -31,7 +77,7 @@ def bar(
         iterable,
         total=total,
         initial=initial,
-        desc=title,
+        desc=shown(title, one_line=True),
         disable=_process != 0 or not sys.stderr.isatty(),
         leave=False,
         dynamic_ncols=True,
@@ -75,5 +121,5 @@ class _Lines:
 def say(*message: object, sep: str = " ") -> None:
     """Prints a line for people, once over all processes, without tearing a bar apart."""
     if _process == 0:
-        tqdm.write(sep.join(str(m) for m in message), file=sys.stdout)
+        tqdm.write(_fitting(sep.join(map(str, message)), sys.stdout), file=sys.stdout)
         sys.stdout.flush()

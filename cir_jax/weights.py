@@ -74,6 +74,13 @@ def _config_in(text: str) -> ConfigDict:
     return config
 
 
+def resumed(config: ConfigDict) -> ConfigDict | None:
+    """The config of the run in `config.workdir` that training goes on with; None if it is new."""
+    if not checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
+        return None
+    return config_of(config.workdir, "last")
+
+
 def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
     """`config`, with `model.tower=auto` replaced by what its weights are of.
 

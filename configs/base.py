@@ -23,9 +23,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.workdir = ""  # folder of the run; "" = runs/<config>-<argument>
     c.stage = "one_in_batch"  # module of cir_jax.training.stages (or a .py file)
     # Run folder whose best parameters to start from, or a file or folder of weights (see
-    # cir_jax/convert/README.md); "" = random parameters. Several with commas between, if each
-    # holds a part of the model.
+    # cir_jax/convert/README.md); "" = random parameters, of a small model. Several with commas
+    # between, if each holds a part of the model.
     c.init_from = ""
+    c.from_scratch = False  # let a model of full size start from random parameters, on purpose
     c.seed = 42  # of parameters, shuffling, text choice and sampled negatives
     c.batch = 256  # global batch over all processes
     c.epochs = 3  # passes over the triplets
@@ -51,6 +52,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.generated_images = ""  # folder of their images that the data set does not have
     c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has
+    c.data.caption_text_field = ""  # its column or key of the text; "" = caption, title, text, ...
+    c.data.caption_empty = "drop"  # its records without a text, or "error"
+    c.data.caption_duplicates = "error"  # several texts of an image; "first", "last" or "all"
     c.data.optimized = ""  # optimized_images.json (pixel-identical images share a row); "" = none
     # Stage two, an ablation: more rows of the bank, of images that no triplet names: "split" (the
     # data set's other training images; of a "folder" all below images/), folders of images, JSON
@@ -64,6 +68,13 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.on_long = "error"  # or "truncate": texts over the context
     c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)
     c.data.target_ratio = 1.25  # TargetPad: largest aspect ratio left unpadded
+    # How a file becomes a picture: "released", bit for bit as published runs did (no orientation
+    # tag, 16 bits cut at 255, transparency dropped), or "natural", as a person sees it (see
+    # cir_jax/data/natural.py). "auto" = natural for images of your own (data.name "folder", or a
+    # reader of yours), released for published sets; stage two, banks and evaluation take that of
+    # the weights they start from.
+    c.data.loading = "auto"
+    c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
     c.data.threads = 16  # threads that read and decode, per process
     c.data.cache_pixels = False  # keep decoded images in memory (small sets)
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
@@ -126,58 +137,61 @@ ALLOWED = {
     "stage": "plug-in cir_jax.training.stages",
     "init_from": "paths",
     "seed": "[0, 4294967295]",  # Grain's seeds have 32 bits
-    "batch": "[1, inf)",
-    "epochs": "[0, inf)",
-    "steps": "[0, inf)",
-    "max_seconds": "[0, inf)",
-    "log_every": "[1, inf)",
+    "batch": "[1, 1e6]",
+    "epochs": "[0, 1e6]",
+    "steps": "[0, 1e9]",
+    "max_seconds": "[0, 1e9]",
+    "log_every": "[1, 1e9]",
     "model.name": "plug-in cir_jax.models",
     "model.tower": None,  # each model says which sizes there are
-    "model.image_size": "[0, inf)",
-    "model.context": "[0, inf)",
+    "model.image_size": "[0, 4096]",
+    "model.context": "[0, 4096]",
     "model.dtype": ("auto", "float32", "bfloat16"),
     "data.name": "plug-in cir_jax.datasets.readers",
     "data.root": "path",
-    "data.annotated": "[-1, inf)",
+    "data.annotated": "[-1, 1e9]",
     "data.generated": "paths",
     "data.generated_images": "path",
     "data.captions": "path",
+    "data.caption_empty": ("drop", "error"),
+    "data.caption_duplicates": ("error", "first", "last", "all"),
     "data.optimized": "path",
     "data.unlabelled": "paths",
-    "data.unlabelled_count": "[0, inf)",
+    "data.unlabelled_count": "[0, 1e9]",
     "data.mixing": ("concatenate", "weights"),
-    "data.weights": "(0, inf)",
+    "data.weights": "(0, 1e9]",
     "data.on_missing": ("error", "drop"),
     "data.on_long": ("error", "truncate"),
     "data.pad": ("target", "square", "none"),
-    "data.target_ratio": "[1, inf)",
-    "data.threads": "[1, inf)",
-    "data.text_lengths": "[1, inf)",
-    "optim.learning_rate": "[0, inf)",
+    "data.target_ratio": "[1, 1000]",
+    "data.loading": ("auto", "released", "natural"),
+    "data.threads": "[1, 1024]",
+    "data.text_lengths": "[1, 4096]",
+    "optim.learning_rate": "[0, 10]",
     "optim.beta1": "[0, 1)",
     "optim.beta2": "[0, 1)",
-    "optim.epsilon": "[0, inf)",
-    "optim.weight_decay": "[0, inf)",
+    "optim.epsilon": "(0, 1]",
+    "optim.weight_decay": "[0, 10]",
     "optim.schedule": ("constant", "cosine", "linear"),
     "optim.drops": "(0, 1)",
-    "optim.warmup_steps": "[0, inf)",
-    "optim.clip_norm": "[0, inf)",
+    "optim.warmup_steps": "[0, 1e9]",
+    "optim.clip_norm": "[0, 1e9]",
     "optim.multipliers": "rules",
     "optim.no_decay": "regexes",
-    "mesh.data": "[-1, inf)",
-    "mesh.model": "[1, inf)",
+    "mesh.data": "[-1, 1e6]",
+    "mesh.model": "[1, 1e6]",
     "eval.benchmark": "plug-in cir_jax.evals.benchmarks or none",
     "eval.root": "path",
     "eval.on_missing": ("error", "drop"),
-    "eval.every": "[0, inf)",
-    "eval.batch": "[1, inf)",
-    "eval.examples": "[0, inf)",
-    "checkpoint.every_steps": "[0, inf)",
-    "checkpoint.keep": "[1, inf)",
-    "checkpoint.lease_seconds": "[1, inf)",
-    "checkpoint.grace_seconds": "(0, inf)",
-    "cluster.connect_seconds": "(0, inf)",
-    "cluster.lost_seconds": "(0, inf)",
-    "cluster.stuck_seconds": "[0, inf)",
-    "cluster.compile_seconds": "[0, inf)",
+    "eval.every": "[0, 1e6]",
+    "eval.batch": "[1, 1e6]",
+    "eval.examples": "[0, 10000]",
+    "checkpoint.every_steps": "[0, 1e9]",
+    "checkpoint.keep": "[1, 10000]",
+    "checkpoint.lease_seconds": "[1, 1e6]",
+    "checkpoint.grace_seconds": "(0, 1e6]",
+    "cluster.connect_seconds": "(0, 1e6]",
+    "cluster.lost_seconds": "(0, 1e6]",
+    "cluster.stuck_seconds": "[0, 1e6]",
+    "cluster.compile_seconds": "[0, 1e6]",
 }

@@ -61,6 +61,10 @@ def get_config(arg: str = "folder") -> ConfigDict:
     # same as those of a training run with that data.annotated and seed
     c.data.lists = ()  # data.name="list": .json, .jsonl, .csv, .tsv, .tar files, folders of them
     c.data.on_missing = "error"  # or "drop": leave unreadable images out, and list them
+    # How a file becomes a picture, for captioner and comparison alike: "released" or "natural", see
+    # configs/base.py; "auto" = natural for images of your own ("folder", "list", a reader of yours)
+    c.data.loading = "auto"
+    c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
     c.data.threads = 16  # threads that read and decode
 
     c.dedupe = ConfigDict()
@@ -181,13 +185,13 @@ RECIPES = {
 }
 WRITER = {
     "captioner": "plug-in cir_jax.generation.captioners",
-    "words": "[1, inf)",
-    "max_words": "[0, inf)",
-    "attempts": "[1, inf)",
-    "max_tokens": "[0, inf)",
-    "temperature": "[0, inf)",
+    "words": "[1, 10000]",
+    "max_words": "[0, 100000]",
+    "attempts": "[1, 1000]",
+    "max_tokens": "[0, 1e6]",
+    "temperature": "[0, 100]",
     "top_p": "(0, 1]",
-    "max_side": "[1, inf)",
+    "max_side": "[1, 16384]",
 }
 # What each key may be; a key that is not here takes any value of its type.
 ALLOWED = {
@@ -196,26 +200,27 @@ ALLOWED = {
     "data.name": "plug-in cir_jax.datasets.readers or list",
     "data.root": "path",
     "data.images": ("all", "split", "triplets"),
-    "data.annotated": "[-1, inf)",
+    "data.annotated": "[-1, 1e9]",
     "data.lists": "paths",
     "data.on_missing": ("error", "drop"),
-    "data.threads": "[1, inf)",
+    "data.loading": ("auto", "released", "natural"),
+    "data.threads": "[1, 1024]",
     "dedupe.near": "[-1, 63]",  # half of the 128 bits of a hash: more would join anything
     "dedupe.optimized": "path",
     **{f"caption.{key}": rule for key, rule in WRITER.items()},
     "pair.method": ("random", "window", "mined", "file"),
-    "pair.window": "[0, inf)",
+    "pair.window": "[0, 1e9]",
     "pair.file": "path",
-    "pair.per_image": "[1, inf)",
-    "pair.keep": "[0, inf)",
+    "pair.per_image": "[1, 1e6]",
+    "pair.keep": "[0, 1e9]",
     "pair.features": "path",
     "pair.feature_names": "path",
     "pair.run": "path",
-    "pair.mined_top": "[1, inf)",
-    "pair.block": "[1, inf)",
-    "modify.context": "[3, inf)",  # a token between those of start and end
+    "pair.mined_top": "[1, 1e6]",
+    "pair.block": "[1, 1e6]",
+    "modify.context": "[3, 4096]",  # a token between those of start and end
     **{f"rewrite.{key}": rule for key, rule in WRITER.items()},
     "rewrite.captioner": "plug-in cir_jax.generation.captioners or ",
-    "rewrite.texts": "[1, inf)",
+    "rewrite.texts": "[1, 1000]",
     "output.layout": ("", "fashioniq", "cirr", "cc"),
 }

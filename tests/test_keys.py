@@ -56,6 +56,11 @@ WRONG = [
         "rewrite.top_p=0",
         r"rewrite.top_p=0.0 is out of range; it must be above",
     ),
+    ("clip_sum", "seed=4294967296", r"seed=4294967296 .* at least 0 and at most 4,294,967,295"),
+    ("clip_sum", "optim.epsilon=0", r"epsilon=0.0 is out of range; it must be above 0 and at most"),
+    ("clip_sum", "optim.learning_rate=20", r"learning_rate=20.0 .* at least 0 and at most 10"),
+    ("clip_sum", "data.threads=100000", r"threads=100000 .* at least 1 and at most 1,024"),
+    ("clip_sum", "checkpoint.keep=0", r"keep=0 is out of range; it must be at least 1 and at most"),
     ("positives", "caption.url=x", r"url is read by caption.captioner=server, but this config has"),
 ]
 
@@ -157,3 +162,50 @@ def test_flags_that_are_keys_get_a_hint(flag, hint, capsys):
     said = capsys.readouterr().err
     assert f"unknown argument {flag}" in said and "--help` lists the flags" in said
     assert hint in said and ("--set" in said) == bool(hint)
+
+
+def _numeric(value):
+    elements = value if isinstance(value, tuple) else (value,)
+    return bool(elements) and all(type(x) in (int, float) for x in elements)
+
+
+def _rules():
+    """(key, default, what it may be) of every key of a run, of positives and of every plug-in."""
+    for base in ("base", "positives"):
+        table = config.module(base).ALLOWED
+        for key, value in keys.flat(config.module(base).get_config()).items():
+            yield key, value, table.get(key)
+    for kind in keys.KINDS:
+        for name in plugins.available(kind.package):
+            for key, about in keys.declared(kind, name).items():
+                yield key, about.default, about.allowed
+
+
+def test_every_number_has_an_interval_that_ends():
+    """A value far outside what can be meant is refused, not tried out for an hour."""
+    found = {}
+    for key, value, rule in _rules():
+        if _numeric(value):
+            found.setdefault(key, []).append((value, rule))
+    lacking = []
+    for key, rows in found.items():
+        # A key of plug-ins is in the flat config too, without a rule there.
+        rules = [rule for _, rule in rows if rule is not None]
+        lacking += [key] * (not rules or not all("inf" not in r and r[0] in "[(" for r in rules))
+    assert not lacking
+    assert {"optim.epsilon", "loss.temperature", "caption.wait", "model.dropout"} < found.keys()
+    for key, rows in found.items():
+        for value, rule in rows:
+            for wrong in (float("inf"), float("nan"), -float("inf")) if rule else ():
+                with pytest.raises(UserError, match=f"{key}=.* out of range"):
+                    keys._check(key, wrong, rule)
+            if rule:
+                keys._check(key, value, rule)
+
+
+def test_a_number_without_an_interval_is_finite_all_the_same(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(MODEL)
+    for text in ("1e999", "-1e999"):
+        with pytest.raises(UserError, match=r"loss.mine=-?inf is no number to compute with; give"):
+            config.load("clip_sum", [f"model.name={file}", f"loss.mine={text}"])

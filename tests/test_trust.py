@@ -81,7 +81,9 @@ def test_a_strangers_run_runs_nothing_and_says_what_to_do(way, key, tmp_path, ca
         said = str(refused.value)
     name = key.replace("__", ".")
     assert f"{run} names code of its own, {name}='{run}/evil.py'" in said
-    assert f"--trust-code (in Python, trust_code=True), or name a file of yours, --set {name}" in said
+    assert (
+        f"--trust-code (in Python, trust_code=True), or name a file of yours, --set {name}" in said
+    )
     assert MARK not in os.environ
 
 
@@ -122,7 +124,7 @@ def test_the_users_own_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
     shutil.move("run", "moved")
     load.from_run("moved")
     Path("own.py").write_text(EVIL + "# something else\n")
-    with pytest.raises(UserError, match="names code of its own, model.name='own.py'"):
+    with pytest.raises(UserError, match=r"names code of its own, model.name='own.py'"):
         load.from_run("moved")
     Path("own.py").write_text(EVIL)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))

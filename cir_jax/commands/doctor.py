@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cir_jax import files, plugins
+from cir_jax import files, plugins, progress
 from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,18 +56,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(report: "Report") -> None:
-    print(f"{report['dataset']} in {report['root']}")
+    say = progress.show
+    say(f"{report['dataset']} in {report['root']}")
     for row in report["counts"]:
         official = f"{row['official']:>10,}" if row["official"] else " " * 10
         mark = "" if row["official"] in (None, row["found"]) else "  <- differs"
-        print(f"  {row['what']:<44}{row['found']:>10,}{official}{mark}")
-    print("  (found, and the official number where there is one)")
+        say(f"  {row['what']:<44}{row['found']:>10,}{official}{mark}")
+    say("  (found, and the official number where there is one)")
     for note in report["notes"]:
-        print(f"note: {note}")
+        say(f"note: {note}")
     for kind, names in report["images"].items():
         if names:
             more = f", and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-            print(f"{kind}: {len(names):,}: {', '.join(map(str, names[:_SHOWN]))}{more}")
+            first = ", ".join(progress.shown(n, one_line=True) for n in names[:_SHOWN])
+            say(f"{kind}: {len(names):,}: {first}{more}")
     for problem in report["problems"]:
-        print(f"problem: {problem}")
-    print("nothing wrong" if not report["problems"] else f"{len(report['problems'])} problem(s)")
+        say(f"problem: {problem}")
+    say("nothing wrong" if not report["problems"] else f"{len(report['problems'])} problem(s)")

@@ -81,6 +81,12 @@ def _say_if_padded_otherwise(place: str, config: "ConfigDict") -> None:
     from cir_jax.convert import identify, sources
 
     assumed = identify.find(sources.open_source(place), config.model.name)[1].data
+    loading, taken = config.data.loading, assumed.get("loading", "natural")
+    if loading not in ("auto", taken):
+        progress.say(
+            f"{place}: who loads this takes data.loading={taken}, but the model was trained with "
+            f"data.loading={loading}; say so there"
+        )
     for key in ("pad", "target_ratio"):
         if assumed.get(key, config.data[key]) != config.data[key]:
             progress.say(

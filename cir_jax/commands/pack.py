@@ -7,6 +7,8 @@ The result is used as data.root in place of the original folder.
 
 import argparse
 
+from cir_jax import progress
+
 HELP = "pack a data set into ArrayRecord files (TFDS)"
 
 
@@ -21,5 +23,5 @@ def run(args: argparse.Namespace) -> int:
     """Packs, and says where."""
     from cir_jax.datasets import tfds_builders
 
-    print(f"packed; use data.root={tfds_builders.pack(args.dataset, args.root, args.out)}")
+    progress.show(f"packed; use data.root={tfds_builders.pack(args.dataset, args.root, args.out)}")
     return 0

@@ -6,9 +6,11 @@ Every step leaves a file in the work folder; the same command goes on where it w
 """
 
 import argparse
+import functools
 from typing import Any
 
 from cir_jax import config as configs
+from cir_jax import progress
 
 HELP = "make triplets from images: dedupe, caption, pair, modify"
 
@@ -37,15 +39,15 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.generation import steps
 
     with trust.trusting(args.trust_code):
-        results = steps.run(config, _open_run)
-    print(
+        results = steps.run(config, functools.partial(_open_run, config.data.name))
+    progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
         f"{results['seconds']:.0f} s\nto train on them: --set data.generated={results['files'][0]}"
     )
     return 0
 
 
-def _open_run(run: str) -> Any:
+def _open_run(dataset: str, run: str) -> Any:
     from cir_jax.retrieval import load  # most recipes ask no trained model, and need no jax
 
-    return load.from_run(run)[1]
+    return load.from_run(run, dataset=dataset)[1]

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 from cir_jax.errors import UserError
+from cir_jax.training import from_scratch
 
 HELP = "train one stage of a model; again, to resume"
 WATCHED = True  # by `cir_jax.runtime.supervision`
@@ -27,10 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     configs.add_arguments(parser)
     configs.add_init_from_argument(parser, "start from these parameters")
     parser.add_argument(
-        "--ignore-remote-code", action="store_true",
-        help="with --init-from: read a transformers folder as the plain model its tensors fit, where "
-        "its config names code of its own (auto_map), which is never run; vectors may differ",
-    )  # fmt: skip
+        "--ignore-remote-code",
+        action="store_true",
+        help="with --init-from: read a transformers folder as the plain model its tensors fit, "
+        "where its config names code of its own (auto_map), which is never run; vectors may differ",
+    )
+    parser.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="start a model of full size from random parameters; without weights it is refused",
+    )
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -88,4 +95,9 @@ def _load(args: argparse.Namespace) -> ConfigDict:
     loaded = configs.with_init_from(configs.from_args(args), args.init_from)
     if "stage" not in loaded:
         raise UserError(f"--config {args.config} makes triplets; use it with `cir-jax positives`")
+    if args.from_scratch:
+        with loaded.unlocked():
+            loaded.from_scratch = True
+    if not args.dry_run:
+        from_scratch.check(loaded)
     return loaded

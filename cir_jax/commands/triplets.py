@@ -7,6 +7,7 @@ Use the result as data.generated, or as {root}/train.jsonl of data.name=folder.
 
 import argparse
 
+from cir_jax import progress
 from cir_jax.errors import UserError
 
 HELP = "import triplets of other projects"
@@ -61,5 +62,5 @@ def run(args: argparse.Namespace) -> int:
         refused=args.refused,
         overwrite=args.overwrite,
     )
-    print("\n".join(summary.lines()))
+    progress.show("\n".join(summary.lines()))
     return 0

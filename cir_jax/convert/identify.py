@@ -39,8 +39,8 @@ def candidates(source: Source) -> list[tuple[str, Layout, Found]]:
     fitting, several = [], None
     for model in plugins.available(MODELS):
         try:
-            if found := subtrees.find(source, layouts(model)):
-                fitting.append((model, *found))
+            if fits := subtrees.find(source, layouts(model)):
+                fitting.append((model, *fits))
         except subtrees.Several as error:
             several = error
     if several and not fitting:

@@ -139,9 +139,7 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def _pairs(
-    names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path
-) -> dict[str, _Pair]:
+def _pairs(names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) -> dict[str, _Pair]:
     halves: dict[str, dict[str, tuple[Tensor, bool]]] = {}
     for name, tensor in names.items():
         if found := _PART.fullmatch(name):

@@ -26,7 +26,12 @@ KEY = "cir_jax"
 INDEX = "index:"
 # Of the `model` section, what shapes follow from; of `data`, what images and texts are made by.
 SIZE_KEYS = {"name": str, "tower": str, "context": int, "image_size": int}
-INPUT_KEYS = {"pad": str, "target_ratio": float, "text_lengths": list, "on_long": str}
+INPUT_KEYS = {
+    "pad": str, "target_ratio": float, "text_lengths": list, "on_long": str,
+    "loading": str, "background": str,
+}  # fmt: skip
+# Of files that were written before there was the key.
+_BEFORE = {"loading": "released", "background": "white"}
 
 
 def find(source: Source) -> Found | None:
@@ -37,7 +42,7 @@ def find(source: Source) -> Found | None:
         content = dict(json_files.loads(source.metadata[KEY]))
         check_version(content, VERSION, f"{source.place}")
         model = _typed(content["model"], SIZE_KEYS)
-        data = _typed(content["data"], INPUT_KEYS) if "data" in content else {}
+        data = _typed({**_BEFORE, **content["data"]}, INPUT_KEYS) if "data" in content else {}
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
@@ -85,7 +90,8 @@ def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Pat
     both = tensors | {INDEX + path: tensor for path, tensor in index.items()}
     content = {"version": VERSION, "model": written.config.to_dict()}
     if written.data:
-        content["data"] = {key: written.data[key] for key in INPUT_KEYS}
+        said = {**_BEFORE, **written.data}
+        content["data"] = {key: said[key] for key in INPUT_KEYS}
     with whole(place) as file:
         safe_tensors.write(file, both, {KEY: json.dumps(content)})
     return [place]

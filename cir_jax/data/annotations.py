@@ -2,22 +2,22 @@
 """Annotation files: JSON and JSON lines, with errors that name the file and the record."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data import json_files
+from cir_jax.data import json_files, text_files
 from cir_jax.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_ENCODING = "utf-8-sig"  # editors on Windows begin a file with a byte order mark
 _BETWEEN = re.compile(r"[\s,]*")  # records of a list
 
 
 def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any:
     """The content of a JSON file whose top level is a list (or what `expected` says).
+
+    Where a list is expected, a file of one record per line is read as the list of them.
 
     Raises:
       UserError: no such file, malformed (with the position), of another type, or something that
@@ -26,12 +26,13 @@ def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no annotation file {path}; `cir-jax doctor` lists what a data set needs")
+    text = text_files.read(path)
+    kinds = expected if isinstance(expected, tuple) else (expected,)
     try:
-        text = path.read_text(encoding=_ENCODING)
-        content = json_files.loads(text)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error}); fetch the file again") from None
+        content = json_files.loads(text, printable=True)
     except ValueError as found:
+        if list in kinds and _is_lines(text, found):
+            return [record for _, record in read_lines(path)]
         record, wrong = _in_record(text, found)
         if isinstance(wrong, json.JSONDecodeError):
             raise UserError(
@@ -40,7 +41,6 @@ def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any
             ) from None
         raise UserError(f"{path}{record}: {wrong}; correct that or fetch the file again") from None
     if not isinstance(content, expected):
-        kinds = expected if isinstance(expected, tuple) else (expected,)
         raise UserError(
             f"{path} holds a {type(content).__name__} at its top level, expected a "
             f"{' or '.join(kind.__name__ for kind in kinds)}"
@@ -53,11 +53,12 @@ def read_lines(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Records of a JSON-lines file, each with "file:line" for messages; blank lines are skipped.
 
-    One record is in memory at a time: files of generated triplets hold millions.
+    One record is in memory at a time: files of generated triplets hold millions. A file that holds
+    one list of objects is read as well, whole.
 
     Args:
       path: the file.
-      lone_surrogates: read them; see `json_files.loads`.
+      lone_surrogates: read them, and control characters; see `json_files.loads`.
 
     Raises:
       UserError: no such file, or a line that is no JSON object or that `json_files` refuses.
@@ -65,17 +66,14 @@ def read_lines(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no file {path}; write one JSON object per line into it")
-    with path.open(encoding=_ENCODING) as lines:
-        number = 0
-        try:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    yield where, _object(line, where, lone_surrogates)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 text after line {number} ({error}); save it as UTF-8"
-            ) from None
+    if text_files.start(path).startswith("[") and _is_list(path):
+        for number, record in enumerate(read_json(path)):
+            yield f"{path} record {number}", _checked(record, f"{path} record {number}")
+        return
+    for number, line in text_files.lines(path):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _object(line, where, lone_surrogates)
 
 
 def field(record: dict[str, Any], key: str, where: str) -> Any:
@@ -102,7 +100,7 @@ def image_name(record: dict[str, Any], key: str, where: str) -> str:
     name = field(record, key, where)
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: {key!r} is {name!r}, expected the name of an image")
-    return name
+    return _one_line(name, where)
 
 
 def image_names(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]:
@@ -114,60 +112,71 @@ def image_names(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]
     names = field(record, key, where)
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         raise UserError(f"{where}: {key!r} is {names!r}, expected a list of image names")
-    return tuple(names)
+    return tuple(_one_line(name, where) for name in names)
+
+
+def _one_line(name: str, where: str) -> str:
+    """A name, or a UserError if it has characters that no name should have."""
+    if not name.isprintable():
+        line_end = next((c for c in name if c in "\t\n\r"), "")
+        wrong = f"{line_end!r} is no part of a name" if line_end else text_files.fault(name)
+        if wrong:
+            raise UserError(f"{where}: image {name!r}: {wrong}; rename the file")
+    return name
 
 
 def not_empty(texts: Any, where: str, blank: bool = False) -> tuple[str, ...]:
     """The texts that are not blank, of one text or a list of them; with `blank`, all.
 
     Raises:
-      UserError: none is left, or one is no text.
+      UserError: none is left, one is no text, or one has characters that no text should have.
     """
     texts = tuple(texts) if isinstance(texts, list | tuple) else (texts,)
-    wrong = [t for t in texts if not isinstance(t, str)]
-    if wrong:
-        raise UserError(f"{where}: {wrong[0]!r} is no text")
+    for text in texts:
+        if not isinstance(text, str):
+            raise UserError(f"{where}: {text!r} is no text")
+        if wrong := text_files.fault(text):
+            raise UserError(f"{where}: {text!r}: {wrong}; correct the text")
     kept = tuple(t for t in texts if blank or t.strip())
     if not kept:
         raise UserError(f"{where} has no text; remove the record or give it one")
     return kept
 
 
-def image_files(folder: str | Path, depth: int = 1) -> dict[str, str]:
-    """Name without suffix -> path, for all images in `folder` and `depth` levels below it.
+def _is_lines(text: str, error: ValueError) -> bool:
+    """Whether a text that is no JSON because of `error` holds one object per line."""
+    extra = isinstance(error, json.JSONDecodeError) and error.msg == "Extra data"
+    return extra and text.lstrip().startswith("{")
 
-    One listing per folder instead of a question per image: data sets lie on network disks.
-    """
-    found: dict[str, str] = {}
-    below = []
+
+def _is_list(path: Path) -> bool:
+    """Whether a file that begins with [ is one list, and not a line of JSON lines that is none."""
+    text = text_files.read(path)
     try:
-        entries = sorted(os.scandir(folder), key=lambda e: e.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return found
-    for entry in entries:
-        stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() in SUFFIXES:
-            found.setdefault(stem, entry.path)
-        elif depth and entry.is_dir():
-            below.append(entry.path)
-    for path in below:
-        for stem, file in image_files(path, depth - 1).items():
-            found.setdefault(stem, file)
-    return found
+        json_files.loads(text)
+    except json.JSONDecodeError as error:
+        return error.msg != "Extra data"
+    except ValueError:
+        return True
+    return text.strip() != "[]"
+
+
+def _checked(record: Any, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is a {type(record).__name__}, expected a JSON object")
+    return record
 
 
 def _object(line: str, where: str, lone_surrogates: bool) -> dict[str, Any]:
     try:
-        record = json_files.loads(line, lone_surrogates)
+        record = json_files.loads(line, lone_surrogates, printable=not lone_surrogates)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{where} is no JSON ({error.msg}, column {error.colno}); correct that line"
         ) from None
     except ValueError as error:
         raise UserError(f"{where}: {error}; correct that line") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where} is a {type(record).__name__}, expected a JSON object")
-    return record
+    return _checked(record, where)
 
 
 def _in_record(text: str, error: ValueError) -> tuple[str, ValueError]:
@@ -181,7 +190,8 @@ def _in_record(text: str, error: ValueError) -> tuple[str, ValueError]:
     while True:
         try:
             between = _BETWEEN.match(text, end)
-            _, end = json_files.decode(text, between.end() if between else end)
+            start = between.end() if between else end
+            _, end = json_files.decode(text, start, printable=True)
         except ValueError as found:
             malformed = isinstance(found, json.JSONDecodeError)
             if malformed and not isinstance(error, json.JSONDecodeError):

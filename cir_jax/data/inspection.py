@@ -5,14 +5,14 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import xxhash
 from PIL import Image
 
 from cir_jax import progress
-from cir_jax.data.pixels import open_image
+from cir_jax.data.pixels import RELEASED, Loading, open_image
 from cir_jax.data.triplets import TripletSet
 from cir_jax.errors import UserError
 
@@ -34,11 +34,13 @@ class Findings:
         return [*self.missing, *self.empty, *self.undecodable]
 
 
-def inspect_images(paths: Mapping[str, Any], decode: bool = True, threads: int = 16) -> Findings:
+def inspect_images(
+    paths: Mapping[str, Any], decode: bool = True, threads: int = 16, loading: Loading = RELEASED
+) -> Findings:
     """Looks at every image of `paths` (name -> file).
 
-    Two images are duplicates if they decode to the same size and RGB pixels; only hashes are kept.
-    Without `decode`, files are only asked for their size.
+    Two images are duplicates if they decode to the same size and RGB pixels, as `loading` opens
+    them; only hashes are kept. Without `decode`, files are only asked for their size.
     """
     findings = Findings(images=len(paths))
     by_hash: dict[str, list[str]] = {}
@@ -47,7 +49,7 @@ def inspect_images(paths: Mapping[str, Any], decode: bool = True, threads: int =
         for start in progress.bar(range(0, len(items), _WINDOW), title="images"):
             window = items[start : start + _WINDOW]
             for (name, _), (state, digest) in zip(
-                window, pool.map(lambda item: _look(item[1], decode), window), strict=True
+                window, pool.map(lambda item: _look(item[1], decode, loading), window), strict=True
             ):
                 if state:
                     getattr(findings, state).append(name)
@@ -92,7 +94,7 @@ def drop_missing(
         good = tuple(t for t in one.triplets if not {t.reference, t.target} & lost)
         if len(good) < len(one.triplets):
             dropped[one.name] = len(one.triplets) - len(good)
-        kept.append(TripletSet(one.name, good, one.paths))
+        kept.append(replace(one, triplets=good))
     if not any(one.triplets for one in kept):
         raise UserError(f"no triplet is left after dropping {len(bad)} missing images")
     return kept, dropped
@@ -114,7 +116,7 @@ def pixel_hash(image: Image.Image) -> str:
     return xxhash.xxh3_128_hexdigest(pixels, seed=image.width << 32 | image.height)
 
 
-def _look(path: Any, decode: bool) -> tuple[str, str]:
+def _look(path: Any, decode: bool, loading: Loading) -> tuple[str, str]:
     """(what is wrong or "", hash of the decoded image or "")."""
     if isinstance(path, str):
         try:
@@ -128,6 +130,6 @@ def _look(path: Any, decode: bool) -> tuple[str, str]:
     if not decode:
         return "", ""
     try:
-        return "", pixel_hash(open_image(path))
+        return "", pixel_hash(open_image(path, loading))
     except (UserError, OSError, ValueError):  # or a mode without a conversion to RGB
         return "undecodable", ""

@@ -1,29 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image file -> square uint8 pixels, bit-compatible with the released CLIP4CIR/SPN pipelines.
+"""Image file -> square uint8 pixels.
 
-Order: pad, resize the short side (bicubic, antialiased), crop the centre, and only then convert to
-RGB. The order matters: a palette image is resized in its own mode, and transparency is dropped, not
-blended. Orientation tags are not applied, because the released code does not apply them.
+    released   bit-compatible with the released CLIP4CIR/SPN pipelines: pad, resize the short side
+               (bicubic, antialiased), crop the centre, and only then convert to RGB. The order
+               matters: a palette image is resized in its own mode, and transparency is dropped, not
+               blended. Orientation tags are not applied, and values over 255 are cut, because the
+               released code does so.
+    natural    first the picture that a person sees, see `cir_jax.data.natural`; then the same.
+
+An opaque, upright 8-bit RGB or grey image has the same pixels in both.
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor
 
+from cir_jax.data import natural, picture_files, pillow_warnings, squares
 from cir_jax.errors import UserError, nearest
 
 # Of OpenAI CLIP; the released code uses them for every backbone.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 PADS = ("target", "square", "none")
-# Pillow refuses an image of more than 178,956,970 pixels; a broken header claims as many.
-_UNDECODABLE = (
-    UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
-)  # fmt: skip
+AUTO = "auto"  # of data.loading: what weights or data say
+LOADINGS = ("released", "natural")
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a file becomes a picture: `data.loading` and `data.background`.
+
+    Attributes:
+      name: "released" or "natural", see the module.
+      background: of "natural", behind what is transparent: the name of a colour, or "#rrggbb".
+
+    Raises:
+      UserError: an unknown name or colour.
+    """
+
+    name: str = "released"
+    background: str = "white"
+
+    def __post_init__(self) -> None:
+        if self.name not in LOADINGS:
+            raise UserError(
+                f"data.loading={self.name!r} is unknown; there are: {', '.join(LOADINGS)}."
+                f"{nearest(self.name, LOADINGS)}"
+            )
+        self.colour()
+
+    def colour(self) -> tuple[int, int, int]:
+        """Red, green and blue of the background."""
+        try:
+            red, green, blue = ImageColor.getrgb(self.background)[:3]
+        except ValueError:
+            raise UserError(
+                f"data.background={self.background!r} is no colour; give a name such as white or "
+                "black, or #rrggbb"
+            ) from None
+        return red, green, blue
+
+    def of(self, image: Image.Image) -> Image.Image:
+        """The picture of a decoded image: of "released" the image itself, of "natural" in RGB.
+
+        Raises:
+          ValueError: "natural" finds no picture in it, see `natural.seen`.
+        """
+        return image if self.name == "released" else natural.seen(image, self.colour())
+
+    def fingerprint(self) -> str:
+        """Names everything that changes a pixel before the padding."""
+        if self.name == "released":
+            return "rgb-last"
+        return "natural on #{:02x}{:02x}{:02x}".format(*self.colour())
+
+
+RELEASED, NATURAL = Loading("released"), Loading("natural")
 
 
 class Preprocess:
@@ -34,12 +89,19 @@ class Preprocess:
       pad: "target" pads the short side with zeros until the aspect ratio is `target_ratio`;
         "square" until it is 1; "none" is plain CLIP (resize and crop).
       target_ratio: for "target"; 1.25 in every released run.
+      loading: how files become pictures.
 
     Raises:
       UserError: an unknown `pad`, or a ratio below 1.
     """
 
-    def __init__(self, size: int, pad: str = "target", target_ratio: float = 1.25):
+    def __init__(
+        self,
+        size: int,
+        pad: str = "target",
+        target_ratio: float = 1.25,
+        loading: Loading = RELEASED,
+    ):
         if pad not in PADS:
             raise UserError(
                 f"data.pad={pad!r} is unknown; there are: {', '.join(PADS)}.{nearest(pad, PADS)}"
@@ -49,20 +111,30 @@ class Preprocess:
         self.size = size
         self.pad = pad
         self.target_ratio = target_ratio
+        self.loading = loading
 
     def __call__(self, source: Any) -> np.ndarray:
         """`source`: a path, bytes, an object with `read_bytes()`, a `Crop`, or a PIL image.
 
         Raises:
-          UserError: the image is missing, empty, cut off or no image; the file is named.
+          UserError: the image is missing, empty, cut off, too large or none; the file is named.
         """
-        image = source if isinstance(source, Image.Image) else open_image(source)
-        left, top = self.padding(*image.size)
-        if left or top:
-            image = ImageOps.expand(image, (left, top, left, top), fill=0)
-        image = image.resize(self.resized(*image.size), Image.Resampling.BICUBIC)
-        image = _crop_centre(image, self.size)
-        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+        name = "that was given decoded" if isinstance(source, Image.Image) else source
+        with pillow_warnings.named(name):
+            try:
+                opened = isinstance(source, Image.Image)
+                image = self.loading.of(source) if opened else open_image(source, self.loading)
+                padding = self.padding(*image.size)
+                image = squares.square(image, padding, self.resized, self.size)
+                return np.asarray(image.convert("RGB"), dtype=np.uint8)
+            except UserError:  # is a ValueError too, and names the file
+                raise
+            except ValueError as error:
+                raise squares.refused(picture_files.named(name), error) from None
+
+    def loaded(self, loading: Loading) -> "Preprocess":
+        """The same with another loading."""
+        return Preprocess(self.size, self.pad, self.target_ratio, loading)
 
     def padding(self, width: int, height: int) -> tuple[int, int]:
         """(left = right, top = bottom) zeros for an image of this size, in pixels."""
@@ -82,7 +154,8 @@ class Preprocess:
     def fingerprint(self) -> str:
         """Names everything that changes a pixel."""
         ratio = f" {self.target_ratio}" if self.pad == "target" else ""
-        return f"pad={self.pad}{ratio} size={self.size} bicubic centre rgb-last"
+        loading = self.loading.fingerprint()
+        return f"pad={self.pad}{ratio} size={self.size} bicubic centre {loading}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,45 +218,27 @@ class Packed(Protocol):
 ImageFile = str | Path | Packed | Crop
 
 
-def open_image(source: Any) -> Image.Image:
+def open_image(source: Any, loading: Loading = RELEASED) -> Image.Image:
     """Opens and decodes an image completely; of a `Crop`, its part.
+
+    It takes at most `picture_files.MAX_BYTES` for the file and 12 bytes for each of at most
+    `picture_files.MAX_PIXELS` pixels, whatever its header says.
+
+    Args:
+      source: see `Preprocess.__call__`.
+      loading: "released" opens what Pillow opens, and gives an image in the mode of its file;
+        "natural" opens `picture_files.NATURAL_FORMATS` and HEIC, and gives RGB.
 
     Raises:
       UserError: see `Preprocess.__call__`.
     """
     if isinstance(source, Crop):
-        return source.cut(open_image(source.source))
-    name = str(source) if not isinstance(source, bytes) else f"{len(source)} bytes"
-    try:
-        if isinstance(source, str | Path):
-            content = Path(source).read_bytes()
-        else:
-            content = source if isinstance(source, bytes) else source.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            f"image {name} does not exist; run `cir-jax doctor`, or set data.on_missing=drop"
-        ) from None
-    except OSError as error:
-        raise UserError(f"image {name} cannot be read ({error}); correct that file") from None
-    if not content:
-        raise UserError(
-            f"image {name} is empty (0 bytes), as a broken download leaves it; fetch it again"
-        )
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except _UNDECODABLE as error:
-        # Pillow's own words name a place in memory, another one each time.
-        why = "no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(
-            f"image {name} cannot be decoded ({why}); fetch it again, or remove it and set "
-            "data.on_missing=drop"
-        ) from None
-    return image
-
-
-def _crop_centre(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    # Python rounds halves to even, and so does the pipeline this one must match.
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.crop((left, top, left + size, top + size))
+        return source.cut(open_image(source.source, loading))
+    with pillow_warnings.named(source):
+        if loading.name == "released":
+            return picture_files.decoded(source)
+        image = picture_files.decoded(source, picture_files.NATURAL_FORMATS)
+        try:
+            return loading.of(image)
+        except ValueError as error:
+            raise squares.refused(picture_files.named(source), error) from None

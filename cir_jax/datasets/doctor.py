@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from cir_jax.data.inspection import Findings, inspect_images
+from cir_jax.data.pixels import NATURAL, RELEASED
 from cir_jax.datasets import reader
 from cir_jax.datasets.examination import Count
 
@@ -58,7 +59,9 @@ def examine(
     problems = list(found.problems)
     if found.outside:
         problems.append(f"{len(found.outside):,} names in triplets are not in their split")
-    opened = inspect_images(found.images, decode, threads)
+    # As a run on these images opens them.
+    loading = RELEASED if reader.is_published(dataset) else NATURAL
+    opened = inspect_images(found.images, decode, threads, loading)
     return {
         "dataset": dataset,
         "root": str(root),

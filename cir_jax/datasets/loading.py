@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
+from cir_jax.data import places
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets import generated, reader
@@ -22,16 +23,30 @@ def load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     Raises:
       UserError: whatever the reader finds wrong, or neither kind is asked for.
     """
+    with places.within(config):
+        sets = _load(config, captions)
+        for one in sets:
+            places.check_all(one.paths, f"{config.data.name}, {one.name}")
+        return sets
+
+
+def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     data = config.data
     module = reader.load(data.name)
     if captions:
         if data.captions:
-            return caption_files.read(data.captions, data.root)
+            choices = caption_files.Choices.of_stage_zero(
+                data.caption_text_field,
+                data.caption_empty,
+                data.caption_duplicates,
+                data.on_missing,
+            )
+            return caption_files.read(data.captions, data.root, choices)
         if isinstance(module, reader.HasCaptions):
             return module.captions(data.root)
         raise UserError(
             f"stage zero trains on image captions, and data set {data.name!r} has none; set "
-            "data.captions to a file of {image_id, image_path, caption} records"
+            "data.captions to a file of images and captions (.json, .jsonl, .csv, .tsv, .tar)"
         )
     if not data.annotated and not data.generated:
         raise UserError(

@@ -159,6 +159,14 @@ def training_images(name: str, root: str | Path, need: str) -> dict[str, ImageFi
     return dict(module.images(root, "train"))
 
 
+def is_published(name: str) -> bool:
+    """Whether the reader `name` is of a published set, whose pixels are those of published runs.
+
+    Images of your own are a "folder", a "list" of `cir-jax positives`, or read by a file of yours.
+    """
+    return name not in ("folder", "list") and not name.endswith(".py")
+
+
 def home(name: str, root: str | Path) -> str | Path:
     """The folder that files of triplets are relative to: the reader's `home`, or the root."""
     module = load(name)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.errors import UserError
 from cir_jax.generation import captioner as contract
-from cir_jax.generation import generate_text
+from cir_jax.generation import generate_text, images
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
 
@@ -46,7 +46,7 @@ def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[s
     captioner = build_captioner(section, config.seed, pool, groups)
     asked = {group[0]: _asked(captioner, group) for group in groups.members}
     written = generate_text.generate(
-        *(workdir / FILE, captioner, _requests(captioner, section, pool, asked), section),
+        *(workdir / FILE, captioner, _requests(captioner, config, pool, asked), section),
         key="image",
         seed=config.seed,
         title="captioning",
@@ -76,9 +76,10 @@ def _asked(captioner: contract.Captioner, group: tuple[str, ...]) -> str:
 
 
 def _requests(
-    captioner: contract.Captioner, section: ConfigDict, pool: Pool, asked: dict[str, str]
+    captioner: contract.Captioner, config: ConfigDict, pool: Pool, asked: dict[str, str]
 ) -> dict[str, contract.Request]:
     """A request for every image that stands for its group, under the name that is asked for."""
+    section, loading = config.caption, images.loading_of(config)
     prompted = getattr(captioner, "prompted", True)
     if prompted and generate_text.names_field(section.prompt, "category"):
         lost = next((n for n in asked if n not in pool.categories), None)
@@ -94,7 +95,7 @@ def _requests(
         if category not in prompts:
             filled = section.prompt.format(words=section.words, category=category)
             prompts[category] = filled if prompted else ""
-        requests[n] = contract.Request(n, prompts[category], pool.paths[n])
+        requests[n] = contract.Request(n, prompts[category], pool.paths[n], loading=loading)
     return requests
 
 

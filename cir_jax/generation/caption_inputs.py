@@ -13,7 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 from PIL import ExifTags, Image, ImageOps
 
-from cir_jax.data.pixels import open_image
+from cir_jax.data import natural, picture_files
+from cir_jax.data.pixels import RELEASED, Loading, open_image
 from cir_jax.errors import UserError
 from cir_jax.generation.captioner import Reply
 
@@ -61,13 +62,18 @@ def at_least(section: ConfigDict, key: str, low: float) -> Any:
     return section[key]
 
 
-def small_image(source: Any, max_side: int) -> Image.Image:
+def small_image(source: Any, max_side: int, loading: Loading = RELEASED) -> Image.Image:
     """The image in RGB, upright, its long side at most `max_side` pixels (0: as it is).
+
+    Of "natural" loading it is what the encoder sees; of "released" the encoder's orientation and
+    transparency are those of the published runs, and the captioner's are these.
 
     Raises:
       UserError: it cannot be read; the file is named.
     """
-    image = ImageOps.exif_transpose(open_image(source)).convert("RGB")
+    image = open_image(source, loading)
+    if loading.name == "released":
+        image = ImageOps.exif_transpose(image).convert("RGB")
     if max_side:
         image.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     return image
@@ -78,22 +84,28 @@ def unreadable(key: str, error: UserError) -> Reply:
     return Reply(key, "", f"unreadable: {error}", final=True)
 
 
-def data_url(source: Any, max_side: int) -> str:
+def data_url(source: Any, max_side: int, loading: Loading = RELEASED) -> str:
     """A base64 data URL of the image: its own bytes where any server reads them, or encoded anew.
 
     Raises:
       UserError: it cannot be read; the file is named.
     """
-    image = open_image(source)  # a broken file is found here and not by the server
+    # A broken file is found here and not by the server.
+    formats = picture_files.NATURAL_FORMATS if loading.name == "natural" else None
+    image = picture_files.decoded(source, formats)
     form, fits = image.format, not max_side or max(image.size) <= max_side
-    upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
     # Servers differ in what they make of transparency, palettes and photographs that lie on their
     # side; upright RGB says what is meant.
-    if fits and upright and form in ("PNG", "JPEG", "WEBP") and image.mode in ("RGB", "L"):
+    if loading.name == "natural":
+        clear = natural.is_plain(image)
+    else:
+        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        clear = upright and image.mode in ("RGB", "L")
+    if fits and clear and form in ("PNG", "JPEG", "WEBP"):
         content = Path(source).read_bytes() if isinstance(source, str) else source.read_bytes()
     else:
         form = "PNG" if form in ("PNG", "GIF", "BMP") else "JPEG"
-        content = _encoded(small_image(source, max_side), form)
+        content = _encoded(small_image(source, max_side, loading), form)
     return f"data:image/{form.lower()};base64,{base64.b64encode(content).decode()}"
 
 

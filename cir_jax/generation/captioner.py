@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from cir_jax import plugins
+from cir_jax.data.pixels import RELEASED, Loading
 from cir_jax.errors import UserError
 
 PACKAGE = "cir_jax.generation.captioners"
@@ -32,6 +33,8 @@ class Request:
       image: path of the image, or an object with `read_bytes()`; None for text alone.
       attempt: 0 at first; a repetition samples with another seed.
       varied: one of several texts for one prompt: sampled at the first attempt already.
+      loading: how the image becomes a picture, see `cir_jax.data.pixels.open_image`: the encoder
+        and the captioner see the same. Of "released" a captioner turns photographs upright.
     """
 
     key: str
@@ -39,6 +42,7 @@ class Request:
     image: Any = None
     attempt: int = 0
     varied: bool = False
+    loading: Loading = RELEASED
 
 
 @dataclass(frozen=True)

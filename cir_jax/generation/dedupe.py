@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError
-from cir_jax.generation import journal
+from cir_jax.generation import images, journal
 from cir_jax.generation.image_hashes import hash_images
 from cir_jax.generation.images import Pool
 
@@ -85,7 +85,10 @@ def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
     if config.dedupe.optimized:
         made = read_groups(config.dedupe.optimized, pool.paths)
     else:
-        hashes = hash_images(pool.paths, workdir / HASHES, near >= 0, config.data.threads)
+        hashes = hash_images(
+            *(pool.paths, workdir / HASHES, near >= 0, config.data.threads),
+            images.loading_of(config),
+        )
         pool = _readable(pool, hashes.problems, config.data.on_missing, workdir)
         groups = [[name] for name in pool.paths]
         if config.dedupe.exact:

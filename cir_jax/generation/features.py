@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cir_jax import files
+from cir_jax.data import text_files
 from cir_jax.data.annotations import read_json
 from cir_jax.errors import UserError, nearest
 from cir_jax.generation import journal, similarity
@@ -114,12 +115,9 @@ def _row_names(file: str) -> list[str]:
     if not Path(file).is_file():
         raise UserError(f"no file pair.feature_names={file}; write one name per line into it")
     try:
-        text = Path(file).read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"pair.feature_names={file} is not UTF-8 text ({error}); write one name per line"
-        ) from None
-    return text.rstrip("\n").split("\n")
+        return text_files.read(file).rstrip("\n").split("\n")
+    except UserError as error:
+        raise UserError(f"pair.feature_names: {error}; write one name per line") from None
 
 
 def _fingerprint(names: Sequence[str], paths: Sequence[Any]) -> str:

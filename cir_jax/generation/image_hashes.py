@@ -17,11 +17,12 @@ from PIL import Image
 
 from cir_jax import progress
 from cir_jax.data.inspection import pixel_hash
-from cir_jax.data.pixels import open_image
+from cir_jax.data.pixels import RELEASED, Loading, open_image
 from cir_jax.errors import UserError
 from cir_jax.generation import journal
 
 _TASK = 16  # images a thread is given at a time
+_LOADING = "loading"  # of a record: what the pixels were made by, where it is not "released"
 
 
 @dataclass
@@ -50,7 +51,11 @@ class ImageHashes:
 
 
 def hash_images(
-    paths: Mapping[str, Any], file: str | Path, perceptual: bool = False, threads: int = 16
+    paths: Mapping[str, Any],
+    file: str | Path,
+    perceptual: bool = False,
+    threads: int = 16,
+    loading: Loading = RELEASED,
 ) -> ImageHashes:
     """Hashes every image, or finds in the journal that this was done.
 
@@ -61,6 +66,7 @@ def hash_images(
       file: the journal of earlier hashes.
       perceptual: also make perceptual hashes.
       threads: images decoded at a time.
+      loading: how files become pictures; hashes of another one are not used.
 
     Raises:
       UserError: the journal is damaged, or cannot be written.
@@ -70,6 +76,8 @@ def hash_images(
         for where, record in done.records():
             if "problem" in record or (perceptual and "look" not in record):
                 continue
+            if record.get(_LOADING, RELEASED.fingerprint()) != loading.fingerprint():
+                continue
             try:
                 name = record["image"]
                 if name in paths and record["file"] == _file_stamp(paths[name]):
@@ -78,12 +86,21 @@ def hash_images(
                 raise UserError(f"{where} is no record of an image; remove that line") from None
         todo = [(name, path) for name, path in paths.items() if name not in hashes.pixels]
         with progress.counter(len(todo), "comparing images") as bar:
-            for records in _hashed_in_order(todo, perceptual, threads):
+            for records in _hashed_in_order(todo, perceptual, threads, loading):
                 done.add(*records)
                 for record in records:
                     hashes.add(record)
                 bar.update(len(records))
     return hashes
+
+
+def was_released(file: str | Path) -> bool:
+    """Whether a journal was begun before there was a choice of loadings."""
+    if not Path(file).is_file():
+        return False
+    with journal.Journal(file) as done:
+        first = next(iter(done.records()), None)
+    return first is not None and _LOADING not in first[1]
 
 
 def perceptual_hash(image: Image.Image) -> bytes:
@@ -99,17 +116,25 @@ def perceptual_hash(image: Image.Image) -> bytes:
 
 
 def _hashed_in_order(
-    todo: Sequence[tuple[str, Any]], perceptual: bool, threads: int
+    todo: Sequence[tuple[str, Any]], perceptual: bool, threads: int, loading: Loading
 ) -> Iterator[list[dict[str, Any]]]:
     """Records in the order of `todo`, some at a time, with two tasks per thread under way.
 
     A task is some images: a task of one would cost as much to hand out as a small image to decode.
     """
 
+    # Journals of before there was a loading, which were made as published runs open files, go on.
+    said = {} if loading == RELEASED else {_LOADING: loading.fingerprint()}
+
     def task(start: int) -> list[dict[str, Any]]:
         part = todo[start : start + _TASK]
         return [
-            {"image": n, "file": _file_stamp(path), **_hash_image(path, perceptual)}
+            {
+                "image": n,
+                "file": _file_stamp(path),
+                **said,
+                **_hash_image(path, perceptual, loading),
+            }
             for n, path in part
         ]
 
@@ -127,9 +152,9 @@ def _hashed_in_order(
                 waiting.cancel()
 
 
-def _hash_image(path: Any, perceptual: bool) -> dict[str, str]:
+def _hash_image(path: Any, perceptual: bool, loading: Loading) -> dict[str, str]:
     try:
-        image = open_image(path)
+        image = open_image(path, loading)
         result = {"pixels": pixel_hash(image)}
         return result | ({"look": perceptual_hash(image).hex()} if perceptual else {})
     except UserError as error:

@@ -11,12 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cir_jax import progress
+from cir_jax.data.pixels import AUTO, Loading
 from cir_jax.data.triplets import Triplet
-from cir_jax.datasets import loading, reader
+from cir_jax.datasets import image_lists, loading, reader
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import image_lists
 
 IMAGES = ("all", "split", "triplets")
 _PICTURES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2", ".svg")  # are not read
@@ -97,6 +97,14 @@ def read(config: ConfigDict) -> Pool:
             f"{len(pool.paths)} image(s) in {data.root or 'data.lists'}; pairs need two or more"
         )
     return pool
+
+
+def loading_of(config: ConfigDict) -> Loading:
+    """How the files become pictures: of published data sets as in published runs, of other images
+    as a person sees them, if the config does not say it."""
+    data = config.data
+    own = "released" if reader.is_published(data.name) else "natural"
+    return Loading(own if data.loading == AUTO else data.loading, data.background)
 
 
 def _of_folder(root: str) -> Pool:

@@ -5,6 +5,8 @@ import re
 
 from ml_collections import ConfigDict
 
+from cir_jax.data import text_files
+
 _REFUSAL = re.compile(
     r"^\W*(i['’]?m (very |really )?sorry|i am (very |really )?sorry|sorry\b|i apologi[sz]e"
     r"|i can(no|['’]?)t\b|i cannot|i['’]?m (not able|unable)|i am (not able|unable)"
@@ -59,10 +61,10 @@ def fault(text: str, max_words: float) -> str:
 
 
 def broken(text: str) -> str:
-    """What is wrong even with a text that somebody wrote: it is blank, or no Unicode."""
+    """What is wrong even with a text that somebody wrote: it is blank, or has wrong characters."""
     if not any(letter.isalnum() for letter in text):
         return "empty"
-    damaged = "\ufffd" in text or any("\ud800" <= letter <= "\udfff" for letter in text)
+    damaged = "\ufffd" in text or text_files.fault(text)
     return "broken characters" if damaged else ""
 
 

@@ -15,8 +15,18 @@ from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.config import to_json
+from cir_jax.data.pixels import AUTO, RELEASED
 from cir_jax.errors import UserError
-from cir_jax.generation import caption, dedupe, images, journal, modify, output, pair
+from cir_jax.generation import (
+    caption,
+    dedupe,
+    image_hashes,
+    images,
+    journal,
+    modify,
+    output,
+    pair,
+)
 from cir_jax.generation.trained import OpenRun, no_run
 
 CONFIG, RESULTS = "config.json", "results.json"
@@ -49,7 +59,30 @@ def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
     output.check_output(config)
     workdir = Path(config.workdir)
     with journal.locked(workdir):
-        return _run(config, workdir, open_run)
+        return _run(resolve(config), workdir, open_run)
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """The config with `data.loading=auto` decided, see `images.loading_of`; what was begun before
+    there was a choice goes on as it was.
+
+    Raises:
+      UserError: `data.background` is no colour.
+    """
+    loading, hashes = images.loading_of(config), Path(config.workdir) / dedupe.HASHES
+    if config.data.loading != AUTO:
+        return config
+    if loading.name == "natural" and image_hashes.was_released(hashes):
+        loading = RELEASED
+        progress.say(
+            f"{config.workdir} was begun before pictures were opened as a person sees them, and "
+            "goes on with data.loading=released; set data.loading=natural for photographs that "
+            "lie on their side, 16-bit or transparent images"
+        )
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.loading = loading.name
+    return config.lock()
 
 
 def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]:

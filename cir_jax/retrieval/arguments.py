@@ -15,7 +15,7 @@ from cir_jax.convert import identify, tables
 from cir_jax.convert.layout import Found, Layout
 from cir_jax.convert.opened import sources_of
 from cir_jax.convert.sources import Source
-from cir_jax.data.pixels import PADS
+from cir_jax.data.pixels import LOADINGS, PADS
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import load
 
@@ -38,7 +38,11 @@ class Parts:
 
 
 def read(
-    places: Sequence[str], model: str | None, tower: str | None, pad: str | None
+    places: Sequence[str],
+    model: str | None,
+    tower: str | None,
+    pad: str | None,
+    loading: str | None = None,
 ) -> tuple[Parts, list[str]]:
     """(parts, changes of a config) of the arguments of `cir_jax.load`.
 
@@ -47,7 +51,12 @@ def read(
     """
     if pad is not None and pad not in PADS:
         raise UserError(f"pad={pad!r} is unknown; give {_PAD}.{nearest(pad, PADS)}")
-    given = {"model.tower": tower, "data.pad": pad}
+    if loading is not None and loading not in LOADINGS:
+        raise UserError(
+            f"loading={loading!r} is unknown; give 'natural' (as a person sees it) or 'released' "
+            f"(as published runs were trained).{nearest(loading, LOADINGS)}"
+        )
+    given = {"model.tower": tower, "data.pad": pad, "data.loading": loading}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     runs = [place for place in places if weights.is_run(place)]
     opened = sources_of([place for place in places if place not in runs])

@@ -15,16 +15,17 @@ from cir_jax.convert import identify, native
 from cir_jax.convert.layout import Found
 from cir_jax.convert.opened import sources_of
 from cir_jax.data import tokens
-from cir_jax.data.pixels import Preprocess
+from cir_jax.data.pixels import AUTO, Loading, Preprocess
 from cir_jax.errors import UserError
 from cir_jax.params import Params
+from cir_jax.retrieval import image_loading
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import sharding
 
 
 def from_run(
-    workdir: str | Path, which: str = "best", overrides: Sequence[str] = ()
+    workdir: str | Path, which: str = "best", overrides: Sequence[str] = (), dataset: str = ""
 ) -> tuple[ConfigDict, Retriever]:
     """A trained run as a retriever.
 
@@ -32,6 +33,7 @@ def from_run(
       workdir: folder of the run.
       which: "best", "last" or a step.
       overrides: "key=value" strings, e.g. "eval.gallery=val".
+      dataset: whose images it is used with, see `image_loading.of_use`.
 
     Raises:
       UserError: no such run or step, a bad override, or the run names code that is not known to be
@@ -39,11 +41,11 @@ def from_run(
     """
     config = weights.config_of(workdir, which)
     trust.check(config, workdir, overrides)
-    return from_weights(configs.override(config, overrides), workdir, which)
+    return from_weights(configs.override(config, overrides), workdir, which, dataset)
 
 
 def from_weights(
-    config: ConfigDict, init_from: str | Path, which: str = "best"
+    config: ConfigDict, init_from: str | Path, which: str = "best", dataset: str = ""
 ) -> tuple[ConfigDict, Retriever]:
     """Weights as a retriever, without training.
 
@@ -51,14 +53,16 @@ def from_weights(
       config: of the model and of the benchmark.
       init_from: a run folder, or weights; see `weights.load`.
       which: of a run: "best", "last" or a step.
+      dataset: whose images they are used with, see `image_loading.of_use`.
 
     Returns:
-      (the config, with `model.tower=auto` resolved; the retriever).
+      (the config, with `model.tower=auto` and `data.loading=auto` resolved; the retriever).
 
     Raises:
       UserError: there are none, or they are not of this model.
     """
     config = weights.resolve(config, str(init_from), which)
+    config = image_loading.of_use(config, str(init_from), which, dataset)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
     loaded = weights.load(str(init_from), functions, which)
@@ -93,8 +97,11 @@ def placed(loaded: weights.Weights, functions: Functions, mesh: Mesh) -> tuple[P
 
 
 def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
-    """The image preprocessing of a config."""
-    return Preprocess(functions.image_size, config.data.pad, config.data.target_ratio)
+    """The image preprocessing of a config; one that leaves the loading open opens all images that
+    are not of a published data set, see `image_loading`."""
+    name = "natural" if config.data.loading == AUTO else config.data.loading
+    loading = Loading(name, config.data.background)
+    return Preprocess(functions.image_size, config.data.pad, config.data.target_ratio, loading)
 
 
 def config_of(
@@ -128,11 +135,15 @@ def config_of(
         raise UserError(f"{joined}: a run is one of several places; say of what, --model NAME")
     opened = sources_of([place for place in places if place not in runs])
     model = model or identify.sole_model(opened)
-    data = inputs_of([identify.find(source, model)[1] for source in opened], runs[:1], which)
+    found = [identify.find(source, model)[1] for source in opened]
+    data = dict(inputs_of(found, runs[:1], which))
+    given = {item.partition("=")[0].strip() for item in overrides}
+    if "data.loading" not in given:
+        data |= image_loading.agreed(_inputs(found, runs[:1], which))
     changes = [f"init_from={joined}", f"model.name={model}", "model.tower=auto",
                "eval.benchmark=none", *(f"data.{k}={v}" for k, v in data.items())]  # fmt: skip
     config = configs.load("base", [*changes, *overrides])
-    known = "pad" in data or "data.pad" in {item.partition("=")[0].strip() for item in overrides}
+    known = "pad" in data or "data.pad" in given
     return weights.resolve(config, joined, which), known
 
 
@@ -141,9 +152,15 @@ def inputs_of(
 ) -> Mapping[str, Any]:
     """What parts of a model say of how images and texts are made into its inputs; {} where none
     does, or not all that do say the same."""
-    said: list[Mapping[str, Any]] = [part.data for part in found if part.data]
+    said = [data for data in _inputs(found, runs, which) if "pad" in data]
+    pads = {(p["pad"], p["target_ratio"] if p["pad"] == "target" else 0) for p in said}
+    return said[-1] if len(pads) == 1 else {}
+
+
+def _inputs(found: Sequence[Found], runs: Sequence[str], which: str) -> list[Mapping[str, Any]]:
+    """What each part says of its inputs."""
+    said: list[Mapping[str, Any]] = [part.data for part in found]
     for run in runs:
         data = weights.config_of(run, which).data
         said.append({key: data[key] for key in native.INPUT_KEYS})
-    pads = {(p["pad"], p["target_ratio"] if p["pad"] == "target" else 0) for p in said}
-    return said[-1] if len(pads) == 1 else {}
+    return said

@@ -17,10 +17,10 @@ from PIL import Image
 from cir_jax.contract import Functions
 from cir_jax.convert import exporting
 from cir_jax.data import tokens
-from cir_jax.data.pixels import Preprocess
+from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import LOGIT_SCALE, Params
-from cir_jax.retrieval import ranking
+from cir_jax.retrieval import image_loading, ranking
 from cir_jax.retrieval.retriever import Retriever
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -93,6 +93,11 @@ class Model:
     def pad(self) -> str:
         """How an image becomes a square: "target", "square" or "none" (cropped)."""
         return self._preprocess.pad
+
+    @property
+    def loading(self) -> str:
+        """How a file becomes a picture: "released" or "natural", see `cir_jax.load`."""
+        return self._preprocess.loading.name
 
     def encode_images(
         self, images: Iterable[Picture], *, batch: int = 128, threads: int = 8
@@ -230,19 +235,25 @@ class Model:
         )
         return written
 
-    def retriever(self, *, batch: int = 128, threads: int = 8, few: bool = False) -> Retriever:
+    def retriever(
+        self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""
+    ) -> Retriever:
         """A new retriever with these parameters, as benchmarks take it; it keeps what it encodes.
 
         Args:
           batch, threads, few: see `Retriever`.
+          dataset: name of the data set whose images they are. Weights that do not say how files
+            become pictures take those of a published one as published runs did.
         """
-        data = self.config.data
+        data, preprocess = self.config.data, self._preprocess
+        if data.loading == AUTO:
+            preprocess = preprocess.loaded(image_loading.by_images(data, dataset))
         return Retriever(
             self._functions,
             self._index,
             self._query,
             self._tokenizer,
-            _reader(self._preprocess),
+            _reader(preprocess),
             self._mesh,
             batch=batch,
             threads=threads,

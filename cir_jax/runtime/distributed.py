@@ -94,7 +94,7 @@ def _never(*_: object) -> bool:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    progress.show(text, file=sys.stderr)
 
 
 def _described(limits: Limits) -> tuple[str, int, int, Any] | None:

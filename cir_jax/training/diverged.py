@@ -55,7 +55,8 @@ class Recent:
             for text in self._global(mine).tolist()
         ]
         if jax.process_index() == 0:
-            files.put(path, "".join(line + "\n" for line in lines).encode())
+            text = "".join(line + "\n" for line in lines)
+            files.put(path, text.encode(errors="backslashreplace"))  # as a journal writes them
         if jax.process_count() > 1:  # who raises first ends the others: not while this is written
             multihost_utils.sync_global_devices(FILE)
         return Diverged(

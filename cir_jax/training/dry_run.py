@@ -2,15 +2,20 @@
 """What a run would do: its resolved config, its size on every device, its steps. Nothing trains."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from cir_jax import keys
 from cir_jax.bank.references import BYTES
+from cir_jax.errors import UserError
 from cir_jax.files import gigabytes
+from cir_jax.runtime import checkpoint
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import from_scratch
 from cir_jax.training import stage as stages
 from cir_jax.training import state as states
 from cir_jax.training.setup import Data, Setup
@@ -38,6 +43,7 @@ def describe(setup: Setup, data: Data) -> str:
     )
     rows = [
         ("model", f"{config.model.name} {config.model.tower}"),
+        ("starts from", _start(setup.config, total)),
         ("parameters", f"{total:,}, of which {trained:,} train"),
         ("triplets", f"{sources}; {len(triplets.images):,} images"),
         ("steps", f"{data.steps:,} of {config.batch}, {data.steps_per_epoch:,} per epoch"),
@@ -52,6 +58,19 @@ def describe(setup: Setup, data: Data) -> str:
     values = "\n".join(f"  {key} = {value!r}" for key, value in keys.flat(config).items())
     facts = "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
     return f"config\n{values}\n\nrun\n{facts}\n  (activations of a step are not counted)"
+
+
+def _start(config: ConfigDict, size: int) -> str:
+    """What the first parameters would be, or why the run would be refused."""
+    if steps := checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
+        return f"step {steps[-1]:,} of {config.workdir}, which it resumes"
+    if config.init_from:
+        return config.init_from
+    try:
+        from_scratch.check_size(config, size)
+    except UserError as error:
+        return f"nothing, so the run would be refused: {error}"
+    return f"random parameters, seed {config.seed}"
 
 
 def _axes(setup: Setup) -> str:

@@ -25,9 +25,10 @@ from cir_jax.errors import UserError
 from cir_jax.evals import benchmark as benchmarks
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.params import Params
-from cir_jax.retrieval import load
+from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import degenerate
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -80,9 +81,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """The config that is read from here on: what it leaves to its weights is filled in.
 
     Raises:
-      UserError: `model.tower=auto` without weights that say their size.
+      UserError: `model.tower=auto` without weights that say their size; or stage two is told to
+        open images otherwise than its weights were trained with.
     """
-    return weights.resolve(config)
+    trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True)
+    return image_loading.of_training(weights.resolve(config), trains_index is not False)
 
 
 def make(config: ConfigDict) -> Setup:
@@ -145,6 +148,7 @@ def read_data(setup: Setup) -> Data:
         optimized=config.data.optimized,
         unlabelled=_unlabelled(setup),
     )
+    degenerate.check(config, stage, triplets)
     plan, place = None, ""
     if stage.needs_bank:
         plan = references.plan(triplets, functions.per_triplet, config.loss.reference_text)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from cir_jax import plugins
 from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
+from cir_jax.errors import UserError
 from cir_jax.params import LOGIT_SCALE, TEMPERATURE, Params
 
 PACKAGE = "cir_jax.training.stages"
@@ -108,3 +109,12 @@ def temperature(stage: Any, query: Params) -> jax.Array | float:
 def temperature_leaf(config: ConfigDict) -> dict[str, float]:
     """The extra leaf of a stage whose config says `learn_temperature`."""
     return {TEMPERATURE: config.loss.temperature} if config.loss.learn_temperature else {}
+
+
+def check_negatives(config: ConfigDict) -> None:
+    """Raises UserError for a batch of one, of a stage whose negatives are the rest of the batch."""
+    if config.batch == 1:
+        raise UserError(
+            f"batch=1 leaves stage {config.stage} no negative, which are the other examples of the "
+            "batch: its loss would always be 0; use at least 2, and as many as fit"
+        )

@@ -17,15 +17,17 @@ from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.runtime import checkpoint, optim, sharding
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import from_scratch
 from cir_jax.training import stage as stages
 from cir_jax.training.setup import Data, Setup
 
 # Keys that may differ between a checkpoint and the run that resumes it: where and how it runs, how
 # long and what it shows, but nothing that changes a step already made.
 _FREE = (
-    "workdir", "init_from", "epochs", "steps", "max_seconds", "log_every", "mesh", "eval",
+    "workdir", "init_from", "from_scratch", "epochs", "steps", "max_seconds", "log_every", "mesh", "eval",
     "checkpoint", "cluster", "model.remat", "model.dtype", "data.root", "data.threads",
-    "data.cache_pixels", "data.captions", "data.optimized", "loss.bank_path", "loss.bank_block",
+    "data.cache_pixels", "data.captions", "data.caption_text_field", "data.caption_empty",
+    "data.caption_duplicates", "data.optimized", "loss.bank_path", "loss.bank_block",
     "loss.references",
 )  # fmt: skip
 
@@ -43,7 +45,7 @@ class State:
       best: the best selection score so far, in per cent.
       history: one entry per evaluation.
       data: position of the input pipeline.
-      source: files, or run, that the first parameters came from.
+      source: files, or run, that the first parameters came from; or the seed that drew them.
     """
 
     fixed: Params
@@ -66,7 +68,7 @@ def start(setup: Setup, data: Data) -> tuple[State, optax.GradientTransformation
 
     Raises:
       UserError: the run folder holds a run of another config or of other data, its checkpoints are
-        damaged, or the weights are not this model's.
+        damaged, the weights are not this model's, or a model of full size has none to start from.
     """
     shapes, optimizer = abstract(setup, data.steps)
 
@@ -113,8 +115,9 @@ def _fresh(setup: Setup) -> tuple[Params, Params, dict[str, Any] | None]:
             "warning: stage two starts from random parameters; its bank means nothing. "
             "Set init_from to the folder of a stage-one run, or to weights"
         )
+    from_scratch.check_size(setup.config, optim.size(setup.functions.abstract))
     params = {p: np.asarray(x) for p, x in setup.functions.init(setup.config.seed).items()}
-    return params, params, None
+    return params, params, {"from_scratch": True, "seed": setup.config.seed}
 
 
 def _say_what_is_left(setup: Setup, found: weights.Weights) -> None:

@@ -106,9 +106,9 @@ def test_folder(tmp_path, record, message):
 @pytest.mark.parametrize(
     "record, message",
     [
-        (7, r"it.json record 0 is a int, expected an object with 'image'"),
-        ({"image_path": None, "caption": "x"}, r"record 0: 'image_path' is None"),
-        ({"image_path": "a.png", "caption": 3}, r"record 0: 3 is no text"),
+        (7, r"it.json:1: expected an object; correct that record, or take it out"),
+        ({"image_path": None, "caption": "x"}, r"it.json:1 names no image; it has: image_path, ca"),
+        ({"image_path": "a.png", "caption": 3}, r"it.json:1: 3 is no text; correct that record"),
     ],
 )
 def test_captions(tmp_path, record, message):

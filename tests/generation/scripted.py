@@ -66,15 +66,16 @@ def sent_image(body):
 class Scripted:
     """Answers POST with `behave(number of the request, its body)`.
 
-    That gives (status, body, headers); a dict body is sent as JSON. None hangs until the client
-    goes or the server closes. Without `behave`, a reply repeats the prompt. GET lists `models`.
+    That gives (status, body, headers); a dict body is sent as JSON, an iterator piece by piece
+    until the client goes (`sent` counts the bytes). None hangs until the client goes or the server
+    closes. Without `behave`, a reply repeats the prompt. GET lists `models`.
     """
 
     def __init__(self, behave=None, port=0, models=("tiny",)):
         self.behave = behave or (lambda number, body: (200, completion(prompt(body)), {}))
         self.models = models
         self.bodies, self.headers = [], []
-        self.now = self.most = self.hung_up = 0
+        self.now = self.most = self.hung_up = self.sent = 0
         self.lock, self.closing = threading.Lock(), threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self.http.daemon_threads = True
@@ -96,6 +97,25 @@ class Scripted:
             time.sleep(0.005)
         return bool(condition())
 
+    def _send(self, handler, status, body, headers):
+        """Sends a reply; the length of a body of pieces is not known."""
+        if isinstance(body, bytes | dict):
+            handler.send(status, body, headers)
+            return
+        handler.close_connection = True
+        try:
+            handler.send_response(status)
+            for name, value in (headers | {"Connection": "close"}).items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            for piece in body:
+                if self.closing.is_set():
+                    return
+                handler.wfile.write(piece)
+                self.sent += len(piece)
+        except ConnectionError:
+            self.hung_up += 1
+
     def _handler(scripted):
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -116,7 +136,7 @@ class Scripted:
                 if answer is None:
                     self.hang()
                 else:
-                    self.send(*answer)
+                    scripted._send(self, *answer)
 
             def do_GET(self):
                 self.send(200, {"data": [{"id": name} for name in scripted.models]}, {})

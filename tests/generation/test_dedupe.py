@@ -28,9 +28,9 @@ def opened(monkeypatch):
     """The sources that are opened from now on."""
     sources = []
 
-    def open_image(source):
+    def open_image(source, loading):
         sources.append(str(source))
-        return images.open_image(source)
+        return images.open_image(source, loading)
 
     monkeypatch.setattr(image_hashes, "open_image", open_image)
     return sources
@@ -62,9 +62,10 @@ def odd_set(root):
     return {f.name: str(f) for f in sorted(root.iterdir())}
 
 
-def naive(paths):
+def naive(paths, loading):
     """Groups by comparing each picture with every other."""
-    arrays = {n: np.asarray(images.open_image(p).convert("RGB")) for n, p in paths.items()}
+    opened = {n: images.open_image(p, loading) for n, p in paths.items()}
+    arrays = {n: np.asarray(image.convert("RGB")) for n, image in opened.items()}
     groups = []
     for name, array in arrays.items():
         same = (g for g in groups if np.array_equal(arrays[g[0]], array))
@@ -76,13 +77,18 @@ def naive(paths):
     return groups
 
 
-def test_groups_are_those_of_comparing_all_pixels(tmp_path):
+@pytest.mark.parametrize("name", images.LOADINGS)
+def test_groups_are_those_of_comparing_all_pixels(tmp_path, name):
     paths = odd_set(tmp_path / "odd")
-    pool, groups = run(paths, tmp_path / "made")
-    expected = naive(paths)
+    pool, groups = run(paths, tmp_path / "made", f"data.loading={name}")
+    expected = naive(paths, images.Loading(name))
     assert [list(group) for group in groups.members] == expected
     assert 1 < max(map(len, expected)) and len(expected) > 5
-    assert pool.paths == paths and groups.first("grey-rgb.png") == groups.first("deep.png")
+    # Sixteen bits are cut at 255, and transparency is dropped, only as published runs did.
+    released = name == "released"
+    assert (groups.first("grey.png") == groups.first("deep.png")) == released
+    assert (groups.first("color.png") == groups.first("alpha.png")) == released
+    assert pool.paths == paths and groups.first("grey-rgb.png") == groups.first("grey.png")
     assert groups.first("wide.png") != groups.first("high.png")
 
 
@@ -199,9 +205,9 @@ def test_as_many_images_in_memory_as_threads(tmp_path, monkeypatch, count):
         with lock:
             alive -= 1
 
-    def open_image(source):
+    def open_image(source, loading):
         nonlocal alive, most, total
-        image = images.open_image(source)
+        image = images.open_image(source, loading)
         weakref.finalize(image, gone)
         with lock:
             alive, total = alive + 1, total + 1
@@ -304,7 +310,7 @@ def test_unreadable_images(tmp_path, opened, capsys):
 
 
 def test_an_image_without_rgb(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_hashes, "open_image", lambda source: Image.new("La", (2, 2)))
+    monkeypatch.setattr(image_hashes, "open_image", lambda *_: Image.new("La", (2, 2)))
     found = image_hashes.hash_images({"a": "a.png"}, tmp_path / "h.jsonl")
     assert found.problems["a"].startswith("image a.png has no RGB pixels (conversion from La")
 

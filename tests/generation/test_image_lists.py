@@ -8,9 +8,10 @@ import json
 import pytest
 from PIL import Image
 
+from cir_jax.datasets import image_lists
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError
-from cir_jax.generation import image_lists, images
+from cir_jax.generation import images
 from tests import runs
 from tests.datasets.importer_samples import shard
 from tests.generation import pictures

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The client of a captioning server that works: what it asks, what it makes of replies."""
 
+import functools
+import gzip
 import io
+import json
 import sys
+import time
+import zlib
 
 import pytest
 from PIL import Image
 
+from cir_jax import progress
 from cir_jax.errors import UserError
 from cir_jax.generation import caption_inputs
 from cir_jax.generation import captioner as contract
@@ -188,3 +194,122 @@ def test_config_errors(changes, message, monkeypatch):
     with pytest.raises(UserError, match=message) as raised:
         server.Captioner.from_config(section(**changes), 0, [])
     assert "pw" not in str(raised.value)
+
+
+@functools.cache
+def bomb(packing):
+    """A few bytes that unpack to 32 MiB of JSON."""
+    unpacked = b'{"choices": "' + b"a" * (32 << 20) + b'"}'
+    return gzip.compress(unpacked, 1) if packing == "gzip" else zlib.compress(unpacked, 1)
+
+
+@pytest.mark.parametrize("packing", ["gzip", "deflate"])
+def test_packed_replies(packing):
+    """Some proxies pack whatever they pass on."""
+    pack = gzip.compress if packing == "gzip" else zlib.compress
+    head = {"Content-Encoding": packing}
+    body = pack(json.dumps(completion("a dress")).encode())
+    with Scripted(lambda *_: (200, body, head)) as fake:
+        assert ask(fake) == {k: Reply(k, "a dress") for k in "abc"}
+        assert fake.headers[0]["Accept-Encoding"] == "identity"
+    with Scripted(lambda number, _: (200, body if number else b"no such packing", head)) as fake:
+        assert ask(fake, [Request("a", "x")]) == {"a": Reply("a", "a dress")}  # it is asked again
+
+
+def endless():
+    while True:
+        yield b"a" * (1 << 16)
+
+
+TOO_LONG = {
+    "plain": (endless, {}, r"has over 4,194,304 bytes"),
+    "gzip": (lambda: iter([bomb("gzip")]), {"Content-Encoding": "gzip"}, r"has over 4,194,304 by"),
+    "deflate": (lambda: iter([bomb("deflate")]), {"Content-Encoding": "deflate"}, r"has over 4,19"),
+    "br": (lambda: iter([b"x" * 99]), {"Content-Encoding": "br"}, r"packed by 'br', which was not"),
+    "unknown": (endless, {"Content-Encoding": "gzip, gzip"}, r"packed by 'gzip, gzip'"),
+}
+
+
+class Counting:
+    """zlib, and how much it unpacked at a time."""
+
+    MAX_WBITS, error = zlib.MAX_WBITS, zlib.error
+
+    def __init__(self):
+        self.pieces = []
+
+    def decompressobj(self, bits):
+        self._unpacker = zlib.decompressobj(bits)
+        return self
+
+    def decompress(self, *arguments):
+        piece = self._unpacker.decompress(*arguments)
+        self.pieces.append(len(piece))
+        return piece
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [*((kind, 200) for kind in TOO_LONG), ("plain", 400), ("br", 400)]
+)
+def test_replies_are_read_to_a_limit(kind, status, monkeypatch):
+    """No more is read or unpacked than the limit and what is on its way; then the client goes."""
+    body, head, message = TOO_LONG[kind]
+    unpacked = Counting()
+    monkeypatch.setattr(server, "zlib", unpacked)
+    with Scripted(lambda *_: (status, body(), head)) as fake:
+        refusal = message if status == 200 else "refused by the server: 400"
+        with pytest.raises(UserError, match=rf"served none of the first 3 requests, .*{refusal}"):
+            ask(fake, [Request(str(i), "x") for i in range(3)], concurrency=1)
+        sent = fake.sent
+    assert len(fake.bodies) == 3 and sent < 3 * (16 << 20)
+    assert sum(unpacked.pieces) <= 3 * (server.LONGEST_REPLY + 1)
+    assert bool(unpacked.pieces) == (kind in ("gzip", "deflate"))
+
+
+def test_no_redirect_is_followed(monkeypatch):
+    monkeypatch.setenv("THE_KEY", "s3cret")
+    with Scripted() as other:
+        for status in (301, 302, 307, 308):
+            for place in (f"{other.url}/chat/completions", "file:///etc/passwd", "//other/v1", ""):
+                answer = (status, b"", {"Location": place} if place else {})
+                with Scripted(lambda *_, answer=answer: answer) as fake:
+                    message = rf"answered {status} .*leads to '{place or 'nowhere'}', and no redir"
+                    with pytest.raises(UserError, match=message):
+                        ask(fake, concurrency=1, key_variable="THE_KEY")
+                    assert len(fake.bodies) == 1
+        assert not other.bodies
+
+
+def drip():
+    while True:
+        time.sleep(0.02)
+        yield b" "
+
+
+def test_a_reply_that_drips_is_late():
+    """The time-out is for the whole reply, not for a piece of it."""
+    with Scripted(lambda *_: (200, drip(), {})) as fake:
+        with pytest.raises(UserError, match=r"no answer within 0.2 s"):
+            ask(fake, [Request("a", "x")], timeout=0.2, wait=0.3)
+        assert fake.until(lambda: fake.hung_up == len(fake.bodies))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b"{" * 10, b'{"choices": []}', b'{"choices": [{"message": 3}]}', b"\xff\xfe",
+     b'{"choices": [{"message": {"content": [1]}}]}', b"1" * 5000, b""],
+    ids=str,
+)  # fmt: skip
+def test_replies_that_are_none(body):
+    with Scripted(lambda *_: (200, body, {})) as fake:
+        with pytest.raises(UserError, match=r"a reply without choices"):
+            ask(fake, [Request("a", "x")], wait=0.02)
+
+
+def test_odd_characters_of_a_reply_are_shown_escaped(capsys):
+    answer = (403, {"error": "\x1b[31mno\u202e"}, {})
+    with Scripted(lambda *_: answer) as fake:
+        with pytest.raises(UserError) as raised:
+            ask(fake, concurrency=1)
+    progress.show(raised.value)
+    assert "\\x1b[31mno\\u202e" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from cir_jax import config as configs
 from cir_jax.errors import UserError
-from cir_jax.runtime import checkpoint, interrupts, metrics
+from cir_jax.runtime import checkpoint, interrupts, metrics, run_steps
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import train
 from cir_jax.training.records import Records

@@ -8,14 +8,13 @@ two equal keys, and (its C backend) reads half of a surrogate pair as a question
 """
 
 import io
-import itertools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data import json_files
+from cir_jax.data import json_files, text_files
 from cir_jax.errors import UserError
 
 Found = tuple[str, dict[str, Any] | str]  # ("file:number", record or what is wrong with it)
@@ -64,7 +63,7 @@ class _Array:
             problem = "expected an object"
             if self.text[self.at] == "{":
                 try:
-                    value, self.at = json_files.decode(self.text, self.at)
+                    value, self.at = json_files.decode(self.text, self.at, printable=True)
                     return value
                 except ValueError as error:
                     problem = _problem(error)
@@ -125,14 +124,11 @@ def lines(stream: io.TextIOBase, path: Path) -> Iterator[Found]:
     """
     good = 0
     with stream:
-        for number in itertools.count(1):
-            line = stream.readline(LONGEST)
-            if not line:
-                return
+        for number, line in text_files.numbered(stream, path):
             if not line.strip():
                 continue
             try:
-                record = json_files.loads(line)
+                record = json_files.loads(line, printable=True)
             except ValueError as error:
                 # A key that comes twice may be found before the end that is missing.
                 malformed = isinstance(error, json.JSONDecodeError) or _end(line, 0) is None

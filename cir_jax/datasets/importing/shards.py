@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from cir_jax.data import json_files
+from cir_jax.data import json_files, text_files
 from cir_jax.datasets.importing.json_stream import Found
 from cir_jax.errors import UserError
 
@@ -42,7 +42,7 @@ def parquet(path: Path) -> Iterator[Found]:
     Raises:
       UserError: the file is cut or damaged.
     """
-    from pyarrow import ArrowInvalid  # takes a second to import
+    from pyarrow import ArrowException  # takes a second to import
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -53,7 +53,7 @@ def parquet(path: Path) -> Iterator[Found]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except ArrowInvalid as error:
+    except (ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path} is cut or damaged ({error}); fetch it again") from None
 
 
@@ -93,6 +93,11 @@ def tar(stream: IO[bytes], path: Path) -> Iterator[Found]:
                     yield f"{path}:{number}", sample
                 key, sample = (folder, stem), {}
             if f".{kind}".endswith(_PARSED):
+                if member.size > text_files.LONGEST:
+                    raise UserError(
+                        f"{path}: {member.name} has {member.size:,} bytes, and the text of a "
+                        f"sample has {text_files.LONGEST:,} at most; take it out"
+                    )
                 file_object = members.extractfile(member)
                 assert file_object is not None  # it is a file
                 sample[kind] = _parsed(file_object.read(), kind)
@@ -110,10 +115,14 @@ def tar(stream: IO[bytes], path: Path) -> Iterator[Found]:
 
 
 def _parsed(content: bytes, kind: str) -> Any:
-    text = content.decode("utf-8-sig", "surrogateescape")
+    try:
+        codec = text_files.encoding(content[:4], kind)
+        text = content.decode(codec, "surrogateescape" if codec != "utf-16" else "strict")
+    except ValueError:  # another encoding: refused with the text
+        text = content.decode("utf-8", "surrogateescape")
     if not kind.endswith("json"):
         return text.strip()
     try:
-        return json_files.loads(text)
+        return json_files.loads(text, printable=True)
     except ValueError:
         return None

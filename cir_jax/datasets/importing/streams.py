@@ -2,9 +2,10 @@
 """Records of files larger than memory: JSON arrays, JSON lines, CSV, TSV, parquet, tar shards.
 
 What a file holds is seen from its first bytes, never from its suffix, and each kind may be
-gzip-compressed. One record (parquet: one batch) is in memory at a time. A record that cannot be
-parsed comes out as the text of what is wrong with it and reading goes on; a file that ends too
-early raises, because a cut file must not pass for a smaller data set.
+gzip-compressed. Texts are encoded as `text_files` says. One record (parquet: one batch) is in
+memory at a time. A record that cannot be parsed comes out as the text of what is wrong with it and
+reading goes on; a file that ends too early raises, because a cut file must not pass for a smaller
+data set.
 """
 
 import csv
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
+from cir_jax.data import text_files
 from cir_jax.datasets.importing import json_stream, shards
 from cir_jax.datasets.importing.json_stream import Found
 from cir_jax.errors import UserError
@@ -59,9 +61,12 @@ def records(path: str | Path) -> Iterator[Found]:
       UserError: the file is empty, of no known kind, cut or damaged; the last good record is named.
     """
     last = "its beginning"
+    path = Path(path)
     try:
-        for last, record in _kind(Path(path)):
+        for last, record in _kind(path):
             yield last, record
+    except UnicodeDecodeError:  # of UTF-16; of UTF-8 a record at a time is refused
+        raise text_files.not_text(path, "utf-16", lambda: _binary(path)) from None
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError) as error:
         raise UserError(
             f"{path} is cut or damaged after {last} ({error}); fetch it again"
@@ -73,21 +78,22 @@ def records(path: str | Path) -> Iterator[Found]:
 def _kind(path: Path) -> Iterator[Found]:
     with _binary(path) as stream:
         head = stream.read(4096)
-    start = head.decode("utf-8-sig", "replace").lstrip()
     if head.startswith(b"PAR1"):
         return shards.parquet(path)
     if head[257:262] == b"ustar":
         return shards.tar(_binary(path), path)
+    codec = text_files.encoding(head, path)
+    start = head.decode(codec, "ignore").lstrip()
     if start.startswith("["):
-        return json_stream.array(_text(path, "\n"), path)
+        return json_stream.array(_text(path, codec, None), path)
     if start.startswith("{"):
-        return json_stream.lines(_text(path, "\n"), path)
+        return json_stream.lines(_text(path, codec, None), path)
     if not start:
         raise UserError(f"{path} is empty; fetch it again")
-    header = start.split("\n", 1)[0]
+    header = start.splitlines()[0]
     delimiter = max("\t,;", key=header.count)  # spreadsheets of many countries write ;
     if delimiter in header:
-        return _csv(path, delimiter)
+        return _csv(path, codec, delimiter)
     raise UserError(
         f"{path} is no JSON, JSON lines, CSV, parquet or tar file; it begins with {start[:40]!r}"
     )
@@ -99,23 +105,25 @@ def _binary(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
-def _text(path: Path, newline: str) -> io.TextIOWrapper:
+def _text(path: Path, codec: str, newline: str | None) -> io.TextIOWrapper:
     # Bytes that are not UTF-8 become lone surrogates, so one bad record does not end the file: it
-    # is refused when it is written.
-    return io.TextIOWrapper(_binary(path), "utf-8-sig", "surrogateescape", newline)
+    # is refused where it is parsed.
+    errors = "strict" if codec.startswith("utf-16") else "surrogateescape"
+    return io.TextIOWrapper(_binary(path), codec, errors, newline)
 
 
-def _csv(path: Path, delimiter: str) -> Iterator[Found]:
+def _csv(path: Path, codec: str, delimiter: str) -> Iterator[Found]:
     line = ""
 
-    def noted(text: str) -> str:
+    def noted(numbered: tuple[int, str]) -> str:
         nonlocal line
-        line = text
-        return text
+        line = numbered[1]
+        return line
 
-    with _text(path, "") as stream:
-        rows = csv.reader(map(noted, stream), delimiter=delimiter, strict=True)
-        columns = next(rows)
+    with _text(path, codec, "") as stream:
+        texts = map(noted, text_files.numbered(stream, path))
+        rows = csv.reader(texts, delimiter=delimiter, strict=True)
+        columns = _header(rows, path)
         while True:
             where = f"{path}:{rows.line_num + 1}"
             try:
@@ -127,8 +135,24 @@ def _csv(path: Path, delimiter: str) -> Iterator[Found]:
             if row is None:
                 return
             if len(row) == len(columns):
-                yield where, dict(zip(columns, row, strict=True))
-            elif not line.endswith("\n") or "unexpected end" in problem:
+                wrong = next(filter(None, map(text_files.fault, row)), "")
+                yield where, wrong or dict(zip(columns, row, strict=True))
+            elif not line.endswith(("\n", "\r")) or "unexpected end" in problem:
                 raise UserError(f"{where} ends too early: the file is cut; fetch it again")
             elif line.strip():
                 yield where, problem
+
+
+def _header(rows: Iterator[list[str]], path: Path) -> list[str]:
+    """The names of the columns; of two equal ones, one would be lost."""
+    try:
+        columns = next(rows)
+    except (csv.Error, StopIteration) as error:
+        raise UserError(f"{path}:1 is no line of column names ({error}); correct it") from None
+    wrong = next(filter(None, map(text_files.fault, columns)), "")
+    if wrong:
+        raise UserError(f"{path}:1: {wrong}; save the file as UTF-8")
+    twice = next((c for c in columns if c and columns.count(c) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}:1 has two columns {twice!r}; rename one of them")
+    return columns

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cir_jax import files
+from cir_jax import files, progress
 from cir_jax.data.pixels import ImageFile
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import figures, pictures
@@ -40,7 +40,8 @@ def write_report(
     """Writes `folder`/report.html and returns its path."""
     path = Path(folder) / FILE
     body = "\n".join(_RENDER[type(section)](section) for section in sections)
-    files.put(path, page(title, subtitle, body).encode())
+    # Names and texts are strangers': a browser obeys marks of direction, UTF-8 has no half pairs.
+    files.put(path, progress.shown(page(title, subtitle, body)).encode())
     return path
 
 

@@ -21,7 +21,7 @@ from cir_jax.generation import caption_inputs
 from cir_jax.generation.captioner import Reply, Request, sampling
 
 KEYS = {
-    "batch": (8, "requests at a time", "[1, inf)"),
+    "batch": (8, "requests at a time", "[1, 10000]"),
     "device": ("auto", "cpu, cuda, ...", None),
     "dtype": ("auto", "auto = bfloat16 on accelerators",
               ("auto", "float32", "bfloat16", "float16")),
@@ -93,7 +93,9 @@ class Captioner:
                 )
                 if request.image is not None:
                     try:
-                        image = caption_inputs.small_image(request.image, self._section.max_side)
+                        image = caption_inputs.small_image(
+                            request.image, self._section.max_side, request.loading
+                        )
                     except UserError as error:
                         yield caption_inputs.unreadable(request.key, error)
                         continue

@@ -3,14 +3,18 @@
 
 This is how captioning runs on a cluster: the model has the accelerators to itself, and many
 requests are in flight at once. A server that is away is waited for; see `retry`.
+
+A server is a stranger: of a reply no more than LONGEST_REPLY bytes are read, packed or unpacked, it
+must be complete within `timeout`, and no redirect is followed, so nothing is sent to another host.
 """
 
 import asyncio
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -27,10 +31,10 @@ if TYPE_CHECKING:
 
 KEYS = {
     "url": ("", "its OpenAI-compatible address, e.g. http://localhost:8000/v1", None),
-    "concurrency": (8, "requests under way at a time", "[1, inf)"),
-    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, inf)"),
-    "timeout": (120.0, "seconds to wait for one reply", "(0, inf)"),
-    "wait": (600.0, "give up after so many seconds without any reply", "[0, inf)"),
+    "concurrency": (8, "requests under way at a time", "[1, 1000]"),
+    "per_minute": (0.0, "requests started per minute; 0 = no limit", "[0, 1e6]"),
+    "timeout": (120.0, "seconds to wait for one reply", "(0, 1e6]"),
+    "wait": (600.0, "give up after so many seconds without any reply", "[0, 1e9]"),
     "key_variable": ("OPENAI_API_KEY", "environment variable that holds the key, if any", None),
 }
 ENDPOINT = "/chat/completions"
@@ -41,6 +45,7 @@ UNFIT = {400, 413, 415, 422}  # statuses that speak of this request alone
 DENIED = {401, 403}
 AWAY = {502, 503, 504}  # never the fault of one request
 LONGEST_MESSAGE = 300  # characters of a server's own words
+LONGEST_REPLY = 4 << 20  # bytes; a caption has some hundred, a long list of models a million
 
 
 def check(section: ConfigDict) -> None:
@@ -103,7 +108,9 @@ class Captioner:
         authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         client = self._httpx2.AsyncClient(
             base_url=self._base,
-            headers={"Content-Type": "application/json"} | authorization,
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity"}
+            | authorization,
+            follow_redirects=False,
             # asyncio.timeout bounds the time of a try, run_concurrently the number of them.
             timeout=self._httpx2.Timeout(None, connect=CONNECT),
             limits=self._httpx2.Limits(max_connections=None, max_keepalive_connections=None),
@@ -126,7 +133,7 @@ class Captioner:
                 self._refusals.success()
                 return Reply(request.key, text, problem)
             except _RefusedError as error:
-                why = self._refusals.refused(f"refused by the server: {error}")
+                why = self._refusals.refused(str(error))
                 return Reply(request.key, "", why, final=True)
             except TryAgain as failure:
                 own += failure.own
@@ -155,7 +162,7 @@ class Captioner:
         seed, temperature = sampling(request, self._seed, self._section.temperature)
         content: Any = request.prompt
         if request.image is not None:
-            url = caption_inputs.data_url(request.image, self._section.max_side)
+            url = caption_inputs.data_url(request.image, self._section.max_side, request.loading)
             content = [
                 {"type": "image_url", "image_url": {"url": url}},
                 {"type": "text", "text": request.prompt},
@@ -181,7 +188,7 @@ class Captioner:
         """
         try:
             async with asyncio.timeout(self._section.timeout):
-                response = await client.post(ENDPOINT, content=body)
+                answer = await _exchange(client, "POST", ENDPOINT, body)
         except TimeoutError:
             raise TryAgain(f"no answer within {self._section.timeout:g} s", own=True) from None
         except self._httpx2.ConnectTimeout:
@@ -190,14 +197,16 @@ class Captioner:
             raise TryAgain(_cause(error)) from None
         except self._httpx2.TransportError as error:
             raise TryAgain(_cause(error), own=True) from None
-        if response.status_code != 200:
-            await self._raise_for_status(client, response)
+        if answer.status != 200:
+            await self._raise_for_status(client, answer)
+        if answer.unread:
+            raise _RefusedError(f"not read to its end: the reply {answer.unread}")
         try:
-            choice = response.json()["choices"][0]
+            choice = json.loads(answer.body)["choices"][0]
             text, reason = choice["message"].get("content") or "", choice.get("finish_reason")
             text = text.strip()
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise TryAgain(f"a reply without choices: {self._said(response)}", own=True) from None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise TryAgain(f"a reply without choices: {self._said(answer)}", own=True) from None
         self._backoff.success()
         if reason == "length":
             return text, f"cut at {self._limit} tokens"
@@ -205,16 +214,14 @@ class Captioner:
             return "", "withheld by the server's content filter"
         return text, ""
 
-    async def _raise_for_status(
-        self, client: "httpx2.AsyncClient", response: "httpx2.Response"
-    ) -> None:
-        status, words = response.status_code, self._said(response)
-        said = f"{status} {response.reason_phrase}" + (f" ({words})" if words else "")
+    async def _raise_for_status(self, client: "httpx2.AsyncClient", answer: "_Answer") -> None:
+        status, words = answer.status, self._said(answer)
+        said = f"{status} {answer.reason}" + (f" ({words})" if words else "")
         if status in LATER or status >= 500:
-            after = retry_after(response.headers.get("Retry-After"))
+            after = retry_after(answer.headers.get("Retry-After"))
             raise TryAgain(said, own=status >= 500 and status not in AWAY, after=after)
         if status in UNFIT:
-            raise _RefusedError(said)
+            raise _RefusedError(f"refused by the server: {said}")
         variable = self._section.key_variable
         if status in DENIED and variable:
             held = "is not accepted" if self._key else "is not set"
@@ -226,6 +233,12 @@ class Captioner:
             remedy = "name the environment variable that holds the server's key in key_variable"
         elif status == 404:
             remedy = await self._not_found(client)
+        elif 300 <= status < 400:
+            place = answer.headers.get("Location", "nowhere")[:LONGEST_MESSAGE]
+            remedy = (
+                f"it leads to {place!r}, and no redirect is followed (the key would go there too): "
+                "correct url if that is the right place"
+            )
         else:
             remedy = "correct url, which is the address before /chat/completions"
         raise UserError(f"{self._who} answered {said}; {remedy}")
@@ -235,29 +248,78 @@ class Captioner:
         model = self._section.model
         try:
             async with asyncio.timeout(CONNECT):
-                response = await client.get("/models")
-            names = [entry["id"] for entry in response.json()["data"]]
-        except (TimeoutError, self._httpx2.HTTPError, ValueError, LookupError, TypeError):
+                answer = await _exchange(client, "GET", "/models")
+            names = [str(entry["id"]) for entry in json.loads(answer.body)["data"]]
+        except (TimeoutError, self._httpx2.HTTPError, TryAgain, RecursionError):
+            names = []
+        except (ValueError, LookupError, TypeError):
             names = []
         if not names:
             return f"correct url, which usually ends in /v1, or model={model!r}"
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         return f"model={model!r} is not among what it offers: {shown}.{nearest(model, names)}"
 
-    def _said(self, response: "httpx2.Response") -> str:
+    def _said(self, answer: "_Answer") -> str:
         """The server's own message, on one line, cut, without the key."""
         try:
-            said = response.json()
+            said = json.loads(answer.body)
             said = next((said[k] for k in ("error", "detail", "message") if k in said), said)
             said = said.get("message", said) if isinstance(said, dict) else said
-        except (ValueError, TypeError):
-            said = response.text
+        except (ValueError, TypeError, RecursionError):
+            said = answer.body.decode("utf-8", "replace")
         words = " ".join(str(said).split())
         return (words.replace(self._key, "***") if self._key else words)[:LONGEST_MESSAGE]
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What came back: its status, and as much of its body as is read.
+
+    Attributes:
+      unread: why not all of it is in `body`; "" if it is.
+    """
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
+    unread: str
+
+
+async def _exchange(
+    client: "httpx2.AsyncClient", method: str, path: str, content: bytes = b""
+) -> _Answer:
+    """One request; the connection is closed where its reply goes over LONGEST_REPLY.
+
+    Raises:
+      TryAgain: what is packed is damaged.
+    """
+    async with client.stream(method, path, content=content or None) as response:
+        packing = response.headers.get("Content-Encoding", "identity").strip().lower()
+        # "identity" was asked for, but some proxies pack whatever they pass on.
+        bits = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}.get(packing)
+        unpacker = zlib.decompressobj(bits) if bits else None
+        body, size, unread = bytearray(), 0, ""
+        if packing not in ("identity", "gzip", "deflate"):
+            unread = f"is packed by {packing!r}, which was not asked for"
+        else:
+            async for chunk in response.aiter_raw():
+                size += len(chunk)
+                room = LONGEST_REPLY + 1 - len(body)
+                try:
+                    body += unpacker.decompress(chunk, room) if unpacker else chunk[:room]
+                except zlib.error as error:
+                    raise TryAgain(f"a damaged reply ({error})", own=True) from None
+                if max(size, len(body)) > LONGEST_REPLY:
+                    unread = f"has over {LONGEST_REPLY:,} bytes"
+                    break
+        return _Answer(
+            response.status_code, response.reason_phrase, response.headers, bytes(body), unread
+        )
+
+
 class _RefusedError(Exception):
-    """The server refuses this request, and would refuse it again."""
+    """This request is not served, and would not be if it were sent again."""
 
 
 def _http_library() -> ModuleType:

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions that are there already: titles, alt texts, files of an earlier run; see `lists`.
+"""Captions that are there already: titles, alt texts, files of an earlier run.
 
-Of several texts in one record the first is used. A text for an image that is not in the set and a
-second text for one image are errors unless the config says what is meant: either may be a sign
-that the file belongs to other images.
+`cir_jax.datasets.captions` reads them. Of several texts in one record the first is used. A text for
+an image that is not in the set and a second text for one image are errors unless the config says
+what is meant: either may be a sign that the file belongs to other images.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
-from cir_jax.datasets.named_files import NamedFiles
-from cir_jax.errors import UserError, nearest
-from cir_jax.generation import image_lists
+from cir_jax.datasets import captions, image_lists
+from cir_jax.errors import UserError
 from cir_jax.generation.captioner import Reply, Request
 
 KEYS = {
     "caption.file": ((), "files of captions", "paths"),
     "caption.text_field": ("", "their column or key; '' = caption, captions, title, alt_text, text",
                            None),
+    "caption.empty": ("drop", "records without a text", ("drop", "error")),
     "caption.unknown": ("error", "captions of images that are not in the set", ("error", "ignore")),
     "caption.duplicates": ("error", "of several captions of one image",
                            ("error", "first", "last")),
@@ -69,7 +68,15 @@ class Captioner:
                 "files of captions"
             )
         files = image_lists.expand(section.file)
-        return cls(_read(files, section, names), files)
+        choices = captions.Choices.of(
+            "caption.",
+            text_field=section.text_field,
+            empty=section.empty,
+            unknown=section.unknown,
+            duplicates=section.duplicates,
+        )
+        found = captions.collect(files, choices, names)
+        return cls({name: one.texts[0] for name, one in found.items()}, files)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Reply]:
         """The caption of each image, or that there is none."""
@@ -77,48 +84,3 @@ class Captioner:
             text = self.texts.get(request.key, "")
             problem = "" if text else "no caption in the files"
             yield Reply(request.key, text, problem, final=True)
-
-
-def _read(files: Sequence[str], section: ConfigDict, names: Sequence[str]) -> dict[str, str]:
-    no_files: dict[str, Any] = dict.fromkeys(names)
-    known = NamedFiles(no_files)
-    texts: dict[str, str] = {}
-    places: dict[str, str] = {}
-    read = with_text = 0
-    last: dict[str, Any] = {}
-    for entry in image_lists.entries(files):
-        read += 1
-        found, last = entry.texts(section.text_field), entry.record
-        with_text += bool(found) or not entry.record.keys().isdisjoint(image_lists.TEXT_KEYS)
-        if not found:
-            continue
-        names_here = (known.name(n, entry.where) for n in entry.names)
-        name, text = next((n for n in names_here if n in known.files), entry.name), found[0]
-        if name not in known.files:
-            if section.unknown == "ignore":
-                continue
-            raise UserError(
-                f"{entry.where}: image {entry.name!r} is not among the {len(names)} images;"
-                f"{nearest(entry.name, names)} set caption.unknown=ignore if the file covers more "
-                "than they"
-            )
-        if name in texts and texts[name] != text:
-            if section.duplicates == "error":
-                raise UserError(
-                    f"{entry.where}: image {name!r} has the caption {texts[name]!r} in "
-                    f"{places[name]}, and {text!r} here; set caption.duplicates to first or last"
-                )
-            if section.duplicates == "first":
-                continue
-        texts[name], places[name] = text, entry.where
-    if read and not with_text:
-        raise UserError(
-            f"{', '.join(files)}: none of {read} records has a text; the last has: "
-            f"{', '.join(last)}. Name the one of the text in caption.text_field"
-        )
-    if not texts:
-        raise UserError(
-            f"{', '.join(files)}: no caption of any of the {len(names)} images, such as "
-            f"{names[0]!r}; name images as they are named there"
-        )
-    return texts

@@ -33,7 +33,7 @@ OTHER_MARK = "vision_model.encoder.layers.0.self_attn.qkv.weight"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # How images become squares, see `Found.data`: as the published runs of CLIP4CIR and SPN were
 # trained, and as CLIP's own preprocessing does.
-PADDED = {"pad": "target", "target_ratio": 1.25}
+PADDED = {"pad": "target", "target_ratio": 1.25, "loading": "released"}
 CROPPED = {"pad": "none"}
 INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
 DOUBT = (

@@ -65,7 +65,7 @@ def find(source: Source, stage: int) -> Found | None:
     size, context = weight_rules.openai_size(group, CLIP, "quick_gelu", where)
     _check_vit(size, where)
     config = {"tower": sizes.name_of(size), "context": weight_rules.context_key(context)}
-    return Found(KEY, config, data=clip_sum.CROPPED)
+    return Found(KEY, config, data={**clip_sum.CROPPED, "loading": "released"})
 
 
 def find_clip(source: Source, of_clip: Callable[[Source], Found | None]) -> Found | None:

@@ -14,7 +14,7 @@ from typing import Any
 from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import check_normalisation, square_side, whole_number
 from cir_jax.convert.sources import read_json
-from cir_jax.data import tokens, wordpiece
+from cir_jax.data import text_files, tokens, wordpiece
 from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
 from cir_jax.towers import bert, image_transformer
@@ -112,7 +112,7 @@ def check_files(folder: Path) -> None:
       UserError: the words are others, or the pixels are normalised otherwise.
     """
     if (folder / "vocab.txt").is_file():
-        words = (folder / "vocab.txt").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        words = text_files.read(folder / "vocab.txt").removesuffix("\n").split("\n")
         if tuple(words[: wordpiece.WORDS]) != wordpiece.words():
             raise UserError(_other(folder / "vocab.txt", "its words are not bert-base-uncased's"))
     if (folder / "tokenizer.json").is_file():

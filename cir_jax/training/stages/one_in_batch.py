@@ -30,7 +30,7 @@ Rows = dict[str, jax.Array]
 
 
 KEYS = {
-    "temperature": (0.02, "of the softmax", "(0, inf)"),
+    "temperature": (0.02, "of the softmax", "(0, 100]"),
     "learn_temperature": (False, "train it, from `temperature` on", None),
     "auxiliary": ((), "losses of the model's own beside the contrastive one, 'name:weight'; the "
                       "model's file lists them", None),
@@ -38,7 +38,7 @@ KEYS = {
                        "triplet to make a negative; their losses are averaged",
                        ("target", "query", "text", "reference")),
     "chunk": (0, "images per encoder chunk over all devices (gradient caching), more where these "
-                 "are more; 0 = all at once", "[0, inf)"),
+                 "are more; 0 = all at once", "[0, 1e6]"),
 }  # fmt: skip
 
 
@@ -59,9 +59,10 @@ class Stage:
 
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
-        """Raises UserError if the batch does not split into chunks that divide over the mesh, or
-        for auxiliary losses or types of negatives that do not exist or do not go together."""
+        """Raises UserError for a batch of one or one that does not split into chunks that divide
+        over the mesh, or for auxiliary losses or types of negatives that do not exist or do not go together."""
         loss = config.loss
+        stage.check_negatives(config)
         chunk = meshes.fitting_chunk(config.batch, loss.chunk, mesh)
         auxiliary = _weights(loss.auxiliary, functions)
         types = _types(loss.negative_types)

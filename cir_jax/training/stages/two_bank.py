@@ -23,10 +23,10 @@ from cir_jax.training import stage
 
 # The batch field that a reference comes from, by the place where references lie.
 KEYS = {
-    "temperature": (0.02, "of the softmax", "(0, inf)"),
+    "temperature": (0.02, "of the softmax", "(0, 100]"),
     "learn_temperature": (False, "train it with the query, as BLIP4CIR and SPRC do", None),
-    "bank_negatives": (0, "sampled negatives per query; 0 = the whole bank", "[0, inf)"),
-    "bank_block": (4096, "bank rows per block on each device", "[1, inf)"),
+    "bank_negatives": (0, "sampled negatives per query; 0 = the whole bank", "[0, 1e9]"),
+    "bank_block": (4096, "bank rows per block on each device", "[1, 1e9]"),
     "bank_dtype": ("float32", "of the bank on the devices; bfloat16 takes half the memory",
                    ("float32", "bfloat16")),
     "bank_path": ("", "where the bank is kept; '' = <workdir>/bank (in a mounted bucket: a copy of "

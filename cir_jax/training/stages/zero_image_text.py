@@ -19,6 +19,7 @@ from cir_jax.contract import Functions
 from cir_jax.errors import UserError
 from cir_jax.losses import in_batch
 from cir_jax.params import LOGIT_SCALE, Params
+from cir_jax.training import stage
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Stage:
 
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
-        """Raises UserError for a model that cannot be pretrained on captions."""
+        """Raises UserError for a model that cannot be pretrained on captions, or a batch of one."""
         if LOGIT_SCALE not in functions.abstract:
             raise UserError(
                 f"model {config.model.name!r} has no {LOGIT_SCALE!r} parameter, so stage zero "
                 "makes no sense for it; start from stage one"
             )
+        stage.check_negatives(config)
         return cls()
 
     def loss(

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a file of any size and kind to a decoded image, in bounded memory.
+
+A header may claim anything: sizes are compared with a limit before memory is asked for them. No
+format is opened for which Pillow runs another program.
+"""
+
+import importlib
+import io
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from cir_jax.data import pillow_warnings
+from cir_jax.errors import UserError
+
+# What Pillow opens at all, twice its MAX_IMAGE_PIXELS; here it also holds where that was lifted.
+MAX_PIXELS = 178_956_970
+MAX_BYTES = 8 * MAX_PIXELS + (1 << 20)  # of a file: so many pixels of four 16-bit values, unpacked
+# What people keep photographs and drawings in. JPEG includes the MPO files of phones.
+NATURAL_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_NATURAL = "JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, and HEIC with pip install 'cir_jax[heic]'"
+_UNDECODABLE = (
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
+    # What Pillow's readers of tags and tables meet in damaged files.
+    EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError, ZeroDivisionError,
+    struct.error, MemoryError,
+)  # fmt: skip
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
+_EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")  # plain, and with the preview of DOS
+_KINDS = {
+    b"%PDF": "a PDF document",
+    b"8BPS": "a Photoshop document",
+    b"\xff\x0a": "JPEG XL",
+    b"\0\0\0\x0cJXL ": "JPEG XL",
+    b"\0\0\0\x0cjP  ": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"\0\0\1\0": "an icon of Windows",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+}
+
+
+def read(source: Any) -> bytes:
+    """The bytes of a file: of a path, of bytes, or of an object with `read_bytes()`.
+
+    Raises:
+      UserError: it does not exist, is empty, no file, or larger than `MAX_BYTES`.
+    """
+    name = named(source)
+    try:
+        if isinstance(source, str | Path):
+            found = os.stat(source)
+            if not stat.S_ISREG(found.st_mode):
+                kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no file but a device or pipe"
+                raise UserError(f"image {name} cannot be read (it is {kind}); correct that path")
+            _check_bytes(name, found.st_size)
+            content = Path(source).read_bytes()
+        else:
+            content = source if isinstance(source, bytes) else source.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"image {name} does not exist; run `cir-jax doctor`, or set data.on_missing=drop"
+        ) from None
+    except UserError:  # is a ValueError too
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"image {name} cannot be read ({error}); correct that file") from None
+    if not content:
+        raise UserError(
+            f"image {name} is empty (0 bytes), as a broken download leaves it; fetch it again"
+        )
+    _check_bytes(name, len(content))
+    return content
+
+
+def decoded(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """The first frame of an image, in the mode that Pillow gives it.
+
+    Args:
+      source: as for `read`.
+      formats: names of Pillow's formats that may be opened; None is all but those that run a
+        program.
+
+    Raises:
+      UserError: see `read`; or it is larger than `MAX_PIXELS`, of another format, or damaged.
+    """
+    content, name = read(source), named(source)
+    with pillow_warnings.named(source):
+        if content.startswith(_EPS):
+            raise UserError(
+                f"image {name} is PostScript, which a program (Ghostscript) would have to run; "
+                "convert it to PNG"
+            )
+        if formats is not None and _is_heic(content):
+            return _heic(content, name)
+        _check_pixels(name, *_claimed(content))
+        try:
+            image = Image.open(io.BytesIO(content), formats=formats)
+            _check_pixels(name, *image.size)
+            _check_tiles(name, image)
+            image.load()
+        except UserError:
+            raise
+        except _UNDECODABLE as error:
+            raise _undecodable(name, content, error, formats) from None
+    return image
+
+
+def named(source: Any) -> str:
+    """What messages call a source."""
+    return f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+
+
+def _undecodable(
+    name: str, content: bytes, error: BaseException, formats: tuple[str, ...] | None
+) -> UserError:
+    """What to say of a file that cannot be decoded."""
+    if isinstance(error, MemoryError):
+        why = "there is not enough memory"
+    elif not isinstance(error, UnidentifiedImageError):
+        why = str(error) or type(error).__name__
+    else:  # Pillow's own words name a place in memory, another one each time
+        kind = _kind(content)
+        if formats is not None:
+            what = f"it is {kind}; " if kind else ""
+            return UserError(
+                f"image {name} cannot be decoded ({what}it is none of {_NATURAL}); convert it to "
+                "PNG or JPEG, fetch it again, or remove it and set data.on_missing=drop"
+            )
+        why = "no format that Pillow knows" + (f"; it is {kind}" if kind else "")
+    return UserError(
+        f"image {name} cannot be decoded ({why}); fetch it again, or remove it and set "
+        "data.on_missing=drop"
+    )
+
+
+def _check_bytes(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise UserError(
+            f"image {name} has {size:,} bytes, over the limit of {MAX_BYTES:,}; make it smaller"
+        )
+
+
+def _check_pixels(name: str, width: int, height: int, what: str = "is") -> None:
+    if width * height > MAX_PIXELS:
+        raise UserError(
+            f"image {name} {what} {width:,} x {height:,} pixels, over the limit of {MAX_PIXELS:,} "
+            "in all; make it smaller, or remove it and set data.on_missing=drop"
+        )
+
+
+def _check_tiles(name: str, image: Image.Image) -> None:
+    """A tile of a TIFF is decoded whole, whatever the size of the image is."""
+    tags = getattr(image, "tag_v2", None)
+    if image.format == "TIFF" and tags is not None:
+        sides = tags.get(322, 0), tags.get(323, 0)
+        if all(isinstance(side, int) for side in sides):
+            _check_pixels(name, *sides, what="has tiles of")
+
+
+def _claimed(content: bytes) -> tuple[int, int]:
+    """Size in the header of a WebP, whose canvas is made before Pillow looks at it; else (0, 0)."""
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
+        return 0, 0
+    kind = content[12:16]
+    if kind == b"VP8X":
+        width, height = content[24:27], content[27:30]
+        return 1 + int.from_bytes(width, "little"), 1 + int.from_bytes(height, "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        width, height = struct.unpack("<HH", content[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    return 0, 0
+
+
+def _is_heic(content: bytes) -> bool:
+    if content[4:8] != b"ftyp":
+        return False
+    box = content[8 : max(int.from_bytes(content[:4], "big"), 12)][:256]
+    brands = [box[:4], *(box[i : i + 4] for i in range(8, len(box), 4))]
+    return b"avif" not in brands and any(brand in _HEIC_BRANDS for brand in brands)
+
+
+def _heic(content: bytes, name: str) -> Image.Image:
+    """The main picture of a HEIC, upright: its decoder turns it, and says that it did."""
+    try:
+        pillow_heif: Any = importlib.import_module("pillow_heif")
+    except ImportError:
+        raise UserError(
+            f"image {name} is HEIC, as iPhones keep photographs, which needs pillow-heif; run "
+            "pip install 'cir_jax[heic]', or convert it to JPEG"
+        ) from None
+    try:
+        # Not registered with Pillow: that would change what everything else here opens.
+        image = pillow_heif.HeifImageFile(io.BytesIO(content))
+        _check_pixels(name, *image.size)
+        image.load()
+    except UserError:
+        raise
+    except _UNDECODABLE as error:
+        raise _undecodable(name, content, error, None) from None
+    return image
+
+
+def _kind(content: bytes) -> str:
+    """What a file is that is no picture, in words; "" if that is not known."""
+    found = next((kind for start, kind in _KINDS.items() if content.startswith(start)), "")
+    if found:
+        return found
+    if _is_heic(content):
+        return "HEIC, which data.loading=natural opens"
+    start = content[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in start and start.startswith(b"<"):
+        return "an SVG drawing"
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+        return "an HTML page, as a failed download leaves it"
+    return ""
