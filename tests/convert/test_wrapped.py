@@ -41,12 +41,16 @@ def test_one_prefix_of_every_name_is_taken_off_and_said(prefix, want, tmp_path, 
     read(tmp_path / "a.ckpt", want, f"(state_dict): '{prefix}positional_embedding' is", capsys)
 
 
-@pytest.mark.parametrize("container", ["pt", "key", "deep", "safetensors", "shards", "bins"])
+@pytest.mark.parametrize(
+    "container", ["pt", "legacy", "key", "deep", "safetensors", "shards", "bins"]
+)
 def test_in_every_container(container, want, tmp_path, capsys):
     tensors, place = under("module._orig_mod."), tmp_path / "a.bin"
     match container:
         case "pt":
             torch.save(tensors, place)
+        case "legacy":
+            torch.save(tensors, place, _use_new_zipfile_serialization=False)
         case "key":
             torch.save({"epoch": 3, "params": tensors}, place)
         case "deep":
