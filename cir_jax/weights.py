@@ -78,7 +78,10 @@ def resumed(config: ConfigDict) -> ConfigDict | None:
     """The config of the run in `config.workdir` that training goes on with; None if it is new."""
     if not checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
         return None
-    return config_of(config.workdir, "last")
+    try:
+        return config_of(config.workdir, "last")
+    except UserError:  # all are damaged: the training, which begins next, sets them aside
+        return None
 
 
 def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
