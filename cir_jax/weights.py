@@ -56,7 +56,7 @@ def config_of(workdir: str | Path, which: str = "best") -> ConfigDict:
             trouble.append(error)
         except _NO_CONFIG as error:
             trouble.append(checkpoints.damaged(step, f"the config in its record: {error!r}"))
-    raise trouble[0]
+    raise UserError("; ".join(map(str, trouble)))
 
 
 def _config_in(text: str) -> ConfigDict:

@@ -76,7 +76,7 @@ def sound(workdir: str | Path, which: str = "best") -> tuple[Checkpoints, int, d
                 "in its place"
             )
         return checkpoints, step, record
-    raise trouble[0]
+    raise UserError("; ".join(map(str, trouble)))
 
 
 def record_of(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
