@@ -92,9 +92,9 @@ def load(
       loading: `data.loading`; None: what the weights say, else "natural" but for published sets.
       trust_code: run the `.py` files that a run folder names, though you have not trained with them
         on this machine.
-      ignore_remote_code: read a folder of transformers as the plain model that its tensors fit where
-        its config names code of its own (`auto_map`), which is never run; vectors may differ from
-        those of that code. BGE-VL base and large need no such word: their formula is known.
+      ignore_remote_code: read a folder of transformers as the plain model that its tensors fit
+        where its config names code of its own (`auto_map`), which is never run; vectors may differ
+        from those of that code. BGE-VL base and large need no such word: their formula is known.
 
     Raises:
       UserError: there are no weights there, they are damaged or of no model here, an argument does

@@ -65,8 +65,9 @@ def add_init_from_argument(parser: argparse.ArgumentParser, purpose: str) -> Non
         default=[],
         metavar="FILE_OR_FOLDER",
         help=f"{purpose}: a run folder, .pt or .safetensors (OpenAI CLIP, open_clip, released "
-        "CLIP4Cir and SPN runs), a folder of transformers or open_clip; several if each holds a "
-        "part of the model",
+        "CLIP4Cir and SPN runs), a folder of transformers or open_clip; FILE::PART for one of two "
+        "sets in a file, e.g. best.pt::model_ema; several if each holds a part of the model, or an "
+        "adapter of PEFT and its base",
     )
 
 

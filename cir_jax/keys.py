@@ -187,18 +187,18 @@ def _check(key: str, value: Any, rule: tuple | str) -> None:
         raise ValueError(f"{key}: {rule!r} is no way to say what a key may be")
 
 
-def _check_finite(key: str, value: Any) -> None:
-    """Of a key that takes any value of its type: no number that nothing can be computed with."""
-    for one in value if isinstance(value, tuple) else (value,):
-        if isinstance(one, float) and not math.isfinite(one):
-            raise UserError(f"{key}={value!r} is no number to compute with; give a finite one")
-
-
 def _ours(key: str, module: str) -> str:
     """A module of this package: a rule may stand in a file of which nothing is to run."""
     if not re.fullmatch(r"cir_jax(\.\w+)+", module, re.ASCII):
         raise UserError(f"{key}: {module!r} is no module of cir_jax, and no other is imported here")
     return module
+
+
+def _check_finite(key: str, value: Any) -> None:
+    """Of a key that takes any value of its type: no number that nothing can be computed with."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, float) and not math.isfinite(one):
+            raise UserError(f"{key}={value!r} is no number to compute with; give a finite one")
 
 
 def _check_choices(key: str, value: Any, elements: tuple, choices: tuple) -> None:

@@ -18,6 +18,7 @@ from cir_jax.config import from_json, to_json
 from cir_jax.contract import Functions
 from cir_jax.convert import identify, importing
 from cir_jax.convert.importing import Weights
+from cir_jax.convert.opened import sources_of
 from cir_jax.errors import UserError
 from cir_jax.files import put
 from cir_jax.params import TEMPERATURE, Params
@@ -74,7 +75,7 @@ def _whole(workdir: str | Path, which: str) -> tuple[dict[str, Any], ConfigDict]
             trouble.append(error)
         except _NO_CONFIG as error:
             trouble.append(checkpoints.damaged(step, f"the config in its record: {error!r}"))
-    raise trouble[0]
+    raise UserError("; ".join(map(str, trouble)))
 
 
 def _config_in(text: str) -> ConfigDict:
@@ -161,7 +162,7 @@ def load(
     named = places(init_from)
     if which != "best" and not any(map(is_run, named)):
         raise UserError(f"--step={which} is of a run, and {init_from} is none; leave it out")
-    parts = [_part(place, functions, which) for place in named]
+    parts = _parts(named, functions, which)
     index: Params = {}
     query: Params = {}
     for part in parts:
@@ -240,9 +241,15 @@ def carried(workdir: str | Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.iterdir())) if folder.is_dir() else ()
 
 
-def _part(place: str, functions: Functions, which: str) -> Weights:
-    if not is_run(place):
-        return importing.read(place, functions)
+def _parts(places: Iterable[str], functions: Functions, which: str) -> list[Weights]:
+    """What each place holds; files come before runs."""
+    runs = [place for place in places if is_run(place)]
+    opened = sources_of([place for place in places if place not in runs])
+    files = [importing.read(source, functions) for source in opened]
+    return [*files, *(_of_place(run, functions, which) for run in runs)]
+
+
+def _of_place(place: str, functions: Functions, which: str) -> Weights:
     index, query, record = of_run(place, functions, which)
     origin = {"place": str(Path(place).absolute()), "step": record["step"], "layout": "run"}
     return Weights(index, query, origin | {"source": record.get("source")}, carried(place))

@@ -117,6 +117,10 @@ def weights(data):
         published.torchscript(data / name, published.VIT)
     tensors = published.state()
     published.write("huggingface", data / "clip-vit-large-patch14", tensors)
+    bge = published.write("huggingface", data / "BGE-VL-large", tensors) / "config.json"
+    code = {"auto_map": {"AutoModel": "modeling_MMRet_CLIP.CLIPModel"}}
+    bge.write_text(json.dumps(json.loads(bge.read_text()) | code))
+    torch.save({"state_dict": tensors, "model_ema": tensors}, data / "with_ema.pt")
     for layout, name in (("spn", "best.pt"), ("clip4cir", "clip_finetuned.pt")):
         published.write(layout, data, tensors).rename(data / name)
     combiner(data / "combiner.pt")

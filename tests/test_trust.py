@@ -81,7 +81,9 @@ def test_a_strangers_run_runs_nothing_and_says_what_to_do(way, key, tmp_path, ca
         said = str(refused.value)
     name = key.replace("__", ".")
     assert f"{run} names code of its own, {name}='{run}/evil.py'" in said
-    assert f"--trust-code (in Python, trust_code=True), or name a file of yours, --set {name}" in said
+    assert (
+        f"--trust-code (in Python, trust_code=True), or name a file of yours, --set {name}" in said
+    )
     assert MARK not in os.environ
 
 
@@ -109,7 +111,7 @@ def test_a_user_may_say_that_a_folder_is_trusted_or_name_another_file(tmp_path):
     assert cir_jax.load(run, trust_code=True).name == str(run / "evil.py")
 
 
-def test_the_users_own_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
+def test_the_users_own_run_goes_on_by_the_same_command(tmp_path, monkeypatch, capsys):
     """The file that a command names is noted for this machine, and any change of it counts."""
     monkeypatch.chdir(tmp_path)
     runs.write_fashioniq(tmp_path / "data")
@@ -117,12 +119,20 @@ def test_the_users_own_run_goes_on_by_the_same_command(tmp_path, monkeypatch):
     config = runs.tiny("run", "data", "model.name=own.py", "steps=1", "eval.benchmark=none",
                        model="clip_sum")  # fmt: skip
     train.train(config)
-    train.train(config)  # which resumes
+    side = [Path("run", name) for name in ("checkpoints/evaluations.json", "examples.json")]
+    for file in side:
+        file.write_bytes(b"\xff damaged")
+    Path("run/metrics.jsonl").write_bytes(b"5\n" + Path("run/metrics.jsonl").read_bytes())
+    assert train.train(config)["finished"]  # which resumes, with what is left of the side files
+    for file in (*side, Path("run/metrics.jsonl")):
+        assert file.with_name(f"{file.name}.damaged").is_file()
+    said = capsys.readouterr().out
+    assert all(f"{name} is damaged (" in said for name in ("evaluations.json", "examples.json"))
     load.from_run("run")
     shutil.move("run", "moved")
     load.from_run("moved")
     Path("own.py").write_text(EVIL + "# something else\n")
-    with pytest.raises(UserError, match="names code of its own, model.name='own.py'"):
+    with pytest.raises(UserError, match=r"names code of its own, model.name='own.py'"):
         load.from_run("moved")
     Path("own.py").write_text(EVIL)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))

@@ -70,8 +70,8 @@ def add_code_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--ignore-remote-code", action="store_true",
-        help="read a transformers folder as the plain model its tensors fit, where its config names "
-        "code of its own (auto_map), which is never run; vectors may differ from those of that code",
+        help="read a transformers folder as the plain model its tensors fit, where its config "
+        "names code of its own (auto_map), which is never run; vectors may differ from that code's",
     )  # fmt: skip
 
 

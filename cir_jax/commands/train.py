@@ -28,15 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     configs.add_arguments(parser)
     configs.add_init_from_argument(parser, "start from these parameters")
     parser.add_argument(
+        "--ignore-remote-code",
+        action="store_true",
+        help="with --init-from: read a transformers folder as the plain model its tensors fit, "
+        "where its config names code of its own (auto_map), which is never run; vectors may differ",
+    )
+    parser.add_argument(
         "--from-scratch",
         action="store_true",
         help="start a model of full size from random parameters; without weights it is refused",
     )
-    parser.add_argument(
-        "--ignore-remote-code", action="store_true",
-        help="with --init-from: read a transformers folder as the plain model its tensors fit, where "
-        "its config names code of its own (auto_map), which is never run; vectors may differ",
-    )  # fmt: skip
     parser.add_argument(
         "--dry-run",
         action="store_true",

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from cir_jax import plugins
 from cir_jax.convert import native, subtrees
 from cir_jax.convert.layout import Found, Layout
-from cir_jax.convert.sources import Source, open_source
+from cir_jax.convert.opened import sources_of
+from cir_jax.convert.sources import Source
 from cir_jax.errors import UserError
 
 MODELS = "cir_jax.models"
@@ -38,8 +39,8 @@ def candidates(source: Source) -> list[tuple[str, Layout, Found]]:
     fitting, several = [], None
     for model in plugins.available(MODELS):
         try:
-            if found := subtrees.find(source, layouts(model)):
-                fitting.append((model, *found))
+            if fits := subtrees.find(source, layouts(model)):
+                fitting.append((model, *fits))
         except subtrees.Several as error:
             several = error
     if several and not fitting:
@@ -100,8 +101,8 @@ def resolve(config: ConfigDict, places: Sequence[str | Path]) -> ConfigDict:
       UserError: see `match`; or none of them says the size.
     """
     keys: dict[str, Any] = {}
-    for place in places:
-        keys |= match(open_source(place), config.model)[2]
+    for source in sources_of(places):
+        keys |= match(source, config.model)[2]
     if "tower" not in keys:
         raise UserError(
             f"{', '.join(map(str, places))}: nothing there says the size of the encoders; name "

@@ -11,7 +11,7 @@ from cir_jax import progress
 from cir_jax.convert import identify, tables, tied
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Layout
-from cir_jax.convert.sources import fingerprint, open_source
+from cir_jax.convert.sources import Source, fingerprint, open_source
 from cir_jax.params import ModelParams, Params
 
 
@@ -33,14 +33,14 @@ class Weights:
     files: tuple[Path, ...] = ()
 
 
-def read(place: str | Path, functions: ModelParams) -> Weights:
-    """Reads the weights at `place` for a model, tensor by tensor.
+def read(place: str | Path | Source, functions: ModelParams) -> Weights:
+    """Reads the weights at `place`, or of a source, for a model, tensor by tensor.
 
     Raises:
       UserError: the file is damaged, holds another model or another size, or its tensors are not
         exactly those of the model; every difference is named.
     """
-    source = open_source(place)
+    source = place if isinstance(place, Source) else open_source(place)
     layout, found, _ = identify.match(source, functions.config)
     where = f"{source.place}{found.group and f' ({found.group})'}"
     held = source.groups[found.group]

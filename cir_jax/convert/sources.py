@@ -23,6 +23,8 @@ WEIGHTS = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )  # fmt: skip
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIGS = ("config.json", "open_clip_config.json")
 PART = "::"  # between a file and the part of it that is to be read: best.pt::model_ema
 _LISTED = 12  # parts that a message shows
@@ -125,7 +127,7 @@ def fingerprint(source: Source) -> list[dict[str, Any]]:
 
 
 def _folder(place: Path) -> Source:
-    if (place / "adapter_config.json").is_file():
+    if is_adapter(place):
         raise UserError(_adapter(place, "it has an adapter_config.json"))
     present = [name for name in WEIGHTS if (place / name).is_file()]
     if not present:
@@ -138,22 +140,23 @@ def _folder(place: Path) -> Source:
     return dataclasses.replace(_file(place / present[0], place), configs=configs)
 
 
-def _file(file: Path, place: Path) -> Source:
+def _file(file: Path, place: Path, adapter: bool = False) -> Source:
+    source = _any(file, place)
+    return source if adapter else _checked(source)
+
+
+def _any(file: Path, place: Path) -> Source:
     if file.name.endswith(".index.json"):
         tensors, metadata, shards = sharded.read(file, _shard)
         kind = "safetensors" if all(map(safe_tensors.looks_like, shards)) else "torch"
-        return _checked(
-            Source(place, kind, {"": tensors}, metadata=metadata, files=(*shards, file))
-        )
+        return Source(place, kind, {"": tensors}, metadata=metadata, files=(*shards, file))
     if safe_tensors.looks_like(file):
         tensors, metadata = safe_tensors.read(file)
-        return _checked(
-            Source(place, "safetensors", {"": tensors}, metadata=metadata, files=(file,))
-        )
+        return Source(place, "safetensors", {"": tensors}, metadata=metadata, files=(file,))
     # Whatever it is, this reader says so.
     container, tree = torch_archive.read(file)
     groups, values = _groups(tree, file)
-    return _checked(Source(place, container, groups, values, files=(file,)))
+    return Source(place, container, groups, values, files=(file,))
 
 
 def _shard(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -210,6 +213,27 @@ def _state_dicts(key: str, value: Any, depth: int = 0) -> dict[str, dict[str, Te
     return {name: group for groups in inside for name, group in groups.items()}
 
 
+def is_adapter(place: str | Path) -> bool:
+    """Whether a folder holds an adapter of PEFT."""
+    return (Path(place) / ADAPTER).is_file()
+
+
+def open_adapter(place: str | Path) -> tuple[Source, dict[str, Any]]:
+    """(the tensors, the config) of the folder of an adapter.
+
+    Raises:
+      UserError: they are not there, or damaged.
+    """
+    place = Path(place)
+    for name in ADAPTER_WEIGHTS:
+        if (place / name).is_file():
+            source = _file(place / name, place, adapter=True)
+            return source, read_json(place / ADAPTER)
+    raise UserError(
+        f"{place} has {ADAPTER} and none of {', '.join(ADAPTER_WEIGHTS)}; fetch that file too"
+    )
+
+
 def _checked(source: Source) -> Source:
     names = [name for group in source.groups.values() for name in group]
     marks = ("lora_A", "lora_B", "lora_down", "lora_up", "lora_embedding")
@@ -220,9 +244,18 @@ def _checked(source: Source) -> Source:
 
 
 def _adapter(place: Path, why: str) -> str:
+    base = ""
+    if is_adapter(place):
+        named = read_json(place / ADAPTER).get("base_model_name_or_path")
+        of = f", {named!r} by its config" if named else ""
+        base = (
+            f"Give the folder of those weights too{of}, and it is merged: --init-from {place} BASE "
+            f"(init_from={place},BASE). Or merge"
+        )
     return (
         f"{place} is a LoRA adapter ({why}): differences to the weights of another model, and no "
-        "model. Merge it into that model (in PEFT, `merge_and_unload`), save the result, give that"
+        f"model. {base or 'Merge'} it into that model yourself (in PEFT, `merge_and_unload`), save "
+        "the result, give that"
     )
 
 

@@ -13,7 +13,8 @@ from cir_jax import plugins, weights
 from cir_jax.contract import Functions
 from cir_jax.convert import identify, tables
 from cir_jax.convert.layout import Found, Layout
-from cir_jax.convert.sources import Source, open_source
+from cir_jax.convert.opened import sources_of
+from cir_jax.convert.sources import Source
 from cir_jax.data.pixels import LOADINGS, PADS
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import load
@@ -58,7 +59,7 @@ def read(
     given = {"model.tower": tower, "data.pad": pad, "data.loading": loading}
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
     runs = [place for place in places if weights.is_run(place)]
-    opened = [open_source(place) for place in places if place not in runs]
+    opened = sources_of([place for place in places if place not in runs])
     if not opened:
         return Parts(places, runs), changes
     if runs and model is None:

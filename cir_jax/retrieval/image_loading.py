@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from cir_jax import progress, weights
 from cir_jax.convert import identify
-from cir_jax.convert.sources import open_source
+from cir_jax.convert.opened import sources_of
 from cir_jax.data.pixels import AUTO, RELEASED, Loading
 from cir_jax.datasets import reader
 from cir_jax.errors import UserError
@@ -115,12 +115,11 @@ def _keys(loading: Loading) -> tuple[tuple[str, str], ...]:
 
 def _of_places(config: ConfigDict, init_from: str, which: str) -> Loading | None:
     """What the weights say; None where none does, or not all that do say the same."""
-    found = set()
-    for place in weights.places(init_from):
-        if weights.is_run(place):
-            found.add(_said(weights.config_of(place, which).data))
-        else:
-            found.add(_said(identify.find(open_source(place), config.model.name)[1].data))
+    named = weights.places(init_from)
+    runs = [place for place in named if weights.is_run(place)]
+    found = {_said(weights.config_of(run, which).data) for run in runs}
+    for source in sources_of([place for place in named if place not in runs]):
+        found.add(_said(identify.find(source, config.model.name)[1].data))
     found.discard(None)
     return found.pop() if len(found) == 1 else None
 

@@ -13,7 +13,7 @@ from cir_jax import contract, trust, weights
 from cir_jax.contract import Functions
 from cir_jax.convert import identify, native
 from cir_jax.convert.layout import Found
-from cir_jax.convert.sources import open_source
+from cir_jax.convert.opened import sources_of
 from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Loading, Preprocess
 from cir_jax.errors import UserError
@@ -138,7 +138,7 @@ def config_of(
         return weights.resolve(configs.override(config, [*named, *overrides]), joined), True
     if runs and not model:
         raise UserError(f"{joined}: a run is one of several places; say of what, --model NAME")
-    opened = [open_source(place) for place in places if place not in runs]
+    opened = sources_of([place for place in places if place not in runs])
     model = model or identify.sole_model(opened)
     found = [identify.find(source, model)[1] for source in opened]
     data = dict(inputs_of(found, runs[:1], which))

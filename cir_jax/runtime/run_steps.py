@@ -76,7 +76,7 @@ def sound(workdir: str | Path, which: str = "best") -> tuple[Checkpoints, int, d
                 "in its place"
             )
         return checkpoints, step, record
-    raise trouble[0]
+    raise UserError("; ".join(map(str, trouble)))
 
 
 def record_of(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
@@ -89,7 +89,9 @@ def record_of(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
     for key, kind in _NEEDED.items():
         if type(record.get(key)) is not kind:
             raise checkpoints.damaged(step, f"its record has {key}={str(record.get(key))[:60]!r}")
-    names = [name for paths in record["paths"].values() if isinstance(paths, list) for name in paths]
+    names = [
+        name for paths in record["paths"].values() if isinstance(paths, list) for name in paths
+    ]
     sides = [n for shape in record["shapes"].values() if isinstance(shape, list) for n in shape]
     if (
         not all(isinstance(paths, list) for paths in record["paths"].values())

@@ -69,7 +69,9 @@ OTHERS = [{"AutoModel": "modeling_clip.CLIPModel"}, {"AutoModelForMaskedLM": "x.
 @pytest.mark.parametrize("auto_map", OTHERS)
 def test_other_code_needs_the_users_word(auto_map, tmp_path, capsys):
     place = folder(tmp_path / "a", auto_map)
-    with pytest.raises(UserError, match="never run here.*--ignore-remote-code.*vectors may differ"):
+    with pytest.raises(
+        UserError, match=r"never run here.*--ignore-remote-code.*vectors may differ"
+    ):
         importing.read(place, published.functions())
     with remote_code.ignoring(True):
         assert importing.read(place, published.functions()).query
@@ -86,7 +88,8 @@ def test_a_table_that_is_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "tower", "count"), [("base", "ViT-B/16", 149_620_737), ("large", "ViT-L/14", 427_616_513)]
+    ("name", "tower", "count"),
+    [("base", "ViT-B/16", 149_620_737), ("large", "ViT-L/14", 427_616_513)],
 )
 def test_bge_vl_has_the_published_sizes(name, tower, count, tmp_path):
     """Its configs are those of OpenAI's CLIP with the code's name; nothing is allocated."""

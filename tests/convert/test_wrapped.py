@@ -41,12 +41,16 @@ def test_one_prefix_of_every_name_is_taken_off_and_said(prefix, want, tmp_path, 
     read(tmp_path / "a.ckpt", want, f"(state_dict): '{prefix}positional_embedding' is", capsys)
 
 
-@pytest.mark.parametrize("container", ["pt", "key", "deep", "safetensors", "shards", "bins"])
+@pytest.mark.parametrize(
+    "container", ["pt", "legacy", "key", "deep", "safetensors", "shards", "bins"]
+)
 def test_in_every_container(container, want, tmp_path, capsys):
     tensors, place = under("module._orig_mod."), tmp_path / "a.bin"
     match container:
         case "pt":
             torch.save(tensors, place)
+        case "legacy":
+            torch.save(tensors, place, _use_new_zipfile_serialization=False)
         case "key":
             torch.save({"epoch": 3, "params": tensors}, place)
         case "deep":
@@ -88,10 +92,10 @@ def test_a_folder_of_sharded_bins_and_a_compiled_model_of_transformers(want, tmp
 def test_shards_that_are_not_there_or_no_state_dict(tmp_path):
     index = sharded(tmp_path, under(""), safe=False)
     torch.save({"model": under("")}, tmp_path / "pytorch_model-00002-of-00002.bin")
-    with pytest.raises(UserError, match="00002-of-00002.bin holds model, no bare state dict"):
+    with pytest.raises(UserError, match=r"00002-of-00002.bin holds model, no bare state dict"):
         sources.open_source(index)
     (tmp_path / "pytorch_model-00002-of-00002.bin").unlink()
-    with pytest.raises(UserError, match="00002-of-00002.bin, which is not beside it"):
+    with pytest.raises(UserError, match=r"00002-of-00002.bin, which is not beside it"):
         sources.open_source(index)
 
 
@@ -106,7 +110,8 @@ def test_a_wrapper_around_a_part_of_the_model(wrapper, want, tmp_path, capsys):
 
 
 PAIRS = [("student.", "teacher."), ("module.student.", "module.teacher."), ("", "ema."),
-         ("model.", "model_ema."), ("visual_ema.", "momentum.model."), ("model.", "model.ema.")]  # fmt: skip
+         ("model.", "model_ema."), ("visual_ema.", "momentum.model."),
+         ("model.", "model.ema.")]  # fmt: skip
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -141,7 +146,7 @@ def test_two_state_dicts_of_a_file_are_refused_and_each_can_be_named(keys, tmp_p
         assert np.array_equal(found["text/position"], tensors["positional_embedding"])
         other = keys[1 - keys.index(key)]
         assert f"{place} also holds {other} (74 tensors): not read" in capsys.readouterr().out
-    with pytest.raises(UserError, match=f"no part 'modle'; there are '{keys[0]}', '{keys[1]}'"):
+    with pytest.raises(UserError, match=rf"no part 'modle'; there are '{keys[0]}', '{keys[1]}'"):
         importing.read(f"{place}::modle", published.functions())
 
 
@@ -153,7 +158,9 @@ def test_the_only_one_that_fits_is_read(want, tmp_path, capsys):
 def test_what_lies_beside_a_part_is_no_part_of_it(want, tmp_path, capsys):
     named = {**under("backbone."), "head.weight": torch.zeros(3, 4)}
     torch.save(named, tmp_path / "a.pt")
-    message = f"below 'backbone' is OpenAI's .* 'head.weight' lie beside it.*{tmp_path}/a.pt::backbone"
+    message = (
+        f"below 'backbone' is OpenAI's .* 'head.weight' lie beside it.*{tmp_path}/a.pt::backbone"
+    )
     with pytest.raises(UserError, match=message):
         importing.read(tmp_path / "a.pt", published.functions())
     found = identify.find(sources.open_source(f"{tmp_path}/a.pt::backbone"), "clip_sum")[1]

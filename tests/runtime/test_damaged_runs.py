@@ -85,7 +85,7 @@ def test_a_damaged_step_is_named_and_the_one_before_it_is_used(file, harm, run, 
     assert step_of(run) == step_of(run, "last") == 1
     assert f"step 1 in {run}/checkpoints/last is used in its place" in capsys.readouterr().out
     assert weights.config_of(run).model.tower == published.VIT
-    with pytest.raises(UserError, match="step 2 in .* is damaged .*another step of the run"):
+    with pytest.raises(UserError, match=r"step 2 in .* is damaged .*another step of the run"):
         run_steps.sound(run, "2")  # who asks for a number gets no other
     HARM[harm](run / checkpoint.LAST / "1" / file)
     with pytest.raises(UserError, match=r"step 2 in .*best is damaged"):
@@ -102,8 +102,8 @@ def test_every_way_to_read_a_run_says_it(run, tmp_path, capsys):
     assert main.main(["export", str(run), out, "--format", "safetensors"]) == 0
     assert "checkpoints/last is used in its place" in capsys.readouterr().out
     shutil.rmtree(run / checkpoint.LAST)
-    for command in (["export", str(run), out, "--format", "safetensors"],
-                    ["evaluate", "--workdir", str(run), "--set", "eval.benchmark=emoji"]):  # fmt: skip
+    export = ["export", str(run), out, "--format", "safetensors"]
+    for command in (export, ["evaluate", "--workdir", str(run)]):
         assert main.main(command) == 2
         assert "checkpoints/best is damaged (" in capsys.readouterr().err
 
@@ -208,7 +208,16 @@ def test_evaluations_that_are_none(history, tmp_path):
     assert records._evaluations_in(place) == ([], "it holds no evaluations")
 
 
-LINES = [NOISE, b"5", b"[]", b'{"step": "1"}', b'{"loss": 2}', b"[" * 100_000, b'{"step": 1', b"\xff"]
+LINES = [
+    NOISE,
+    b"5",
+    b"[]",
+    b'{"step": "1"}',
+    b'{"loss": 2}',
+    b"[" * 100_000,
+    b'{"step": 1',
+    b"\xff",
+]
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in the zip format of `torch.save` and of TorchScript, read without torch.
 
+What torch wrote before 1.6 is no zip: `torch_legacy` finds the same in it.
+
 Only the list of what was saved is read here (`torch_zip` finds it, `torch_pickle` takes it apart);
 values come when `Tensor.read` is called, and no more of them than the tensor covers.
 """
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.convert.containers import file_kinds, torch_pickle, torch_zip
+from cir_jax.convert.containers import file_kinds, torch_legacy, torch_pickle, torch_zip
 from cir_jax.convert.containers.spans import Span
 from cir_jax.convert.containers.tensors import DTYPES, Tensor
 from cir_jax.convert.containers.torch_pickle import SCRIPTED, Call, Global, Storage
@@ -54,6 +56,9 @@ def read(path: str | os.PathLike) -> tuple[str, Any]:
       UserError: no such archive, a damaged one, one that would run code, or one with tensors that
         are no plain arrays of the types in `tensors.DTYPES` (the tensor is named).
     """
+    if torch_legacy.looks_like(path):
+        archive, root, count = torch_legacy.parts(path)
+        return "torch", _Plain(archive, 16 * count + _DEEPEST).value(root, ())
     if not looks_like(path):
         raise file_kinds.explain(path, "a file of torch.save")
 

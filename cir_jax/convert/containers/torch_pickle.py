@@ -124,13 +124,16 @@ class Malformed(Exception):
     """The pickle is none that torch writes; the text says what is wrong."""
 
 
-def load(data: bytes, path: str | os.PathLike, scripted: bool) -> tuple[Any, int]:
+def load(
+    data: Any, path: str | os.PathLike, scripted: bool, storages: dict[str, Storage] | None = None
+) -> tuple[Any, int]:
     """Takes `data` apart.
 
     Args:
-      data: the bytes of data.pkl.
+      data: the bytes of data.pkl; or what can be read, of which one pickle is.
       path: of the file, for messages.
       scripted: it is of a TorchScript archive, so classes `__torch__.*` are to be expected.
+      storages: gets the storages by their keys.
 
     Returns:
       What it describes, of dict, list, tuple, numbers, strings, bytes, None, Global, Storage and
@@ -139,7 +142,7 @@ def load(data: bytes, path: str | os.PathLike, scripted: bool) -> tuple[Any, int
     Raises:
       UserError: the pickle is damaged, or asks for a name that no weights need.
     """
-    machine = _Machine(path, scripted)
+    machine = _Machine(path, scripted, storages)
     try:
         for code, argument, _ in pickletools.genops(data):
             machine.count += 1
@@ -161,8 +164,10 @@ def load(data: bytes, path: str | os.PathLike, scripted: bool) -> tuple[Any, int
 class _Machine:
     """Stack, marks and memo of a pickle that is taken apart."""
 
-    def __init__(self, path: str | os.PathLike, scripted: bool):
-        self.path, self.scripted = path, scripted
+    def __init__(
+        self, path: str | os.PathLike, scripted: bool, storages: dict[str, Storage] | None
+    ):
+        self.path, self.scripted, self.storages = path, scripted, storages
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # stacks under each mark
         self.memo: dict[int, Any] = {}
@@ -246,15 +251,22 @@ class _Machine:
             raise Malformed("sets the state of what has none")
 
     def persistent(self, _: None) -> None:
-        """Of the form ("storage", class, key, device, number of values)."""
+        """Of the form ("storage", class, key, device, number of values); torch < 1.6 adds None."""
         found = self.stack.pop()
+        if type(found) is tuple and len(found) == 6 and found[5] is None:
+            found = found[:5]
         if type(found) is not tuple or len(found) != 5 or found[0] != "storage":
             raise Malformed("a reference to something other than a storage")
         _, kind, key, _, count = found
         dtype = type(kind) is Global and (STORAGES | OTHER_STORAGES).get(kind.name)
         if not dtype or type(key) is not str or type(count) is not int or count < 0:
             raise Malformed("a storage without class, key and size")
-        self.push(Storage(dtype, key, count))
+        storage = Storage(dtype, key, count)
+        if self.storages is not None:
+            before = self.storages.setdefault(key, storage)
+            if (before.dtype, before.count) != (dtype, count):
+                raise Malformed("a storage of two sizes")
+        self.push(storage)
 
     def remember(self, index: int) -> None:
         self.memo[index] = self.stack[-1]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of torch.save and torch.jit.save, read without torch; and those that are refused."""
 
+import contextlib
 import tracemalloc
 from collections import Counter, OrderedDict
 
@@ -157,9 +158,59 @@ def test_the_content_tells_a_torch_file(tmp_path):
     assert not torch_archive.looks_like(tmp_path) and not torch_archive.looks_like(tmp_path / "no")
 
 
-def test_the_format_before_torch_1_6_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"before torch 1\.6.*torch\.save it again"):
-        saved(tmp_path, {"a": torch.ones(1)}, _use_new_zipfile_serialization=False)
+def legacy(path, content):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    return path.read_bytes()
+
+
+def test_the_format_before_torch_1_6_is_read(tmp_path):
+    """Types, views, a storage that two tensors share, and an empty one."""
+    whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    kinds = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
+    tensors = {str(kind): torch.ones(3, 2).to(kind) for kind in kinds}
+    tensors |= {"whole": whole, "turned": whole.T[1:3], "empty": torch.zeros(0, 4),
+                "parameter": torch.nn.Parameter(whole[:, 2])}  # fmt: skip
+    legacy(tmp_path / "a.pt", {"epoch": 3, "state_dict": tensors})
+    container, tree = torch_archive.read(tmp_path / "a.pt")
+    assert (container, tree["epoch"]) == ("torch", 3)
+    for name, tensor in tensors.items():
+        found = tree["state_dict"][name].read()
+        assert np.array_equal(found.astype(np.float64), tensor.detach().double().numpy()), name
+
+
+class Opens:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_code_in_the_format_before_torch_1_6_is_not_run(tmp_path):
+    legacy(tmp_path / "a.pt", {"a": torch.ones(2), "b": Opens(tmp_path / "was-here")})
+    with pytest.raises(UserError, match=r"wants to run code when it is opened"):
+        torch_archive.read(tmp_path / "a.pt")
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_damage_in_the_format_before_torch_1_6(tmp_path):
+    content = legacy(tmp_path / "a.pt", {"a": torch.ones(5), "b": torch.zeros(3, 3)})
+    read = lambda: {n: t.read() for n, t in torch_archive.read(tmp_path / "a.pt")[1].items()}
+    for cut in range(20, len(content), 7):
+        (tmp_path / "a.pt").write_bytes(content[:cut])
+        with pytest.raises(UserError):
+            read()
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        changed = bytearray(content)
+        for place in random.integers(14, len(content), 3):
+            changed[place] = random.integers(256)
+        (tmp_path / "a.pt").write_bytes(changed)
+        with contextlib.suppress(UserError):  # a value that changed is still one
+            read()
+    legacy(tmp_path / "a.pt", {"a": torch.ones(2, dtype=torch.complex64)})
+    with pytest.raises(UserError, match=r"values of type complex64, which is not read"):
+        read()
 
 
 WRONG = {

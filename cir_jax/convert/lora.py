@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A LoRA adapter of PEFT, merged into the weights that it was trained on.
+
+An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors` or `.bin`. Of a
+layer of weight W it holds A and B, and the layer computes with W + s * B A, where s is alpha / r,
+or alpha / sqrt(r) with `use_rslora`; both may differ from layer to layer. What is in
+`modules_to_save`, and biases that were trained, take the place of those of the base. Merged in
+float32, when a tensor is read. Source: PEFT, `tuners/lora` and `utils/save_and_load.py`.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cir_jax.convert.arrays import float32
+from cir_jax.convert.containers.tensors import FLOATS, Tensor
+from cir_jax.convert.sources import Source
+from cir_jax.errors import UserError
+
+# ".lora_A.weight"; a name of the adapter stands before "weight" where a whole model was saved.
+_PART = re.compile(
+    r"(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.\w+)?(?P<weight>\.weight)?"
+)
+_PREFIXES = ("base_model.model.", "base_model.")
+# Keys of the config that make it another function than the one above -> what to say.
+_OTHERS = {
+    "use_dora": "DoRA scales what was merged",
+    "lora_bias": "the differences have biases",
+    "use_qalora": "its inputs are pooled",
+    "layer_replication": "layers are repeated",
+    "megatron_config": "its layers are split",
+    "alora_invocation_tokens": "it is active behind some tokens only",
+    "target_parameters": "it is of bare parameters",
+}
+# Ways to start that change the base as well, so that the published base is not what it belongs to.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_LISTED = 3
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A and B of one layer, and what they are multiplied with."""
+
+    a: Tensor
+    b: Tensor
+    embedding: bool
+    transposed: bool
+    scale: float
+
+    def difference(self) -> np.ndarray:
+        """What is added to the weight of the layer."""
+        a, b = float32(self.a.read()), float32(self.b.read())
+        if a.ndim == 4:  # a convolution: B is one of 1 x 1
+            return self.scale * np.einsum("or,rikl->oikl", b[:, :, 0, 0], a)
+        found = b @ a
+        return self.scale * (found.T if self.embedding or self.transposed else found)
+
+    def shape(self) -> tuple[int, ...]:
+        """Of the difference; () where A and B do not fit each other."""
+        a, b = self.a.shape, self.b.shape
+        if len(a) != len(b) or len(a) not in (2, 4) or a[0] != b[1] or b[2:] not in ((), (1, 1)):
+            return ()
+        found = (b[0], *a[1:])
+        return found[::-1] if self.embedding or self.transposed else found
+
+
+def merged(base: Source, adapter: Source, config: Mapping[str, Any]) -> Source:
+    """The base with the adapter merged in; nothing is read yet.
+
+    Args:
+      base: a file or folder of weights.
+      adapter: `adapter_model` of the folder.
+      config: `adapter_config.json`.
+
+    Raises:
+      UserError: the config is of another kind of adapter, or a tensor of the adapter has no place
+        in the base.
+    """
+    where = adapter.place
+    _check(config, where)
+    tensors = adapter.groups.get("", {})
+    fitting = [
+        (key, prefix)
+        for key, held in base.groups.items()
+        for prefix in _prefixes(tensors)
+        if all(_target(name.removeprefix(prefix)) in held for name in tensors)
+    ]
+    if len({key for key, _ in fitting}) != 1:
+        layer = _target(min(tensors, key=len, default=""))
+        for prefix in _PREFIXES:
+            layer = layer.removeprefix(prefix)
+        have = next(iter(next(iter(base.groups.values()))), "")
+        raise UserError(
+            f"{where} has tensors of layers that {base.place} has not: {layer!r} is of the "
+            f"adapter, {have!r} of the base. Give the weights that it was trained on, in the form "
+            "that PEFT had them (a folder of transformers, or a state dict)"
+        )
+    group, prefix = fitting[0]
+    names = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    held = dict(base.groups[group])
+    pairs = _pairs(names, config, where)
+    for name, tensor in names.items():
+        if not _PART.fullmatch(name):
+            held[name] = _of_shape(name, tensor, tensor.shape, held[name], where)
+    for layer, pair in pairs.items():
+        name = f"{layer}.weight"
+        before = _of_shape(name, held[name], pair.shape(), base.groups[group][name], where)
+        held[name] = Tensor(before.shape, "float32", _sum(before, pair))
+    return dataclasses.replace(
+        base,
+        groups={**base.groups, group: held},
+        files=(*base.files, *adapter.files, where / "adapter_config.json"),
+    )
+
+
+def _sum(before: Tensor, pair: _Pair) -> Any:
+    return lambda: np.ascontiguousarray(float32(before.read()) + pair.difference(), np.float32)
+
+
+def _target(name: str) -> str:
+    """The tensor of the base that one of the adapter belongs to."""
+    found = _PART.fullmatch(name)
+    return f"{found['layer']}.weight" if found else name
+
+
+def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Prefixes that every name has, none among them: what PEFT and wrappers put before."""
+    found = [""]
+    first = min(tensors, default="")
+    for end in (match.end() for match in re.finditer(r"\.", first)):
+        if all(name.startswith(first[:end]) for name in tensors):
+            found.append(first[:end])
+    return found
+
+
+def _pairs(names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) -> dict[str, _Pair]:
+    halves: dict[str, dict[str, tuple[Tensor, bool]]] = {}
+    for name, tensor in names.items():
+        if found := _PART.fullmatch(name):
+            two = halves.setdefault(found["layer"], {})
+            if found["letter"] in two or tensor.dtype not in FLOATS:
+                raise UserError(f"{where}: {name!r} is there twice, or is no float; save it again")
+            two[found["letter"]] = (tensor, bool(found["embedding"]))
+    pairs = {}
+    for layer, two in halves.items():
+        if two.keys() != {"A", "B"} or two["A"][1] != two["B"][1]:
+            raise UserError(f"{where} has half of the adapter of {layer!r}; fetch it again")
+        a, embedding = two["A"]
+        rank = _pattern(config.get("rank_pattern"), layer, config["r"])
+        alpha = _pattern(config.get("alpha_pattern"), layer, config["lora_alpha"])
+        if not a.shape or rank != a.shape[0]:
+            raise UserError(
+                f"{where}: adapter_config.json says rank {rank!r} for {layer!r}, whose A has the "
+                f"shape {list(a.shape)}; fetch both files again, of one version"
+            )
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        transposed = bool(config.get("fan_in_fan_out"))
+        pairs[layer] = _Pair(a, two["B"][0], embedding, transposed, scale)
+    return pairs
+
+
+def _pattern(patterns: Any, layer: str, otherwise: float) -> float:
+    """The value of the first pattern that the end of a layer's name has."""
+    for pattern, value in (patterns or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+            return value
+    return otherwise
+
+
+def _of_shape(
+    name: str, tensor: Tensor, shape: tuple[int, ...], base: Tensor, where: Path
+) -> Tensor:
+    if shape != base.shape or tensor.dtype not in FLOATS:
+        raise UserError(
+            f"{where}: what it has for {name!r} is {list(shape)} {tensor.dtype}, and the base has "
+            f"{list(base.shape)}; give the weights that the adapter was trained on"
+        )
+    return tensor
+
+
+def _check(config: Mapping[str, Any], where: Path) -> None:
+    def number(value: Any) -> bool:
+        return type(value) in (int, float) and 0 < value < 1e6
+
+    kind = config.get("peft_type")
+    trouble = [f"{key} ({why})" for key, why in _OTHERS.items() if config.get(key)]
+    if kind != "LORA":
+        trouble.append(f"peft_type={kind!r}, not 'LORA'")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        trouble.append(f"init_lora_weights={start!r}, which changes the base too")
+    for key in ("r", "lora_alpha"):
+        if not number(config.get(key)):
+            trouble.append(f"{key}={config.get(key)!r}, no number above 0")
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        if not isinstance(patterns, dict) or not all(map(number, patterns.values())):
+            trouble.append(f"{key}={patterns!r}, no table of numbers")
+            continue
+        try:
+            [re.compile(pattern) for pattern in patterns]
+        except re.error as error:
+            trouble.append(f"{key}: {error}")
+    if trouble:
+        raise UserError(
+            f"{where}: adapter_config.json has {'; '.join(trouble[:_LISTED])}. That is not merged "
+            "here: merge it with PEFT (`merge_and_unload`), save the result, give that"
+        )
