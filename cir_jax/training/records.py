@@ -17,7 +17,13 @@ from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import (
-    agreement, checkpoint, checksums, metrics, optim, supervision, watchdog,
+    agreement,
+    checkpoint,
+    checksums,
+    metrics,
+    optim,
+    supervision,
+    watchdog,
 )  # fmt: skip
 from cir_jax.runtime.lease import Lease
 from cir_jax.training.setup import Data, Setup
