@@ -86,7 +86,7 @@ def _images(entry: str, home: str | Path) -> dict[str, ImageFile]:
             if not isinstance(name, str) or not name:
                 raise UserError(f"{place} record {number} is {name!r}, expected the path of a file")
             beside = place.parent / name
-            found[name] = str(beside if beside.exists() else Path(home) / name)
+            found[name] = str(beside if os.path.exists(beside) else Path(home) / name)
     else:
         raise UserError(
             f"data.unlabelled: no folder and no file {entry}, nor {place}; use split, a folder of "

@@ -98,7 +98,7 @@ def opened(text: bytes, name: str) -> dict[str, Any]:
     try:
         content = dict(json.loads(text))
         own = content.pop(OWN)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         own, content = None, {}
     if own is None or own != _own(content):
         raise Damaged(f"{name} is not what was written")

@@ -130,14 +130,19 @@ class _Events:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; [] if there is none. A line cut by a kill is left out."""
+    """The lines of a metrics file; [] if there is none.
+
+    A line that a kill has cut, or that is no record of a step, is left out.
+    """
     path = Path(path)
     lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
     return lines
 
 

@@ -15,7 +15,6 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
