@@ -37,7 +37,7 @@ VERSION = 2  # of the folder of a bank, its references included; version 1 had n
 RECORD = "bank.json"
 PARTIAL = "part.json"
 # What a record raises that is JSON of another structure: its own checksum is no secret.
-_ODD = (AttributeError, KeyError, TypeError, OverflowError, ZeroDivisionError)
+_ODD = (AttributeError, KeyError, TypeError, OverflowError, ZeroDivisionError, RecursionError)
 COMMIT = 30.0  # seconds between two moments at which what was written is made certain
 
 Arrays = Mapping[str, tuple[tuple[int, ...], Any]]  # name -> (shape, dtype)
@@ -405,6 +405,6 @@ def _partial_record(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict) and checksums.OWN in content:
             content = checksums.opened(path.read_bytes(), PARTIAL)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -153,9 +153,7 @@ def test_the_only_one_that_fits_is_read(want, tmp_path, capsys):
 def test_what_lies_beside_a_part_is_no_part_of_it(want, tmp_path, capsys):
     named = {**under("backbone."), "head.weight": torch.zeros(3, 4)}
     torch.save(named, tmp_path / "a.pt")
-    message = (
-        f"below 'backbone' is OpenAI's .* 'head.weight' lie beside it.*{tmp_path}/a.pt::backbone"
-    )
+    message = f"below 'backbone' is OpenAI's .* 'head.weight' lie beside it.*{tmp_path}/a.pt::backbone"
     with pytest.raises(UserError, match=message):
         importing.read(tmp_path / "a.pt", published.functions())
     found = identify.find(sources.open_source(f"{tmp_path}/a.pt::backbone"), "clip_sum")[1]

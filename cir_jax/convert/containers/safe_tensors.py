@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
