@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 from cir_jax import contract, plugins, weights
+from cir_jax.data import places
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import arguments, image_loading
 from cir_jax.retrieval import load as loaders
@@ -128,7 +129,9 @@ def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -
       UserError: no such benchmark or option, or the data set is not there or not whole.
     """
     config = _benchmark_config(benchmark, root, options)
-    built = plugins.load(BENCHMARKS, benchmark, marker="build").build(config)
+    module = plugins.load(BENCHMARKS, benchmark, marker="build")
+    with places.within(config):
+        built = module.build(config)
     retriever = model.retriever(
         batch=config.eval.batch, threads=config.data.threads, dataset=benchmark
     )

@@ -2,7 +2,6 @@
 """Annotation files: JSON and JSON lines, with errors that name the file and the record."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,29 +141,6 @@ def not_empty(texts: Any, where: str, blank: bool = False) -> tuple[str, ...]:
     if not kept:
         raise UserError(f"{where} has no text; remove the record or give it one")
     return kept
-
-
-def image_files(folder: str | Path, depth: int = 1) -> dict[str, str]:
-    """Name without suffix -> path, for all images in `folder` and `depth` levels below it.
-
-    One listing per folder instead of a question per image: data sets lie on network disks.
-    """
-    found: dict[str, str] = {}
-    below = []
-    try:
-        entries = sorted(os.scandir(folder), key=lambda e: e.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return found
-    for entry in entries:
-        stem, suffix = os.path.splitext(entry.name)
-        if suffix.lower() in SUFFIXES:
-            found.setdefault(stem, entry.path)
-        elif depth and entry.is_dir():
-            below.append(entry.path)
-    for path in below:
-        for stem, file in image_files(path, depth - 1).items():
-            found.setdefault(stem, file)
-    return found
 
 
 def _is_lines(text: str, error: ValueError) -> bool:

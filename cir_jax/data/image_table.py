@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax.data.places import Identity
 from cir_jax.data.annotations import read_json
 from cir_jax.data.triplets import TripletSet
 from cir_jax.errors import UserError, nearest
@@ -51,6 +52,8 @@ class ImageTable:
     def from_sets(cls, sets: Sequence[TripletSet], optimized: str = "") -> "ImageTable":
         """The images of all triplets, in first-seen order, the reference before the target.
 
+        Names of one file share a row, which has the first of them (but see `TripletSet.by_name`).
+
         Args:
           sets: annotated and generated triplets.
           optimized: path of an `optimized_images.json`, which lets pixel-identical images share a
@@ -63,6 +66,7 @@ class ImageTable:
         """
         paths = _merged(sets)
         group = groups(optimized) if optimized else None
+        files = _Files(sets)
         names: list[str] = []
         row_of: dict[str, int] = {}
         row_of_group: dict[int, int] = {}
@@ -78,16 +82,15 @@ class ImageTable:
                             "correct the annotation file or add the image; the folder of generated "
                             "triplets' own images is data.generated_images"
                         )
-                    if group is None:
-                        row_of[name] = len(names)
-                    elif name in group:
-                        row_of[name] = row_of_group.setdefault(group[name], len(names))
-                    else:
-                        raise UserError(
-                            f"{where} names image {name!r}, which is not in {optimized}; "
-                            "make that file anew, or set data.optimized to nothing"
-                        )
-                    if row_of[name] == len(names):
+                    row = files.row(one, paths[name])
+                    if row is None:
+                        row = len(names)
+                        if group is not None:
+                            number = _group_of(name, group, where, optimized)
+                            row = row_of_group.setdefault(number, row)
+                    row_of[name] = row
+                    files.note(one, paths[name], row)
+                    if row == len(names):
                         names.append(name)
         return cls(names, [paths[n] for n in names], row_of)
 
@@ -162,12 +165,45 @@ def _content(path: Any) -> bytes:
     return digest.digest()
 
 
+class _Files:
+    """The row of each file that has one: an image may be named in two ways."""
+
+    def __init__(self, sets: Sequence[TripletSet]):
+        self._spelling, self._file = Identity(follow=False), Identity()
+        self._mixed = not all(one.by_name for one in sets)
+        self._row_of: dict[tuple[bool, Any], int] = {}
+
+    def row(self, one: TripletSet, path: Any) -> int | None:
+        """The row of a file that an image of this set lies in; None if it has none yet."""
+        return self._row_of.get(self._key(one.by_name, path))
+
+    def note(self, one: TripletSet, path: Any, row: int) -> None:
+        """Notes the row of a file; the first one counts."""
+        self._row_of.setdefault(self._key(one.by_name, path), row)
+        if one.by_name and self._mixed:  # sets that go by files find it, too
+            self._row_of.setdefault(self._key(False, path), row)
+
+    def _key(self, by_name: bool, path: Any) -> tuple[bool, Any]:
+        return by_name, (self._spelling if by_name else self._file).of(path)
+
+
+def _group_of(name: str, group: Mapping[str, int], where: str, optimized: str) -> int:
+    if name not in group:
+        raise UserError(
+            f"{where} names image {name!r}, which is not in {optimized}; make that file anew, or "
+            "set data.optimized to nothing"
+        )
+    return group[name]
+
+
 def _merged(sets: Sequence[TripletSet]) -> dict[str, Any]:
     """The paths of all sets."""
     paths: dict[str, Any] = {}
+    identity = Identity()
     for one in sets:
         for name, path in one.paths.items():
-            if paths.setdefault(name, path) != path:
+            other = paths.setdefault(name, path)
+            if other != path and identity.of(other) != identity.of(path):
                 raise UserError(
                     f"image {name!r} is {paths[name]} and, in {one.name}, {path}; one name cannot "
                     "be two images: rename one of them"

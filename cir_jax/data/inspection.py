@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import xxhash
@@ -94,7 +94,7 @@ def drop_missing(
         good = tuple(t for t in one.triplets if not {t.reference, t.target} & lost)
         if len(good) < len(one.triplets):
             dropped[one.name] = len(one.triplets) - len(good)
-        kept.append(TripletSet(one.name, good, one.paths))
+        kept.append(replace(one, triplets=good))
     if not any(one.triplets for one in kept):
         raise UserError(f"no triplet is left after dropping {len(bad)} missing images")
     return kept, dropped

@@ -46,8 +46,11 @@ class TripletSet:
       name: the source, as it is logged and weighted.
       triplets: the triplets, in file order.
       paths: image name -> path of its file, or an object with `read_bytes()` (a packed record).
+      by_name: names tell images apart, also where two lead to one file by a link: those of
+        published sets, whose numbers count names. Else one file is one image.
     """
 
     name: str
     triplets: tuple[Triplet, ...]
     paths: dict[str, Any]
+    by_name: bool = False

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax import progress
+from cir_jax.data import places
 from cir_jax.data.annotations import SUFFIXES
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import image_lists
@@ -204,7 +205,7 @@ def read(
             continue
         if not texts:
             continue
-        if paths.setdefault(name, path) != path:
+        if not listing.is_one(paths.setdefault(name, path), path):
             left.wrong(
                 f"{entry.where}: image {name!r} is {path}, and {paths[name]} before; one name "
                 "cannot be two images"
@@ -239,13 +240,19 @@ class _Listing:
 
     def __init__(self, base: Path):
         self._base = base
+        self._written = places.Written(places.roots(base))
+        self._identity = places.Identity()
         self._known: NamedFiles | None = None
+
+    def is_one(self, one: Any, other: Any) -> bool:
+        """Whether two paths lead to one image."""
+        return one == other or self._identity.of(one) == self._identity.of(other)
 
     def place(self, entry: Entry) -> tuple[str, Any]:
         """(name, file) of the image of an entry.
 
         Raises:
-          UserError: its name fits two files.
+          UserError: its name fits two files, can be no image, or leads out of the roots.
         """
         if not isinstance(entry.path, str):  # in a shard
             return entry.name, entry.path
@@ -254,14 +261,14 @@ class _Listing:
         written = next((g for g in given if isinstance(g, str) and g), entry.name)
         name = str(entry.fields["image_id"]) if "image_id" in entry.fields else written
         if written.lower().endswith(SUFFIXES):
-            return name, str(self._base / written)
+            return name, self._written.file(self._base, written, entry.where)
         if self._known is None:
             self._known = NamedFiles.below(self._base)
         for candidate in (written, *entry.names):
             found = self._known.name(candidate, entry.where)
             if found in self._known.files:
                 return (found if name == written else name), self._known.files[found]
-        return name, str(self._base / written)
+        return name, self._written.file(self._base, written, entry.where)
 
 
 @dataclass

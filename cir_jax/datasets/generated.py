@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import places
 from cir_jax.data.annotations import either, field, image_name, not_empty, read_json, read_lines
 from cir_jax.data.pixels import Crop, ImageFile, Packed
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -46,7 +47,7 @@ def read(
         two files, one name means two different pictures, or a file holds no record.
     """
     names = NamedFiles(known)
-    places = _Places(names.files, root, images)
+    found = _Places(names.files, root, images, files)
     by_source: dict[str, list[Triplet]] = {}
     paths: dict[str, dict[str, ImageFile]] = {}
     for file in files:
@@ -57,7 +58,7 @@ def read(
             by_source.setdefault(one.source, []).append(one)
             used = paths.setdefault(one.source, {})
             for name, path in zip((one.reference, one.target), own, strict=True):
-                place = places.find(name, path, file)
+                place = found.find(name, path, file, one.query_id)
                 if place is not None:
                     used[name] = place
         if not count:
@@ -68,35 +69,50 @@ def read(
 class _Places:
     """Finds the file of every image; a name must mean one picture in all files of triplets."""
 
-    def __init__(self, known: Mapping[str, ImageFile], root: str | Path, images: str | Path):
+    def __init__(
+        self,
+        known: Mapping[str, ImageFile],
+        root: str | Path,
+        images: str | Path,
+        files: Sequence[str | Path],
+    ):
         self._found: dict[str, ImageFile] = dict(known)
         self._root, self._images = root, images
+        homes = [Path(file).parent for file in files if Path(file).is_file()]
+        self._written = places.Written(places.roots(root, images, *homes))
         self._seen: dict[str, str] = {}  # name -> the last path that was compared
 
-    def find(self, name: str, path: str | None, file: Path) -> ImageFile | None:
+    def find(self, name: str, path: str | None, file: Path, record: str) -> ImageFile | None:
         """The file of `name`; None if neither the data set nor the record says which.
 
         Args:
           name: of the image.
           path: what its record says: a path, None for nothing, "" if the name is one.
           file: of the record.
+          record: its name.
 
         Raises:
-          UserError: the record's path is another picture than this name meant before.
+          UserError: the record's path is another picture than this name meant before, or leads out
+            of the roots.
         """
         if name not in self._found:
             if path:
-                self._found[name] = shards.place(str(file.parent / path))
+                self._found[name] = self._place(file.parent, path, file, record)
             elif self._images or path is not None:
-                self._found[name] = shards.place(str(Path(self._images or self._root) / name))
+                base = Path(self._images or self._root)
+                self._found[name] = self._place(base, name, file, record)
         elif path and self._seen.get(name) != (written := str(file.parent / path)):
             self._seen[name] = written
-            if _differ(self._found[name], shards.place(written)):
+            if _differ(self._found[name], self._place(file.parent, path, file, record)):
                 raise UserError(
                     f"{file}: image {name!r} is {written}, and {self._found[name]} before; one "
                     "name cannot be two images: rename one of them and make the triplets anew"
                 )
         return self._found.get(name)
+
+    def _place(self, base: Path, written: str, file: Path, record: str) -> str | shards.TarImage:
+        where = record if record.startswith(f"{file}:") else f"{file}: triplet {record}"
+        return shards.place(written, lambda path: self._written.file(base, path, where))
 
 
 def _differ(one: ImageFile, other: ImageFile) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
+from cir_jax.data import places
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets import generated, reader
@@ -22,6 +23,14 @@ def load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     Raises:
       UserError: whatever the reader finds wrong, or neither kind is asked for.
     """
+    with places.within(config):
+        sets = _load(config, captions)
+        for one in sets:
+            places.check_all(one.paths, f"{config.data.name}, {one.name}")
+        return sets
+
+
+def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     data = config.data
     module = reader.load(data.name)
     if captions:

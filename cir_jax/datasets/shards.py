@@ -6,6 +6,7 @@ file, and opening it needs neither the shard's index nor a copy.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _PLACE = re.compile(r"(.+\.tar)@(\d+)\+(\d+)")
@@ -35,7 +36,14 @@ class TarImage:
         return f"{self.shard}@{self.offset}+{self.size}"
 
 
-def place(path: str) -> str | TarImage:
-    """`path`, or the image in a shard that it names."""
+def place(path: str, file_of: Callable[[str], str] = str) -> str | TarImage:
+    """The file that `path` names, or the image in a shard.
+
+    Args:
+      path: as it is written.
+      file_of: written path of a file or a shard -> its path.
+    """
     found = _PLACE.fullmatch(path)
-    return TarImage(found[1], int(found[2]), int(found[3])) if found else path
+    if not found:
+        return file_of(path)
+    return TarImage(file_of(found[1]), int(found[2]), int(found[3]))

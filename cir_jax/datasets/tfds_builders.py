@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from cir_jax.data.annotations import image_files
 from cir_jax.data.inspection import inspect_images
 from cir_jax.data.pixels import ImageFile
 from cir_jax.datasets import records
@@ -107,7 +106,7 @@ class FashionIq(_Builder):
 
     def paths(self) -> Mapping[str, ImageFile]:
         """The images folder, which may hold more than the splits name."""
-        return image_files(self.root / "images")
+        return fashioniq.every_file(self.root)
 
 
 class Cirr(_Builder):

@@ -21,6 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import plugins, progress
+from cir_jax.data import places
 from cir_jax.data.pixels import Crop, ImageFile
 from cir_jax.data.triplets import Triplet
 from cir_jax.errors import UserError, nearest
@@ -93,7 +94,8 @@ def build(config: ConfigDict) -> Benchmark | None:
     """
     if config.eval.benchmark == "none":
         return None
-    return _module(config.eval.benchmark).build(config)
+    with places.within(config):
+        return _module(config.eval.benchmark).build(config)
 
 
 def submitted_split(name: str) -> str:
@@ -126,6 +128,7 @@ class Task:
       references: the Q reference images.
       names, paths: G gallery images.
       target, reference: [Q] gallery rows, -1 for one that is unknown or not in the gallery.
+      row_of: name -> gallery row, also of other names of its file.
       missing: gallery images left out because their file is missing.
       dropped: queries left out because their reference, target or another answer is missing.
     """
@@ -137,6 +140,7 @@ class Task:
     paths: tuple[ImageFile, ...]
     target: np.ndarray
     reference: np.ndarray
+    row_of: Mapping[str, int]
     missing: int = 0
     dropped: int = 0
 
@@ -161,6 +165,7 @@ def task(
     *,
     on_missing: str = "error",
     removed: bool = True,
+    by_name: bool = False,
 ) -> Task:
     """Checks queries and gallery, and gives every image its row.
 
@@ -172,6 +177,7 @@ def task(
       on_missing: "error", or "drop": leave missing images and queries that need them out, with a
         warning. The numbers are then not comparable with published ones.
       removed: whether references will be removed from the ranking.
+      by_name: see `TripletSet.by_name`; else a file is one candidate, by the first of its names.
 
     Raises:
       UserError: an image is missing, a target is not in the gallery or is its own reference, no
@@ -182,6 +188,7 @@ def task(
         raise UserError(f"eval.on_missing={on_missing!r} is unknown; use error or drop.{hint}")
     names = list(dict.fromkeys(gallery[0]))
     files = {**files, **gallery[1]}
+    places.check_all(files, title)
     wanted = dict.fromkeys([*names, *(t.reference for t in triplets)])
     lost = {n for n in wanted if not _exists(files.get(n, ""))}
     if lost and on_missing == "error":
@@ -192,8 +199,7 @@ def task(
             "numbers are then not comparable with published ones"
         )
     kept = [t for t in triplets if not lost & {t.reference, t.target, *t.truths}]
-    names = [n for n in names if n not in lost]
-    row_of = {n: row for row, n in enumerate(names)}
+    names, row_of = _rows([n for n in names if n not in lost], files, by_name)
     _check(title, kept, row_of, removed)
     missing = len({*gallery[0]} & lost)
     if lost:
@@ -210,6 +216,7 @@ def task(
         paths=tuple(files[n] for n in names),
         target=np.asarray([row_of.get(t.target, -1) for t in kept], np.int32),
         reference=np.asarray([row_of.get(t.reference, -1) for t in kept], np.int32),
+        row_of=row_of,
         missing=missing,
         dropped=len(triplets) - len(kept),
     )
@@ -296,6 +303,30 @@ def listed(
     return found
 
 
+def _rows(
+    names: Sequence[str], files: Mapping[str, ImageFile], by_name: bool
+) -> tuple[list[str], dict[str, int]]:
+    """(the first name of every file of a gallery, name -> row of all names of these files)."""
+    identity = places.Identity(follow=not by_name)
+    row_of: dict[str, int] = {}
+    kept: dict[Any, int] = {}
+    first = []
+    for name in names:
+        key = identity.of(files.get(name, name))
+        row_of[name] = kept.setdefault(key, len(kept))
+        if len(kept) > len(first):
+            first.append(name)
+    for name, file in files.items():
+        if name not in row_of and (key := identity.of(file)) in kept:
+            row_of[name] = kept[key]
+    return first, row_of
+
+
+def _both(t: Triplet) -> str:
+    same = t.target == t.reference
+    return repr(t.target) if same else f"one file, {t.target!r} and {t.reference!r}"
+
+
 def _exists(file: ImageFile) -> bool:
     """Whether a file is there. A record of a packed data set always is."""
     if isinstance(file, Crop):
@@ -318,8 +349,8 @@ def _check(
                 f"gallery images.{nearest(t.target, row_of)} Correct the annotations or the "
                 "image list"
             )
-        if removed and t.target == t.reference:
+        if removed and t.target and row_of[t.target] == row_of.get(t.reference):
             raise UserError(
-                f"{title} query {t.query_id}: target and reference are both {t.target!r}, and the "
+                f"{title} query {t.query_id}: target and reference are both {_both(t)}, and the "
                 "reference is removed from the ranking; correct the record"
             )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import places
 from cir_jax.data.annotations import field, not_empty, read_json
 from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError, nearest
@@ -72,17 +73,19 @@ def candidates(root: str | Path) -> tuple[list[str], dict[str, str]]:
     """Names of all images, in the order of their list, and the file of each. Both splits share it.
 
     Raises:
-      UserError: the list is missing, malformed or empty, or names an image twice.
+      UserError: the list is missing, malformed or empty, names an image twice, or one that
+        lies outside of the data set.
     """
     file = image_list(root)
     folder = Path(root) / _IMAGES / "unlabeled2017"
+    written = places.Written(places.roots(root))
     paths: list[tuple[str, str]] = []
     for number, record in enumerate(field(read_json(file, dict), "images", str(file))):
         where = f"{file} image {number}"
         name = field(record, "file_name", where)
         if not isinstance(name, str) or not name:
             raise UserError(f"{where}: 'file_name' is {name!r}, expected the name of a file")
-        paths.append((_number(record, "id", where), str(folder / name)))
+        paths.append((_number(record, "id", where), written.file(folder, name, where)))
     if not paths:
         raise UserError(f"{file} names no image; fetch it again")
     names = [name for name, _ in paths]

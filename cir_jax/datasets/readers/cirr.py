@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import places
 from cir_jax.data.annotations import field, image_name, image_names, not_empty, read_json
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -20,6 +21,7 @@ from cir_jax.datasets.examination import Examination
 from cir_jax.errors import UserError
 
 SOURCE = "cirr"
+_FOLDERS = ("train", "dev", "test1")  # of images
 # Of the published files: split -> (queries, images).
 OFFICIAL = {"train": (28_225, 16_939), "val": (4_181, 2_297), "test1": (4_148, 2_315)}
 
@@ -42,7 +44,7 @@ def read(
     )
     if not triplets:
         raise UserError(f"{file} holds no triplet; fetch it again")
-    return [TripletSet(SOURCE, triplets, paths)]
+    return [TripletSet(SOURCE, triplets, paths, by_name=True)]
 
 
 def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:
@@ -54,7 +56,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     """Names of all images of a split, in the order of its file, and the file of each.
 
     Raises:
-      UserError: the file is missing or empty.
+      UserError: the file is missing or empty, or names a file outside of the data set.
     """
     file = annotation_folder(root) / "image_splits" / f"split.rc2.{split}.json"
     listed = read_json(file, dict)
@@ -64,7 +66,13 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     if not listed:
         raise UserError(f"{file} names no image; fetch it again")
     packed, folder = records.images(root), _image_folder(root, next(iter(listed.values())))
-    return list(listed), {n: packed.get(n, str(folder / p)) for n, p in listed.items()}
+    # Beside a root that is the folder of the annotations, the official folders alone.
+    beside = [folder / name for name in _FOLDERS] if folder == Path(root).parent else []
+    written = places.Written(places.roots(root, *beside))
+    return list(listed), {
+        n: packed[n] if n in packed else written.file(folder, p, f"{file}: {n}")
+        for n, p in listed.items()
+    }
 
 
 def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:

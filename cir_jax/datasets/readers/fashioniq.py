@@ -5,20 +5,27 @@
     image_splits/split.{category}.{split}.json [name]
     images/{name}.png or .jpg, flat or in a folder per category
 
+Where several files have one name, a category's own folder comes first, then images/ itself; of a
+name in several categories, the folder of the first of them that has it. A name that still fits two
+different pictures is refused.
+
 The two texts of a triplet are joined in four ways for training and in one way for evaluation
 (section 4.1 of arXiv 2404.11317 follows CLIP4CIR here).
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data.annotations import field, image_files, image_name, not_empty, read_json
+from cir_jax.data import places
+from cir_jax.data.annotations import field, image_name, not_empty, read_json
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import records
 from cir_jax.datasets.examination import Examination
+from cir_jax.datasets.stem_files import StemFiles
 from cir_jax.errors import UserError, nearest
 
 CATEGORIES = ("dress", "shirt", "toptee")
@@ -50,7 +57,7 @@ def read(
         triplets += read_category(root, category, split)
     if not triplets:
         raise UserError(f"FashionIQ split {split!r} in {root} is empty; choose another split")
-    return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root))]
+    return [TripletSet(SOURCE, tuple(triplets), _known(triplets, paths, root), by_name=True)]
 
 
 def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
@@ -59,7 +66,9 @@ def images(root: str | Path, split: str = "train") -> Mapping[str, ImageFile]:
     A listed image whose file is missing is among them: `data.on_missing` says what becomes of it.
     """
     there, listed = locate(root), _listed(root, split)
-    return {n: there.get(n, _expected(root, n)) for n in listed} if listed else there
+    if not listed:
+        return there
+    return {n: _place(there, n, category, root) for n, category in listed.items()}
 
 
 def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
@@ -107,7 +116,9 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         )
     there = locate(root)
     found.note_folders(root, there)
-    found.images = {n: there.get(n, _expected(root, n)) for n in different}
+    _note_double(found, there)
+    owners = {n: c for split in reversed(SPLITS) for n, c in _listed(root, split).items()}
+    found.images = {n: _place(there, n, owners.get(n, ""), root) for n in different}
     return found
 
 
@@ -174,7 +185,8 @@ def gallery(
     if not names:
         raise UserError(f"the gallery of {category!r}, split {split!r} in {root} is empty")
     paths = locate(root)
-    return names, {n: paths.get(n, _expected(root, n)) for n in names}
+    where = str(split_file(root, category, split))
+    return names, {n: _place(paths, n, category, root, where) for n in names}
 
 
 def find_categories(root: str | Path, split: str, wanted: Sequence[str] = ()) -> list[str]:
@@ -204,7 +216,21 @@ def find_categories(root: str | Path, split: str, wanted: Sequence[str] = ()) ->
 
 def locate(root: str | Path) -> Mapping[str, ImageFile]:
     """Name -> file of every image that is there, or its record in a packed data set."""
-    return records.images(root) or image_files(Path(root) / "images")
+    return records.images(root) or StemFiles(Path(root) / "images", root=root)
+
+
+def every_file(root: str | Path) -> dict[str, ImageFile]:
+    """Name -> file of every image that is there, for the first category of a split that has it.
+
+    Raises:
+      UserError: a name fits two files, and no category has either in its folder.
+    """
+    owners: dict[str, str] = {}
+    for split in SPLITS:
+        for name, category in _listed(root, split).items():
+            owners.setdefault(name, category)
+    there = locate(root)
+    return {name: _place(there, name, owners.get(name, ""), root) for name in there}
 
 
 def _examined(root: str | Path, wanted: Sequence[str]) -> list[str]:
@@ -218,6 +244,17 @@ def _examined(root: str | Path, wanted: Sequence[str]) -> list[str]:
     if wanted:
         return list(dict.fromkeys(wanted))
     return list(CATEGORIES) if found & set(CATEGORIES) else sorted(found)
+
+
+def _note_double(found: Examination, there: Mapping[str, ImageFile]) -> None:
+    """Notes names that several files have, and which of them is read."""
+    double = there.double() if isinstance(there, StemFiles) else {}
+    if double:
+        name, files = next(iter(double.items()))
+        found.notes.append(
+            f"{len(double):,} names fit several files, {name} for one: {', '.join(files)}. The one "
+            "in the category's own folder is read, else the one in images/ itself"
+        )
 
 
 def clean(text: str) -> str:
@@ -258,14 +295,36 @@ def _known(
     triplets: list[Triplet], paths: Mapping[str, ImageFile], root: str | Path
 ) -> dict[str, ImageFile]:
     """A path for every name; where no file is found, the one that was expected."""
-    names = {n for t in triplets for n in (t.reference, t.target) if n}
-    return {n: paths.get(n, _expected(root, n)) for n in names}
+    owners: dict[str, Triplet] = {}
+    for t in triplets:
+        for name in (t.reference, t.target):
+            if name:
+                owners.setdefault(name, t)
+    return {
+        n: _place(paths, n, t.category, root, f"{SOURCE} triplet {t.query_id}")
+        for n, t in owners.items()
+    }
 
 
-def _listed(root: str | Path, split: str) -> list[str]:
-    """Names in the split files that are there, of all categories."""
+def _listed(root: str | Path, split: str) -> dict[str, str]:
+    """Name -> category, of the split files that are there; of several categories, the first."""
     files = sorted((Path(root) / "image_splits").glob(f"split.*.{split}.json"))
-    return [name for file in files for name in split_names(root, file.name.split(".")[1], split)]
+    found: dict[str, str] = {}
+    for category in (file.name.split(".")[1] for file in files):
+        for name in split_names(root, category, split):
+            found.setdefault(name, category)
+    return found
+
+
+def _place(
+    there: Mapping[str, ImageFile], name: str, category: str, root: str | Path, where: str = ""
+) -> ImageFile:
+    """The file of an image of a category, or the one that was expected."""
+    if not isinstance(there, StemFiles):  # packed
+        if name not in there:
+            places.check_spelling(name, where or str(root))
+        return there.get(name, _expected(root, os.path.basename(name)))
+    return there.find(name, category, where) or _expected(root, name)
 
 
 def _expected(root: str | Path, name: str) -> str:

@@ -8,8 +8,9 @@
 
 Fields: reference, target, text or texts (several phrasings, one drawn at a time), and optionally
 id, source, group (names of a subset), meta (anything, not read), and, in files of generated
-triplets about images of no data set, reference_path and target_path. A triplet's names come out
-with their suffix, however they were written.
+triplets about images of no data set, reference_path and target_path. A triplet's names come out in one
+form, with their suffix, however they were written: `./a.jpg`, the absolute path and `a` are one
+image, and so is `A.JPG` if no file is called so. Hidden files are no images.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data import text_files
+from cir_jax.data import places, text_files
 from cir_jax.data.annotations import image_name, image_names, not_empty, read_lines
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -43,7 +44,7 @@ def read(
     """
     if categories:
         raise UserError(f"a folder has no categories, got {tuple(categories)}; leave them empty")
-    known = NamedFiles.below(Path(root) / "images")
+    known = _known(root)
     by_source: dict[str, list[Triplet]] = {}
     for where, record in read_lines(Path(root) / f"{split}.jsonl"):
         one = renamed(triplet(record, where), known, where)
@@ -51,14 +52,16 @@ def read(
     if not by_source:
         raise UserError(f"{Path(root) / f'{split}.jsonl'} holds no triplet; add lines to it")
     return [
-        TripletSet(source, tuple(triplets), _paths(root, known, triplets))
+        TripletSet(source, tuple(triplets), _paths(known, triplets))
         for source, triplets in by_source.items()
     ]
 
 
 def images(root: str | Path, split: str = "train") -> dict[str, ImageFile]:
     """Name -> file of every image below images/, whatever the split; see `held_out`."""
-    return NamedFiles.below(Path(root) / "images").files
+    known = _known(root)
+    known.listing.say_outside(Path(root) / "images")
+    return known.files
 
 
 def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, ImageFile]]:
@@ -67,7 +70,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     Raises:
       UserError: it is empty, or a name fits two files.
     """
-    known, listed = NamedFiles.below(Path(root) / "images"), Path(root) / "gallery.txt"
+    known, listed = _known(root), Path(root) / "gallery.txt"
     if listed.is_file():
         names = [
             known.name(image_name({"image": line.strip()}, "image", where), where)
@@ -80,7 +83,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     names = list(dict.fromkeys(names))
     if not names:
         raise UserError(f"{listed} names no image; add one per line, or remove the file")
-    return names, {n: known.files.get(n, _expected(root, n)) for n in names}
+    return names, {n: known.file(n) for n in names}
 
 
 def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, ImageFile]:
@@ -91,7 +94,7 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Im
     Raises:
       UserError: a malformed line, or a name that fits two files.
     """
-    known, listed = NamedFiles.below(Path(root) / "images"), Path(root) / "gallery.txt"
+    known, listed = _known(root), Path(root) / "gallery.txt"
     names = gallery(root)[0] if listed.is_file() else []
     for split in {*splits} - {"train"}:
         if (Path(root) / f"{split}.jsonl").is_file():
@@ -106,7 +109,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     Raises:
       UserError: neither train.jsonl nor val.jsonl is there, or a line is malformed.
     """
-    found = Examination()
+    found, identity = Examination(), places.Identity()
     paths: dict[str, ImageFile] = {}
     splits = [s for s in ("train", "val") if (Path(root) / f"{s}.jsonl").is_file()]
     if not splits:
@@ -119,9 +122,13 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         if split == "val":
             names, files = gallery(root, split)
             paths |= files
-            found.count("gallery images", len(names))
-            found.check_names(names, [t for one in sets for t in one.triplets], targets_only=True)
-    found.images = paths
+            ranked = places.distinct({n: files[n] for n in names}, identity)
+            found.count("gallery images", len(ranked))
+            there = {identity.of(path) for path in files.values()}
+            alike = [n for n, path in paths.items() if identity.of(path) in there]
+            triplets = [t for one in sets for t in one.triplets]
+            found.check_names(alike, triplets, targets_only=True)
+    found.images = places.distinct(paths, identity)
     return found
 
 
@@ -165,13 +172,11 @@ def renamed(one: Triplet, known: NamedFiles, where: str) -> Triplet:
     )
 
 
-def _paths(
-    root: str | Path, known: NamedFiles, triplets: Sequence[Triplet]
-) -> dict[str, ImageFile]:
+def _known(root: str | Path) -> NamedFiles:
+    return NamedFiles.below(Path(root) / "images", root)
+
+
+def _paths(known: NamedFiles, triplets: Sequence[Triplet]) -> dict[str, ImageFile]:
     """The file of every image that the triplets name, or the one that is expected."""
     names = {n: None for t in triplets for n in (t.reference, t.target)}
-    return {n: known.files.get(n, _expected(root, n)) for n in names}
-
-
-def _expected(root: str | Path, name: str) -> str:
-    return str(Path(root) / "images" / name)
+    return {n: known.file(n) for n in names}

@@ -11,14 +11,16 @@ the whole {"val_image_id"}. The target of a query is not in its "gallery"; it is
 it. Source: Vaze et al., CVPR 2023 (arXiv 2306.07969), and the annotations of its authors.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data.annotations import field, image_files, not_empty, read_json
+from cir_jax.data.annotations import field, not_empty, read_json
 from cir_jax.data.pixels import Crop, ImageFile
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets.examination import Examination
+from cir_jax.datasets.stem_files import StemFiles
 from cir_jax.errors import UserError, nearest
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
@@ -61,7 +63,7 @@ def read_task(root: str | Path, task: str) -> TripletSet:
         )
     if not triplets:
         raise UserError(f"{file} holds no query; fetch it again")
-    return TripletSet(task, tuple(triplets), paths)
+    return TripletSet(task, tuple(triplets), paths, by_name=True)
 
 
 def find_tasks(wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -125,13 +127,10 @@ def has_task(root: str | Path, task: str) -> bool:
     return any(path.is_file() for path in _choices(root, task))
 
 
-def located(root: str | Path, task: str) -> dict[str, str]:
+def located(root: str | Path, task: str) -> Mapping[str, str]:
     """Image number -> file, for all images of a task's source that are there."""
-    found: dict[str, str] = {}
-    for folder in _FOLDERS[_kind(task)]:
-        for stem, path in image_files(Path(root) / folder, depth=0).items():
-            found.setdefault(stem, path)
-    return found
+    folders = _FOLDERS[_kind(task)]
+    return ChainMap(*(dict(StemFiles(Path(root) / f, depth=0, root=root)) for f in folders))
 
 
 def file_of(path: ImageFile) -> ImageFile:

@@ -75,6 +75,7 @@ class Benchmark:
             gallery,
             on_missing=on_missing,
             removed=False,
+            by_name=True,
         )
         kept = {t.query_id for t in self.task.triplets}
         self.aspects = [query.aspects for query in queries if query.query_id in kept]
@@ -95,7 +96,7 @@ class Benchmark:
         k = min(max(metrics.CIRCO_AT), len(one.names))
         rows, _ = retriever.top(query, gallery, k)
         ranks = retriever.ranks(query, gallery, one.target)
-        row_of = {name: row for row, name in enumerate(one.names)}
+        row_of = one.row_of
         truths = [[row_of[name] for name in t.truths] for t in one.triplets]
         hits = np.stack([np.isin(found, right) for found, right in zip(rows, truths, strict=True)])
         counts = np.asarray([len(right) for right in truths])

@@ -43,7 +43,12 @@ class Benchmark:
         gallery = cirr.gallery(root, split)
         self._split, self._examples = split, examples
         self.task = benchmark.task(
-            f"CIRR {split}", queries.triplets, queries.paths, gallery, on_missing=on_missing
+            f"CIRR {split}",
+            queries.triplets,
+            queries.paths,
+            gallery,
+            on_missing=on_missing,
+            by_name=True,
         )
         self.members = self._member_rows(on_missing == "drop")
 
@@ -117,7 +122,7 @@ class Benchmark:
     def _member_rows(self, dropped: bool) -> np.ndarray:
         """[Q, M] gallery rows of the subsets, -1 to fill up."""
         one = self.task
-        row_of = {name: row for row, name in enumerate(one.names)}
+        row_of = one.row_of
         rows = np.full((len(one.triplets), max(len(t.members) for t in one.triplets)), -1, np.int32)
         for i, triplet in enumerate(one.triplets):
             where = f"{one.title} pair {triplet.query_id}"

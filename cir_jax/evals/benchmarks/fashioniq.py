@@ -112,6 +112,7 @@ class Benchmark:
                 fashioniq.gallery(root, category, split, gallery),
                 on_missing=on_missing,
                 removed=self._removed,
+                by_name=True,
             )
         return tasks
 

@@ -58,6 +58,7 @@ class Benchmark:
                 (names, {n: read.paths[n] for n in names}),
                 on_missing=on_missing,
                 removed=False,
+                by_name=True,
             )
             self.members[name] = _member_rows(self.tasks[name])
 
@@ -106,7 +107,7 @@ class Benchmark:
 
 def _member_rows(one: benchmark.Task) -> np.ndarray:
     """[Q, M] gallery rows of each query's candidates, -1 to fill up."""
-    row_of = {name: row for row, name in enumerate(one.names)}
+    row_of = one.row_of
     rows = np.full((len(one.triplets), max(len(t.members) for t in one.triplets)), -1, np.int32)
     for i, triplet in enumerate(one.triplets):
         known = [row_of[name] for name in triplet.members if name in row_of]
