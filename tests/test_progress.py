@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is told of long work: a bar on a terminal, a line now and then in the log of a job."""
 
+import io
 import sys
 
 import pytest
 
-from cir_jax import progress
+from cir_jax import main, progress
 
 
 @pytest.fixture
@@ -35,3 +36,42 @@ def test_a_bar_on_a_terminal(said, monkeypatch, capsys):
         bar.update(2)
         assert bar.n == 3 and not bar.disable
     assert not said and "captioning" in capsys.readouterr().err
+
+
+SHOWN = {
+    "\x1b[31mred": r"\x1b[31mred",
+    "a\x07\x08b": r"a\x07\x08b",
+    "abc\r123": r"abc\r123",
+    "\x9b31m": r"\x9b31m",
+    "\u202egnp.exe": r"\u202egnp.exe",
+    "\u2066a\u2069": r"\u2066a\u2069",
+    "\ud83d": r"\ud83d",
+    "\x7f\x00": r"\x7f\x00",
+    "a\u2028b": r"a\u2028b",
+    "two\nlines\tand é": "two\nlines\tand é",
+    "\U0001f468\u200d\U0001f469": "\U0001f468\u200d\U0001f469",
+}
+
+
+@pytest.mark.parametrize("text", SHOWN)
+def test_what_a_terminal_would_obey_is_shown(text, capsys):
+    assert progress.shown(text) == SHOWN[text]
+    assert progress.shown(text, one_line=True).count("\n") == 0
+    progress.say("name:", text)
+    progress.show("name:", text, file=sys.stderr)
+    said = capsys.readouterr()
+    assert said.out == said.err == f"name: {SHOWN[text]}\n"
+
+
+def test_a_stream_of_few_letters():
+    """An error or a name must not end a run on a machine whose output is ASCII."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, "ascii")
+    progress.show("é \u202e 猫", file=stream)
+    assert raw.getvalue() == b"\\xe9 \\u202e \\u732b\n"
+
+
+def test_errors_are_printed_escaped(capsys):
+    assert main.main(["doctor", "folder", "/no/such\x1b[31m"]) == 2
+    said = capsys.readouterr().err
+    assert r"/no/such\x1b[31m" in said and "\x1b" not in said

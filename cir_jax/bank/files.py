@@ -36,6 +36,8 @@ from cir_jax.runtime import checksums
 VERSION = 2  # of the folder of a bank, its references included; version 1 had no checksums
 RECORD = "bank.json"
 PARTIAL = "part.json"
+# What a record raises that is JSON of another structure: its own checksum is no secret.
+_ODD = (AttributeError, KeyError, TypeError, OverflowError, ZeroDivisionError, RecursionError)
 COMMIT = 30.0  # seconds between two moments at which what was written is made certain
 
 Arrays = Mapping[str, tuple[tuple[int, ...], Any]]  # name -> (shape, dtype)
@@ -287,7 +289,11 @@ class Writer:
 
     def _long_enough(self, recorded: dict[str, Any]) -> bool:
         """Whether the files hold all rows that `part.json` vouches for."""
-        if set(recorded.get("rows", ())) != set(self._arrays):
+        counted, tails = recorded.get("rows"), recorded.get("tails", {})
+        if not isinstance(counted, dict) or set(counted) != set(self._arrays):
+            return False
+        numbers = (recorded.get("done"), *counted.values())
+        if not all(type(n) is int and n >= 0 for n in numbers) or not isinstance(tails, dict):
             return False
         for name, (shape, kind) in self._arrays.items():
             path, rows = self._part(self._final(name)), recorded["rows"][name]
@@ -361,7 +367,7 @@ def _reading(folder: Path) -> Iterator[None]:
         raise _damaged(folder, error) from None
     except UserError:
         raise
-    except npy.UNREADABLE as error:
+    except (*npy.UNREADABLE, *_ODD) as error:
         raise _damaged(folder, error) from None
     except OSError as error:
         raise UserError(

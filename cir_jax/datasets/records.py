@@ -5,11 +5,13 @@ A packed data set keeps its annotation files as they are and holds its images in
 data set made by `cir-jax pack`. Readers find the images there by name; nothing else changes.
 """
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from cir_jax.data.annotations import image_names, read_json
+from cir_jax.errors import UserError
 
 FOLDER = "packed"
 SPLIT = "pictures"  # of the TFDS data set; "all" is reserved
@@ -41,9 +43,13 @@ def images(root: str | Path) -> dict[str, RecordImage]:
     index = Path(root) / FOLDER / INDEX
     if not index.is_file():
         return {}
-    content = json.loads(index.read_text())
-    folder = str(Path(root) / FOLDER / content["folder"])
-    return {name: RecordImage(folder, number) for number, name in enumerate(content["names"])}
+    content = read_json(index, dict)
+    inside, names = content.get("folder"), content.get("names")
+    if not isinstance(inside, str) or not isinstance(names, list):
+        raise UserError(f"{index} does not say which images are packed; pack the data set again")
+    image_names(content, "names", str(index))
+    folder = str(Path(root) / FOLDER / inside)
+    return {name: RecordImage(folder, number) for number, name in enumerate(names)}
 
 
 @lru_cache(maxsize=8)

@@ -180,6 +180,8 @@ def read_groups(file: str | Path, paths: Mapping[str, Any]) -> Groups:
     members: dict[int, list[str]] = {}
     for name in paths:
         members.setdefault(content[2][name], []).append(name)
+    if not all(isinstance(name, str) for name in content[0]):
+        raise UserError(f"{file}: its first list is none of image names; make the file anew")
     # The file's numbers are the order of its images, and its names stand for their groups.
     firsts = set(content[0])
     return Groups.make([sorted(members[n], key=lambda n: n not in firsts) for n in sorted(members)])

@@ -152,7 +152,7 @@ def reuse(path: Path, made_of: dict[str, Any], files: Iterable[Path]) -> dict[st
         return None
     try:
         summary = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(summary, dict) or summary.get("made_of") != json.loads(json.dumps(made_of)):
         return None

@@ -18,16 +18,19 @@ from cir_jax.runtime import checksums
 RAW = "@raw@"  # begins a string that stands for JSON text that `json.dumps` would not write
 # Values that people and programs do write where others were expected.
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**64), 0.5, -0.0, 1e308, "", " ", "\0", "\x1b[31m",
+    None, True, False, 0, -1, 1, 2**31, 2**63, -(2**64), 0.5, -0.0, 1e308, "", " ", "\0",
+    "\x1b[31m",
     "\ud83d", "a\nb", "\u202eabc", "..", "../../etc/passwd", "/", "a" * 5000, "é", "e\u0301", "1",
     [], {}, [[]], [None], {"": None}, ["x"] * 50, [1, "a", None],
     f"{RAW}NaN", f"{RAW}-Infinity", f"{RAW}1e999", f"{RAW}{'9' * 5000}",
     f"{RAW}{'[' * 10_000}{']' * 10_000}", f'{RAW}{{"a": 1, "a": 2}}', f'{RAW}"\\ud800"',
 )  # fmt: skip
 PIECES = (
-    b"\0", b"\xff", b"\xfe\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n", b'"', b"'",
+    b"\0", b"\xff", b"\xfe\xff", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b"\n", b'"',
+    b"'",
     b"{", b"}", b"[", b"]", b",", b":", b";", b"\t", b"\\", b"\\u0000", b"\\ud800", b"NaN", b"null",
-    b"-1", b"1e999", b"9" * 5000, b"\x1b[2J", b"\x80\x02", b"PK\x03\x04", b"\x1f\x8b\x08", b"<html>",
+    b"-1", b"1e999", b"9" * 5000, b"\x1b[2J", b"\x80\x02", b"PK\x03\x04", b"\x1f\x8b\x08",
+    b"<html>",
     b"[" * 10_000, b"\xe2\x80\xa8", b"\x00\x00\x00\x00\x00\x00\x00\x80", b"\xff" * 8, b"../",
 )  # fmt: skip
 _NUMBERS = (0, 1, -1, 127, 255, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 2**40)
@@ -136,8 +139,8 @@ def _changed(tree: Any, rng: random.Random) -> Any:
     todo = [tree]
     while todo:
         one = todo.pop()
-        keys = list(one) if isinstance(one, dict) else range(len(one)) if isinstance(one, list) else ()
-        for key in keys:
+        keys: Any = one if isinstance(one, dict) else ()
+        for key in range(len(one)) if isinstance(one, list) else list(keys):
             nodes.append((one, key))
             todo.append(one[key])
     if not nodes or rng.random() < 0.03:
@@ -221,7 +224,6 @@ Way = Callable[[bytes, random.Random], bytes]
 _BY_NAME: tuple[tuple[str, list[Way]], ...] = (
     ("bank.json", [_json, _sealed, _sealed]),
     ("part.json", [_json, _sealed, _sealed]),
-    ("checksums.json", [_json, _sealed, _sealed]),
     (".json", [_json] * 6),
     (".jsonl", [_lines] * 6),
     (".txt", [_lines] * 3),

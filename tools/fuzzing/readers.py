@@ -181,9 +181,9 @@ def captions(root: Path) -> Read:
     (root / "p.csv.gz").write_bytes(gzip.compress((root / "t.csv").read_bytes()))
 
     def read() -> None:
+        choices = reader.Choices.of("caption.", duplicates="last", unknown="ignore")
         for file in sorted(root.iterdir()):
             _tolerant(lambda f=file: reader.read(f))
-            choices = reader.Choices.of("caption.", duplicates="last", unknown="ignore")
             _tolerant(lambda f=file: reader.collect([f], choices, PICTURES))
 
     return read
@@ -206,7 +206,8 @@ def importers(root: Path) -> Read:
     _table(made / "webvid_covr.csv", [covr, covr | {"edit": "y"}])
     _dump(made / "spn.json", [spn])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([mega]), made / "megapairs.parquet")
-    _shard(made / "synthtriplets18m.tar", {"1.a.png": b"x", "1.b.png": b"y", "1.json": b'{"t":"x"}'})
+    members = {"1.a.png": b"x", "1.b.png": b"y", "1.json": b'{"t": "x"}'}
+    _shard(made / "synthtriplets18m.tar", members)
 
     def read() -> None:
         for file in sorted(made.iterdir()):
