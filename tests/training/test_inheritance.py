@@ -128,7 +128,11 @@ def test_a_file_says_it_too(one, tmp_path):
     found = weights.load(str(one), functions)
     file = tmp_path / "one.safetensors"
     exporting.write(
-        file, functions, found.index, found.query, layout="safetensors",
+        file,
+        functions,
+        found.index,
+        found.query,
+        layout="safetensors",
         data=config.data.to_dict(),
     )
     assert held(resolved(file)) == (OTHER, "square", 20)

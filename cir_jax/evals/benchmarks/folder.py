@@ -122,9 +122,7 @@ class Benchmark:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(
-        benchmark.root(config), e.split, benchmark.screen(config), e.examples, e.texts
-    )
+    return Benchmark(benchmark.root(config), e.split, benchmark.screen(config), e.examples, e.texts)
 
 
 def _queries(triplets: Sequence[Triplet], texts: str) -> list[Triplet]:
