@@ -13,7 +13,7 @@ from typing import Any
 
 from cir_jax.convert.containers import safe_tensors, sharded, torch_archive
 from cir_jax.convert.containers.tensors import Tensor
-from cir_jax.data import json_files
+from cir_jax.data import json_files, text_files
 from cir_jax.errors import UserError, nearest
 
 # Weights a folder may hold, the safer format first, transformers' names before open_clip's.
@@ -263,11 +263,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-      UserError: it cannot be read, is something else, or is what `json_files` refuses.
+      UserError: it cannot be read, is no text or no object, or is what `json_files` refuses.
     """
+    text = text_files.read(path)
     try:
-        content = json_files.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        content = json_files.loads(text)
+    except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not an object; fetch it again")

@@ -14,10 +14,17 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _BETWEEN = re.compile(r"[\s,]*")  # records of a list
 
 
-def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any:
+def read_json(
+    path: str | Path, expected: type | tuple[type, ...] = list, packed: bool = False
+) -> Any:
     """The content of a JSON file whose top level is a list (or what `expected` says).
 
     Where a list is expected, a file of one record per line is read as the list of them.
+
+    Args:
+      path: the file.
+      expected: types of its top level.
+      packed: it may be compressed by gzip.
 
     Raises:
       UserError: no such file, malformed (with the position), of another type, or something that
@@ -26,7 +33,7 @@ def read_json(path: str | Path, expected: type | tuple[type, ...] = list) -> Any
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no annotation file {path}; `cir-jax doctor` lists what a data set needs")
-    text = text_files.read(path)
+    text = text_files.read(path, packed)
     kinds = expected if isinstance(expected, tuple) else (expected,)
     try:
         content = json_files.loads(text, printable=True)

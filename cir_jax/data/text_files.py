@@ -7,8 +7,10 @@ wrongly would train on other letters than were written. Lines end with LF, CR LF
 """
 
 import codecs
+import gzip
 import io
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -51,18 +53,18 @@ def encoding(head: bytes, path: str | Path) -> str:
     return _UTF_8
 
 
-def read(path: str | Path) -> str:
+def read(path: str | Path, packed: bool = False) -> str:
     """All of a text file, its lines ended by LF.
+
+    Args:
+      path: the file.
+      packed: it may be compressed by gzip.
 
     Raises:
       UserError: it cannot be read, is larger than `LARGEST`, or is no text in such an encoding.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise _unreadable(path, error) from None
+    content = _head(path, LARGEST + 1, packed)
     if len(content) > LARGEST:
         raise UserError(
             f"{path} has over {LARGEST >> 30} GiB, and is read whole; write one record per line "
@@ -76,17 +78,16 @@ def read(path: str | Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def start(path: str | Path) -> str:
+def start(path: str | Path, packed: bool = False) -> str:
     """The first letters of a text file behind spaces, to see what it holds; not checked further.
+
+    Args:
+      path, packed: as for `read`.
 
     Raises:
       UserError: it cannot be read, or begins like a file of another kind or encoding.
     """
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(_CHUNK)
-    except OSError as error:
-        raise _unreadable(Path(path), error) from None
+    head = _head(Path(path), _CHUNK, packed)
     return head.decode(encoding(head, path), "ignore").lstrip()
 
 
@@ -175,6 +176,22 @@ def fault(text: str) -> str:
     if letter >= "\ud800":
         return f"{letter!r} is no character: half of a surrogate pair"
     return f"{letter!r} is a control character"
+
+
+def _head(path: Path, most: int, packed: bool) -> bytes:
+    """The first bytes of a file, unpacked if it is and may be compressed by gzip."""
+    try:
+        with path.open("rb") as file:
+            if packed and file.read(2) == _GZIP:
+                file.seek(0)
+                with gzip.open(file) as unpacked:
+                    return unpacked.read(most)
+            file.seek(0)
+            return file.read(most)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is cut or damaged ({error}); fetch it again") from None
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _ends(text: str) -> int:

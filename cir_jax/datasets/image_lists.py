@@ -6,8 +6,8 @@
 
 Which key says what is found by its name, in any case ("Alt Text" is alt_text); `text_field` names
 the one of the text where it is another (a dot goes one level down). Of a record with several names,
-such as an id and a file, the one that is an image of the set counts. All but shards and
-{name: caption} may be compressed by gzip. `cir_jax.datasets.captions` makes captions of them.
+such as an id and a file, the one that is an image of the set counts. All but shards may be compressed by gzip.
+`cir_jax.datasets.captions` makes captions of them.
 """
 
 import glob
@@ -179,9 +179,9 @@ def _kind(file: Path) -> str:
 
 
 def _records(file: Path) -> Iterator[streams.Found]:
-    if file.suffix.lower() == ".json" and text_files.start(file).startswith("{"):
+    if _kind(file) == ".json" and text_files.start(file, packed=True).startswith("{"):
         if not _has_lines(file):
-            for name, text in annotations.read_json(file, dict).items():
+            for name, text in annotations.read_json(file, dict, packed=True).items():
                 yield f"{file}: {name}", {"image": name, "caption": text}
             return
     yield from streams.records(file)
@@ -190,7 +190,7 @@ def _records(file: Path) -> Iterator[streams.Found]:
 def _has_lines(file: Path) -> bool:
     """Whether a file that begins with { holds records line by line, and not {name: caption}."""
     try:
-        content = json_files.loads(text_files.read(file))
+        content = json_files.loads(text_files.read(file, packed=True))
     except json.JSONDecodeError as error:
         return error.msg == "Extra data"
     except ValueError:

@@ -89,6 +89,20 @@ def test_a_folder_of_sharded_bins_and_a_compiled_model_of_transformers(want, tmp
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("codec", ["utf-8-sig", "utf-16"])
+def test_json_beside_the_weights_in_every_encoding(codec, want, tmp_path, capsys):
+    published.write("huggingface", tmp_path, published.state())
+    (tmp_path / "model.safetensors").unlink()
+    sharded(tmp_path, published.in_huggingface_names(published.state()), safe=False)
+    for name in ("config.json", "pytorch_model.bin.index.json"):
+        text = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text, codec)
+    importing.read(tmp_path, published.functions())
+    (tmp_path / "config.json").write_bytes(b'{"a": "\xe9"}')
+    with pytest.raises(UserError, match=r"config.json is not UTF-8 text after line 0; save it as"):
+        sources.open_source(tmp_path)
+
+
 def test_shards_that_are_not_there_or_no_state_dict(tmp_path):
     index = sharded(tmp_path, under(""), safe=False)
     torch.save({"model": under("")}, tmp_path / "pytorch_model-00002-of-00002.bin")

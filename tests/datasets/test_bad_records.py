@@ -49,6 +49,12 @@ def test_split_entries(tmp_path):
     runs.dump(root / "cirr/image_splits/split.rc2.val.json", {"a": None})
     with pytest.raises(UserError, match=r"split.rc2.val.json: image 'a' has the path None; fetch"):
         cirr.gallery(root)
+    for path, message in (("a" * 5000, "longer than a file system allows"), ("\0", "control")):
+        runs.dump(root / "cirr/image_splits/split.rc2.val.json", {"a": path})
+        with pytest.raises(UserError, match=message):
+            cirr.gallery(root)
+    runs.dump(root / "cirr/image_splits/split.rc2.val.json", {"a": "."})
+    assert cirr.gallery(root)[0] == ["a"]  # a folder: like every file that is no image, found later
 
 
 @pytest.mark.parametrize(

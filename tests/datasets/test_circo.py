@@ -43,6 +43,12 @@ def test_candidates(root):
     assert paths["103"] == str(root / "COCO2017_unlabeled/unlabeled2017/000000000103.jpg")
 
 
+def test_a_list_of_images_that_is_none(root):
+    runs.dump(circo.image_list(root), {"images": 7})
+    with pytest.raises(UserError, match="'images' is a int, expected a list; fetch the file again"):
+        circo.candidates(root)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

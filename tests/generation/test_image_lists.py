@@ -58,9 +58,17 @@ def test_records(tmp_path, name, packed):
     assert found(file, root="/data")[1][1] == "/data/a/2.jpg"
 
 
-def test_a_dictionary(tmp_path):
-    runs.dump(tmp_path / "c.json", {"a.jpg": "a text", "b": ["", " x "], "c": None, "d": ""})
-    texts = {name: texts for name, _, texts in found(tmp_path / "c.json")}
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_dictionary(tmp_path, packed):
+    file = tmp_path / "c.json"
+    runs.dump(file, {"a.jpg": "a text", "b": ["", " x "], "c": None, "d": ""})
+    if packed:
+        content, file = gzip.compress(file.read_bytes()), tmp_path / "c.json.gz"
+        file.write_bytes(content)
+        (tmp_path / "cut.json.gz").write_bytes(content[:-9])
+        with pytest.raises(UserError, match=r"cut.json.gz is cut or damaged .*; fetch it again"):
+            found(tmp_path / "cut.json.gz")
+    texts = {name: texts for name, _, texts in found(file)}
     assert texts == {"a.jpg": ("a text",), "b": ("x",), "c": (), "d": ()}
 
 

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in several files with an index: transformers' *.safetensors and pytorch_model-*.bin."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from cir_jax.convert.containers import file_kinds
 from cir_jax.convert.containers.tensors import Tensor
-from cir_jax.data import json_files
+from cir_jax.data import json_files, text_files
 from cir_jax.errors import UserError
 
 _MOST = 100_000_000  # bytes of an index
@@ -15,7 +14,7 @@ Shard = tuple[dict[str, Tensor], dict[str, str]]
 
 
 def read(
-    index: str | os.PathLike, read_shard: Callable[[Path], Shard]
+    index: str | Path, read_shard: Callable[[Path], Shard]
 ) -> tuple[dict[str, Tensor], dict[str, str], tuple[Path, ...]]:
     """The tensors an index lists, from the files beside it.
 
@@ -57,10 +56,11 @@ def read(
     return {name: files[file][name] for name, file in listed.items()}, metadata, shards
 
 
-def _listed(index: str | os.PathLike) -> dict[str, str]:
-    text = file_kinds.guarded(index, lambda file: file.read(_MOST))
+def _listed(index: str | Path) -> dict[str, str]:
+    read = file_kinds.guarded(index, lambda file: file.read(_MOST))
+    codec = text_files.encoding(read[:4], index)
     try:
-        content = json_files.loads(text.decode())
+        content = json_files.loads(read.decode(codec))
         if type(content) is not dict:
             raise ValueError(f"a {type(content).__name__}, not an object")
     except ValueError as error:

@@ -80,7 +80,12 @@ def candidates(root: str | Path) -> tuple[list[str], dict[str, str]]:
     folder = Path(root) / _IMAGES / "unlabeled2017"
     written = places.Written(places.roots(root))
     paths: list[tuple[str, str]] = []
-    for number, record in enumerate(field(read_json(file, dict), "images", str(file))):
+    listed = field(read_json(file, dict), "images", str(file))
+    if not isinstance(listed, list):
+        raise UserError(
+            f"{file}: 'images' is a {type(listed).__name__}, expected a list; fetch the file again"
+        )
+    for number, record in enumerate(listed):
         where = f"{file} image {number}"
         name = field(record, "file_name", where)
         if not isinstance(name, str) or not name:

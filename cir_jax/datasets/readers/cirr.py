@@ -8,6 +8,7 @@
 The root may also be the folder cirr/ itself, which is what their repository is.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,8 @@ def _image_folder(root: str | Path, path: str) -> Path:
     choices = [root, annotations / "img_raw", root / "img_raw"]
     if annotations == root:
         choices.append(root.parent)
-    top = Path(path).parts[0]
-    return next((folder for folder in choices if (folder / top).is_dir()), root)
+    top = next(iter(Path(path).parts), "")
+    return next((folder for folder in choices if os.path.isdir(folder / top)), root)
 
 
 def _triplet(record: Any, where: str, split: str) -> Triplet:
