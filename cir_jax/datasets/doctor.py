@@ -71,7 +71,6 @@ def examine(
     problems = list(found.problems)
     if found.outside:
         problems.append(f"{len(found.outside):,} names in triplets are not in their split")
-    # As a run on these images opens them.
     long = _over_context(found, tokenizer, context)
     if long:
         problems.append(
@@ -83,6 +82,7 @@ def examine(
             f"{len(found.same[0]):,} queries have one image as reference and target; where the "
             "reference is removed from the ranking, an evaluation stops at them"
         )
+    # As a run on these images opens them.
     loading = RELEASED if reader.is_published(dataset) else NATURAL
     opened = inspect_images(found.images, decode, threads, loading)
     return {

@@ -9,12 +9,11 @@ A benchmark is a module of `cir_jax.evals.benchmarks`, or a .py file of yours, n
                     benchmark of this split and calls its `submit`, see `Submittable`
     NO_SERVER       instead of it, why there is none, as a clause
 
-The data is read by `build`, so what is missing is reported before anything trains. `screen(config)`
-says what becomes of images that cannot be used.
+The data is read by `build`, so what is missing is reported before anything trains. What becomes of
+images that cannot be used: `screens.of(config)`.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,11 +29,10 @@ from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
 from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError, nearest
+from cir_jax.evals import screens
 from cir_jax.evals.example import SHOWN, Example, Hit
 from cir_jax.evals.metrics import Means
-from cir_jax.retrieval import load
 from cir_jax.retrieval.retriever import Retriever
-from cir_jax.runtime import agreement, watchdog
 
 PACKAGE = "cir_jax.evals.benchmarks"
 LEFT_OUT = "left_out"  # of a protocol: image -> why it cannot be used
@@ -211,8 +209,8 @@ def task(
       triplets: the queries.
       files: image name -> file, for references.
       gallery: names in order, and the file of each.
-      on_missing: what becomes of images that cannot be used, see `screen`; or "error", or "drop":
-        leave them and queries that need them out, with a warning. The numbers are then not
+      on_missing: what becomes of images that cannot be used, see `screens.of`; or "error", or
+        "drop": leave them and queries that need them out, with a warning. The numbers are then not
         comparable with published ones.
       removed: whether references will be removed from the ranking.
       by_name: see `TripletSet.by_name`; else a file is one candidate, by the first of its names.
@@ -221,7 +219,7 @@ def task(
       UserError: images cannot be used, a target is not in the gallery or is its own reference, no
         query is left, or `on_missing` is unknown.
     """
-    chosen = as_screen(on_missing)
+    chosen = screens.given(on_missing)
     names = list(dict.fromkeys(gallery[0]))
     files = {**files, **gallery[1]}
     places.check_all(files, title)
@@ -254,53 +252,6 @@ def task(
         unusable=lost,
         screen=chosen,
     )
-
-
-def check_images(title: str, *galleries: Mapping[str, ImageFile], screen: Screen) -> None:
-    """For a benchmark of several tasks: all images that cannot be used, not those of the first one.
-
-    Args:
-      title: names the benchmark in the message.
-      galleries: name -> file, of each task.
-      screen: of the benchmark. One that drops leaves them out task by task.
-
-    Raises:
-      UserError: there are some, and they are not dropped.
-    """
-    if not screen.drops:
-        files = {str(file): file for gallery in galleries for file in gallery.values()}
-        screen.unusable(files, title)
-
-
-def screen(config: ConfigDict) -> Screen:
-    """What `eval.on_missing` says of images that cannot be used; "" is as `data.on_missing`."""
-    own = config.eval.on_missing
-    return Screen(
-        own or config.data.on_missing,
-        key="eval.on_missing" if own else "data.on_missing",
-        root=root(config),
-        threads=config.data.threads,
-        loading=load.loading(config),
-        agree=agree,
-        progressed=watchdog.progress,
-    )
-
-
-def as_screen(on_missing: str | Screen) -> Screen:
-    """The screen that a benchmark was given, or one that keeps nothing.
-
-    Raises:
-      UserError: it is neither a screen nor "error" nor "drop".
-    """
-    if isinstance(on_missing, Screen):
-        return on_missing
-    return Screen(on_missing, key="eval.on_missing", agree=agree, progressed=watchdog.progress)
-
-
-def agree(found: Mapping[str, Problem]) -> dict[str, Problem]:
-    """What any process of the run cannot use, which all then leave out."""
-    told = {n: json.dumps([one.file, one.reason, one.why]) for n, one in found.items()}
-    return {n: Problem(*json.loads(one)) for n, one in agreement.merged(told).items()}
 
 
 def encode(retriever: Retriever, one: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from cir_jax.data.screening import Explained, Screen
 from cir_jax.datasets import loading, unlabelled
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark as benchmarks
+from cir_jax.evals import screens
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
@@ -177,7 +178,7 @@ def _screen(setup: Setup) -> Screen:
         folder=config.workdir if jax.process_index() == 0 else "",
         threads=config.data.threads,
         loading=setup.preprocess.loading,
-        agree=benchmarks.agree,
+        agree=screens.agree,
         progressed=watchdog.progress,
     )
 

@@ -187,7 +187,7 @@ def test_side_files_that_are_damaged_are_set_aside(content, tmp_path, capsys):
     """The best evaluation, the evaluations since the last checkpoint, and a bank that was begun."""
     place = tmp_path / "examples.json"
     place.write_bytes(content)
-    assert run_report._best(place) == ({}, [])
+    assert run_report._best(place) == ({}, ([], [], []))
     assert (tmp_path / "examples.json.damaged").read_bytes() == content and not place.exists()
     assert "what was there is kept as examples.json.damaged" in capsys.readouterr().out
     place.write_bytes(content)

@@ -15,6 +15,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -84,7 +85,7 @@ def read_sharded(index: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str,
     Raises:
       UserError: see `sharded.read`, and `read`.
     """
-    tensors, metadata, _ = sharded.read(index, read)
+    tensors, metadata, _ = sharded.read(Path(index), read)
     return tensors, metadata
 
 

@@ -17,7 +17,7 @@ from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
 from cir_jax.datasets.readers import circo
 from cir_jax.errors import UserError, nearest
-from cir_jax.evals import benchmark, metrics
+from cir_jax.evals import benchmark, metrics, screens
 from cir_jax.evals.answers import Answers
 from cir_jax.evals.submissions import circo as submission
 from cir_jax.evals.submissions.circo import COUNT, Predictions
@@ -150,7 +150,7 @@ def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e, root = config.eval, benchmark.root(config)
     return Benchmark(
-        root, e.split, e.shared_concept, e.concept_template, benchmark.screen(config), e.examples
+        root, e.split, e.shared_concept, e.concept_template, screens.of(config), e.examples
     )
 
 

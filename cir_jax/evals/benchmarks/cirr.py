@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import cirr
 from cir_jax.errors import UserError
-from cir_jax.evals import benchmark, metrics
+from cir_jax.evals import benchmark, metrics, screens
 from cir_jax.evals.answers import Answers
 from cir_jax.evals.submissions import cirr as submission
 from cir_jax.evals.submissions.cirr import COUNTS, Predictions
@@ -159,4 +159,4 @@ class Benchmark:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(benchmark.root(config), e.split, benchmark.screen(config), e.examples)
+    return Benchmark(benchmark.root(config), e.split, screens.of(config), e.examples)

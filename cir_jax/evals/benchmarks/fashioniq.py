@@ -16,7 +16,7 @@ from cir_jax import progress
 from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
-from cir_jax.evals import benchmark, metrics
+from cir_jax.evals import benchmark, metrics, screens
 from cir_jax.evals.answers import Answers
 from cir_jax.retrieval.retriever import Retriever
 
@@ -122,30 +122,31 @@ class Benchmark:
                 f"FashionIQ split {split!r} has no targets, so there is no recall; set "
                 "eval.split=val"
             )
-        galleries = {c: fashioniq.gallery(root, c, split, gallery) for c in names}
-        screen = benchmark.as_screen(on_missing)
-        benchmark.check_images(
+        asked = {c: [t for t in queries.triplets if t.category == c] for c in names}
+        for category in (c for c in names if not asked[c]):
+            progress.say(f"warning: category {category!r} has no {split} query, left out")
+        galleries = {
+            c: fashioniq.gallery(root, c, split, gallery) for c, found in asked.items() if found
+        }
+        screen = screens.given(on_missing)
+        screens.check_images(
             f"FashionIQ {split}",
             {t.reference: queries.paths[t.reference] for t in queries.triplets},
             *(files for _, files in galleries.values()),
             screen=screen,
         )
-        tasks = {}
-        for category in names:
-            triplets = [t for t in queries.triplets if t.category == category]
-            if not triplets:
-                progress.say(f"warning: category {category!r} has no {split} query, left out")
-                continue
-            tasks[category] = benchmark.task(
+        return {
+            category: benchmark.task(
                 f"FashionIQ {category}",
-                triplets,
+                asked[category],
                 queries.paths,
-                galleries[category],
+                files,
                 on_missing=screen,
                 removed=self._removed,
                 by_name=True,
             )
-        return tasks
+            for category, files in galleries.items()
+        }
 
 
 def build(config: ConfigDict) -> Benchmark:
@@ -157,5 +158,5 @@ def in_layout(config: ConfigDict, root: str | Path, categories: Sequence[str]) -
     """The config's protocol over a data set that lies in FashionIQ's layout at `root`."""
     e = config.eval
     return Benchmark(
-        root, categories, e.split, e.gallery, e.reference, benchmark.screen(config), e.examples
+        root, categories, e.split, e.gallery, e.reference, screens.of(config), e.examples
     )

@@ -17,7 +17,7 @@ from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
 from cir_jax.datasets.readers import folder
 from cir_jax.errors import UserError, nearest
-from cir_jax.evals import benchmark, metrics
+from cir_jax.evals import benchmark, metrics, screens
 from cir_jax.evals.answers import Answers
 from cir_jax.retrieval.retriever import Retriever
 
@@ -122,7 +122,7 @@ class Benchmark:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(benchmark.root(config), e.split, benchmark.screen(config), e.examples, e.texts)
+    return Benchmark(benchmark.root(config), e.split, screens.of(config), e.examples, e.texts)
 
 
 def _queries(triplets: Sequence[Triplet], texts: str) -> list[Triplet]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cir_jax.data.screening import Screen
 from cir_jax.datasets.readers import genecis
-from cir_jax.evals import benchmark, metrics
+from cir_jax.evals import benchmark, metrics, screens
 from cir_jax.evals.answers import Answers
 from cir_jax.retrieval import ranking
 from cir_jax.retrieval.retriever import Retriever
@@ -50,8 +50,8 @@ class Benchmark:
         self.tasks: dict[str, benchmark.Task] = {}
         self.members: dict[str, np.ndarray] = {}
         sets = {name: genecis.read_task(root, name) for name in genecis.find_tasks(tasks)}
-        screen = benchmark.as_screen(on_missing)
-        benchmark.check_images("GeneCIS", *(read.paths for read in sets.values()), screen=screen)
+        screen = screens.given(on_missing)
+        screens.check_images("GeneCIS", *(read.paths for read in sets.values()), screen=screen)
         for name, read in sets.items():
             # Equal scores are ordered by row. Sorted names give the target no better row than any
             # other candidate; the order of the file would give it the first.
@@ -140,4 +140,4 @@ def _member_rows(one: benchmark.Task) -> np.ndarray:
 def build(config: ConfigDict) -> Benchmark:
     """From the sections `data` and `eval` of a config."""
     e = config.eval
-    return Benchmark(benchmark.root(config), e.tasks, benchmark.screen(config), e.examples)
+    return Benchmark(benchmark.root(config), e.tasks, screens.of(config), e.examples)
