@@ -105,6 +105,11 @@ def _litter(part: str) -> bool:
     return part.lower() in _LITTER or part.lower().endswith(".tmp")
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is an address on the network, such as that which an image was fetched from."""
+    return bool(_ADDRESS.match(name))
+
+
 def check_spelling(written: str, where: str) -> None:
     """Raises UserError if `written` can be the name of no image file, whatever there is on disk."""
     shown = repr(written if len(written) <= 80 else f"{written[:60]}...{written[-12:]}")
@@ -115,7 +120,7 @@ def check_spelling(written: str, where: str) -> None:
         parts, why = [], "holds half of a character (a lone surrogate)"
     if _CONTROL.search(written):
         why = "holds a control character"
-    elif _ADDRESS.match(written):
+    elif is_address(written):
         why = "is an address on the network; fetch the image, and"
     elif written.startswith("~/") or written == "~":
         why = "begins with ~, which is not looked up in data files;"
