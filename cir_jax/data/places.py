@@ -78,6 +78,16 @@ def within(config: ConfigDict) -> Iterator[None]:
         _config_roots.reset(token)
 
 
+@contextmanager
+def anywhere() -> Iterator[None]:
+    """What is read in this `with` may lie anywhere, as with `data.allow_outside`."""
+    token = _config_roots.set(Roots((), everywhere=True))
+    try:
+        yield
+    finally:
+        _config_roots.reset(token)
+
+
 def roots(*own: str | Path) -> Roots:
     """The roots of the config in effect, and folders of the caller's."""
     outer = _config_roots.get()
