@@ -44,6 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context", type=int, default=0, help="text positions of the model; default: its own"
     )
+    parser.add_argument(
+        "--allow-outside", action="store_true",
+        help="names that lead out of its folder are no fault, as with data.allow_outside=True",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loading", default="auto", choices=("auto", "released", "natural"),
+        help="how the run will open images, as data.loading takes it; default: released for a "
+        "published data set, natural for others",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=16, help="images opened at a time")
 
 
@@ -67,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         tokenizer=args.tokenizer,
         context=args.context,
+        allow_outside=args.allow_outside,
+        loading=args.loading,
     )
     _print(report)
     if args.json:

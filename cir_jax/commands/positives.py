@@ -55,13 +55,27 @@ def run(args: argparse.Namespace) -> int:
 
 def _images(config: ConfigDict, made: str) -> str:
     """The key that lets a training read images which lie in no data set; "" if there are none."""
+    from cir_jax.datasets import image_lists
+
     with open(made, encoding="utf-8") as lines:
         first = json.loads(next(lines, "{}"))
     if "reference_path" not in first:
         return ""
-    place = config.data.root or config.data.lists[0]
-    folder = place if os.path.isdir(place) else os.path.dirname(place) or "."
+    data = config.data
+    folders = [os.path.dirname(file) or "." for file in image_lists.expand(data.lists)]
+    folders = sorted({folder for folder in (data.root, *folders) if folder})
+    folder = "" if data.allow_outside else folders[0] if len(folders) == 1 else _common(folders)
+    if folder in ("", os.path.dirname(folder)):  # anywhere, or nothing less than all
+        return " --set data.allow_outside=True"
     return f" --set data.generated_images={folder}"
+
+
+def _common(folders: list[str]) -> str:
+    """The folder that all of them are in; "" if there is none, as on two drives."""
+    try:
+        return os.path.commonpath(map(os.path.abspath, folders))
+    except ValueError:
+        return ""
 
 
 def _open_run(dataset: str, run: str) -> Any:

@@ -78,6 +78,16 @@ def within(config: ConfigDict) -> Iterator[None]:
         _config_roots.reset(token)
 
 
+@contextmanager
+def anywhere() -> Iterator[None]:
+    """What is read in this `with` may lie anywhere, as with `data.allow_outside`."""
+    token = _config_roots.set(Roots((), everywhere=True))
+    try:
+        yield
+    finally:
+        _config_roots.reset(token)
+
+
 def roots(*own: str | Path) -> Roots:
     """The roots of the config in effect, and folders of the caller's."""
     outer = _config_roots.get()
@@ -105,6 +115,11 @@ def _litter(part: str) -> bool:
     return part.lower() in _LITTER or part.lower().endswith(".tmp")
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is an address on the network, such as that which an image was fetched from."""
+    return bool(_ADDRESS.match(name))
+
+
 def check_spelling(written: str, where: str) -> None:
     """Raises UserError if `written` can be the name of no image file, whatever there is on disk."""
     shown = repr(written if len(written) <= 80 else f"{written[:60]}...{written[-12:]}")
@@ -115,7 +130,7 @@ def check_spelling(written: str, where: str) -> None:
         parts, why = [], "holds half of a character (a lone surrogate)"
     if _CONTROL.search(written):
         why = "holds a control character"
-    elif _ADDRESS.match(written):
+    elif is_address(written):
         why = "is an address on the network; fetch the image, and"
     elif written.startswith("~/") or written == "~":
         why = "begins with ~, which is not looked up in data files;"

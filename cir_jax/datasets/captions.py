@@ -235,6 +235,13 @@ def _note_missing(found: Mapping[str, Caption], choices: Choices, left: _Open) -
             )
 
 
+def _names(entry: Entry) -> tuple[str, ...]:
+    """What an image may be known by; where it came from, which tables tell beside it, is no name
+    of a file, and is one only where there is no other."""
+    own = tuple(name for name in entry.names if not places.is_address(name))
+    return own or entry.names
+
+
 class _Listing:
     """The images below a folder, looked up only for names that are no files of images."""
 
@@ -257,14 +264,14 @@ class _Listing:
         if not isinstance(entry.path, str):  # in a shard
             return entry.name, entry.path
         keys = ("image_path", "image", *image_lists.PATH_KEYS, *image_lists.NAME_KEYS)
-        given = (entry.fields.get(key) for key in keys)
-        written = next((g for g in given if isinstance(g, str) and g), entry.name)
+        given = [g for key in keys if isinstance(g := entry.fields.get(key), str) and g]
+        written = next((g for g in given if not places.is_address(g)), entry.name)
         name = str(entry.fields["image_id"]) if "image_id" in entry.fields else written
         if written.lower().endswith(SUFFIXES):
             return name, self._written.file(self._base, written, entry.where)
         if self._known is None:
             self._known = NamedFiles.below(self._base)
-        for candidate in (written, *entry.names):
+        for candidate in (written, *_names(entry)):
             found = self._known.name(candidate, entry.where)
             if found in self._known.files:
                 return (found if name == written else name), self._known.files[found]

@@ -6,11 +6,13 @@ The annotation files are examined by the reader of the data set (`examine`, see
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
 
+from cir_jax.data import places
 from cir_jax.data.inspection import UNUSUAL, Findings, inspect_images
-from cir_jax.data.pixels import NATURAL, RELEASED
+from cir_jax.data.pixels import AUTO, NATURAL, RELEASED, Loading
 from cir_jax.data.screening import in_words, summary
 from cir_jax.datasets import reader
 from cir_jax.datasets.examination import Count, Examination
@@ -51,6 +53,8 @@ def examine(
     threads: int = 16,
     tokenizer: str = "clip",
     context: int = 0,
+    allow_outside: bool = False,
+    loading: str = AUTO,
 ) -> Report:
     """Examines a data set.
 
@@ -62,12 +66,15 @@ def examine(
       threads: images opened at a time.
       tokenizer: of the model, see `cir_jax.data.tokens`.
       context: its most tokens; 0 for its own.
+      allow_outside: names may lead out of the folder, see `data.allow_outside`.
+      loading: as `data.loading`; "auto" is what a run on these images takes by itself.
 
     Raises:
       UserError: there are no annotations at all, a file of them is malformed, or the reader
         defines no `examine`.
     """
-    found = reader.examine(dataset, root, categories)
+    with places.anywhere() if allow_outside else nullcontext():
+        found = reader.examine(dataset, root, categories)
     problems = list(found.problems)
     if found.outside:
         problems.append(f"{len(found.outside):,} names in triplets are not in their split")
@@ -82,9 +89,9 @@ def examine(
             f"{len(found.same[0]):,} queries have one image as reference and target; where the "
             "reference is removed from the ranking, an evaluation stops at them"
         )
-    # As a run on these images opens them.
-    loading = RELEASED if reader.is_published(dataset) else NATURAL
-    opened = inspect_images(found.images, decode, threads, loading)
+    if loading == AUTO:
+        loading = (RELEASED if reader.is_published(dataset) else NATURAL).name
+    opened = inspect_images(found.images, decode, threads, Loading(loading))
     return {
         "dataset": dataset,
         "root": str(root),

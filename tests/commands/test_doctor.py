@@ -211,3 +211,20 @@ def test_what_a_run_would_meet(tmp_path, capsys):
     assert "1 of 7 images cannot be used (1 no image)" in said and "3 problem(s)" in said
     assert main(["doctor", "folder", str(tmp_path), "--context", "200", "--no-decode"]) == 1
     assert "over the context" not in capsys.readouterr().out
+
+
+def test_names_outside_and_the_loading_are_as_the_run_has_them(tmp_path, capsys):
+    root = tmp_path / "data"
+    runs.write_image(root / "images" / "a.png", (1, 200, 3), seed=1)
+    runs.write_image(tmp_path / "apart" / "b.png", (1, 2, 203), seed=2)
+    line = {"reference": "a", "target": str(tmp_path / "apart" / "b.png"), "text": "x"}
+    (root / "train.jsonl").write_text(json.dumps(line))
+    assert main(["doctor", "folder", str(root)]) != 0
+    said = capsys.readouterr()
+    assert "outside of" in said.out + said.err
+    assert main(["doctor", "folder", str(root), "--allow-outside"]) == 0
+    Image.new("RGB", (9, 5)).save(root / "images" / "c.ppm")
+    (root / "images" / "c.ppm").rename(root / "images" / "c.png")  # "natural" does not open it
+    (root / "train.jsonl").write_text(json.dumps(line | {"reference": "c"}))
+    assert main(["doctor", "folder", str(root), "--allow-outside"]) == 1
+    assert main(["doctor", "folder", str(root), "--allow-outside", "--loading", "released"]) == 0

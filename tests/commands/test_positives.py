@@ -16,6 +16,7 @@ import pytest
 from cir_jax.data.image_table import ImageTable
 from cir_jax.datasets import generated
 from cir_jax.datasets.readers import emoji
+from cir_jax.errors import UserError
 from cir_jax.main import main
 from tests import runs
 from tests.datasets.importer_samples import shard
@@ -149,6 +150,30 @@ def test_shards(tmp_path):
     (read,) = generated.read([made / "triplets.jsonl"], {}, "unused")
     for name, image in read.paths.items():
         assert f"{image.shard}".endswith(f"{name[:5]}.tar") and image.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_printed_keys_let_a_training_read_what_was_made(tmp_path, capsys, apart):
+    """Of one list or of several, in folders apart, which a published data set knows nothing of."""
+    lists = []
+    for part in range(2):
+        folder = tmp_path / "in" / (f"{part}" if apart else "")
+        rows = ["image,caption"]
+        for i in range(3):
+            runs.write_image(folder / f"{part}{i}.png", (90 * part, 50 * i, 9), seed=i)
+            rows.append(f"{part}{i}.png,number {3 * part + i}")
+        (folder / f"{part}.csv").write_text("\n".join(rows))
+        lists.append(str(folder / f"{part}.csv"))
+    made = tmp_path / "made"
+    assert make(made, "", f"data.lists={','.join(lists)}", recipe="list") == 0
+    said = capsys.readouterr().out
+    keys = re.findall(r"--set (\S+)", said.split("to train on them:")[1])
+    assert keys[1] == f"data.generated_images={tmp_path / 'in'}"
+    data = runs.write_fashioniq(tmp_path / "data")
+    (read,) = runs.load("fashioniq", data, "data.annotated=0", *keys)
+    assert len(read.triplets) == 6 and len(read.paths) == 6
+    with pytest.raises(UserError, match="outside of"):
+        runs.load("fashioniq", data, "data.annotated=0", keys[0])
 
 
 def test_a_full_disk(tmp_path, root, capsys):

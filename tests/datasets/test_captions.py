@@ -189,3 +189,23 @@ def test_bad_files(tmp_path, name, read):
     (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         read(tmp_path / file)
+
+
+@pytest.mark.parametrize("column", ["image_id", "name", "image"])
+def test_the_address_an_image_came_from_is_no_name_of_a_file(tmp_path, column):
+    for number in (12, 13):
+        runs.write_image(tmp_path / f"{number}.png", (1, 2, number), seed=number)
+    rows = [f"{number},https://x.org/{number}.jpg,text {number}" for number in (12, 13)]
+    (tmp_path / "t.csv").write_text("\n".join([f"{column},url,caption", *rows]))
+    (one,) = captions.read(tmp_path / "t.csv")
+    assert one.paths == {f"{n}.png": str(tmp_path / f"{n}.png") for n in (12, 13)}
+    # Images that are known by their addresses are still found by them.
+    known = captions.collect(
+        [tmp_path / "t.csv"], captions.Choices(), ["12", "https://x.org/13.jpg"]
+    )
+    assert {name: c.texts for name, c in known.items()} == {
+        "12": ("text 12",), "https://x.org/13.jpg": ("text 13",)
+    }  # fmt: skip
+    (tmp_path / "t.csv").write_text("url,caption\nhttps://x.org/12.jpg,text")
+    with pytest.raises(UserError, match="is an address on the network"):
+        captions.read(tmp_path / "t.csv")

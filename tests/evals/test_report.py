@@ -115,6 +115,24 @@ def test_pictures_are_small(tmp_path):
     assert pictures.data_uri(tmp_path / "clear.png").startswith("data:image/png;base64,")
 
 
+@pytest.mark.parametrize(("loading", "white"), [("natural", False), ("released", True)])
+def test_pictures_are_shown_as_the_run_opened_them(tmp_path, loading, white):
+    """Of 16 bits, "released" leaves white alone, as in the published pipeline."""
+    ramp = np.linspace(300, 60_000, 400).astype(np.uint16).reshape(20, 20)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    file = tmp_path / "deep.png"
+    hits = (Hit("deep", file, 0.5),)
+    one = Example("a", "text", file, file, "deep", 1, hits)
+    results = {"scores": {}, "protocol": {}, "step": 1, "seconds": 1.0, "bank_seconds": 0.0,
+               "triplets": {}, "dropped": 0, "finished": True, "history": [],
+               "config": {"data": {"loading": loading}}, "environment": {}}  # fmt: skip
+    page = read(write_report(tmp_path / "out", "x", run_report.run_sections(results, [], [one])))
+    assert len(page.all("img")) == 2
+    for image in page.all("img"):
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))))
+        assert (shown.min() == 255) == white
+
+
 def test_every_section(tmp_path):
     sections = [
         Prose("About", "First <one>.\n\nSecond."),

@@ -28,12 +28,10 @@ def generate(recipe, workdir, *changes):
     return [str(file) for file in steps.run(made)["files"]]
 
 
-def load(data, root, *files, **options):
-    changes = [f"data.{key}={value}" for key, value in options.items()]
-    generated = f"data.generated={tuple(map(str, files))!r}"
-    # The images lie beside the data set, where only trusted files may lead.
-    outside = "data.allow_outside=True"
-    return runs.load(data, root, "data.annotated=0", generated, outside, *changes)
+def load(data, root, file, images=""):
+    """The triplets of a file; `images` is the folder of those that the data set does not have."""
+    changes = (f"data.generated={file}", f"data.generated_images={images}")
+    return runs.load(data, root, "data.annotated=0", *changes)
 
 
 def lines_of(file):
@@ -104,10 +102,11 @@ def test_images_and_result_moved_together(kind, tmp_path):
     for record in lines_of(neutral):
         assert record["reference_path"].startswith("../pictures/")
     runs.write_fashioniq(tmp_path / "data")
-    check_read_back(load("fashioniq", tmp_path / "data", neutral), neutral, color_of)
+    sets = load("fashioniq", tmp_path / "data", neutral, folder)
+    check_read_back(sets, neutral, color_of)
     (tmp_path / "one").rename(tmp_path / "two")
     moved = tmp_path / "two" / "made" / "triplets.jsonl"
-    sets = load("fashioniq", tmp_path / "data", moved)
+    sets = load("fashioniq", tmp_path / "data", moved, tmp_path / "two" / "pictures")
     check_read_back(sets, moved, color_of)
     assert all("/two/made/../pictures/" in path for path in sets[0].paths.values())
 
@@ -120,16 +119,15 @@ def test_out_of_domain_layout_names_files(tmp_path, monkeypatch):
     neutral, released = generate("cc-cirr", "made", *changes)
     runs.write_cirr(tmp_path / "data")
     monkeypatch.chdir("/")
-    (one,) = load("cirr", tmp_path / "data", tmp_path / released)
+    (one,) = load("cirr", tmp_path / "data", tmp_path / released, tmp_path / "pictures")
     records = json.loads((tmp_path / released).read_text())
     assert [t.reference for t in one.triplets] == [r["reference"] for r in records]
     for record in records:
         assert record["reference"] == str(tmp_path / "pictures" / record["reference_name"])
         mean = np.asarray(open_image(one.paths[record["target"]])).mean(axis=(0, 1))
         assert np.abs(mean - color_of(record["target_name"])).max() < 25
-    check_read_back(
-        load("cirr", tmp_path / "data", tmp_path / neutral), tmp_path / neutral, color_of
-    )
+    sets = load("cirr", tmp_path / "data", tmp_path / neutral, tmp_path / "pictures")
+    check_read_back(sets, tmp_path / neutral, color_of)
 
 
 def shard(path, numbers):
@@ -152,8 +150,9 @@ def test_shards(tmp_path):
         "cc-fashioniq", tmp_path / "made", f"data.lists={tmp_path / 'shards'}"
     )
     runs.write_fashioniq(tmp_path / "data")
-    check_read_back(load("fashioniq", tmp_path / "data", neutral), neutral, color_of)
-    (one,) = load("fashioniq", tmp_path / "data", released)
+    data, images = tmp_path / "data", tmp_path / "shards"
+    check_read_back(load("fashioniq", data, neutral, images), neutral, color_of)
+    (one,) = load("fashioniq", data, released, images)
     for record in json.loads(open(released).read()):
         mean = np.asarray(open_image(one.paths[record["reference"]])).mean(axis=(0, 1))
         assert np.abs(mean - color_of(record["reference_name"])).max() < 1
@@ -173,14 +172,16 @@ def test_linked_folders(linked, tmp_path):
     neutral, *_ = generate("list", near / "made", f"data.lists={near / 'pictures/captions.csv'}")
     runs.write_fashioniq(tmp_path / "data")
     for file in (neutral, (near / "made").resolve() / "triplets.jsonl"):
-        check_read_back(load("fashioniq", tmp_path / "data", file), file, color_of)
+        sets = load("fashioniq", tmp_path / "data", file, near / "pictures")
+        check_read_back(sets, file, color_of)
     for record in lines_of(neutral):
         assert not record["reference_path"].startswith("/")
     if linked == "images":  # a way through the link, which is still there after a move
         (tmp_path / "much" / "deeper").mkdir(parents=True)
         near.rename(tmp_path / "much" / "deeper" / "near")
         moved = tmp_path / "much" / "deeper" / "near" / "made" / "triplets.jsonl"
-        check_read_back(load("fashioniq", tmp_path / "data", moved), moved, color_of)
+        sets = load("fashioniq", tmp_path / "data", moved, moved.parents[1] / "pictures")
+        check_read_back(sets, moved, color_of)
 
 
 def test_errors(tmp_path):

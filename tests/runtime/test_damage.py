@@ -364,3 +364,23 @@ def test_two_processes_agree_on_what_is_damaged(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("damaged/*")) == [
         "last-2", "last-3"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [None, [], {"a": 1}, {"a": [1]}, {"a": ["1", "x"]}, {"a": [True, "x"]}, {"a": [[], "x"]},
+     {"../a": [1, "x"]}, {"/a": [1, "x"]}],
+)  # fmt: skip
+def test_an_odd_list_under_a_checksum_of_its_own(listed, tmp_path):
+    content = {"version": 1, "algorithm": checksums.ALGORITHM, "about": {}, "files": listed}
+    (tmp_path / checksums.NAME).write_bytes(checksums.sealed(content))
+    for check in (lambda: checksums.check(tmp_path), lambda: checksums.check_file(tmp_path, "a")):
+        with pytest.raises(checksums.Damaged, match=r"checksums.json lists no files"):
+            check()
+
+
+def test_a_name_that_no_file_can_have_is_missing(tmp_path):
+    name = "a" * 5000
+    content = {"version": 1, "about": {}, "files": {name: [1, "x"]}}
+    (tmp_path / checksums.NAME).write_bytes(checksums.sealed(content))
+    assert checksums.check(tmp_path) == [f"{name} is missing"]

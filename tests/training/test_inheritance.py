@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage two is of the model, size and preprocessing that its weights were trained with."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -142,3 +145,19 @@ def test_a_file_says_it_too(one, tmp_path):
     assert resolved(clip).model.tower == published.VIT
     with pytest.raises(UserError, match=r"of model.tower=.*model.tower=ViT-B/32|ViT-B/32 was set"):
         resolved(clip, "model.tower=ViT-B/32")
+
+
+def test_code_that_a_run_names_is_not_run(tmp_path):
+    """A stranger's run may name a model of its own: nothing of it runs, though it is there."""
+    code, place = tmp_path / "model.py", tmp_path / "one"
+    code.write_text(Path(runs.stand_in("cross_attention")).read_text())
+    kept(place, f"model.name={code}")
+    for name, module in list(sys.modules.items()):
+        if getattr(module, "__file__", None) == str(code):  # as in a process that never ran it
+            del sys.modules[name]
+    code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n" + code.read_text())
+    with pytest.raises(UserError, match="whose code is then run"):
+        resolved(place)
+    assert not (tmp_path / "ran").exists()
+    kept(tmp_path / "two", f"model.name={code}")  # naming it oneself runs it
+    assert (tmp_path / "ran").exists()

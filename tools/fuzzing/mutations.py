@@ -224,6 +224,7 @@ Way = Callable[[bytes, random.Random], bytes]
 _BY_NAME: tuple[tuple[str, list[Way]], ...] = (
     ("bank.json", [_json, _sealed, _sealed]),
     ("part.json", [_json, _sealed, _sealed]),
+    ("checksums.json", [_json, _sealed, _sealed]),
     (".json", [_json] * 6),
     (".jsonl", [_lines] * 6),
     (".txt", [_lines] * 3),

@@ -7,27 +7,31 @@ from functools import lru_cache
 
 from PIL import Image
 
-from cir_jax.data.pixels import ImageFile, open_image
+from cir_jax.data.pixels import RELEASED, ImageFile, Loading, open_image
 from cir_jax.errors import UserError
 
 SIDE = 160  # longest side in pixels: twice the size on the page, for sharp screens
 _EXACT = 96  # drawings up to this side are kept exactly; JPEG would blur their edges
 
 
-def data_uri(source: ImageFile) -> str:
+def data_uri(source: ImageFile, loading: Loading = RELEASED) -> str:
     """The picture as "data:image/...;base64,...", at most `SIDE` pixels; "" if it cannot be read.
 
     A report is still worth having where an image has moved since.
+
+    Args:
+      source: its file.
+      loading: how the run opened it, so that the report shows what the model saw.
     """
     try:
-        return _encoded(source)
+        return _encoded(source, loading)
     except UserError:
         return ""
 
 
 @lru_cache(maxsize=4096)
-def _encoded(source: ImageFile) -> str:
-    image = open_image(source)
+def _encoded(source: ImageFile, loading: Loading) -> str:
+    image = open_image(source, loading)
     exact = max(image.size) <= _EXACT
     transparent = image.mode in ("RGBA", "LA") or "transparency" in image.info
     image = image.convert("RGBA" if transparent else "RGB")

@@ -9,12 +9,13 @@ Every text is escaped; pictures are embedded, so the file can be mailed.
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from cir_jax import files, progress
-from cir_jax.data.pixels import ImageFile
+from cir_jax.data.pixels import ImageFile, Loading
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import figures, pictures
 from cir_jax.evals.reports.page import page
@@ -122,11 +123,15 @@ def _queries(section: Queries) -> str:
     lists = {section.choice: section.examples, **section.others}
     lists = {name: examples for name, examples in lists.items() if examples}
     if len(lists) == 1:
-        return head + "".join(map(_query, section.examples))
-    return head + _choice(lists)
+        return head + _cards(section.examples, section.loading)
+    return head + _choice(lists, section.loading)
 
 
-def _choice(lists: Mapping[str, Sequence[Example]]) -> str:
+def _cards(examples: Sequence[Example], loading: Loading) -> str:
+    return "".join(_query(example, loading) for example in examples)
+
+
+def _choice(lists: Mapping[str, Sequence[Example]], loading: Loading) -> str:
     """Lists of queries of which one is seen at a time; by style alone, without a script."""
     group = "choice-" + hashlib.sha256(repr([*lists]).encode()).hexdigest()[:8]
     buttons, panels = [], []
@@ -136,15 +141,16 @@ def _choice(lists: Mapping[str, Sequence[Example]]) -> str:
             f'<input type="radio" name="{group}" id="{group}-{number}"{first}/>'
             f'<label for="{group}-{number}">{escape(name)} ({len(examples)})</label>'
         )
-        cards = "".join(map(_query, examples))
+        cards = _cards(examples, loading)
         panels.append(f'<section aria-label="{escape(name, quote=True)}">{cards}</section>')
     return f'<div class="choice">{"".join(buttons)}{"".join(panels)}</div>'
 
 
-def _query(example: Example) -> str:
+def _query(example: Example, loading: Loading) -> str:
+    figure = partial(_figure, loading)
     hit = " hit" if example.rank <= len(example.results) else ""
     asked = (
-        f'<div class="ask">{_figure(example.reference, "", "reference")}'
+        f'<div class="ask">{figure(example.reference, "", "reference")}'
         f"<div><p>{escape(example.text)}</p>"
         f'<span class="rank{hit}">rank {example.rank:,}</span></div></div>'
     )
@@ -153,15 +159,15 @@ def _query(example: Example) -> str:
         right = result.name in (example.target_name, *example.also)
         kind = "target" if right else ""
         caption = f"{place}. {result.name} ({result.score:.3f})"
-        found.append(_figure(result.path, kind, caption))
+        found.append(figure(result.path, kind, caption))
     if example.rank > len(example.results):
         caption = f"target, rank {example.rank:,}: {example.target_name}"
-        found.append(_figure(example.target, "target later", caption))
+        found.append(figure(example.target, "target later", caption))
     return f'<div class="card query">{asked}<div class="found">{"".join(found)}</div></div>'
 
 
-def _figure(source: ImageFile, kind: str, caption: str) -> str:
-    uri = pictures.data_uri(source)
+def _figure(loading: Loading, source: ImageFile, kind: str, caption: str) -> str:
+    uri = pictures.data_uri(source, loading)
     label = escape(caption, quote=True)
     if uri:
         inner = f'<img src="{uri}" alt="{label}" title="{label}">'

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from cir_jax import files, progress
 from cir_jax.data import screening
+from cir_jax.data.pixels import AUTO, RELEASED, Loading
 from cir_jax.evals.benchmark import LEFT_OUT, Result
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import explanations
@@ -94,7 +95,7 @@ def write_evaluation(
     sections = [
         *scores_sections(result.scores, result.protocol),
         *_explained(result.scores, result.protocol),
-        _queries(result.examples, result.best, result.worst),
+        _queries(result.examples, result.best, result.worst, _loading(results)),
         Facts("Config", results["config"]),
         Facts("Environment", results["environment"]),
     ]
@@ -104,7 +105,8 @@ def write_evaluation(
 def kept_queries(workdir: str | Path, title: str) -> Queries:
     """The queries of the best evaluation of a run, as `keep` noted them."""
     examples, ahead, behind = _best(Path(workdir) / _EXAMPLES)[1]
-    return _queries(examples, ahead, behind, title)
+    run = json.loads((Path(workdir) / RESULTS).read_text(encoding="utf-8"))
+    return _queries(examples, ahead, behind, _loading(run), title)
 
 
 def run_sections(
@@ -148,7 +150,7 @@ def run_sections(
                 logged_chart(lines, "examples_per_second", "Examples per second"),
             ],
         ),
-        _queries(examples, best, worst),
+        _queries(examples, best, worst, _loading(results)),
         Facts("Training", training, open=True),
         Facts("Config", results["config"]),
         Facts("Environment", results["environment"]),
@@ -167,16 +169,24 @@ def _explained(scores: Mapping[str, float], protocol: Mapping[str, Any]) -> list
     return [Facts("What the numbers mean", explanations.of_scores(scores, protocol), open=True)]
 
 
+def _loading(results: Mapping[str, Any]) -> Loading:
+    """How the images of a run were opened; a config that leaves it open opens them as seen."""
+    data = results["config"].get("data", {})
+    name = data.get("loading", RELEASED.name)  # earlier versions knew no other
+    return Loading("natural" if name == AUTO else name, data.get("background", RELEASED.background))
+
+
 def _queries(
     examples: Sequence[Example],
     best: Sequence[Example],
     worst: Sequence[Example],
+    loading: Loading,
     title: str = "Queries",
 ) -> Queries:
     ahead = sorted(best, key=lambda e: e.rank)
     behind = sorted(worst, key=lambda e: -e.rank)
     others = {"Best ranked": ahead, "Worst ranked": behind}
-    return Queries(title, examples, _QUERIES_NOTE, "Evenly spread", others)
+    return Queries(title, examples, _QUERIES_NOTE, "Evenly spread", others, loading)
 
 
 _QUERIES_NOTE = "The reference and the text, and what was found. What is right is framed in green."

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax.data.pixels import RELEASED, Loading
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports.figures import Chart
 
@@ -80,6 +81,7 @@ class Queries:
       note: a sentence below the heading.
       choice: what `examples` are called where there are others to choose.
       others: name -> further queries, of which the reader chooses one list.
+      loading: how their images are opened.
     """
 
     title: str
@@ -87,6 +89,7 @@ class Queries:
     note: str = ""
     choice: str = ""
     others: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    loading: Loading = RELEASED
 
 
 @dataclass(frozen=True)
