@@ -107,7 +107,11 @@ class Trials:
             if path.is_file() and path not in self._content:
                 path.unlink()
         missing = [p for p in self._content if not p.exists()]
-        for path in {*chosen, *missing, *(p for p in self._content if self.name in ("banks",))}:
+        for path in {
+            *chosen,
+            *missing,
+            *(p for p in self._content if self.name in ("banks", "checkpoints", "looks")),
+        }:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._content[path])
 

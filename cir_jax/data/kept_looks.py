@@ -46,6 +46,11 @@ class Known(NamedTuple):
         reason, why = (problem.reason, problem.why) if problem else ("", "")
         return cls(stamp.size, -1 if fresh else stamp.time, sample, depth, reason, why)
 
+    def is_one(self) -> bool:
+        """Whether every value is of its type, as a damaged file may not have it."""
+        kinds = [type(value) for value in self]
+        return kinds == [int, int, str, int, str, str] and self.reason in ("", *REASONS)
+
     def deep_enough(self, depth: int) -> bool:
         """Whether nothing more comes out by looking so closely."""
         return bool(self.reason) or self.depth >= depth
@@ -76,11 +81,11 @@ class KeptLooks:
         """Takes in what the file holds; nothing if it is not there or is damaged."""
         if self._file is None:
             return
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             content = json.loads(self._file.read_bytes())
             if content["version"] == _VERSION:
                 known = {place: Known(*found) for place, found in content["images"].items()}
-                if all(type(k.depth) is int and k.reason in ("", *REASONS) for k in known.values()):
+                if all(map(Known.is_one, known.values())):
                     self.known = known
 
     def add(self, found: Mapping[str, Known]) -> None:

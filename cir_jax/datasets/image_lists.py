@@ -7,8 +7,7 @@
 Which key says what is found by its name, in any case ("Alt Text" is alt_text); `text_field` names
 the one of the text where it is another (a dot goes one level down). Of a record with several names,
 such as an id and a file, the one that is an image of the set counts. All but shards may be
-compressed by gzip.
-`cir_jax.datasets.captions` makes captions of them.
+compressed by gzip. `cir_jax.datasets.captions` makes captions of them.
 """
 
 import glob

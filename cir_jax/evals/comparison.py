@@ -26,6 +26,7 @@ from cir_jax.errors import UserError
 RESULTS = "results.json"
 _BLOCK_VALUES = 2**22  # draws times queries that are counted at once
 _IDENTITY = ("part", "query_id", "reference", "text", "right", "excluded")
+_MEANS = ("arithmetic", "harmonic", "geometric")
 _Query = tuple[Any, ...]
 
 
@@ -108,8 +109,11 @@ def read(place: str | Path) -> Evaluation:
         found = Evaluation(
             str(file), content["protocol"], means, content["scores"], queries, values
         )
+        _check_kinds(found)
         _check_whole(found)
-    except (KeyError, TypeError, ValueError) as error:
+    except UserError:  # is a ValueError too
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{file} and {results} are not what `cir-jax evaluate --save rankings` writes "
             f"({error!r}); make them anew"
@@ -126,17 +130,35 @@ def _records(file: Path) -> Iterator[Mapping[str, Any]]:
     if file.suffix == ".jsonl":
         yield from (record for _, record in read_lines(file))
         return
-    from pyarrow import ArrowInvalid, parquet  # takes a second to import
+    from pyarrow import ArrowException, parquet  # takes a second to import
 
     try:
         table = parquet.read_table(file, columns=[*_IDENTITY, "values"])
-    except (ArrowInvalid, OSError) as error:
+    except (ArrowException, OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}); make it anew") from None
     yield from table.to_pylist()
 
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _check_kinds(one: Evaluation) -> None:
+    """Raises TypeError or ValueError where an evaluation holds something else than its parts."""
+    if not isinstance(one.protocol, Mapping) or not one.queries or not one.values:
+        raise ValueError("no protocol, no query, or no metric")
+    for query in one.queries:
+        hash(query)
+        if not isinstance(query[0], str):
+            raise TypeError(f"the part {query[0]!r}")
+    for name, score in one.scores.items():
+        if type(score) not in (int, float) or not np.isfinite(float(score)):
+            raise ValueError(f"the score {name}={score!r}")
+    known = set(one.values)
+    for name, (kind, of) in one.means.items():  # a mean of what comes later may be one of itself
+        if kind not in _MEANS or not of or name in known or not known.issuperset(of):
+            raise ValueError(f"the mean {name}={kind!r} of {of!r}")
+        known.add(name)
 
 
 def _check_whole(one: Evaluation) -> None:
@@ -176,7 +198,7 @@ def compare(
             f"draws={draws}, confidence={confidence}, seed={seed}: give 100 draws or more, a "
             "confidence between 0 and 1, and a seed of 0 or more"
         )
-    second = _matched(first, second)
+    first, second = _shared(first, _matched(first, second))
     rng = np.random.default_rng(seed)
     found: dict[str, list[np.ndarray]] = {}
     for counts in _drawn([query[0] for query in first.queries], draws, rng):
@@ -186,7 +208,7 @@ def compare(
     p = _permuted(first, second, draws, rng)
     tail = (1 - confidence) / 2
     rows = []
-    for name in (n for n in first.scores if n in found):
+    for name in (n for n in first.scores if n in found and n in second.scores):
         drawn = np.concatenate(found[name])
         drawn = drawn[np.isfinite(drawn)]  # a rare aspect of CIRCO may be in none of the queries
         low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (np.nan, np.nan)
@@ -225,6 +247,29 @@ def _matched(first: Evaluation, second: Evaluation) -> Evaluation:
         )
     values = {name: of_queries[np.asarray(order)] for name, of_queries in second.values.items()}
     return replace(second, queries=first.queries, values=values)
+
+
+def _shared(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluation]:
+    """Both with the metrics alone that both have.
+
+    Raises:
+      UserError: there are none.
+    """
+    names = [name for name in first.values if name in second.values]
+    if not names:
+        raise UserError(
+            f"{first.where} and {second.where} have no metric in common: {', '.join(first.values)} "
+            f"and {', '.join(second.values)}; evaluate both by the same protocol"
+        )
+    known, means = set(names), {}
+    for name, mean in first.means.items():
+        if second.means.get(name) == mean and known.issuperset(mean[1]):
+            means[name] = mean
+            known.add(name)
+    return (
+        replace(first, values={n: first.values[n] for n in names}, means=means),
+        replace(second, values={n: second.values[n] for n in names}, means=means),
+    )
 
 
 def _differing(lacking: _Query | None, left: _Query | None, second: Evaluation) -> str:

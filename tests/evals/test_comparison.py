@@ -214,3 +214,48 @@ def test_files_that_are_no_evaluation(saved, tmp_path, capsys):
     (mixed / "rankings.parquet").write_bytes(b"PAR1 no table PAR1")
     assert main(["compare", str(mixed), str(mixed)]) == 2
     assert "rankings.parquet cannot be read" in capsys.readouterr().err
+
+
+SPOILED = [{"scores": [1]}, {"scores": {"m": "1"}}, {"scores": {"m": True}}, {"protocol": 3},
+           {"means": {"a": ["arithmetic", ["a"]]}}, {"means": {"a": ["median", ["recall_at10"]]}},
+           {"means": 7}, {"means": {"a": 3}}]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", SPOILED)
+def test_results_that_are_none(change, tmp_path):
+    values = {"recall_at10": 100.0}
+    record = {"part": "", "query_id": "1", "reference": "r", "text": "t", "right": ["a"],
+              "excluded": [], "values": values}  # fmt: skip
+    (tmp_path / "rankings.jsonl").write_text(json.dumps(record) + "\n")
+    results = {"scores": dict(values), "means": {}, "protocol": {}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert comparison.read(tmp_path).scores == values
+    (tmp_path / "results.json").write_text(json.dumps(results | change))
+    with pytest.raises(UserError, match="are not what `cir-jax evaluate --save rankings` writes"):
+        comparison.read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"part": 3}, {"right": [{}]}, {"values": {}}, {"values": [1]}])
+def test_rankings_that_are_none(change, tmp_path):
+    record = {"part": "", "query_id": "1", "reference": "r", "text": "t", "right": ["a"],
+              "excluded": [], "values": {"m": 1.0}}  # fmt: skip
+    (tmp_path / "rankings.jsonl").write_text(json.dumps(record | change) + "\n")
+    results = {"scores": {"m": 1.0}, "means": {}, "protocol": {}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match="are not what `cir-jax evaluate --save rankings` writes"):
+        comparison.read(tmp_path)
+
+
+def test_metrics_that_only_one_has():
+    one = evaluation([0, 20, 3])
+    more = replace(
+        *(one,),
+        values=one.values | {"other": np.zeros(3)},
+        scores=one.scores | {"other": 0.0, "mean": 1.0},
+        means={"mean": ("arithmetic", ("recall_at10", "other"))},
+    )
+    for pair in ((one, more), (more, one)):
+        assert [row.metric for row in comparison.compare(*pair, draws=100)] == ["recall_at10"]
+    other = replace(one, values={"x": np.zeros(3)}, scores={"x": 0.0})
+    with pytest.raises(UserError, match="have no metric in common: recall_at10 and x"):
+        comparison.compare(one, other, draws=100)

@@ -5,20 +5,16 @@ Each function below is a reader by its name. It writes files into an empty folde
 data set, a model or a run, and returns what reads all of them; what it reads may then be spoiled.
 """
 
-import csv
 import gzip
-import io
-import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-Read = Callable[[], Any]
-PICTURES = ("a.png", "b.png", "c.png")
+from tools.fuzzing import own_files
+from tools.fuzzing.making import PICTURES, Read, dump, dump_lines, pictures, shard, table, tolerant
+
 _RECORDS = [{"image": n, "caption": f"a picture of {n[0]}", "meta": {"n": 1.5}} for n in PICTURES]
 _TRIPLETS = [
     {"reference": "a", "target": "b.png", "text": "in red", "id": "1", "group": ["a", "b", "c"]},
@@ -26,50 +22,16 @@ _TRIPLETS = [
 ]
 
 
-def _pictures(folder: Path, names: tuple[str, ...] = PICTURES) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(names):
-        Image.new("RGB", (8, 8), (40 * number, 9, 9)).save(folder / name)
-
-
-def _dump(path: Path, content: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), "utf-8")
-    return path
-
-
-def _dump_lines(path: Path, records: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(r) + "\n" for r in records), "utf-8")
-    return path
-
-
-def _table(path: Path, records: list[dict[str, Any]], delimiter: str = ",") -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(records[0]), delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(records)
-    return path
-
-
-def _shard(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
 def fashioniq(root: Path) -> Read:
     """Annotations of FashionIQ."""
     from cir_jax.datasets.readers import fashioniq as reader
 
-    _pictures(root / "images")
+    pictures(root / "images")
     record = {"candidate": "a", "captions": ["is red", "has no collar"]}
     for split in ("train", "val", "test"):
         rest = {} if split == "test" else {"target": "b"}
-        _dump(root / f"captions/cap.dress.{split}.json", [record | rest] * 2)
-        _dump(root / f"image_splits/split.dress.{split}.json", ["a", "b", "c"])
+        dump(root / f"captions/cap.dress.{split}.json", [record | rest] * 2)
+        dump(root / f"image_splits/split.dress.{split}.json", ["a", "b", "c"])
 
     def read() -> None:
         reader.read(root), reader.read(root, "val"), reader.images(root)
@@ -83,13 +45,13 @@ def cirr(root: Path) -> Read:
     """Annotations of CIRR."""
     from cir_jax.datasets.readers import cirr as reader
 
-    _pictures(root / "dev")
+    pictures(root / "dev")
     record = {"pairid": 1, "reference": "a", "target_hard": "b", "caption": "in red",
               "img_set": {"id": 1, "members": ["a", "b", "c"]}}  # fmt: skip
     for split in ("train", "val", "test1"):
-        _dump(root / f"cirr/captions/cap.rc2.{split}.json", [record, record])
+        dump(root / f"cirr/captions/cap.rc2.{split}.json", [record, record])
         names = {n[0]: f"./dev/{n}" for n in PICTURES}
-        _dump(root / f"cirr/image_splits/split.rc2.{split}.json", names)
+        dump(root / f"cirr/image_splits/split.rc2.{split}.json", names)
 
     def read() -> None:
         for split in ("train", "val", "test1"):
@@ -107,9 +69,9 @@ def circo(root: Path) -> Read:
               "relative_caption": "in red", "shared_concept": "a dress",
               "semantic_aspects": ["direct_addressing"]}  # fmt: skip
     for split in ("val", "test"):
-        _dump(root / f"annotations/{split}.json", [record, record | {"id": 1}])
+        dump(root / f"annotations/{split}.json", [record, record | {"id": 1}])
     listed = {"images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(4)]}
-    _dump(reader.image_list(root), listed)
+    dump(reader.image_list(root), listed)
 
     def read() -> None:
         reader.queries(root, "val"), reader.queries(root, "test"), reader.candidates(root)
@@ -127,8 +89,8 @@ def genecis(root: Path) -> Read:
         item = box if task.endswith("attribute") else {"val_image_id": 7}
         other = {k: 9 if k.endswith("id") else v for k, v in item.items()}
         record = {"reference": item, "target": other, "condition": "red", "gallery": [item, other]}
-        _dump(root / f"{task}.json", [record])
-        _dump(root / f"genecis/{task}.json", [record])
+        dump(root / f"{task}.json", [record])
+        dump(root / f"genecis/{task}.json", [record])
 
     def read() -> None:
         for task in reader.TASKS:
@@ -143,9 +105,9 @@ def folder(root: Path) -> Read:
     """The neutral layout, with a gallery."""
     from cir_jax.datasets.readers import folder as reader
 
-    _pictures(root / "images")
+    pictures(root / "images")
     for split in ("train", "val"):
-        _dump_lines(root / f"{split}.jsonl", _TRIPLETS)
+        dump_lines(root / f"{split}.jsonl", _TRIPLETS)
     (root / "gallery.txt").write_text("a\nb.png\n\nc\n")
 
     def read() -> None:
@@ -158,11 +120,11 @@ def generated(root: Path) -> Read:
     """Generated triplets, neutral and in the released layouts."""
     from cir_jax.datasets import generated as reader
 
-    _dump_lines(root / "n.jsonl", _TRIPLETS)
+    dump_lines(root / "n.jsonl", _TRIPLETS)
     record = {"candidate": "a", "target": "b", "captions": ["x"], "llm_caption": "y"}
     cirr_record = {"reference": "a", "target_hard": "b", "caption": ["x"], "llm_caption": "y"}
     cc_record = {"reference": "a.png", "target": "b.png", "reference_name": "u", "captions": ["x"]}
-    _dump(root / "f.json", [record, cirr_record, cc_record])
+    dump(root / "f.json", [record, cirr_record, cc_record])
     known: dict[str, Any] = {n: str(root / n) for n in PICTURES}
     return lambda: reader.read(["n.jsonl", "f.json"], known, root, images=root)
 
@@ -171,20 +133,20 @@ def captions(root: Path) -> Read:
     """Captions, as stage zero and positives read them."""
     from cir_jax.datasets import captions as reader
 
-    _dump(root / "l.json", _RECORDS)
-    _dump(root / "d.json", {r["image"]: r["caption"] for r in _RECORDS})
-    _dump_lines(root / "l.jsonl", _RECORDS)
+    dump(root / "l.json", _RECORDS)
+    dump(root / "d.json", {r["image"]: r["caption"] for r in _RECORDS})
+    dump_lines(root / "l.jsonl", _RECORDS)
     rows = [{k: r[k] for k in ("image", "caption")} for r in _RECORDS]
-    _table(root / "t.csv", rows), _table(root / "t.tsv", rows, "\t")
+    table(root / "t.csv", rows), table(root / "t.tsv", rows, "\t")
     picture = b"\x89PNG"
-    _shard(root / "s.tar", {"a.png": picture, "a.txt": b"x", "a.json": b'{"caption": "y"}'})
+    shard(root / "s.tar", {"a.png": picture, "a.txt": b"x", "a.json": b'{"caption": "y"}'})
     (root / "p.csv.gz").write_bytes(gzip.compress((root / "t.csv").read_bytes()))
 
     def read() -> None:
         choices = reader.Choices.of("caption.", duplicates="last", unknown="ignore")
         for file in sorted(root.iterdir()):
-            _tolerant(lambda f=file: reader.read(f))
-            _tolerant(lambda f=file: reader.collect([f], choices, PICTURES))
+            tolerant(lambda f=file: reader.read(f))
+            tolerant(lambda f=file: reader.collect([f], choices, PICTURES))
 
     return read
 
@@ -201,20 +163,20 @@ def importers(root: Path) -> Read:
     covr = {"txt1": "a", "txt2": "b", "edit": "x", "pth1": "1/a", "pth2": "2/b"}
     spn = {"candidate": "a", "target": "b", "captions": ["x"]}
     made = root / "in"
-    _dump(made / "lasco.json", [lasco, lasco | {"qid": 2}])
-    _dump_lines(made / "megapairs.jsonl", [mega])
-    _table(made / "webvid_covr.csv", [covr, covr | {"edit": "y"}])
-    _dump(made / "spn.json", [spn])
+    dump(made / "lasco.json", [lasco, lasco | {"qid": 2}])
+    dump_lines(made / "megapairs.jsonl", [mega])
+    table(made / "webvid_covr.csv", [covr, covr | {"edit": "y"}])
+    dump(made / "spn.json", [spn])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([mega]), made / "megapairs.parquet")
     members = {"1.a.png": b"x", "1.b.png": b"y", "1.json": b'{"t": "x"}'}
-    _shard(made / "synthtriplets18m.tar", members)
+    shard(made / "synthtriplets18m.tar", members)
 
     def read() -> None:
         for file in sorted(made.iterdir()):
             name, options = file.stem, {}
             if file.suffix == ".tar":
                 options = {"reference": "a.png", "target": "b.png", "text": "json.t"}
-            _tolerant(
+            tolerant(
                 lambda f=file, n=name, o=options: run.run(
                     n, [f], root / "out.jsonl", options=o, refused=root / "no.jsonl", overwrite=True
                 )
@@ -230,12 +192,12 @@ def lists(root: Path) -> Read:
     from cir_jax.generation import dedupe, features, journal
 
     optimized = [["a", "b"], ["a.png", "b.png"], {"a": 0, "b": 1, "c": 1}]
-    _dump(root / "optimized_images.json", optimized)
-    _dump(root / "same_image_list.json", [[0], [1, 2]])
-    _dump(root / "more.json", ["a.png", "b.png"])
-    _dump_lines(root / "journal.jsonl", [{"image": "a", "text": "x"}])
+    dump(root / "optimized_images.json", optimized)
+    dump(root / "same_image_list.json", [[0], [1, 2]])
+    dump(root / "more.json", ["a.png", "b.png"])
+    dump_lines(root / "journal.jsonl", [{"image": "a", "text": "x"}])
     (root / "names.txt").write_text("a\nb\nc\n")
-    _dump(root / "packed" / records.INDEX, {"folder": "f", "names": ["a", "b"]})
+    dump(root / "packed" / records.INDEX, {"folder": "f", "names": ["a", "b"]})
     names = {n: str(root / f"{n}.png") for n in "abc"}
 
     def opened() -> None:
@@ -252,7 +214,7 @@ def lists(root: Path) -> Read:
             lambda: records.images(root),
             opened,
         ):
-            _tolerant(work)
+            tolerant(work)
 
     return read
 
@@ -281,7 +243,7 @@ def containers(root: Path) -> Read:
 
     def read() -> None:
         for path in sorted(root.iterdir()):
-            _tolerant(lambda p=path: _all_values(identify, sources.open_source(p)))
+            tolerant(lambda p=path: _all_values(identify, sources.open_source(p)))
 
     return read
 
@@ -292,7 +254,7 @@ def _all_values(identify: Any, source: Any) -> None:
     for group in source.groups.values():
         for tensor in group.values():
             if tensor.nbytes < 1 << 24:
-                _tolerant(tensor.read)
+                tolerant(tensor.read)
 
 
 def model_folders(root: Path) -> Read:
@@ -307,13 +269,13 @@ def model_folders(root: Path) -> Read:
     clip = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": 8,
             "text_config": tower | {"vocab_size": 49408, "max_position_embeddings": 77},
             "vision_config": tower | {"image_size": 32, "patch_size": 16}}  # fmt: skip
-    _dump(root / "config.json", clip)
+    dump(root / "config.json", clip)
     means = {"image_mean": [0.48145466, 0.4578275, 0.40821073],
              "image_std": [0.26862954, 0.26130258, 0.27577711]}  # fmt: skip
-    _dump(root / "preprocessor_config.json", means | {"size": {"shortest_edge": 32}})
-    _dump(root / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"})
-    _dump(root / "special_tokens_map.json", {"bos_token": "<|startoftext|>"})
-    _dump(root / "vocab.json", {"a": 0, "b</w>": 1, "ab</w>": 2})
+    dump(root / "preprocessor_config.json", means | {"size": {"shortest_edge": 32}})
+    dump(root / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"})
+    dump(root / "special_tokens_map.json", {"bos_token": "<|startoftext|>"})
+    dump(root / "vocab.json", {"a": 0, "b</w>": 1, "ab</w>": 2})
     (root / "merges.txt").write_text("#version: 0.2\na b</w>\n")
     (root / "vocab.txt").write_text("[PAD]\n[UNK]\n")
     state = {"text_projection.weight": tensors.of(np.ones((8, 8), np.float32))}
@@ -321,11 +283,11 @@ def model_folders(root: Path) -> Read:
         safe_tensors.write(file, state, {"format": "pt"})
 
     def read() -> None:
-        _tolerant(lambda: _all_values(identify, sources.open_source(root)))
-        _tolerant(lambda: processor_files.tokenizer_files(root, 32))
-        _tolerant(lambda: processor_files.crops_as_clip(root))
-        _tolerant(lambda: huggingface.check_files(root))
-        _tolerant(lambda: huggingface.size_of(sources.read_json(root / "config.json"), root))
+        tolerant(lambda: _all_values(identify, sources.open_source(root)))
+        tolerant(lambda: processor_files.tokenizer_files(root, 32))
+        tolerant(lambda: processor_files.crops_as_clip(root))
+        tolerant(lambda: huggingface.check_files(root))
+        tolerant(lambda: huggingface.size_of(sources.read_json(root / "config.json"), root))
 
     return read
 
@@ -354,8 +316,8 @@ def banks(root: Path) -> Read:
             if rows is not None:
                 files.check(rows["targets"], [(0, 4)])
 
-        _tolerant(whole)
-        _tolerant(again)
+        tolerant(whole)
+        tolerant(again)
 
     return read
 
@@ -368,29 +330,18 @@ def runs(root: Path) -> Read:
 
     (root / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.0}\n')
     example = Example("1", "in red", "a.png", "b.png", "b", 1, (Hit("b", "b.png", 0.5),))
-    _dump(root / "examples.json", {"examples": [example.to_json()]})
-    _dump(root / "pairs_summary.json", {"made_of": {"a": 1}, "counts": {"pairs": 3}})
+    dump(root / "examples.json", {"examples": [example.to_json()]})
+    dump(root / "pairs_summary.json", {"made_of": {"a": 1}, "counts": {"pairs": 3}})
     (root / "step").mkdir()
     (root / "step" / "w.bin").write_bytes(b"xyz" * 9)
     checksums.write(root / "step", {"step": 1})
 
     def read() -> None:
-        _tolerant(lambda: metrics.read(root / "metrics.jsonl"))
-        _tolerant(lambda: journal.reuse(root / "pairs_summary.json", {"a": 1}, []))
-        _tolerant(lambda: (checksums.read(root / "step"), checksums.check(root / "step")))
+        tolerant(lambda: metrics.read(root / "metrics.jsonl"))
+        tolerant(lambda: journal.reuse(root / "pairs_summary.json", {"a": 1}, []))
+        tolerant(lambda: (checksums.read(root / "step"), checksums.check(root / "step")))
 
     return read
-
-
-def _tolerant(work: Callable[[], Any]) -> None:
-    """Goes on behind a UserError: one spoiled file must not hide what another does."""
-    from cir_jax.errors import UserError
-
-    try:
-        work()
-    except UserError as error:
-        if not str(error).strip():
-            raise AssertionError("a UserError without a word") from error
 
 
 READERS: dict[str, Callable[[Path], Read]] = {
@@ -399,4 +350,4 @@ READERS: dict[str, Callable[[Path], Read]] = {
         *(fashioniq, cirr, circo, genecis, folder, generated, captions, importers, lists),
         *(containers, model_folders, banks, runs),
     )
-}
+} | own_files.READERS

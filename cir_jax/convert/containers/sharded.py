@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights in several files with an index: transformers' *.safetensors and pytorch_model-*.bin."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def read(
             )
         if file not in files:
             shard = Path(index).parent / file
-            if not shard.is_file():
+            if not os.path.isfile(shard):  # False also for a name that no file can have
                 raise UserError(
                     f"{index} lists {file}, which is not beside it; fetch that file too"
                 )

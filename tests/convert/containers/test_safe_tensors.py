@@ -245,6 +245,8 @@ def test_shards_that_do_not_fit_their_index_are_refused(sharded, tmp_path):
             safe_tensors.read_sharded(sharded(a=name))
     with pytest.raises(UserError, match=r"lists three\.safetensors, which is not beside it; fetch"):
         safe_tensors.read_sharded(sharded(a="one.safetensors", c="three.safetensors"))
+    with pytest.raises(UserError, match=r"lists b+, which is not beside it; fetch"):
+        safe_tensors.read_sharded(sharded(a="one.safetensors", c="b" * 5000))
     with pytest.raises(UserError, match=r"places 'a' in two\.safetensors, which lacks it; fetch"):
         safe_tensors.read_sharded(sharded(a="two.safetensors"))
 
