@@ -94,6 +94,12 @@ def roots(*own: str | Path) -> Roots:
     return Roots((*own, *outer.named), outer.everywhere) if outer else Roots(own)
 
 
+def include(folder: str | Path) -> None:
+    """Makes a folder that no key names, such as a cache of ours, a root of the config in effect."""
+    if outer := _config_roots.get():
+        _config_roots.set(Roots((*outer.named, folder), outer.everywhere))
+
+
 def in_effect() -> bool:
     """Whether anything is read `within` a config."""
     return _config_roots.get() is not None

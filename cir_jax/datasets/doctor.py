@@ -75,20 +75,7 @@ def examine(
     """
     with places.anywhere() if allow_outside else nullcontext():
         found = reader.examine(dataset, root, categories)
-    problems = list(found.problems)
-    if found.outside:
-        problems.append(f"{len(found.outside):,} names in triplets are not in their split")
     long = _over_context(found, tokenizer, context)
-    if long:
-        problems.append(
-            f"{len(long):,} texts are over the context of the tokenizer {tokenizer}; shorten them, "
-            "or set data.on_long=truncate"
-        )
-    if found.same[0]:
-        problems.append(
-            f"{len(found.same[0]):,} queries have one image as reference and target; where the "
-            "reference is removed from the ranking, an evaluation stops at them"
-        )
     if loading == AUTO:
         loading = (RELEASED if reader.is_published(dataset) else NATURAL).name
     opened = inspect_images(found.images, decode, threads, Loading(loading))
@@ -108,8 +95,26 @@ def examine(
         },
         "notes": found.notes,
         "size": found.size,
-        "problems": problems + _problems(opened),
+        "problems": [*_in_records(found, tokenizer, long), *_problems(opened)],
     }
+
+
+def _in_records(found: Examination, tokenizer: str, long: Sequence[str]) -> list[str]:
+    """What is wrong with the annotations, the images aside; `long`: texts over the context."""
+    problems = list(found.problems)
+    if found.outside:
+        problems.append(f"{len(found.outside):,} names in triplets are not in their split")
+    if long:
+        problems.append(
+            f"{len(long):,} texts are over the context of the tokenizer {tokenizer}; shorten them, "
+            "or set data.on_long=truncate"
+        )
+    if found.same[0]:
+        problems.append(
+            f"{len(found.same[0]):,} queries have one image as reference and target; where the "
+            "reference is removed from the ranking, an evaluation stops at them"
+        )
+    return problems
 
 
 def _by_kind(opened: Findings) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ from filelock import FileLock
 from PIL import Image
 
 from cir_jax import files, progress
+from cir_jax.data import places
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
@@ -95,7 +96,9 @@ def ready(root: str | Path) -> Path:
     marker = Path(root) / "openmoji.json"
     if root and marker.is_file() and json.loads(marker.read_text())["made"]["version"] == VERSION:
         return Path(root)
-    return prepare(root)
+    made = prepare(root)
+    places.include(made)  # of an empty `data.root` it is the cache
+    return made
 
 
 def read(
