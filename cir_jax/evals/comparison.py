@@ -28,6 +28,8 @@ _BLOCK_VALUES = 2**22  # draws times queries that are counted at once
 _IDENTITY = ("part", "query_id", "reference", "text", "right", "excluded")
 _Query = tuple[Any, ...]
 
+MOST_DRAWS = 1_000_000  # each keeps one difference per metric
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -175,6 +177,10 @@ def compare(
         raise UserError(
             f"draws={draws}, confidence={confidence}, seed={seed}: give 100 draws or more, a "
             "confidence between 0 and 1, and a seed of 0 or more"
+        )
+    if draws > MOST_DRAWS:
+        raise UserError(
+            f"draws={draws}: what is drawn is kept in memory; give {MOST_DRAWS:,} at most"
         )
     second = _matched(first, second)
     rng = np.random.default_rng(seed)
