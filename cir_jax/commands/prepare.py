@@ -112,7 +112,8 @@ def _list_left_out(found: "Catalogue") -> None:
         ]
         more = ", ..." if count > _SHOWN else ""
         print(
-            f"left out, {progress.shown(reason, one_line=True)}: {count:,} ({', '.join(names[:_SHOWN])}{more})"
+        said = progress.shown(reason, one_line=True)
+            f"left out, {said}: {count:,} ({', '.join(names[:_SHOWN])}{more})"
         )
 
 
