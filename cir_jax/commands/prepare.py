@@ -111,10 +111,8 @@ def _list_left_out(found: "Catalogue") -> None:
             if _reason(why) == reason
         ]
         more = ", ..." if count > _SHOWN else ""
-        print(
         said = progress.shown(reason, one_line=True)
-            f"left out, {said}: {count:,} ({', '.join(names[:_SHOWN])}{more})"
-        )
+        print(f"left out, {said}: {count:,} ({', '.join(names[:_SHOWN])}{more})")
 
 
 def _reason(why: str) -> str:
