@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cir_jax import config as configs
-from cir_jax import files
+from cir_jax import files, progress
+from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
     from cir_jax.generation.catalogue import Catalogue
@@ -60,7 +61,11 @@ def run(args: argparse.Namespace) -> int:
     """Looks the folder over, writes the data set, and prints what comes next."""
     from cir_jax.generation import catalogue, prepared
 
+    if args.threads < 1:
+        raise UserError(f"--threads {args.threads} is below 1; the default is 16")
     folder, out = Path(args.folder), Path(args.out)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; name the folder of your images")
     prepared.check_place(folder, out, args.copy)
     options = catalogue.Options(
         args.text_field, args.empty, args.unknown, args.duplicates, args.group
@@ -100,9 +105,14 @@ def _digest(folder: Path) -> str:
 def _list_left_out(found: "Catalogue") -> None:
     reasons = Counter(_reason(why) for _, why in found.left_out)
     for reason, count in reasons.most_common():
-        names = [name for name, why in found.left_out if _reason(why) == reason]
+        names = [
+            progress.shown(name, one_line=True)
+            for name, why in found.left_out
+            if _reason(why) == reason
+        ]
         more = ", ..." if count > _SHOWN else ""
-        print(f"left out, {reason}: {count:,} ({', '.join(names[:_SHOWN])}{more})")
+        said = progress.shown(reason, one_line=True)
+        print(f"left out, {said}: {count:,} ({', '.join(names[:_SHOWN])}{more})")
 
 
 def _reason(why: str) -> str:

@@ -141,7 +141,9 @@ def not_empty(texts: Any, where: str, blank: bool = False) -> tuple[str, ...]:
     texts = tuple(texts) if isinstance(texts, list | tuple) else (texts,)
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"{where}: {text!r} is no text")
+            raise UserError(
+                f"{where}: {text!r} is no text; write it in quotes, or remove the record"
+            )
         if wrong := text_files.fault(text):
             raise UserError(f"{where}: {text!r}: {wrong}; correct the text")
     kept = tuple(t for t in texts if blank or t.strip())

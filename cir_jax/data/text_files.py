@@ -172,7 +172,8 @@ def fault(text: str) -> str:
         return ""
     letter = found[0]
     if "\udc80" <= letter <= "\udcff":
-        return f"{letter!r} is no character: byte 0x{ord(letter) - 0xDC00:x} is not UTF-8"
+        byte = f"byte 0x{ord(letter) - 0xDC00:x}"
+        return f"{letter!r} is no character: {byte} is not UTF-8; save the file as UTF-8"
     if letter >= "\ud800":
         return f"{letter!r} is no character: half of a surrogate pair"
     return f"{letter!r} is a control character"

@@ -29,6 +29,8 @@ _IDENTITY = ("part", "query_id", "reference", "text", "right", "excluded")
 _MEANS = ("arithmetic", "harmonic", "geometric")
 _Query = tuple[Any, ...]
 
+MOST_DRAWS = 1_000_000  # each keeps one difference per metric
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -197,6 +199,10 @@ def compare(
         raise UserError(
             f"draws={draws}, confidence={confidence}, seed={seed}: give 100 draws or more, a "
             "confidence between 0 and 1, and a seed of 0 or more"
+        )
+    if draws > MOST_DRAWS:
+        raise UserError(
+            f"draws={draws}: what is drawn is kept in memory; give {MOST_DRAWS:,} at most"
         )
     first, second = _shared(first, _matched(first, second))
     rng = np.random.default_rng(seed)

@@ -197,3 +197,21 @@ def test_texts_of_any_reader(text):
         annotations.image_name({"a": text}, "a", "x:1")
     with pytest.raises(UserError, match=r"x:1: image .*; rename the file"):
         annotations.image_names({"a": ["b", text]}, "a", "x:1")
+
+
+@pytest.mark.parametrize("name", ["gallery.txt", "val.jsonl"])
+def test_what_is_no_file_is_not_taken_for_absent(tmp_path, name):
+    """A link to nothing and a folder would otherwise shrink the gallery in silence."""
+    line = '{"reference": "a.jpg", "target": "b.jpg", "text": "c"}\n'
+    for file in ("train.jsonl", "val.jsonl"):
+        (tmp_path / file).write_text(line)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(UserError, match=f"{name} is a link to nothing; put the file there"):
+        folder.examine(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"{name} is no file; put the file there"):
+        folder.examine(tmp_path)
+    with pytest.raises(UserError, match="nope is no folder"):
+        folder.examine(tmp_path / "nope")

@@ -145,6 +145,8 @@ def test_what_cannot_be_compared():
     for options in ({"draws": 10}, {"confidence": 1.0}, {"seed": -1}):
         with pytest.raises(UserError, match=r"give 100 draws or more, a confidence between"):
             comparison.compare(one, other, **options)
+    with pytest.raises(UserError, match=r"draws=100000000000: .* give 1,000,000 at most"):
+        comparison.compare(one, one, draws=100_000_000_000)
 
 
 def test_queries_in_another_order():

@@ -190,6 +190,8 @@ def test_odd_folders(shop, capsys):
     assert "all 24 images are of one product, 'one'" in capsys.readouterr().err
     assert main(["prepare", "nowhere", "--titles", "titles.csv", "--out", "data"]) == 2
     assert "nowhere is no folder" in capsys.readouterr().err
+    assert prepare("--threads", "0") == 2
+    assert "--threads 0 is below 1" in capsys.readouterr().err
     Path("empty").mkdir()
     assert main(["prepare", "empty", "--titles", "titles.csv", "--out", "data"]) == 2
     assert "empty holds no image" in capsys.readouterr().err
@@ -228,3 +230,19 @@ def test_the_commands_that_are_printed(shop, capsys):
     assert {*record["ranked"]} == held - {record["reference"]}
     config = json.loads(Path("runs/data/results.json").read_text())["config"]
     assert (config["data"]["name"], config["eval"]["benchmark"]) == ("folder", "folder")
+
+
+def test_a_name_that_a_terminal_obeys_is_listed_escaped(shop, capsys):
+    """It is a stranger's file name."""
+    shutil.copy("shop/shoes/red.jpg", "shop/\x1b[31mred.jpg")
+    assert prepare() == 0
+    said = capsys.readouterr().out
+    assert "\\x1b[31mred.jpg" in said
+    assert "\x1b" not in said
+
+
+def test_a_table_that_is_not_utf8_says_how_to_save_it(shop, capsys):
+    """The remedy is of the file, whatever the record."""
+    Path("titles.csv").write_bytes("image,title\nshoes/red.jpg,né\n".encode("latin-1"))
+    assert prepare() == 2
+    assert "save the file as UTF-8" in capsys.readouterr().err

@@ -15,6 +15,7 @@ is called so. Hidden files are no images. Beside them may lie captions.jsonl of
 `cir_jax.datasets.captions`, for stage zero and `cir-jax positives`.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
       UserError: it is empty, or a name fits two files.
     """
     known, listed = _known(root), Path(root) / "gallery.txt"
-    if listed.is_file():
+    if _lies_there(listed):
         names = [
             known.name(image_name({"image": line.strip()}, "image", where), where)
             for number, line in text_files.lines(listed)
@@ -127,9 +128,9 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Im
       UserError: a malformed line, or a name that fits two files.
     """
     known, listed = _known(root), Path(root) / "gallery.txt"
-    names = gallery(root)[0] if listed.is_file() else []
+    names = gallery(root)[0] if _lies_there(listed) else []
     for split in {*splits} - {"train"}:
-        if (Path(root) / f"{split}.jsonl").is_file():
+        if _lies_there(Path(root) / f"{split}.jsonl"):
             triplets = [t for one in read(root, split) for t in one.triplets]
             names += [n for t in triplets for n in (t.reference, t.target, *t.truths, *t.members)]
     return {n: known.files[n] for n in names if n in known.files}
@@ -139,11 +140,14 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     """Counts triplets and gallery images, and finds targets of val that the gallery lacks.
 
     Raises:
-      UserError: neither train.jsonl nor val.jsonl is there, or a line is malformed.
+      UserError: there is no such folder, neither train.jsonl nor val.jsonl is there, or a line is
+        malformed.
     """
     found, identity = Examination(), places.Identity()
     paths: dict[str, ImageFile] = {}
-    splits = [s for s in ("train", "val") if (Path(root) / f"{s}.jsonl").is_file()]
+    if not Path(root).is_dir():
+        raise UserError(f"{root} is no folder; name the folder of the data set")
+    splits = [s for s in ("train", "val") if _lies_there(Path(root) / f"{s}.jsonl")]
     if not splits:
         raise UserError(f"neither train.jsonl nor val.jsonl in {root}; write one of them")
     for split in splits:
@@ -164,6 +168,20 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
             found.look_over(triplets, split)
     found.images = places.distinct(paths, identity)
     return found
+
+
+def _lies_there(file: Path) -> bool:
+    """Whether there is such a file.
+
+    Raises:
+      UserError: something else has its name, so that leaving it out would change what is ranked.
+    """
+    if file.is_file():
+        return True
+    if os.path.lexists(file):
+        what = "a link to nothing" if file.is_symlink() and not file.exists() else "no file"
+        raise UserError(f"{file} is {what}; put the file there, or remove it")
+    return False
 
 
 def triplet(record: dict[str, Any], where: str) -> Triplet:
