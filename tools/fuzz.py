@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spoils files and reads them: `python tools/fuzz.py`. Only a UserError may come of it.
 
-Every reader of data sets, captions, importers, weights, banks and records gets files that it takes,
-of which one or two are changed at random: bytes, numbers, structure, encoding. Any other exception,
-a read that takes longer than the limit, or one that takes more memory is a finding; each is shown
-once, with the command that repeats it, and the program ends with status 1.
+Every reader of data sets, captions, pictures, weights, runs and evaluations gets files that it
+takes, of which one or two are changed at random: bytes, numbers, structure, encoding. Any other
+exception, a read that takes longer than the limit, or one that takes more memory is a finding; each
+is shown once, with the command that repeats it, and the program ends with status 1.
 
   python tools/fuzz.py --seconds 3600
   python tools/fuzz.py --only captions --seed 7 --first 1234 --trials 1

@@ -41,6 +41,7 @@ _OTHERS = {
 # Ways to start that change the base as well, so that the published base is not what it belongs to.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
 _LISTED = 3
+_LONGEST, _REPEATS = 1000, 3  # characters of a pattern, and what is repeated in it
 
 
 @dataclass(frozen=True)
@@ -184,10 +185,36 @@ def _of_shape(
     return tensor
 
 
-def _check(config: Mapping[str, Any], where: Path) -> None:
-    def number(value: Any) -> bool:
-        return type(value) in (int, float) and 0 < value < 1e6
+def _is_factor(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e6
 
+
+def _pattern_trouble(key: str, patterns: Any) -> list[str]:
+    """What is wrong with a table of patterns and numbers, in words."""
+    if not isinstance(patterns, dict) or not all(map(_is_factor, patterns.values())):
+        return [f"{key}={patterns!r}, no table of numbers"]
+    try:
+        [re.compile(pattern) for pattern in patterns]
+    except (re.error, RecursionError, OverflowError) as error:
+        return [f"{key}: {error}"]
+    slow = next(filter(_without_end, patterns), None)
+    return [] if slow is None else [f"{key}: {slow[:80]!r}, which may take without end to look for"]
+
+
+def _without_end(pattern: str) -> bool:
+    """Whether looking for a pattern may take longer than a power of a name's length.
+
+    Repeated groups and back references do; so do many repeats in a row. PEFT's own patterns are
+    names of layers with ".*" or a number between.
+    """
+    bare = re.sub(r"\\[^1-9]", "_", pattern)
+    repeats = len(re.findall(r"[*+{]", bare))
+    return (
+        len(pattern) > _LONGEST or repeats > _REPEATS or bool(re.search(r"\)[*+{]|\\|\(\?P=", bare))
+    )
+
+
+def _check(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("peft_type")
     trouble = [f"{key} ({why})" for key, why in _OTHERS.items() if config.get(key)]
     if kind != "LORA":
@@ -196,17 +223,10 @@ def _check(config: Mapping[str, Any], where: Path) -> None:
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         trouble.append(f"init_lora_weights={start!r}, which changes the base too")
     for key in ("r", "lora_alpha"):
-        if not number(config.get(key)):
+        if not _is_factor(config.get(key)):
             trouble.append(f"{key}={config.get(key)!r}, no number above 0")
     for key in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(key) or {}
-        if not isinstance(patterns, dict) or not all(map(number, patterns.values())):
-            trouble.append(f"{key}={patterns!r}, no table of numbers")
-            continue
-        try:
-            [re.compile(pattern) for pattern in patterns]
-        except re.error as error:
-            trouble.append(f"{key}: {error}")
+        trouble += _pattern_trouble(key, config.get(key) or {})
     if trouble:
         raise UserError(
             f"{where}: adapter_config.json has {'; '.join(trouble[:_LISTED])}. That is not merged "

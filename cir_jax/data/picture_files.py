@@ -29,7 +29,7 @@ _UNDECODABLE = (
     UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
     # What Pillow's readers of tags and tables meet in damaged files.
     EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError, ZeroDivisionError,
-    struct.error, MemoryError,
+    struct.error, MemoryError, RuntimeError,
 )  # fmt: skip
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")  # plain, and with the preview of DOS

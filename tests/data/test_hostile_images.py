@@ -221,3 +221,29 @@ def test_warnings_of_others_go_where_they_went():
         open_image(png(1, 1, b"\0\1\2\3"))
         warnings.warn("mine", UserWarning, stacklevel=1)
     assert [str(one.message) for one in raw] == ["mine"]
+
+
+def _dds():
+    """With flags of pixels that nobody has defined."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "DDS")
+    content = file.getvalue()
+    return content[:80] + bytes(4) + content[84:]
+
+
+def _avif():
+    """Whose pixels are noise: its own decoder raises a RuntimeError."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(file, "AVIF")
+    content = file.getvalue()
+    start = content.index(b"mdat") + 4
+    return content[:start] + b"\xff" * (len(content) - start)
+
+
+@pytest.mark.parametrize(
+    ("made", "loading"), [(_dds, RELEASED), (_avif, RELEASED), (_avif, NATURAL)]
+)
+def test_other_errors_of_decoders(made, loading, tmp_path):
+    (tmp_path / "a.png").write_bytes(made())
+    with pytest.raises(UserError, match=r"image .*a.png cannot be decoded \(.+\); fetch it again"):
+        open_image(tmp_path / "a.png", loading)

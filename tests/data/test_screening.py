@@ -157,7 +157,15 @@ def test_damaged_looks_are_made_again(kept):
     root, paths, opened = kept
     scan(paths, DECODE, root=root)
     [file] = (f for f in os.scandir(f"{root}/cache/{kept_looks.FOLDER}") if f.name[-4:] == "json")
-    for content in (b"{", b'{"version": 1, "images": {"x": [1]}}', b"[]", b'{"version": 9}'):
+    held = json.loads(open(file.path, "rb").read())["images"]
+    spoiled = [
+        {"version": 1, "images": {place: [*known[:at], value, *known[at + 1 :]]}}
+        for place, known in held.items()
+        for at, value in enumerate(("1", "2", 3, "4", 5, [6]))
+    ]
+    contents = [b"{", b'{"version": 1, "images": {"x": [1]}}', b"[]", b'{"version": 9}',
+                b"[" * 9999, b'{"version": 1, "images": []}']  # fmt: skip
+    for content in [*contents, *(json.dumps(one).encode() for one in spoiled[:6])]:
         with open(file.path, "wb") as out:
             out.write(content)
         opened.clear()

@@ -10,7 +10,10 @@ from cir_jax.errors import UserError
 from tools import fuzz
 from tools.fuzzing import mutations, readers
 
-TRIALS = {"importers": 25, "containers": 40, "model_folders": 15}
+TRIALS = {
+    **{"importers": 20, "containers": 30, "model_folders": 10, "products": 8, "checkpoints": 5},
+    **{"images": 40, "adapters": 20, "evaluations": 20, "looks": 15},
+}
 
 
 @pytest.mark.parametrize("name", readers.READERS)

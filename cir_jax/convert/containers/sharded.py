@@ -15,7 +15,7 @@ Shard = tuple[dict[str, Tensor], dict[str, str]]
 
 
 def read(
-    index: str | Path, read_shard: Callable[[Path], Shard]
+    index: str | os.PathLike, read_shard: Callable[[Path], Shard]
 ) -> tuple[dict[str, Tensor], dict[str, str], tuple[Path, ...]]:
     """The tensors an index lists, from the files beside it.
 
@@ -57,9 +57,9 @@ def read(
     return {name: files[file][name] for name, file in listed.items()}, metadata, shards
 
 
-def _listed(index: str | Path) -> dict[str, str]:
+def _listed(index: str | os.PathLike) -> dict[str, str]:
     read = file_kinds.guarded(index, lambda file: file.read(_MOST))
-    codec = text_files.encoding(read[:4], index)
+    codec = text_files.encoding(read[:4], Path(index))
     try:
         content = json_files.loads(read.decode(codec))
         if type(content) is not dict:
