@@ -319,6 +319,9 @@ def _from_file(path: Path) -> ModuleType:
     return found
 
 
+_NO_NUMBER = ("nan", "inf", "infinity")  # floats all the same: what a key may be refuses them
+
+
 def _parse(key: str, text: str, old: Any) -> Any:
     if isinstance(old, str):
         return text
@@ -330,8 +333,8 @@ def _parse(key: str, text: str, old: Any) -> Any:
         if isinstance(value, str):  # dress,shirt
             return tuple(filter(None, value.split(",")))
         return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    if isinstance(old, float) and type(value) is int:
-        return float(value)
+    if isinstance(old, float) and (type(value) is int or text.strip("+-").lower() in _NO_NUMBER):
+        return float(text if isinstance(value, str) else value)
     if type(value) is not type(old):
         raise UserError(
             f"{key}={text} is not of type {type(old).__name__}; its value now is {old!r}"

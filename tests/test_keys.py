@@ -15,6 +15,7 @@ WRONG = [
     ("clip_sum", "batch=0", r"batch=0 is out of range; it must be at least 1"),
     ("clip_sum", "loss.temperature=0", r"temperature=0.0 is out of range; it must be above 0"),
     ("clip_sum", "loss.temperature=1e999", r"temperature=inf is out of range; .* above 0"),
+    ("clip_sum", "optim.learning_rate=nan", r"rate=nan is out of range; .* at least 0 and at most"),
     ("clip_sum", "optim.beta1=1", r"optim.beta1=1.0 is out of range; .* at least 0 and below 1"),
     ("clip_sum", "optim.drops=0.5,1.5", r"drops=\(0.5, 1.5\) is out of range; each number must be"),
     ("clip_sum", "optim.drops=half", r"optim.drops=\('half',\) is out of range; each number must"),

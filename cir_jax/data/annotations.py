@@ -72,6 +72,8 @@ def read_lines(
     """
     path = Path(path)
     if not path.is_file():
+        if not path.parent.is_dir():
+            raise UserError(f"no file {path}: {path.parent} is no folder; correct its path")
         raise UserError(f"no file {path}; write one JSON object per line into it")
     if text_files.start(path).startswith("[") and _is_list(path):
         for number, record in enumerate(read_json(path)):

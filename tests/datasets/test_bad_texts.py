@@ -215,3 +215,10 @@ def test_what_is_no_file_is_not_taken_for_absent(tmp_path, name):
         folder.examine(tmp_path)
     with pytest.raises(UserError, match="nope is no folder"):
         folder.examine(tmp_path / "nope")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no file .*gone/val.jsonl: .*gone is no folder; correct"):
+        list(annotations.read_lines(tmp_path / "gone" / "val.jsonl"))
+    with pytest.raises(UserError, match=r"no file .*val.jsonl; write one JSON object per line"):
+        list(annotations.read_lines(tmp_path / "val.jsonl"))
