@@ -118,7 +118,10 @@ class _Open:
     def error(self) -> UserError | None:
         """All that must be decided, in one message; None if nothing is."""
         more = self.count.get("unreadable", 0) - len(self.unreadable)
-        lines = [f"{line}; correct that record, or take it out" for line in self.unreadable]
+        lines = [
+            line if ";" in line else f"{line}; correct that record, or take it out"
+            for line in self.unreadable
+        ]
         if more > 0:
             lines.append(f"{more:,} more records that cannot be read")
         for kind in ("unknown", "duplicates", "empty"):

@@ -114,7 +114,7 @@ def test_folder(tmp_path, record, message):
     [
         (7, r"it.json:1: expected an object; correct that record, or take it out"),
         ({"image_path": None, "caption": "x"}, r"it.json:1 names no image; it has: image_path, ca"),
-        ({"image_path": "a.png", "caption": 3}, r"it.json:1: 3 is no text; correct that record"),
+        ({"image_path": "a.png", "caption": 3}, r"it.json:1: 3 is no text; write it in quotes"),
     ],
 )
 def test_captions(tmp_path, record, message):

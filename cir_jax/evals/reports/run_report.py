@@ -105,8 +105,11 @@ def write_evaluation(
 def kept_queries(workdir: str | Path, title: str) -> Queries:
     """The queries of the best evaluation of a run, as `keep` noted them."""
     examples, ahead, behind = _best(Path(workdir) / _EXAMPLES)[1]
-    run = json.loads((Path(workdir) / RESULTS).read_text(encoding="utf-8"))
-    return _queries(examples, ahead, behind, _loading(run), title)
+    try:
+        loading = _loading(json.loads((Path(workdir) / RESULTS).read_bytes()))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        loading = RELEASED  # results.json is made anew by the next report; pictures can wait
+    return _queries(examples, ahead, behind, loading, title)
 
 
 def run_sections(
