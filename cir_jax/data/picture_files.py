@@ -10,6 +10,8 @@ import io
 import os
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,16 +108,23 @@ def decoded(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
         if formats is not None and _is_heic(content):
             return _heic(content, name)
         _check_pixels(name, *_claimed(content))
-        try:
+        with _decoding(name, content, formats):
             image = Image.open(io.BytesIO(content), formats=formats)
             _check_pixels(name, *image.size)
             _check_tiles(name, image)
             image.load()
-        except UserError:
-            raise
-        except _UNDECODABLE as error:
-            raise _undecodable(name, content, error, formats) from None
     return image
+
+
+@contextmanager
+def _decoding(name: str, content: bytes, formats: tuple[str, ...] | None) -> Iterator[None]:
+    """Whatever a decoder raises in this `with` becomes an error that names the image."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _UNDECODABLE as error:
+        raise _undecodable(name, content, error, formats) from None
 
 
 def named(source: Any) -> str:
@@ -214,15 +223,11 @@ def _heic(content: bytes, name: str) -> Image.Image:
             f"image {name} is HEIC, as iPhones keep photographs, which needs pillow-heif; run "
             "pip install 'cir_jax[heic]', or convert it to JPEG"
         ) from None
-    try:
+    with _decoding(name, content, None):
         # Not registered with Pillow: that would change what everything else here opens.
         image = pillow_heif.HeifImageFile(io.BytesIO(content))
         _check_pixels(name, *image.size)
         image.load()
-    except UserError:
-        raise
-    except _UNDECODABLE as error:
-        raise _undecodable(name, content, error, None) from None
     return image
 
 
