@@ -16,8 +16,9 @@ images that cannot be used: `screens.of(config)`.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -270,7 +271,15 @@ def encode(retriever: Retriever, one: Task) -> tuple[np.ndarray, np.ndarray]:
     return query, gallery
 
 
-def examples(
+class Shown(NamedTuple):
+    """Queries of a report: spread evenly, and those of the lowest and of the highest ranks."""
+
+    examples: list[Example]
+    best: list[Example]
+    worst: list[Example]
+
+
+def shown(
     retriever: Retriever,
     one: Task,
     query: np.ndarray,
@@ -278,8 +287,8 @@ def examples(
     ranks: np.ndarray,
     removed: np.ndarray | None,
     count: int,
-) -> list[Example]:
-    """`count` queries, evenly spread, with their best candidates.
+) -> Shown:
+    """Queries to show with their best candidates, ranked in one pass.
 
     Args:
       retriever: the model.
@@ -288,28 +297,17 @@ def examples(
       gallery: [G, K, D] its gallery.
       ranks: [Q], 0 is best.
       removed: [Q] row that is no candidate; None for none.
-      count: how many; all if there are fewer.
+      count: how many are spread; all if there are fewer. See `ends` for the others.
     """
-    chosen = spread(len(one.triplets), count)
-    return _examples(retriever, one, query, gallery, ranks, removed, chosen)
-
-
-def extremes(
-    retriever: Retriever,
-    one: Task,
-    query: np.ndarray,
-    gallery: np.ndarray,
-    ranks: np.ndarray,
-    removed: np.ndarray | None,
-    count: int,
-) -> tuple[list[Example], list[Example]]:
-    """(best, worst): the queries with the lowest and the highest ranks, with their candidates.
-
-    Args: those of `examples`; of its `count` a third, at least one, are taken on either side.
-    """
-    first, last = ends(ranks, count)
-    task = (retriever, one, query, gallery, ranks, removed)
-    return _examples(*task, first), _examples(*task, last)
+    parts = (spread(len(one.triplets), count), *ends(ranks, count))
+    chosen = np.concatenate(parts)
+    k = min(SHOWN, len(one.names) - (removed is not None))
+    if not len(chosen) or k < 1:
+        return Shown([], [], [])
+    gone = None if removed is None else removed[chosen]
+    rows, scores = retriever.top(query[chosen], gallery, k, gone)
+    found = iter(listed(one, chosen, rows, scores, ranks))
+    return Shown(*(list(islice(found, len(part))) for part in parts))
 
 
 def ends(ranks: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -317,23 +315,6 @@ def ends(ranks: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(ranks, kind="stable")
     few = min(-(-count // 3), len(order))
     return order[:few], order[len(order) - few :][::-1]
-
-
-def _examples(
-    retriever: Retriever,
-    one: Task,
-    query: np.ndarray,
-    gallery: np.ndarray,
-    ranks: np.ndarray,
-    removed: np.ndarray | None,
-    chosen: np.ndarray,
-) -> list[Example]:
-    k = min(SHOWN, len(one.names) - (removed is not None))
-    if not len(chosen) or k < 1:
-        return []
-    gone = None if removed is None else removed[chosen]
-    rows, scores = retriever.top(query[chosen], gallery, k, gone)
-    return listed(one, chosen, rows, scores, ranks)
 
 
 def spread(total: int, count: int) -> np.ndarray:

@@ -103,8 +103,7 @@ class Benchmark:
         hits = np.stack([np.isin(found, right) for found, right in zip(rows, truths, strict=True)])
         counts = np.asarray([len(right) for right in truths])
         asked = {a: sum(a in every for every in self.aspects) for a in self._aspect_names()}
-        chosen = (retriever, one, query, gallery, ranks, None, self._examples)
-        best, worst = benchmark.extremes(*chosen)
+        shown = benchmark.shown(retriever, one, query, gallery, ranks, None, self._examples)
         if kept is not None:
             values = metrics.circo_values(hits, counts, ranks, self.aspects)
             kept.append(Answers("", one, query, gallery, {"rank": ranks}, values))
@@ -119,9 +118,9 @@ class Benchmark:
                 **one.protocol(),
                 "aspects": {name: {"queries": count} for name, count in asked.items()},
             },
-            examples=benchmark.examples(*chosen),
-            best=best,
-            worst=worst,
+            examples=shown.examples,
+            best=shown.best,
+            worst=shown.worst,
         )
 
     def predict(self, retriever: Retriever) -> Predictions:

@@ -73,8 +73,9 @@ class Benchmark:
         query, gallery = benchmark.encode(retriever, one)
         ranks = retriever.ranks(query, gallery, one.target, one.reference)
         subset = ranking.subset_ranks(query, gallery, one.target, self.members, one.reference)
-        chosen = (retriever, one, query, gallery, ranks, one.reference, self._examples)
-        best, worst = benchmark.extremes(*chosen)
+        shown = benchmark.shown(
+            retriever, one, query, gallery, ranks, one.reference, self._examples
+        )
         if kept is not None:
             values = metrics.hits_at(ranks, metrics.CIRR_AT)
             values |= metrics.hits_at(subset, metrics.CIRR_SUBSET_AT, "recall_subset_at")
@@ -89,9 +90,9 @@ class Benchmark:
                 "reference": "removed",
                 **one.protocol(),
             },
-            examples=benchmark.examples(*chosen),
-            best=best,
-            worst=worst,
+            examples=shown.examples,
+            best=shown.best,
+            worst=shown.worst,
             means=metrics.CIRR_MEANS,
         )
 

@@ -92,10 +92,8 @@ class Benchmark:
                 )
                 kept.append(Answers(category, one, query, gallery, found, values, removed))
             count = (self._examples - len(shown)) // (len(self.tasks) - number)
-            chosen = (retriever, one, query, gallery, ranks[category], removed, count)
-            shown += benchmark.examples(*chosen)
-            first, last = benchmark.extremes(*chosen)
-            best, worst = best + first, worst + last
+            more = benchmark.shown(retriever, one, query, gallery, ranks[category], removed, count)
+            shown, best, worst = (a + b for a, b in zip((shown, best, worst), more, strict=True))
         galleries = {category: one.protocol() for category, one in self.tasks.items()}
         return benchmark.Result(
             scores=metrics.fashioniq(ranks),

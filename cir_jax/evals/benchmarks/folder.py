@@ -80,17 +80,18 @@ class Benchmark:
         query, gallery = benchmark.encode(retriever, one)
         ranks, precision = self._ranked(retriever, query, gallery)
         values = metrics.hits_at(ranks, metrics.FOLDER_AT) | precision
-        chosen = (retriever, one, query, gallery, ranks, one.reference, self._examples)
-        best, worst = benchmark.extremes(*chosen)
+        shown = benchmark.shown(
+            retriever, one, query, gallery, ranks, one.reference, self._examples
+        )
         if kept is not None:
             kept.append(Answers("", one, query, gallery, {"rank": ranks}, values, one.reference))
         return benchmark.Result(
             scores=metrics.folder(values),
             selection="average_recall",
             protocol={**self._protocol, **one.protocol()},
-            examples=benchmark.examples(*chosen),
-            best=best,
-            worst=worst,
+            examples=shown.examples,
+            best=shown.best,
+            worst=shown.worst,
             means=metrics.FOLDER_MEANS,
         )
 
