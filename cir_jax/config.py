@@ -42,6 +42,16 @@ def add_arguments(
     add_override_argument(parser, change)
 
 
+def add_remote_code_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of every command that reads weights of other projects."""
+    parser.add_argument(
+        "--ignore-remote-code",
+        action="store_true",
+        help="read a transformers folder as the plain model its tensors fit, where its config "
+        "names code of its own (auto_map), which is never run; vectors may differ from that code's",
+    )
+
+
 def add_override_argument(
     parser: argparse.ArgumentParser,
     change: str = "optim.learning_rate=1e-4 (every key: configs/base.py)",

@@ -68,11 +68,7 @@ def add_code_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-code", action="store_true",
         help="run the .py files that the run folder names, though you have not trained with them",
     )  # fmt: skip
-    parser.add_argument(
-        "--ignore-remote-code", action="store_true",
-        help="read a transformers folder as the plain model its tensors fit, where its config "
-        "names code of its own (auto_map), which is never run; vectors may differ from that code's",
-    )  # fmt: skip
+    config.add_remote_code_argument(parser)
 
 
 def retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":

@@ -9,7 +9,7 @@ Examples:
 import argparse
 from typing import TYPE_CHECKING
 
-from cir_jax import progress
+from cir_jax import config, progress
 from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,10 +22,7 @@ HELP = "list what a file of weights holds, and which model it is"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument("place", metavar="PLACE", help="run folder, file or folder of weights")
-    parser.add_argument(
-        "--ignore-remote-code", action="store_true",
-        help="of a transformers folder, look at the tensors alone where its config names code",
-    )  # fmt: skip
+    config.add_remote_code_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     configs.add_arguments(parser)
     configs.add_init_from_argument(parser, "start from these parameters")
-    parser.add_argument(
-        "--ignore-remote-code",
-        action="store_true",
-        help="with --init-from: read a transformers folder as the plain model its tensors fit, "
-        "where its config names code of its own (auto_map), which is never run; vectors may differ",
-    )
+    configs.add_remote_code_argument(parser)
     parser.add_argument(
         "--from-scratch",
         action="store_true",
