@@ -125,9 +125,7 @@ def formula(one: Asked) -> str:
     return f"score = {text}"
 
 
-def _question(
-    images: tuple[Picture | int, ...], text: str, options: Mapping[str, Any]
-) -> Question:
+def _question(images: tuple[Picture | int, ...], text: str, options: Mapping[str, Any]) -> Question:
     known = [*_OPTIONS, *_WEIGHTS]
     for name in options:
         if name not in known:
@@ -141,9 +139,7 @@ def _question(
     return replace(question, weights=replace(question.weights, **weights))
 
 
-def _checked(
-    index: Searched, questions: Sequence[Question], retriever: Retriever
-) -> list[Asked]:
+def _checked(index: Searched, questions: Sequence[Question], retriever: Retriever) -> list[Asked]:
     """Each question checked; of several the error names the one."""
     asked = []
     for number, question in enumerate(questions):

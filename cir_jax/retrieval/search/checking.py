@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A question, checked against the index that it asks: what is wrong is said before it is encoded."""
+"""A question, checked against the index: what is wrong with it is said before it is encoded."""
 
 import math
 import os
@@ -109,7 +109,8 @@ def checked(index: Searched, question: Question, retriever: Retriever) -> Asked:
         )
     weights = _weights(question, bool(text), bool(avoid))
     ids = tuple(_id(image, index.catalogue) for image in question.images)
-    keys = tuple(_key(index, image, id, text) for image, id in zip(question.images, ids))
+    both = zip(question.images, ids, strict=True)
+    keys = tuple(_key(index, image, id, text) for image, id in both)
     clause = wheres.parse(question.where, index.catalogue.kinds) if question.where else None
     left_out = frozenset() if question.keep_reference else _same_files(index.catalogue, ids, keys)
     return Asked(question, text, avoid, weights, keys, ids, clause, left_out)
@@ -139,7 +140,9 @@ def _weights(question: Question, text: bool, avoid: bool) -> dict[str, float]:
     for name, value in given.items():
         if not _is_finite(value) or abs(value) > WEIGHT_MOST:
             limit = f"{WEIGHT_MOST:g}"
-            raise UserError(f"the {name} weight is {value!r}; give a number from -{limit} to {limit}")
+            raise UserError(
+                f"the {name} weight is {value!r}; give a number from -{limit} to {limit}"
+            )
     if not question.images:
         found = {"query": 1.0}
     elif not text:
@@ -149,7 +152,9 @@ def _weights(question: Question, text: bool, avoid: bool) -> dict[str, float]:
     if avoid and given["avoid"]:
         found["avoid"] = float(given["avoid"])
     if not found:
-        raise UserError("all weights are 0, which ranks nothing; give another query or image weight")
+        raise UserError(
+            "all weights are 0, which ranks nothing; give another query or image weight"
+        )
     return found
 
 
@@ -193,9 +198,7 @@ def _id(image: Any, catalogue: Catalogue) -> int | None:
     return int(image)
 
 
-def _key(
-    index: Searched, image: Any, id: int | None, text: str
-) -> str | pictures.Decoded | None:
+def _key(index: Searched, image: Any, id: int | None, text: str) -> str | pictures.Decoded | None:
     if id is not None:
         return index.path_of(id) if text else None
     [key] = pictures.items([image])

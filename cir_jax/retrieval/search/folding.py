@@ -34,9 +34,7 @@ def radius(rows: NDArray[np.float32]) -> float:
     return min(NEAREST, max(0.0, float(np.median(apart))) / USUAL)
 
 
-def fold(
-    rows: NDArray[np.float32], contents: Sequence[bytes], within: float
-) -> list[list[int]]:
+def fold(rows: NDArray[np.float32], contents: Sequence[bytes], within: float) -> list[list[int]]:
     """The groups of a ranking.
 
     Args:

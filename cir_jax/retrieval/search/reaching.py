@@ -27,9 +27,7 @@ class Shown(NamedTuple):
     same: tuple[int, ...] = ()
 
 
-def reach(
-    index: Searched, asked: Sequence[Asked], terms: Sequence[Terms]
-) -> list[list[Shown]]:
+def reach(index: Searched, asked: Sequence[Asked], terms: Sequence[Terms]) -> list[list[Shown]]:
     """For each question the images that are shown, best first: offset + k + 1, or all there are."""
     found: list[list[Shown]] = [[] for _ in asked]
     images = len(index.store)
@@ -67,8 +65,8 @@ def _shown(
     count = int(kept.sum())  # they are the first ones
     places = [[i] for i in range(count)]
     if one.question.fold and count:
-        rows = index.store.rows(ids[:count].tolist())
-        contents = index.catalogue.contents(ids[:count])
+        ranked = ids[:count].tolist()
+        rows, contents = index.store.rows(ranked), index.catalogue.contents(ranked)
         places = folding.fold(rows, contents, _radius(index))
     shown = [
         Shown(int(ids[first]), float(scores[first]), tuple(int(ids[i]) for i in others))
