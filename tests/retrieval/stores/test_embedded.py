@@ -184,10 +184,9 @@ def test_scores_near_to_each_other_are_told_apart():
     """Their differences are smaller than what a product in float32 may be off."""
     rng = np.random.default_rng(5)
     segments, query = draw(width=64, whole=False), rng.normal(size=(1, 64)).astype(np.float32)
-    base = segments[0].rows[0, 0]
     for part in segments:
-        part.rows[:] = base
-        part.rows[..., 0] += rng.integers(-40, 40, part.rows.shape[:2]) * np.float32(1e-6)
+        wanted = 3 + 5e-7 * rng.integers(-40, 40, part.rows.shape[:2])
+        part.rows[..., 0] += (wanted - part.rows.astype(float) @ query[0]) / query[0, 0]
     case = Case(segments)
     terms = Terms(query, np.zeros(1, np.int32), np.ones(1, np.float32))
     assert len(set(case.want(terms, 100)[1])) > 3
