@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures on a terminal: by its graphics protocol where it has one, else by coloured half blocks.
 
-kitty    https://sw.kovidgoyal.net/kitty/graphics-protocol/ (kitty, Ghostty, WezTerm, Konsole)
+kitty    https://sw.kovidgoyal.net/kitty/graphics-protocol/ (kitty, Ghostty)
 iterm    https://iterm2.com/documentation-images.html (iTerm2, WezTerm, mintty)
 blocks   the upper half block, whose two colours are two pixels; 24-bit colours, or 256
 """
@@ -34,9 +34,10 @@ def supported(environment: Mapping[str, str]) -> str:
     if not inside:
         if "KITTY_WINDOW_ID" in environment or term in ("xterm-kitty", "xterm-ghostty"):
             return "kitty"
-        if program in ("ghostty", "WezTerm"):
+        if program == "ghostty":
             return "kitty"
-        if program == "iTerm.app" or environment.get("LC_TERMINAL") == "iTerm2":
+        iterm = environment.get("LC_TERMINAL") == "iTerm2"  # which ssh passes on
+        if iterm or program in ("iTerm.app", "WezTerm", "mintty"):
             return "iterm"
     if environment.get("NO_COLOR") or term in ("", "dumb"):
         return "none"
