@@ -17,13 +17,8 @@ from cir_jax.convert import exporting
 from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
-<<<<<<< HEAD
 from cir_jax.params import Params
-from cir_jax.retrieval import image_loading, pictures, ranking
-=======
-from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.retrieval import identity, image_loading, pictures, ranking
->>>>>>> srch_a
 from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
 
@@ -119,7 +114,16 @@ class Model:
         return self._preprocess.loading.name
 
     @property
-<<<<<<< HEAD
+    def preprocess(self) -> Preprocess:
+        """What makes the input of an image file: path -> uint8 [S, S, 3]."""
+        return self._preprocess
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another, see `cir_jax.retrieval.identity`; JSON."""
+        trees = self._index, self._query
+        return identity.of(self.config, self._functions, *trees, self._preprocess)
+
+    @property
     def text_alone(self) -> bool:
         """Whether a text without a reference image has a meaning for it, see `encode_queries`."""
         return self._functions.text_alone
@@ -132,16 +136,6 @@ class Model:
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """The tokens of each text, start and end included; its context is the limit."""
         return [len(ids) for ids in self._tokenizer.encode(_texts(texts, 0))]
-=======
-    def preprocess(self) -> Preprocess:
-        """What makes the input of an image file: path -> uint8 [S, S, 3]."""
-        return self._preprocess
-
-    def identity(self) -> dict[str, Any]:
-        """What tells this model from another, see `cir_jax.retrieval.identity`; JSON."""
-        trees = self._index, self._query
-        return identity.of(self.config, self._functions, *trees, self._preprocess)
->>>>>>> srch_a
 
     def encode_images(
         self, images: Iterable[Picture], *, batch: int = 128, threads: int = 8
