@@ -20,7 +20,7 @@ from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import LOGIT_SCALE, Params
-from cir_jax.retrieval import image_loading, ranking
+from cir_jax.retrieval import golden, image_loading, ranking
 from cir_jax.retrieval.retriever import Retriever
 
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -232,8 +232,13 @@ class Model:
             layout="safetensors",
             record=self._record,
             data=self.config.data.to_dict(),
+            golden=self.golden().encoded(),
         )
         return written
+
+    def golden(self) -> golden.Golden:
+        """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
+        return golden.of(self.retriever(few=True))
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""
