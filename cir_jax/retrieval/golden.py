@@ -32,6 +32,7 @@ from cir_jax.contract import Functions
 from cir_jax.convert import native
 from cir_jax.convert.containers import safe_tensors
 from cir_jax.data import json_files, tokens
+from cir_jax.data.pixels import Preprocess
 from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.retrieval import load
@@ -50,7 +51,7 @@ _PIXEL = 1.5  # of 255; other versions of Pillow round otherwise
 # processors add up in another order. On accelerators the products of float32 are of TF32 or
 # bfloat16 passes. Another padding changes a value by 1e-2 and more, another model by 1e-1.
 _FLOAT32, _ACCELERATOR = 1e-4, 2e-2
-_ABOUT = ("dtype", "parameters", "platform", "jax", "pillow")
+_ABOUT = ("inputs", "dtype", "parameters", "platform", "jax", "pillow")
 # Array -> (type, axes) in a file.
 _SHAPES = {"pixels": ("F32", 4), "tokens": ("I32", 2), "targets": ("F32", 3), "queries": ("F32", 2)}
 _COARSER = {"float32": _FLOAT32, "float16": 5e-3, "bfloat16": 3e-2}
@@ -65,8 +66,8 @@ class Golden:
       tokens: int32 [G, T], ids of each text, -1 behind its end.
       targets: float32 [G, K, D].
       queries: float32 [G, D], of each picture with the text of its number.
-      about: {"dtype", "parameters", "platform", "jax", "pillow"}: type of computation, type in
-        which the parameters are stored, and what made them.
+      about: {"inputs", "dtype", "parameters", "platform", "jax", "pillow"}: how squares are made,
+        type of computation, type in which the parameters are stored, and what made the vectors.
     """
 
     pixels: np.ndarray
@@ -88,12 +89,18 @@ class Golden:
         return replace(self, about=self.about | {"parameters": dtype})
 
 
-def of(retriever: Retriever) -> Golden:
-    """What a model makes of the golden inputs, here and now."""
+def of(retriever: Retriever, preprocess: Preprocess) -> Golden:
+    """What a model makes of the golden inputs, here and now.
+
+    Args:
+      retriever: the model.
+      preprocess: how it makes pictures into squares, for what messages say.
+    """
     pictures = inputs()
     squares = np.stack([retriever.preprocess(picture) for picture in pictures])
     targets, queries = retriever.encode_few(pictures, TEXTS)
     about = {
+        "inputs": preprocess.fingerprint(),
         "dtype": str(retriever.functions.config.dtype),
         "parameters": "float32",
         "platform": retriever.mesh.devices.flat[0].platform,
@@ -109,17 +116,16 @@ def of_weights(config: ConfigDict, functions: Functions, index: Params, query: P
     """The same of parameters on the host; arguments as for `load.from_parameters`."""
     mesh = meshes.make(devices=jax.devices()[:1])
     both = load.placed(weights.Weights(index, query, {}, ()), functions, mesh)
-    return of(load.from_parameters(config, functions, mesh, *both))
+    preprocess = load.preprocessing(config, functions)
+    return of(load.from_parameters(config, functions, mesh, *both), preprocess)
 
 
 def differences(then: Golden, now: Golden) -> list[str]:
     """The parts that differ by more than they may, in the order in which they are made."""
     found = []
     if then.pixels.shape != now.pixels.shape or _far(then.pixels, now.pixels) > _PIXEL:
-        found.append(
-            "pixels (another padding, loading, size or resize; Pillow "
-            f"{then.about['pillow']} then, {now.about['pillow']} now)"
-        )
+        made = [f"{about['inputs']}, Pillow {about['pillow']}" for about in (then.about, now.about)]
+        found.append(f"pixels (made by {made[0]}, then; by {made[1]}, now)")
     if not np.array_equal(then.tokens, now.tokens):
         found.append("tokens (another tokenizer or context)")
     limit = tolerance(then.about, now.about)
@@ -155,8 +161,8 @@ def check(kept: Golden | None, now: Golden, where: str) -> None:
     if kept is not None and (parts := differences(kept, now)):
         raise UserError(
             f"the model does not give the vectors that are kept with {where}: of the golden inputs "
-            f"differ {'; '.join(parts)}. Use the weights, data.pad and data.loading that it was "
-            "made with; or make it again, if the change is wanted"
+            f"differ {'; '.join(parts)}. Use it as it was made (where a file does not say how: "
+            "--set data.pad=... or data.loading=...), or make it again if the change is wanted"
         )
 
 
@@ -181,10 +187,9 @@ def check_places(
         return
     kept = kept_with(places[0], which)
     changed = [key for key in overrides if key.startswith(("data.", "model."))]
-    if changed and kept is not None:
+    if changed and kept is not None and differences(kept, now):
         progress.say(
-            f"{places[0]} is used with {', '.join(changed)}: what it gives here is not compared "
-            "with what it gave before"
+            f"{places[0]} is used with {', '.join(changed)}, and gives other vectors than it did"
         )
         return
     if kept is None and weights.is_run(places[0]):

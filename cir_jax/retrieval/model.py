@@ -238,7 +238,7 @@ class Model:
 
     def golden(self) -> golden.Golden:
         """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
-        return golden.of(self.retriever(few=True))
+        return golden.of(self.retriever(few=True), self._preprocess)
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""

@@ -181,10 +181,12 @@ class Records:
 
     def _keep_golden(self, state: State) -> None:
         """Keeps what the model of this step makes of the golden inputs, see `retrieval.golden`."""
-        made = golden.of(self._retriever_of(state))
+        setup = self._setup
+        preprocess = load.preprocessing(setup.config, setup.functions)
+        made = golden.of(self._retriever_of(state), preprocess)
         if jax.process_index() == 0:
             best = set(self._best.steps())
-            golden.keep_with_run(self._setup.config.workdir, state.step, made, best)
+            golden.keep_with_run(setup.config.workdir, state.step, made, best)
 
     def _recall(self, state: State) -> None:
         """Adds the evaluations that were made after the checkpoint of their step was written."""
