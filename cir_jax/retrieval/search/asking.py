@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cir_jax.retrieval.model import Picture
+from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.search import where as wheres
 
 FORMULA = "score = query weight * query + image weight * image - avoid weight * avoided"
