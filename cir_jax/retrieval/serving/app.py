@@ -70,7 +70,6 @@ def make(
         docs_url=None,  # their scripts come from another host
         redoc_url=None,
         lifespan=_lifespan,
-        telemetry={"tracing": False, "metrics": False},
     )
     app.state.server = state
     for module in _ROUTERS:
