@@ -71,6 +71,7 @@ def serve(app: Any, settings: Settings, port: socket.socket) -> None:
 
     A second signal does not wait for them.
     """
+    app.state.server.served.warm_up()  # here, where Ctrl-C still ends it at once
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -115,8 +116,6 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
             return
-        if not self.started:  # it warms up, and nobody waits for an answer
-            raise KeyboardInterrupt
         self.should_exit = True
         print("stopping; requests under way are answered first", file=sys.stderr, flush=True)
 
