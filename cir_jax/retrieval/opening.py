@@ -2,6 +2,7 @@
 """Opens an index with the model that it was made by."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from cir_jax.errors import UserError
@@ -26,24 +27,40 @@ def open_index(path: StrPath, model: Model | None = None, *, check: bool = True)
     return Index(os.path.expanduser(path), model_of, model=model, check=check)
 
 
-def model_of(record: dict[str, Any]) -> Model:
+def model_of(
+    record: dict[str, Any],
+    places: Sequence[StrPath] = (),
+    trust_code: bool = False,
+    ignore_remote_code: bool = False,
+) -> Model:
     """The model of an index, from where its weights were.
+
+    Args:
+      record: of the index.
+      places: where its weights are now; () for where they were.
+      trust_code, ignore_remote_code: see `cir_jax.load`.
 
     Raises:
       UserError: they are not there any more; or see `loading.load`.
     """
     weights = record["weights"]
-    if weights is None:
+    if weights is None and not places:
         raise UserError(
             "the index does not say where the weights of its model are, because the model was not "
             "loaded from any; give it, cir_jax.open_index(path, model=...)"
         )
-    said = {key: weights[key] for key in ("model", "tower", "pad", "loading")}
-    places = weights["places"]
+    said = {key: weights[key] for key in ("model", "tower", "pad", "loading")} if weights else {}
+    places = places or weights["places"]
     missing = [place for place in places if not os.path.exists(place)]
     if missing:
         raise UserError(
-            f"the weights of the index's model are not there any more ({missing[0]}); bring them "
-            "back, or say where they are now: `cir-jax index --model WEIGHTS --out INDEX`"
+            f"the weights of the index's model are not there ({missing[0]}); say where they are "
+            "now: --model WEIGHTS, of `cir-jax search` for once, of `cir-jax index` for good"
         )
-    return loading.load(places, loading.Arguments(dtype=record["model"]["compute"], **said))
+    arguments = loading.Arguments(
+        **said,
+        dtype=record["model"]["compute"],
+        trust_code=trust_code,
+        ignore_remote_code=ignore_remote_code,
+    )
+    return loading.load(places, arguments)

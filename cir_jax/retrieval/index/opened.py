@@ -2,7 +2,7 @@
 """An index that is open: its images, their rows, its model."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ from cir_jax.retrieval import identity
 from cir_jax.retrieval.index import records, segments
 from cir_jax.retrieval.index.catalogue import Catalogue
 from cir_jax.retrieval.index.segments import Segment
+from cir_jax.retrieval.pictures import Picture
+from cir_jax.retrieval.search import answering
+from cir_jax.retrieval.search.asking import Question
+from cir_jax.retrieval.search.results import Answer, Hit
 from cir_jax.runtime import checksums
 
 STORES = "cir_jax.retrieval.stores"
@@ -195,6 +199,34 @@ class Index:
             where = f"image {number} of the index"
             places.Written(places.roots(self.root)).check(path, name, where)
         return path
+
+    def search(
+        self,
+        image: Picture | int | Sequence[Picture | int] | None = None,
+        text: str = "",
+        **options: Any,
+    ) -> list[Hit]:
+        """The images that an image, a text or both find, best first.
+
+        Args:
+          image: a reference image, an id of the index, or a list of them; None for a text alone.
+          text: what to change; without an image, what to find.
+          options: "k" (10), "avoid" (words), "where", "min_score", "offset", "fold" (True),
+            "keep_reference" (False), "exact" (True), "why" (False), "query_weight" (1),
+            "image_weight" (0), "avoid_weight" (0.5); see `cir_jax.retrieval.search.asking`.
+
+        Raises:
+          UserError: there is no such option, or see `answer`.
+        """
+        return answering.search(self, image, text, **options)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """The answers of several questions, which share the calls of the model.
+
+        Raises:
+          UserError: a question cannot be answered, see `cir_jax.retrieval.search.answering`.
+        """
+        return answering.answer(self, questions)
 
     def newer(self) -> "Index | None":
         """The generation that an update has made since; None if there is none.

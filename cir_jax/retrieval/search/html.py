@@ -9,7 +9,7 @@ from cir_jax import files, html_page, progress
 from cir_jax.data import small_pictures
 from cir_jax.data.pixels import NATURAL
 from cir_jax.errors import UserError
-from cir_jax.retrieval.search import tables
+from cir_jax.retrieval.search import printing
 from cir_jax.retrieval.search.asking import Question
 from cir_jax.retrieval.search.checking import Searched
 from cir_jax.retrieval.search.results import Answer, Hit
@@ -58,7 +58,7 @@ def _reference(index: Searched, image: Any) -> str:
 
 
 def _result(index: Searched, hit: Hit) -> str:
-    lines = tables.details(hit, width=200, lines=20)
+    lines = printing.details(hit, width=0, lines=20)
     return html_page.figure(_uri(_file(index, hit.id)), " · ".join(lines), hit.name)
 
 

@@ -1,16 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures on a terminal: by its graphics protocol where it has one, else by coloured half blocks.
 
-kitty    https://sw.kovidgoyal.net/kitty/graphics-protocol/ (kitty, Ghostty, WezTerm, Konsole)
+kitty    https://sw.kovidgoyal.net/kitty/graphics-protocol/ (kitty, Ghostty)
 iterm    https://iterm2.com/documentation-images.html (iTerm2, WezTerm, mintty)
 blocks   the upper half block, whose two colours are two pixels; 24-bit colours, or 256
 """
 
 import base64
 import io
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image
+
+from cir_jax.data import small_pictures
+from cir_jax.data.pixels import NATURAL
+from cir_jax.errors import UserError
+from cir_jax.retrieval.search import printing
+from cir_jax.retrieval.search.checking import Searched
+from cir_jax.retrieval.search.results import Hit
 
 COLUMNS, LINES = 16, 8  # of a picture; a cell of a terminal is twice as high as wide
 KINDS = ("auto", "none", "blocks", "kitty", "iterm")
@@ -21,11 +29,31 @@ _ESC, _END = "\x1b", "\x1b\\"
 _SAVE, _RESTORE, _RESET = "\x1b7", "\x1b8", "\x1b[0m"
 
 
-def supported(environment: Mapping[str, str]) -> str:
+def show(index: Searched, hit: Hit, kind: str, environment: Mapping[str, str], width: int) -> None:
+    """Prints an image with its picture.
+
+    Args:
+      index: that has it.
+      hit: see `Answer`.
+      kind: one of `KINDS` but "auto" and "none".
+      environment: of the process.
+      width: columns of the terminal; 0 cuts nothing.
+    """
+    try:
+        image = small_pictures.small(index.path_of(hit.id), NATURAL, _SIDE)
+    except UserError:  # it has gone since it was indexed
+        image = None
+    room = max(width - COLUMNS - 2, 8) if width else 0
+    drawn_ = drawn(image, printing.details(hit, room, LINES - 1), kind, environment)
+    sys.stdout.write(f"{drawn_}\n")
+
+
+def supported(environment: Mapping[str, str], encoding: str | None) -> str:
     """The best kind of a terminal, by what it says of itself: one of `KINDS` but "auto".
 
     Args:
       environment: of the process, `os.environ`.
+      encoding: of standard output.
     """
     term = environment.get("TERM", "")
     program = environment.get("TERM_PROGRAM", "")
@@ -34,11 +62,14 @@ def supported(environment: Mapping[str, str]) -> str:
     if not inside:
         if "KITTY_WINDOW_ID" in environment or term in ("xterm-kitty", "xterm-ghostty"):
             return "kitty"
-        if program in ("ghostty", "WezTerm"):
+        if program == "ghostty":
             return "kitty"
-        if program == "iTerm.app" or environment.get("LC_TERMINAL") == "iTerm2":
+        iterm = environment.get("LC_TERMINAL") == "iTerm2"  # which ssh passes on
+        if iterm or program in ("iTerm.app", "WezTerm", "mintty"):
             return "iterm"
-    if environment.get("NO_COLOR") or term in ("", "dumb"):
+    # Half blocks are no letters of ASCII.
+    letters = (encoding or "").lower().replace("-", "") == "utf8"
+    if environment.get("NO_COLOR") or term in ("", "dumb") or not letters:
         return "none"
     return "blocks" if _true_colour(environment) or "256color" in term else "none"
 

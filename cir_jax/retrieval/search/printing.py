@@ -48,7 +48,7 @@ def table(hits: Sequence[Hit], width: int = 0) -> str:
 
 
 def details(hit: Hit, width: int, lines: int) -> list[str]:
-    """What is known of an image in a few lines of a terminal, beside its picture."""
+    """What is known of an image in a few lines of a terminal; a width of 0 cuts nothing."""
     found = [f"{hit.rank}  {hit.score:.4f}  {shown(hit.name, one_line=True)}"]
     found += [
         f"{shown(name, one_line=True)}: {text(value)}"
@@ -57,7 +57,10 @@ def details(hit: Hit, width: int, lines: int) -> list[str]:
     ]
     if hit.same:
         found.insert(1, f"and {len(hit.same)} nearly the same")
-    return [fitting(line, width) for line in found[:lines]]
+    if hit.why is not None:
+        parts = " ".join(f"{name} {value:+.4f}" for name, value in hit.why.items())
+        found.insert(1, f"why: {parts}")
+    return [fitting(line, width) if width else line for line in found[:lines]]
 
 
 def document(place: str, answer: Answer) -> dict[str, Any]:
