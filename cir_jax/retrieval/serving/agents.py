@@ -4,7 +4,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
@@ -19,12 +19,15 @@ from cir_jax.retrieval.search.results import Answer
 _THREADS = 2  # that read and shrink pictures
 
 
-def serve(folders: Sequence[str], files: Sequence[str]) -> None:
+def serve(
+    folders: Sequence[str], files: Sequence[str], opened: Callable[[str], Any]
+) -> None:
     """Answers on standard input and output until the input ends.
 
     Args:
       folders: of the indexes.
       files: folders from which images may be given.
+      opened: folder -> index.
 
     Raises:
       UserError: an index cannot be opened, a folder is not there, or the package is not installed.
@@ -39,7 +42,7 @@ def serve(folders: Sequence[str], files: Sequence[str]) -> None:
         if not os.path.isdir(os.path.expanduser(folder)):
             raise UserError(f"--files: there is no folder {folder}")
     with redirect_stdout(sys.stderr):
-        indexes = Indexes(folders)
+        indexes = Indexes(folders, opened)
     asyncio.run(_run(indexes, [os.path.expanduser(folder) for folder in files]))
 
 
@@ -47,9 +50,8 @@ async def _run(indexes: "Indexes", files: Sequence[str]) -> None:
     from cir_jax.retrieval.serving import mcp
 
     loop = asyncio.get_running_loop()
-    # One question at a time is on the device; the model is made ready while the agent says hello.
+    # One question at a time is on the device.
     device, threads = ThreadPoolExecutor(1), ThreadPoolExecutor(_THREADS)
-    device.submit(indexes.warm)
 
     async def answer(name: str, index: Any, question: Question) -> Answer:
         return await loop.run_in_executor(device, indexes.answer, name, question)
@@ -62,8 +64,9 @@ async def _run(indexes: "Indexes", files: Sequence[str]) -> None:
         folders=tuple(files),
     )
     try:
-        # From here on the library keeps file 1 for itself and lets prints go to standard error.
-        await mcp.server(backend).run_stdio_async()
+        # The library keeps standard output for itself, and what prints gets standard error. The
+        # model is loaded, which prints, after that, while the agent reads what the tools are.
+        await mcp.server(backend, lambda: device.submit(indexes.warm)).run_stdio_async()
     finally:
         device.shutdown(wait=False, cancel_futures=True)
         threads.shutdown(wait=False, cancel_futures=True)
@@ -74,16 +77,14 @@ class Indexes:
 
     Args:
       folders: of the indexes; the last part of each is its name.
+      opened: folder -> index.
     """
 
-    def __init__(self, folders: Sequence[str]):
-        from cir_jax.retrieval import opening
+    def __init__(self, folders: Sequence[str], opened: Callable[[str], Any]):
         from cir_jax.retrieval.serving import served
 
         names = served.named(list(folders))
-        self.opened: dict[str, Any] = {
-            name: opening.open_index(folder) for name, folder in zip(names, folders, strict=True)
-        }
+        self.opened = dict(zip(names, map(opened, folders), strict=True))
 
     def find(self, name: str | None) -> tuple[str, Any]:
         """(name, index); the first if none is named.

@@ -91,8 +91,14 @@ class FoundImages(BaseModel):
     formula: str = Field(description="How the scores came about.")
 
 
-def server(backend: Backend) -> MCPServer:
-    """The tools over a backend, for any transport."""
+def server(backend: Backend, begun: Callable[[], Any] = lambda: None) -> MCPServer:
+    """The tools over a backend, for any transport; `begun` is called once that is open."""
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        begun()
+        yield
+
     # The library gives the root logger coloured boxes, unless it has a handler already.
     logging.basicConfig(level=logging.ERROR, format="%(name)s: %(message)s")
     listed = ", ".join(backend.names)
@@ -106,6 +112,7 @@ def server(backend: Backend) -> MCPServer:
         version=cir_jax.__version__,
         tools=[_strict(_search(backend), _SEARCH), _strict(_get(backend), _GET)],
         log_level="ERROR",
+        lifespan=lifespan,
     )
 
 
