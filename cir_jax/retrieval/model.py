@@ -2,8 +2,7 @@
 """A loaded model: images and texts in, unit vectors and rankings out."""
 
 import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from PIL import Image
 
 from cir_jax.contract import Functions
 from cir_jax.convert import exporting
@@ -20,13 +18,23 @@ from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import LOGIT_SCALE, Params
-from cir_jax.retrieval import image_loading, ranking
+from cir_jax.retrieval import image_loading, pictures, ranking
+from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
 
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 Floats: TypeAlias = NDArray[np.float32]
 _NAMES_COMPARED = 10_000  # a hint is looked for among so many names: it takes seconds in a million
-_loading = threading.Lock()  # Pillow reads a file when its pixels are asked for, once
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model was loaded from, and what was said beside: see `cir_jax.load`."""
+
+    places: tuple[str, ...]
+    model: str | None = None
+    tower: str | None = None
+    pad: str | None = None
+    loading: str | None = None
 
 
 class Model:
@@ -39,6 +47,7 @@ class Model:
 
     Attributes:
       config: what it was loaded as: the sections `model` and `data` of a run's config.
+      source: where it was loaded from; None for one that was put together.
     """
 
     def __init__(
@@ -51,12 +60,14 @@ class Model:
         *,
         preprocess: Preprocess,
         record: dict[str, Any],
+        source: Source | None = None,
     ):
         self.config = config
         self._functions, self._index, self._query, self._mesh = functions, index, query, mesh
         self._tokenizer = tokens.load(functions.module.TOKENIZER, config.model.context)
         self._preprocess = preprocess
         self._record = record
+        self.source = source
 
     def __repr__(self) -> str:
         devices = f"{self._mesh.size} {self._mesh.devices.flat[0].platform} device(s)"
@@ -116,7 +127,7 @@ class Model:
         Raises:
           UserError: an image is missing, cannot be decoded, or is nothing of the above.
         """
-        items = _items(images)
+        items = pictures.items(images)
         if not items:
             return np.zeros((0, *self._functions.target_shape), np.float32)
         rows = self.retriever(batch=batch, threads=threads, few=True).encode_gallery(items)
@@ -152,7 +163,7 @@ class Model:
             the model's context; a text alone for a model that has no meaning for it; an image as
             for `encode_images`.
         """
-        references = None if images is None else _items(images)
+        references = None if images is None else pictures.items(images)
         words = _texts(texts, 0 if references is None else len(references))
         if references is None and texts is None:
             raise UserError(
@@ -253,7 +264,7 @@ class Model:
             self._index,
             self._query,
             self._tokenizer,
-            _reader(preprocess),
+            pictures.reader(preprocess),
             self._mesh,
             batch=batch,
             threads=threads,
@@ -274,58 +285,6 @@ class Model:
                 "[N, K, D], of one model"
             )
         return queries.astype(np.float32, copy=False), rows
-
-
-@dataclass(frozen=True, eq=False)
-class _Decoded:
-    """An image that is no file. A key of its own, where PIL images and arrays can be none."""
-
-    image: Image.Image
-
-
-def _items(images: Iterable[Picture]) -> list[str | _Decoded]:
-    """The images as keys: a path, or a decoded image."""
-    if isinstance(images, str | os.PathLike | Image.Image):
-        raise UserError(f"{images!r} is one image, not a list of images; give a list of it")
-    return [_item(image, number) for number, image in enumerate(images)]
-
-
-def _item(image: Any, number: int) -> str | _Decoded:
-    if isinstance(image, str | os.PathLike):
-        return os.path.expanduser(os.fspath(image))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UserError(
-                f"image {number} is an array {list(image.shape)} of {image.dtype}; give uint8 "
-                "[H, W, 3], red, green and blue from 0 to 255"
-            )
-        return _Decoded(Image.fromarray(image))
-    if isinstance(image, Image.Image):
-        try:
-            with _loading:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"image {number} cannot be decoded ({error}); give another one"
-            ) from None
-        if 0 in image.size:
-            raise UserError(f"image {number} is {image.width}x{image.height}; give one with pixels")
-        return _Decoded(image)
-    raise UserError(
-        f"image {number} is a {type(image).__name__}; give a path, a PIL image or a uint8 array "
-        "[H, W, 3]"
-    )
-
-
-def _reader(preprocess: Preprocess) -> Callable[[Any], np.ndarray]:
-    def read(item: Any) -> np.ndarray:
-        if isinstance(item, _Decoded):
-            return preprocess(item.image)
-        if isinstance(item, str) and not os.path.isfile(item):
-            raise UserError(f"image {item} does not exist; give the path of an image file")
-        return preprocess(item)
-
-    return read
 
 
 def _texts(texts: Iterable[str] | None, images: int) -> list[str]:
