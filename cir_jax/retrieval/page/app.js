@@ -49,8 +49,9 @@ function pick(item, pane) {
  * @param replace the address changes without a step for "back": a slider has many positions.
  * @param again searches even if nothing has changed.
  * @param text puts the focus on the text, where no keyboard would rise over the page by that.
+ * @param answer brings the pictures into view, where they stand below the question.
  */
-async function go(state, { replace = false, again: anew = false, text = false } = {}) {
+async function go(state, { replace = false, again: anew = false, text = false, answer = false } = {}) {
   const fragment = `#${write(state)}`;
   const same = fragment === `#${write(app.state)}`;
   if (!same) {
@@ -60,7 +61,12 @@ async function go(state, { replace = false, again: anew = false, text = false } 
     if (!replace) scrollTo(0, 0);
   }
   if (text && matchMedia("(pointer: fine)").matches) $("text").focus();
-  await show(state, { again: anew && same });
+  const shown = show(state, { again: anew && same });
+  if (answer && matchMedia("(max-width: 760px)").matches) {
+    document.activeElement?.blur(); // the keyboard of a phone would stay over them
+    $("main").scrollIntoView();
+  }
+  await shown;
 }
 
 /** Notes in the current step of the history what "back" shall restore. */
@@ -72,9 +78,7 @@ function remember(notes) {
 async function show(state, { again: anew = false, restored = null } = {}) {
   app.state = state;
   const infos = chosen(state);
-  for (const part of [form, references, rounds]) part.sync(app, state);
-  filter.sync(app, state, infos[0]);
-  benchmark.sync(app, state, infos[0]);
+  for (const part of [form, filter, references, rounds, benchmark]) part.sync(app, state, infos[0]);
   $("index").value = state.index;
   $("compare").value = state.compare;
   $("why-label").hidden = !infos.some((info) => info.why);

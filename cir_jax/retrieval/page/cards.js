@@ -14,17 +14,18 @@ export const DRAGGED = "text/x-cir-jax-image";
 export function card(item, pane) {
   const name = title(item);
   const right = pane.targets.has(item.id);
+  const ranked = item.rank !== undefined;
   const img = showPicture(h("img", { alt: "" }), address(item, pane.index));
   const pick = h("button", {
     type: "button", class: "pick", tabindex: -1, "aria-label": spoken(item, name, right),
     "aria-keyshortcuts": "Enter a d s x", onclick: () => pane.acts.pick(item),
   }, img);
   const element = h("li", {
-    class: `card${item.alike ? " alike" : ""}${right ? " right" : ""}`, data: { id: item.id },
+    class: `card${ranked ? "" : " plain"}${item.alike ? " alike" : ""}${right ? " right" : ""}`,
+    data: { id: item.id },
     draggable: "true", ondragstart: (event) => drag(event, item, pane.index),
-  }, pick, item.rank === undefined ? null : line(item, right), titled(item, name));
-  if (item.why) element.append(halves(item.why, pane.scale));
-  element.append(buttons(item, name, pane));
+  }, pick, ranked ? line(item, right) : null, h("div", { class: "foot" }, titled(item, name),
+    item.why ? halves(item.why, pane.scale) : null, buttons(item, name, pane)));
   element.item = item;
   return element;
 }
@@ -50,7 +51,14 @@ function titled(item, name) {
     item.alike ? "nearly the same" : name);
 }
 
-/** The halves of the composed score, as bars of one scale for all pictures of an answer. */
+/** What a score is the sum of: key of the answer -> what a person reads. */
+const PARTS = { image: "picture", text: "text", avoid: "avoided" };
+
+/** [label, value] of each part of a score. */
+export const parts = (why) => Object.entries(PARTS)
+  .filter(([key]) => typeof why?.[key] === "number").map(([key, label]) => [label, why[key]]);
+
+/** The parts of a score, as bars of one scale for all pictures of an answer. */
 function halves(why, scale) {
   const bar = (label, value) => {
     const fill = h("span", { class: `fill${value < 0 ? " below" : ""}` });
@@ -58,8 +66,8 @@ function halves(why, scale) {
     return h("div", {}, h("dt", {}, label),
       h("dd", {}, h("span", { class: "bar", "aria-hidden": "true" }, fill), score(value)));
   };
-  return h("dl", { class: "why", "aria-label": "Why: the halves of the score" },
-    bar("picture", why.image), bar("text", why.text));
+  return h("dl", { class: "why", "aria-label": "Why: the parts of the score" },
+    parts(why).map(([label, value]) => bar(label, value)));
 }
 
 function buttons(item, name, pane) {

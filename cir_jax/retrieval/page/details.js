@@ -2,6 +2,7 @@
 // One picture large, with all that the index knows of it, and all that can be done with it.
 
 import { address, showPicture } from "./api.js";
+import { parts } from "./cards.js";
 import { $, count, h, score, title } from "./dom.js";
 
 /** Opens the details of an item of a pane. */
@@ -13,7 +14,7 @@ export function open(item, pane) {
   const said = [["Path", item.name], ["Number", item.id]];
   if (item.rank !== undefined && item.rank !== null) said.push(["Rank", count(item.rank)]);
   if (item.score !== undefined) said.push(["Score", score(item.score)]);
-  if (item.why) said.push(["of it by the picture", score(item.why.image)], ["of it by the text", score(item.why.text)]);
+  for (const [part, value] of parts(item.why)) said.push([`Score: ${part}`, score(value)]);
   for (const [field, value] of Object.entries(item.fields ?? {})) {
     if (value !== null && value !== "") said.push([field, String(value)]);
   }

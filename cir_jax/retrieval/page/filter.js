@@ -78,7 +78,7 @@ export function setUp(app) {
 
 /** Shows the fields of an index and what a state has chosen of them. */
 export function sync(app, state, info) {
-  const fields = (info?.fields ?? []).filter((f) => f.values?.length || numeric(f.type) || f.type === "boolean");
+  const fields = (info?.fields ?? []).filter((f) => listed(f) || (numeric(f.type) && f.max !== null));
   const choices = parse(state.where);
   $("choices-note").hidden = choices !== null || !fields.length;
   const names = (info?.fields ?? []).map((f) => quoted(f.name));
@@ -90,14 +90,21 @@ export function sync(app, state, info) {
   };
   $("choices").replaceChildren(...fields.map((field) => {
     const choice = chosen.get(field.name) ?? {};
-    const parts = field.values?.length || field.type === "boolean"
-      ? boxes(field, choice, change) : range(field, choice, change);
+    const parts = listed(field) ? boxes(field, choice, change) : range(field, choice, change);
     return h("fieldset", { class: "choice", disabled: choices === null }, h("legend", { dir: "auto" }, field.name), parts);
   }));
 }
 
+/** The values of a field that are offered one by one; numbers, other than sizes, as a range. */
+const values = (field) =>
+  (field.type === "boolean" ? [true, false] : field.values ?? []).filter((v) => v !== null);
+const listed = (field) => {
+  const n = values(field).length;
+  return field.type === "number" ? false : field.type === "integer" ? n > 0 && n <= 12 : n > 1;
+};
+
 function boxes(field, { values: on = [] }, change) {
-  const all = (field.values?.length ? field.values : [true, false]).filter((v) => v !== null);
+  const all = values(field);
   return h("div", { class: "boxes" }, all.map((value) => h("label", { class: "check" },
     h("input", {
       type: "checkbox", checked: on.includes(value),

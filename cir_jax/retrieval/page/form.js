@@ -6,13 +6,13 @@ import { WEIGHTS, empty } from "./state.js";
 
 const FIELDS = { text: "text", not: "avoid", where: "where", min_score: "min-score" };
 const PARTS = { text: "text", not: "not", avoid: "not", where: "where", min_score: "min_score",
-  images: "images", image: "images", weights: "weights" };
+  images: "images", image: "images", upload: "images", id: "images", weights: "weights" };
 
 /** Joins what is written with the search. */
 export function setUp(app) {
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
-    app.go(app.written(), { again: true });
+    app.go(app.written(), { again: true, answer: true });
   });
   $("text").addEventListener("keydown", (event) => {
     // An input method uses Enter for itself.
@@ -54,7 +54,7 @@ export function written(state) {
 }
 
 /** Shows a state. */
-export function sync(app, state) {
+export function sync(app, state, info) {
   $("text").value = state.text;
   $("avoid").value = state.avoid;
   $("where").value = state.where;
@@ -64,8 +64,9 @@ export function sync(app, state) {
     told(name, state.weights[name]);
   }
   for (const id of ["fold", "keep", "why"]) $(id).checked = state[id];
-  $("text-label").textContent = state.images.length ? "What should be different" : "What to find";
-  $("text").placeholder = state.images.length ? "the same, but red" : "a red shoe";
+  const alone = !state.images.length && info?.text_alone !== false;
+  $("text-label").textContent = alone ? "What to find" : "What should be different";
+  $("text").placeholder = alone ? "a red shoe" : "the same, but red";
   clear();
 }
 
@@ -77,7 +78,8 @@ export function clear() {
 
 /** Shows a refusal at the field that it is about; false if it is about none. */
 export function refused(error) {
-  const part = PARTS[/^\w+/.exec(error.field)?.[0]];
+  const named = /^\w+/.exec(error.field)?.[0] ?? /^where\b/.exec(error.message)?.[0];
+  const part = PARTS[named];
   if (!part) return false;
   $(`${part}-wrong`).replaceChildren(h("span", { dir: "auto" }, error.message));
   const field = FIELDS[part] && $(FIELDS[part]);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // One index on the page: its gallery, or what it finds, page by page.
 
-import { address, ask, showPicture } from "./api.js";
-import { card, mark } from "./cards.js";
+import { ServerError, address, ask, showPicture } from "./api.js";
+import { card, mark, parts } from "./cards.js";
 import { count, counted, h, time, title } from "./dom.js";
 import { Grid } from "./grid.js";
 import { asks, question, write } from "./state.js";
@@ -89,7 +89,9 @@ export class Pane {
       return page.items.length > 0;
     } catch (error) {
       if (this.loading === loading) this.loading = null;
-      if (error.name !== "AbortError") this.fail(error, first);
+      if (error.name === "AbortError") return false;
+      if (!(error instanceof ServerError)) console.error(error); // a fault of this page
+      this.fail(error, first);
       return false;
     }
   }
@@ -128,15 +130,14 @@ export class Pane {
   /** The line above the pictures, and the scale of the bars. */
   describe({ answer, total, items }) {
     const { head, info, state } = this;
-    const halves = items.flatMap(({ why }) => (why ? [why.image, why.text] : []));
-    this.scale = Math.max(0, ...halves.map(Math.abs));
+    this.scale = Math.max(0, ...items.flatMap(({ why }) => parts(why).map(([, x]) => Math.abs(x))));
     const name = this.app.state.compare && h("h2", { dir: "auto" }, info.name);
     const said = answer
       ? `${counted(answer.candidates, "candidate")} · ${time(spent(answer.seconds))}`
       : counted(total, "picture") + (state.where.trim() ? " that the filter lets through" : "");
-    const parts = Object.entries(answer?.seconds ?? {}).map(([part, s]) => `${part} ${time(s)}`);
+    const spans = Object.entries(answer?.seconds ?? {}).map(([part, s]) => `${part} ${time(s)}`);
     head.append(h("p", { class: "about" }, name, h("span", { class: "muted", dir: "auto" }, info.model),
-      h("span", { class: "muted", title: parts.join(", ") || null }, said)));
+      h("span", { class: "muted", title: spans.join(", ") || null }, said)));
     if (!answer) return;
     head.append(h("p", { class: "formula muted" }, answer.formula));
     if (answer.targets?.length) head.append(this.answers(answer.targets));

@@ -129,7 +129,7 @@ export function sync(app, state) {
         onclick: () => app.go({ ...app.written(), query: null, images: images.filter((i) => i !== image) }),
       }, icon("bad")));
   }));
-  $("choose").textContent = images.length ? "Another picture instead" : "Choose a picture";
+  $("choose").textContent = images.length ? "Replace" : "Choose a picture";
   $("another").hidden = images.length === 0;
   $("drop-hint").hidden = images.length > 0;
 }

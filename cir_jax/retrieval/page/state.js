@@ -21,10 +21,13 @@ export function empty(index = "") {
 /** Whether there is anything to rank by. */
 export const asks = (state) => state.images.length > 0 || state.text.trim() !== "";
 
-// An image is "12", "12@other index" or "u:HASH of an upload"; several are joined by commas.
+// An image is "12", "12@other index" or "u:HASH of an upload"; several are joined by commas, and a
+// round has "~" between its images and its text.
+const encode = (name) => encodeURIComponent(name).replaceAll("~", "%7E");
+
 function writeImage({ id, index, upload }) {
-  if (upload !== undefined) return `u:${encodeURIComponent(upload)}`;
-  return index === undefined ? `${id}` : `${id}@${encodeURIComponent(index)}`;
+  if (upload !== undefined) return `u:${encode(upload)}`;
+  return index === undefined ? `${id}` : `${id}@${encode(index)}`;
 }
 
 function readImage(text) {
