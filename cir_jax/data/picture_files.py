@@ -166,7 +166,8 @@ def _undecodable(
                 "data.on_missing=drop"
             )
         why = "no format that Pillow knows" + (f"; it is {kind}" if kind else "")
-    return UserError(
+    refused = TooLarge if isinstance(error, Image.DecompressionBombError) else UserError
+    return refused(
         f"image {name} cannot be decoded ({why}); fetch it again, or remove it and set "
         "data.on_missing=drop"
     )

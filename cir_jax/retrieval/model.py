@@ -17,7 +17,7 @@ from cir_jax.convert import exporting
 from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
-from cir_jax.params import LOGIT_SCALE, Params
+from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, pictures, ranking
 from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
@@ -110,6 +110,20 @@ class Model:
         """How a file becomes a picture: "released" or "natural", see `cir_jax.load`."""
         return self._preprocess.loading.name
 
+    @property
+    def text_alone(self) -> bool:
+        """Whether a text without a reference image has a meaning for it, see `encode_queries`."""
+        return self._functions.text_alone
+
+    @property
+    def explains(self) -> bool:
+        """Whether its query is a sum, so that a search can tell why an image was found."""
+        return self._functions.sums
+
+    def count_tokens(self, texts: Iterable[str]) -> list[int]:
+        """The tokens of each text, start and end included; its context is the limit."""
+        return [len(ids) for ids in self._tokenizer.encode(_texts(texts, 0))]
+
     def encode_images(
         self, images: Iterable[Picture], *, batch: int = 128, threads: int = 8
     ) -> Floats:
@@ -174,7 +188,7 @@ class Model:
                 f"{len(references)} images and {len(words)} texts; give as many of one as of the "
                 "other, or leave one out"
             )
-        if references is None and LOGIT_SCALE not in self._functions.abstract:
+        if references is None and not self.text_alone:
             raise UserError(
                 f"{self.name} composes a text with what it sees in the reference image, so a text "
                 "alone has no meaning for it; give a reference image too, or use a model on CLIP"

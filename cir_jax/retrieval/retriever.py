@@ -145,12 +145,36 @@ class Retriever:
         Raises:
           UserError: a text is over the context, or an image cannot be read.
         """
+        programs = _programs(self.functions)
+        both = programs.compose, programs.compose_pixels
+        rows = np.empty((len(texts), self.functions.target_shape[1]), np.float32)
+        return self._composed(references, texts, where, both, rows)
+
+    def encode_halves(self, references: Sequence[Any] | None, texts: Sequence[str]) -> np.ndarray:
+        """[Q, 2, D] float32: what the image gives to each query and what the text does.
+
+        Their sum is what `encode_queries` gives; only of models that `sums`.
+        """
+        programs = _programs(self.functions)
+        both = programs.halves, programs.halves_pixels
+        rows = np.empty((len(texts), 2, self.functions.target_shape[1]), np.float32)
+        return self._composed(references, texts, "query {}".format, both, rows)
+
+    def _composed(
+        self,
+        references: Sequence[Any] | None,
+        texts: Sequence[str],
+        where: Callable[[int], str],
+        programs: tuple[Callable, Callable],
+        rows: np.ndarray,
+    ) -> np.ndarray:
+        """Fills `rows` by the first program, or by the second where no references are kept."""
         table = tokens.table(texts, self.tokenizer, self.on_long, where)
         if self._kept and references is not None:
             self._encode_images([p for p in dict.fromkeys(references) if p not in self._references])
-        rows = np.empty((len(texts), self.functions.target_shape[1]), np.float32)
         for members, length in self._by_length(table.lengths):
-            rows[members] = self._compose(references, table.rows(slice(None), length), members)
+            ids = table.rows(slice(None), length)
+            rows[members] = self._compose(references, ids, members, *programs)
         return rows
 
     def ranks(
@@ -212,10 +236,15 @@ class Retriever:
             self._references |= dict(zip(paths, out["reference"], strict=True))
 
     def _compose(
-        self, references: Sequence[Any] | None, ids: np.ndarray, members: Sequence[int]
+        self,
+        references: Sequence[Any] | None,
+        ids: np.ndarray,
+        members: Sequence[int],
+        program: Callable,
+        from_pixels: Callable,
     ) -> np.ndarray:
-        """[q, D] of the queries `members`; `ids` are the padded tokens of all."""
-        title, programs = "composing queries", _programs(self.functions)
+        """[q, ...] of the queries `members`; `ids` are the padded tokens of all."""
+        title = "composing queries"
         if references is None:
             rows = np.zeros(self.functions.reference_shape, np.float32)
             load = lambda i: {"reference": rows, "text": ids[i]}
@@ -224,8 +253,8 @@ class Retriever:
         else:
             load = lambda i: {"pixels": self.preprocess(references[i]), "text": ids[i]}
             params = self._index, self._query
-            return self._encode(programs.compose_pixels, params, members, load, title)
-        return self._encode(programs.compose, self._query, members, load, title)
+            return self._encode(from_pixels, params, members, load, title)
+        return self._encode(program, self._query, members, load, title)
 
     def _encode(
         self,
@@ -293,6 +322,8 @@ class _Programs(NamedTuple):
     target: Callable
     compose: Callable
     compose_pixels: Callable
+    halves: Callable
+    halves_pixels: Callable
 
 
 @lru_cache(maxsize=16)
@@ -316,4 +347,13 @@ def _programs(functions: Functions) -> _Programs:
         reference = functions.reference(index, fields["pixels"], fields["text"])
         return functions.compose(query, reference, fields["text"]).astype(jnp.float32)
 
-    return _Programs(image, target, compose, compose_pixels)
+    def halves(query, fields):
+        both = functions.halves(query, fields["reference"], fields["text"])
+        return jnp.stack(both, axis=1).astype(jnp.float32)
+
+    def halves_pixels(params, fields):
+        index, query = params
+        reference = functions.reference(index, fields["pixels"], fields["text"])
+        return halves(query, {"reference": reference, "text": fields["text"]})
+
+    return _Programs(image, target, compose, compose_pixels, halves, halves_pixels)

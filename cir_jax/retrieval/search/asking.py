@@ -13,6 +13,11 @@ from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.search import where as wheres
 
 FORMULA = "score = query weight * query + image weight * image - avoid weight * avoided"
+K_MOST = 1000
+REACH = 5000  # offset and k together
+IMAGES_MOST = 16
+TEXT_MOST = 10_000  # characters; the context of a model is far shorter
+WEIGHT_MOST = 1000.0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ class Hit:
       rank: from 1, over all pages.
       fields: name -> value (text, int, float, bool or None) of what the index knows about it.
       same: ids of images that are nearly the same and are not shown by themselves, best first.
-      why: {"image": x, "text": y}, whose sum is the composed part of the score, of a model whose
-        query is a sum, if the question asked for it; else None.
+      why: {"image": x, "text": y}, and "avoid" where there were words to avoid: what each gives to
+        the score, which is their sum. Of a model whose query is a sum, if the question asked for
+        it; else None.
     """
 
     id: int
@@ -40,8 +41,8 @@ class Answer:
       formula: how the scores came about, with the weights as numbers.
       more: whether a next page (offset + k) shows at least one image.
       left_out: ids of the images that were left out because they are the reference.
-      seconds: part ("encode", "rank", "fold", "total") -> seconds; a batch of questions shares
-        the first two.
+      seconds: "encode", "rank" (which a batch of questions shares), "show" (fields and why) and
+        their "total" -> seconds.
     """
 
     hits: tuple[Hit, ...]

@@ -14,7 +14,15 @@ from starlette.exceptions import HTTPException
 
 import cir_jax
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving import listing, pages, pictures, refusals, searching
+from cir_jax.retrieval.serving import (
+    embeddings,
+    listing,
+    pages,
+    pictures,
+    refusals,
+    reranking,
+    searching,
+)
 from cir_jax.retrieval.serving.batching import Batches
 from cir_jax.retrieval.serving.guard import Guard, Load
 from cir_jax.retrieval.serving.numbers import Numbers
@@ -24,7 +32,7 @@ from cir_jax.retrieval.serving.state import State
 from cir_jax.retrieval.serving.thumbnails import Thumbnails
 from cir_jax.retrieval.serving.uploads import Uploads
 
-_ROUTERS = (searching, pictures, listing, pages)
+_ROUTERS = (searching, pictures, listing, embeddings, reranking, pages)
 
 
 def make(

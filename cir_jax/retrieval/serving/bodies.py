@@ -5,14 +5,23 @@ Values are as JSON types them: "12" is no number, and no number is infinite. An 
 error, so that a mistyped one is not passed over.
 """
 
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 Id = Annotated[int, Field(ge=0, lt=2**63, description="Number of an image in its index.")]
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(max_length=500)]
+_HALVES = re.compile("[\ud800-\udfff]")
 FieldValue = str | int | float | bool | None
 
 
@@ -20,6 +29,15 @@ class Asked(BaseModel):
     """A part of a request."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @field_validator("*")
+    @classmethod
+    def _whole_characters(cls, value: Any) -> Any:
+        """JSON can hold halves of characters, which no tokenizer reads and no file name has."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and _HALVES.search(text):
+                raise ValueError("half a character of unicode (a lone surrogate); send whole ones")
+        return value
 
 
 class ImageRef(Asked):

@@ -102,14 +102,13 @@ def _info(name: str, index: Any) -> IndexInfo:
 def _fields(table: Any) -> list[FieldInfo]:
     found = []
     for name, kind in wheres.kinds(table.schema).items():
-        column, info = table.column(name), FieldInfo(name=name, type=kind)
+        values, info = table.column(name).drop_null(), FieldInfo(name=name, type=kind)
+        if kind == "number":
+            values = values.filter(pc.is_finite(values))
         if kind in ("integer", "number"):
-            values = column.drop_null()
-            if kind == "number":
-                values = values.filter(pc.is_finite(values))
             least = pc.min_max(values).as_py()
             info.min, info.max = least["min"], least["max"]
-        values = pc.unique(column).drop_null()
+        values = pc.unique(values)
         if 0 < len(values) <= _FEW:
             info.values = [plain(v) for v in sorted(values.to_pylist())]
         found.append(info)

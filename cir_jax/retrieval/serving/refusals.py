@@ -124,14 +124,32 @@ def of_http(request: Request, error: Exception) -> Response:
 def of_validation(request: Request, error: Exception) -> Response:
     """A body or a parameter of another form than the description says."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"][1:]]
-    param = ".".join(where) or None
-    said = first.get("ctx", {}).get("error", "") if first["type"] == "json_invalid" else ""
-    message = str(first["msg"]) + (f" ({said})" if said else "")
-    if param and first["type"] != "json_invalid":
-        message = f"{param}: {message}"
-    return _json(400, message, param, str(first["type"]), None)
+    # Of a value that may be of several forms each form has its error; the one that came furthest
+    # is of the form that was meant.
+    first = max(error.errors(), key=lambda e: (not e["type"].endswith("_type"), len(e["loc"])))
+    if first["type"] == "json_invalid":
+        message = f"the body is no JSON ({first.get('ctx', {}).get('error', 'it is damaged')})"
+        return _json(400, message, None, "json_invalid", None)
+    param = _place(first, error.body)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return _json(400, f"{param}: {message}" if param else message, param, first["type"], None)
+
+
+def _place(problem: Mapping[str, Any], body: Any) -> str | None:
+    """Where in the request it is, "images.0.id", without the names of the forms that were tried."""
+    kind, *parts = problem["loc"]
+    if kind != "body":
+        return ".".join(map(str, parts)) or None
+    found, value = [], body
+    for part in parts:
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif not (part is parts[-1] and problem["type"] == "missing"):
+            continue
+        found.append(str(part))
+    return ".".join(found) or None
 
 
 def _json(

@@ -22,6 +22,7 @@ from cir_jax.retrieval.serving.refusals import Refusal, declared
 from cir_jax.retrieval.serving.settings import Settings
 from cir_jax.retrieval.serving.state import Here, State
 
+REACH = 5000  # offset and k together
 router = APIRouter()
 
 
@@ -50,6 +51,7 @@ def check(body: SearchBody, settings: Settings) -> None:
     """Raises Refusal if a question asks for more than this server gives."""
     limits = (
         ("k", body.k, settings.k, "results are given at a time"),
+        ("offset and k", body.offset + body.k, REACH, "results of a question can be seen"),
         ("images", len(body.images), settings.images, "images make one question"),
         ("text", len(body.text), settings.text, "characters are read"),
         ("not", len(body.avoid), settings.text, "characters are read"),
@@ -58,7 +60,9 @@ def check(body: SearchBody, settings: Settings) -> None:
     for param, given, most, words in limits:
         if given > most:
             raise Refusal(
-                400, f"{param} has {given:,}, and at most {most:,} {words}; give less", param=param
+                400,
+                f"{param}: {given:,}, and at most {most:,} {words}; give less",
+                param=param.partition(" ")[0],
             )
     if not (body.images or body.text.strip() or body.query is not None):
         raise Refusal(400, "a question needs an image, a text or both; give one", param="text")
