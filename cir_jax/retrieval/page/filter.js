@@ -6,6 +6,17 @@ import { $, h } from "./dom.js";
 const RESERVED = new Set(["and", "or", "not", "in", "contains", "is", "null", "true", "false", "like", "between"]);
 const TOKEN = /\s*('(?:[^']|'')*'|"(?:[^"]|"")*"|[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|[a-z_]\w*|<=|>=|=|\(|\)|,)\s*/iy;
 
+/** The values of a field that can be chosen. */
+const values = (field) =>
+  (field.type === "boolean" ? [true, false] : field.values ?? []).filter((v) => v !== null);
+
+/** Whether they are worth choosing one by one: not many numbers, and no name that each image has. */
+function listed(field, images) {
+  const n = values(field).length;
+  if (field.type === "boolean") return true;
+  return n > 1 && 2 * n <= images && (field.type === "text" || (field.type === "integer" && n <= 12));
+}
+
 const numeric = (type) => type === "number" || type === "integer";
 const quoted = (name) =>
   /^[A-Za-z_]\w*$/.test(name) && !RESERVED.has(name.toLowerCase()) ? name : `"${name.replaceAll('"', '""')}"`;
@@ -78,7 +89,8 @@ export function setUp(app) {
 
 /** Shows the fields of an index and what a state has chosen of them. */
 export function sync(app, state, info) {
-  const fields = (info?.fields ?? []).filter((f) => listed(f) || (numeric(f.type) && f.max !== null));
+  const fields = (info?.fields ?? []).filter((f) =>
+    listed(f, info.images) || (numeric(f.type) && f.max !== null));
   const choices = parse(state.where);
   $("choices-note").hidden = choices !== null || !fields.length;
   const names = (info?.fields ?? []).map((f) => quoted(f.name));
@@ -90,18 +102,10 @@ export function sync(app, state, info) {
   };
   $("choices").replaceChildren(...fields.map((field) => {
     const choice = chosen.get(field.name) ?? {};
-    const parts = listed(field) ? boxes(field, choice, change) : range(field, choice, change);
+    const parts = listed(field, info.images) ? boxes(field, choice, change) : range(field, choice, change);
     return h("fieldset", { class: "choice", disabled: choices === null }, h("legend", { dir: "auto" }, field.name), parts);
   }));
 }
-
-/** The values of a field that are offered one by one; numbers, other than sizes, as a range. */
-const values = (field) =>
-  (field.type === "boolean" ? [true, false] : field.values ?? []).filter((v) => v !== null);
-const listed = (field) => {
-  const n = values(field).length;
-  return field.type === "number" ? false : field.type === "integer" ? n > 0 && n <= 12 : n > 1;
-};
 
 function boxes(field, { values: on = [] }, change) {
   const all = values(field);

@@ -72,9 +72,15 @@ export class Pane {
     this.head.replaceChildren();
   }
 
-  /** Loads and shows the next page; true if it brought pictures. */
-  async next(first = false) {
-    if (this.loading || (!first && !this.goesOn)) return false;
+  /** Loads and shows the next page, once however many ask for it; true if it brought pictures. */
+  next(first = false) {
+    if (this.loading && !first) return this.coming;
+    if (!first && !this.goesOn) return Promise.resolve(false);
+    this.coming = this.load(first);
+    return this.coming;
+  }
+
+  async load(first) {
     const loading = (this.loading = new AbortController());
     this.watcher.disconnect();
     const offset = first ? 0 : this.pages.reduce((n, page) => n + page.items.length, 0);

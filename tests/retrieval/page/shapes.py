@@ -21,6 +21,7 @@ SIZES = ("small", "large")
 GROUPS = (SHAPES, tuple(COLOURS), SIZES)
 WORDS = [word for group in GROUPS for word in group]
 LONG = "a-very-long-name-without-a-single-space-that-goes-on-and-on-" + "x" * 60
+EVIL = '<b onmouseover=alert(1)>large</b> "blue" \' ring'
 ARABIC = "دائرة حمراء صغيرة"
 COPIES = 3  # pictures of which there is a second one, nearly the same
 
@@ -77,7 +78,7 @@ class Index(made.Index):
         names[-COPIES:] = [name.replace(".", "-copy.") for name in names[:COPIES]]
         names[7] = f"circles/{LONG}.png"
         titles = [f"{size} {colour} {shape}" for shape, colour, size in things]
-        titles[0], titles[7] = ARABIC, None
+        titles[0], titles[7], titles[9] = ARABIC, None, EVIL
         self.path, self.places = Path(root), [root / f"{n}.png" for n in range(len(things))]
         for n, (thing, place) in enumerate(zip(things, self.places, strict=True)):
             draw(*thing, shift=4 * (n >= len(things) - COPIES)).save(place)
