@@ -117,6 +117,31 @@ class Retriever:
         everywhere = dict.fromkeys(host, meshes.replicated(self.mesh))
         return {**params, **sharding.place(host, everywhere)}
 
+    @property
+    def batch(self) -> int:
+        """Images per program call, over all devices."""
+        return int(self._options["batch"])
+
+    def stream(
+        self, items: Sequence[Any], load: Callable[[Any], dict[str, np.ndarray]], least: int = 0
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Target rows of any number of images, none of which is kept.
+
+        Args:
+          items: what `load` takes.
+          load: item -> {"pixels": uint8 [S, S, 3]}, run in threads, ahead of the devices.
+          least: images that a batch has even of fewer items.
+
+        Yields:
+          (number of the batch's first item, float32 [n, K, D]), in order.
+        """
+        program = _programs(self.functions).target
+        with memory.guard("encoding images", self._advice):
+            for start, out in encode.stream(
+                program, self._index, items, load, least=least, **self._options
+            ):
+                yield start, out["target"].astype(np.float32, copy=False)
+
     def encode_gallery(self, paths: Sequence[Any]) -> np.ndarray:
         """[G, K, D] float32 target rows of the images, in the order of `paths`; read-only.
 

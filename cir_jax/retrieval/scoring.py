@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from cir_jax.retrieval.search.asking import Terms
 
+_LARGEST = float(np.finfo(np.float32).max)
 _BLOCK_VALUES = 2**21  # of products in float64 held at once, 16 MiB
 
 
 def scores(terms: Terms, rows: NDArray[np.floating]) -> NDArray[np.float32]:
-    """[n]: the score of each image, see `Terms`.
+    """[n]: the score of each image, see `Terms`; -inf for one that is no number or infinite.
 
     Args:
       terms: one question; what it leaves out is not looked at.
@@ -35,15 +36,15 @@ def scores(terms: Terms, rows: NDArray[np.floating]) -> NDArray[np.float32]:
         part = rows[start : start + size].astype(np.float64)
         best = np.empty((len(vectors), len(part)))
         for vector, out in zip(vectors, best, strict=True):
-            # `sum` over the last axis adds each row in the same order; a product would not.
-            np.max((part * vector).sum(axis=-1), axis=-1, out=out)
+            # einsum adds up every row in one order; a product of matrices (`@`) would not.
+            np.max(np.einsum("nkd,d->nk", part, vector), axis=-1, out=out)
         groups = np.maximum.reduceat(best, starts, axis=0)
         total = np.zeros(len(part))
         for weight, group in zip(weights, groups, strict=True):
             total += weight * group
-        with np.errstate(over="ignore"):
-            found[start : start + size] = total
-    return np.where(np.isnan(found), np.float32(-np.inf), found)
+        finite = np.where(np.isfinite(total), np.clip(total, -_LARGEST, _LARGEST), -np.inf)
+        found[start : start + size] = finite
+    return found
 
 
 def best(

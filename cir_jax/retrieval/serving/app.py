@@ -26,7 +26,7 @@ from cir_jax.retrieval.serving import (
 from cir_jax.retrieval.serving.batching import Batches
 from cir_jax.retrieval.serving.guard import Guard, Load
 from cir_jax.retrieval.serving.numbers import Numbers
-from cir_jax.retrieval.serving.served import Reopen, Served
+from cir_jax.retrieval.serving.served import Served
 from cir_jax.retrieval.serving.settings import Settings
 from cir_jax.retrieval.serving.state import State
 from cir_jax.retrieval.serving.thumbnails import Thumbnails
@@ -39,7 +39,6 @@ def make(
     indexes: Mapping[str, Any],
     settings: Settings,
     *,
-    reopen: Reopen = lambda index: index,
     warm: Callable[[Any], None] = lambda index: None,
     log: Callable[[str], None] | None = None,
 ) -> FastAPI:
@@ -48,13 +47,12 @@ def make(
     Args:
       indexes: name -> index; the first is the one that is meant if none is named.
       settings: who may ask, and how much.
-      reopen: an index -> the same with its newest generation.
       warm: compiles what an index needs to answer; called with each before it answers.
       log: takes a line for each request; None writes them to standard error.
     """
     numbers, load = Numbers(), Load(settings.queue)
     batches = Batches(settings.batch, settings.gather, lambda: load.count, numbers)
-    served = Served(dict(indexes), reopen, warm, numbers)
+    served = Served(dict(indexes), warm, numbers)
     numbers.watch(lambda: load.count, lambda: len(batches))
     state = State(
         settings,
@@ -72,7 +70,6 @@ def make(
         docs_url=None,  # their scripts come from another host
         redoc_url=None,
         lifespan=_lifespan,
-        telemetry={"tracing": False, "metrics": False},
     )
     app.state.server = state
     for module in _ROUTERS:

@@ -115,10 +115,11 @@ class SearchBody(Asked):
 
 
 class Why(BaseModel):
-    """The parts of a score; their sum is the composed part of it."""
+    """What each part of a question gives to a score; their sum is the score."""
 
     image: float
     text: float
+    avoid: float | None = Field(None, description="With words to avoid.")
 
 
 class Result(BaseModel):

@@ -73,7 +73,7 @@ async def embeddings(here: Here, body: EmbeddingsBody) -> Response:
     _check_dimensions(body.dimensions, model)
     given, param = _given(body, here)
     items = [await _item(here, each, f"{param}.{i}") for i, each in enumerate(given)]
-    used = await here.aside(used_tokens, model, items)
+    used = await here.aside(used_tokens, model, items, param)
     for number, item in enumerate(items):
         check(item, model, f"{param}.{number}")
     vectors = await vectors_of(here, model, items)
@@ -104,13 +104,27 @@ async def model(here: Here, model: Annotated[str, InPath(max_length=500)]) -> Mo
     return _described(*here.served.find(model, "model"))
 
 
-def used_tokens(model: Any, items: Sequence[Item]) -> int:
+def used_tokens(model: Any, items: Sequence[Item], param: str) -> int:
     """Tokens of all texts.
 
     Raises:
-      UserError: one has more than the model reads.
+      Refusal: one has more than the model reads.
     """
-    return sum(model.count_tokens([item.text for item in items if item.kind != "image"]))
+    texts = {number: item.text for number, item in enumerate(items) if item.kind != "image"}
+    counts = model.count_tokens(list(texts.values()))
+    retriever = model.retriever(few=True)
+    context = retriever.tokenizer.context
+    if retriever.on_long == "error" and not retriever.tokenizer.cuts:
+        for number, count in zip(texts, counts, strict=True):
+            if count > context:
+                raise Refusal(
+                    400,
+                    f"{param}.{number} has {count} tokens, the limit of {model.name} is {context} "
+                    "with start and end; shorten it",
+                    param=f"{param}.{number}",
+                    code="too_long",
+                )
+    return sum(min(count, context) for count in counts)
 
 
 def check(item: Item, model: Any, param: str) -> None:

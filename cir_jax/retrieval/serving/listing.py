@@ -4,6 +4,7 @@
 from functools import lru_cache
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow.compute as pc
 from fastapi import APIRouter
 from fastapi import Query as InQuery
@@ -17,6 +18,8 @@ from cir_jax.retrieval.serving.bodies import (
     IndexInfo,
     Info,
     Limits,
+    Queries,
+    Query,
     plain,
 )
 from cir_jax.retrieval.serving.refusals import Refusal, declared
@@ -60,26 +63,42 @@ async def images(
     return await here.aside(_images, found, offset, limit, where)
 
 
+@router.get(
+    "/api/queries",
+    responses=declared(404),
+    summary="Queries of the benchmark that an index holds",
+    tags=["images"],
+)
+async def queries(
+    here: Here,
+    index: Annotated[str | None, InQuery(max_length=500)] = None,
+    offset: Annotated[int, InQuery(ge=0, lt=2**31)] = 0,
+    limit: Annotated[int, InQuery(ge=1, le=_PAGE)] = 50,
+) -> Queries:
+    """Their numbers are what `query` of a search is; the list is empty where there is none."""
+    _, found = here.served.find(index)
+    chosen = list(enumerate(found.queries))[offset : offset + limit]
+    return Queries(
+        queries=[
+            Query(number=n, reference=q["reference"], text=q["text"], targets=q["targets"])
+            for n, q in chosen
+        ],
+        total=len(found.queries),
+    )
+
+
 def _images(index: Any, offset: int, limit: int, where: str) -> Images:
     catalogue = index.catalogue
+    chosen = np.arange(len(catalogue.ids))
     if where.strip():
-        fields = catalogue.fields
-        clause = wheres.parse(where, wheres.kinds(fields.schema))
-        chosen = catalogue.ids[clause.mask(fields)]
-    else:
-        chosen = catalogue.ids
-    return Images(
-        images=[_image(index, int(id)) for id in chosen[offset : offset + limit]],
-        total=len(chosen),
-    )
-
-
-def _image(index: Any, id: int) -> Image:
-    catalogue = index.catalogue
-    row = catalogue.fields.slice(catalogue.position(id), 1).to_pylist()[0]
-    return Image(
-        id=id, name=catalogue.name(id), fields={key: plain(value) for key, value in row.items()}
-    )
+        chosen = np.flatnonzero(wheres.parse(where, catalogue.kinds).mask(catalogue.table))
+    places = chosen[offset : offset + limit]
+    images = []
+    for id, row in zip(catalogue.ids[places], catalogue.table.take(places).to_pylist(), strict=True):
+        name = row.pop("name")
+        fields = {key: plain(value) for key, value in row.items()}
+        images.append(Image(id=int(id), name=name, fields=fields))
+    return Images(images=images, total=len(chosen))
 
 
 @lru_cache(maxsize=16)
@@ -89,20 +108,22 @@ def _info(name: str, index: Any) -> IndexInfo:
         name=name,
         model=f"{model.name} {model.tower}",
         images=len(index.catalogue.ids),
-        fields=_fields(index.catalogue.fields),
+        fields=_fields(index.catalogue),
         text_alone=model.text_alone,
         why=model.explains,
-        queries=0,
+        queries=len(index.queries),
         generation=int(index.generation),
         rows=model.rows_per_image,
         dimensions=model.embedding_dim,
     )
 
 
-def _fields(table: Any) -> list[FieldInfo]:
+def _fields(catalogue: Any) -> list[FieldInfo]:
     found = []
-    for name, kind in wheres.kinds(table.schema).items():
-        values, info = table.column(name).drop_null(), FieldInfo(name=name, type=kind)
+    for name, kind in catalogue.kinds.items():
+        if name == "name":
+            continue
+        values, info = catalogue.table[name].drop_null(), FieldInfo(name=name, type=kind)
         if kind == "number":
             values = values.filter(pc.is_finite(values))
         if kind in ("integer", "number"):

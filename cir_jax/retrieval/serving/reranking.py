@@ -49,7 +49,7 @@ async def rerank(here: Here, body: RerankBody) -> RerankAnswer:
             param="documents",
         )
     query = await _query(here, index, body.query)
-    used = await here.aside(embeddings.used_tokens, index.model, [query])
+    used = await here.aside(embeddings.used_tokens, index.model, [query], "query")
     if query.kind == "text":
         embeddings.check(query, index.model, "query")
     given = [

@@ -6,16 +6,15 @@ generation is whole it is opened and warmed up beside the old one, and takes its
 batches; questions under way end with the one they began with.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cir_jax import progress
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval.serving.numbers import Numbers
 from cir_jax.retrieval.serving.refusals import Refusal
-
-Reopen = Callable[[Any], Any]
 
 
 @dataclass
@@ -24,13 +23,11 @@ class Served:
 
     Attributes:
       indexes: name -> index in use.
-      reopen: an index -> the same with its newest generation.
       warm: what is to be called with a new index before it answers.
       numbers: where generations are noted.
     """
 
     indexes: dict[str, Any]
-    reopen: Reopen
     warm: Callable[[Any], None]
     numbers: Numbers
 
@@ -61,9 +58,9 @@ class Served:
         """Takes the new generations there are; one that cannot be opened is told of once."""
         for name, index in list(self.indexes.items()):
             try:
-                if not index.newer():
+                found = index.newer()
+                if found is None:
                     continue
-                found = self.reopen(index)
                 self.warm(found)
             except (UserError, OSError) as error:
                 if self._refused.get(name) != str(error):
@@ -82,11 +79,11 @@ class Served:
         self.numbers.index(name, int(index.generation), len(index.catalogue.ids))
 
 
-def named(places: Mapping[str, Any] | list[str]) -> list[str]:
+def named(places: Iterable[str]) -> list[str]:
     """A name for each index: that of its folder, with a number where two have the same."""
     names: list[str] = []
     for place in places:
-        own = str(place).rstrip("/").rpartition("/")[2] or "index"
+        own = Path(place).resolve().name or "index"
         name, number = own, 2
         while name in names:
             name, number = f"{own}-{number}", number + 1

@@ -214,10 +214,10 @@ def test_metrics(client):
 
 
 def test_a_defect_of_ours_is_told_without_its_words(start, index, monkeypatch, capfd):
-    def broken(questions):
+    def broken(queries, k, exact=True):
         raise RuntimeError("a secret of the server")
 
-    monkeypatch.setattr(index, "answer", broken)
+    monkeypatch.setattr(index.store, "top", broken)
     response = start().post("/search", json=ASK)
     assert problem(response, 500)["type"] == "server_error" and "secret" not in response.text
     assert "a secret of the server" in capfd.readouterr().err

@@ -28,8 +28,8 @@ def test_a_question_of_an_image_of_the_index(client):
 
 
 def test_pages_of_an_answer_follow_each_other(client):
-    whole = names(client.post("/search", json={"text": "something", "k": 12}))
-    question = {"text": "something", "k": 5}
+    whole = names(client.post("/search", json={"text": "something", "k": 12, "fold": False}))
+    question = {"text": "something", "k": 5, "fold": False}
     pages = [client.post("/search", json={**question, "offset": n}) for n in (0, 5, 10)]
     assert [name for page in pages for name in names(page)] == whole
     assert [page.json()["more"] for page in pages] == [True, True, False]
@@ -60,7 +60,8 @@ def test_an_image_of_another_index_that_is_served(start, index, tmp_path):
 
 
 def test_where_min_score_not_and_several_images(client):
-    red = {"images": [{"id": 3}, {"id": 7}], "where": "colour = 'red' and price < 50"}
+    red = {"images": [{"id": 3}, {"id": 7}], "fold": False}
+    red["where"] = "colour = 'red' and price < 50"
     assert names(client.post("/search", json=red)) == []
     red["keep_reference"] = True
     assert set(names(client.post("/search", json=red))) == {"red-0.png", "red-4.png"}
@@ -70,6 +71,38 @@ def test_where_min_score_not_and_several_images(client):
     assert some == [r for r in everything if r["score"] >= least] and len(some) < 10
     avoided = client.post("/search", json={"text": "a", "not": "b", "weights": {"avoid": 3}})
     assert names(avoided) != [r["name"] for r in everything]
+
+
+def test_images_that_are_nearly_the_same_are_under_the_best(start, tmp_path):
+    twin = made.Index(tmp_path)
+    twin.catalogue._contents[8] = twin.catalogue._contents[4]  # red-8 and red-4
+    client = start({"twin": twin})
+    question = {"images": [{"id": 3}], "text": "a"}
+    shown = {r["id"]: r["same"] for r in client.post("/search", json=question).json()["results"]}
+    assert [11] in shown.values() or [7] in shown.values()
+    all_ = client.post("/search", json={**question, "fold": False, "k": 20}).json()["results"]
+    assert len(all_) == 11 and not any(r["same"] for r in all_)
+
+
+def test_queries_of_a_benchmark_with_the_ranks_of_their_answers(start, tmp_path):
+    index = made.Index(tmp_path)
+    index.queries = [
+        {"reference": 3, "text": "but new", "targets": [7, 11]},
+        {"reference": 4, "text": "but old", "targets": [5]},
+    ]
+    client = start({"benchmark": index})
+    assert client.get("/api/info").json()["indexes"][0]["queries"] == 2
+    listed = client.get("/api/queries", params={"offset": 1}).json()
+    assert listed["total"] == 2 and listed["queries"] == [{"number": 1, **index.queries[1]}]
+    answer = client.post("/search", json={"query": 0, "k": 20, "fold": False}).json()
+    ranks = {result["id"]: result["rank"] for result in answer["results"]}
+    assert answer["targets"] == [{"id": i, "rank": ranks[i]} for i in (7, 11)]
+    other = {"images": [{"id": 7}], "text": "x", "query": 0, "where": "price < 75"}
+    targets = client.post("/search", json=other).json()["targets"]
+    assert targets == [{"id": 7, "rank": None}, {"id": 11, "rank": None}]  # left out; not allowed
+    assert client.post("/search", json={"text": "x"}).json()["targets"] is None
+    problem(client.post("/search", json={"query": 2}), 404)
+    problem(client.get("/api/queries?index=x"), 404)
 
 
 def test_what_is_served_is_told(client):
@@ -159,6 +192,19 @@ def test_a_file_that_changed_has_another_tag_and_one_that_went_is_404(start, tmp
 def test_bad_questions_are_refused_with_a_message(client, body, status, word):
     error = problem(client.post("/search", content=json.dumps(body), headers=JSON), status)
     assert word in error["message"], error["message"]
+
+
+def test_the_part_of_a_question_that_is_wrong_is_named(client):
+    long = "word " * 90
+    for body, param in (
+        ({"text": "a", "where": "price <"}, "where"),
+        ({"text": long}, "text"),
+        ({"text": "a", "not": long}, "not"),
+        ({"text": "a", "k": 2000}, "k"),
+        ({"images": [{"id": 3}, {"id": 99}]}, "id"),
+    ):
+        response = client.post("/search", json=body)
+        assert response.json()["error"]["param"] == param, response.text
 
 
 JSON = {"Content-Type": "application/json"}
