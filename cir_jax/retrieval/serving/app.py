@@ -108,8 +108,7 @@ async def _watch(state: State) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The description of the API; a request of another form gets 400, where FastAPI would say 422.
-    """
+    """The description of the API; a request of another form gets 400, where FastAPI would say 422."""
     if app.openapi_schema is None:
         found = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes

@@ -36,7 +36,10 @@ def test_choices_write_the_filter(visit, shoot):
     tab = visit(page.url.removeprefix(page.at))
     assert names(tab) == found
     tab.get_by_text("Filter", exact=True).click()
-    assert tab.get_by_label("ring", exact=True).is_checked() and not tab.get_by_label("red", exact=True).is_checked()
+    assert (
+        tab.get_by_label("ring", exact=True).is_checked()
+        and not tab.get_by_label("red", exact=True).is_checked()
+    )
     assert tab.get_by_label("price to").input_value() == "48"
     page.go_back()
     page.go_back()
