@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jax.sharding import Mesh
@@ -18,9 +18,12 @@ from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import Params
-from cir_jax.retrieval import image_loading, pictures, ranking
+from cir_jax.retrieval import golden, identity, image_loading, pictures, ranking
 from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
+
+if TYPE_CHECKING:
+    from cir_jax.retrieval.index.opened import Index
 
 Floats: TypeAlias = NDArray[np.float32]
 _NAMES_COMPARED = 10_000  # a hint is looked for among so many names: it takes seconds in a million
@@ -109,6 +112,16 @@ class Model:
     def loading(self) -> str:
         """How a file becomes a picture: "released" or "natural", see `cir_jax.load`."""
         return self._preprocess.loading.name
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What makes the input of an image file: path -> uint8 [S, S, 3]."""
+        return self._preprocess
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another, see `cir_jax.retrieval.identity`; JSON."""
+        trees = self._index, self._query
+        return identity.of(self.config, self._functions, *trees, self._preprocess)
 
     @property
     def text_alone(self) -> bool:
@@ -257,8 +270,41 @@ class Model:
             layout="safetensors",
             record=self._record,
             data=self.config.data.to_dict(),
+            golden=self.golden().encoded(),
         )
         return written
+
+    def golden(self) -> golden.Golden:
+        """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
+        return golden.of(self.retriever(few=True), self._preprocess)
+
+    def index(
+        self,
+        place: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        titles: Sequence[str | os.PathLike[str]] = (),
+        dtype: str = "float32",
+        batch: int = 128,
+        threads: int = 16,
+    ) -> "Index":
+        """Encodes a folder of images once, to search it; the same call again encodes what is new.
+
+        Args:
+          place: a folder of images, or a table that names some.
+          out: folder of the index; None is a temporary one, which goes with the index: `save` it.
+          titles: tables of images whose columns become fields, to show and to filter by.
+          dtype: of the rows that are kept, "float32", "float16" or "int8".
+          batch, threads: see `encode_images`.
+
+        Raises:
+          UserError: there is no image, or the index in `out` is of another model.
+        """
+        from cir_jax.retrieval.index import making  # imports pyarrow, which takes a second
+
+        return making.index(
+            self, place, out, titles=titles, dtype=dtype, batch=batch, threads=threads
+        )
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""
