@@ -28,7 +28,7 @@ def pack(queries: Sequence[Terms]) -> tuple[Groups, NDArray[np.float64]]:
     vectors, starts, weights = _scaled(queries, owner)
     norms = np.sqrt(np.einsum("vd,vd->v", vectors, vectors, dtype=np.float64))
     reach = np.abs(weights) * np.maximum.reduceat(norms, starts[:-1])
-    lengths = np.bincount(owner, reach, len(queries))
+    lengths = np.bincount(owner, reach, len(queries)).astype(np.float64)
     slots: dict[int, list[list[int]]] = {}  # the groups of each size of each question
     for group, size in enumerate(np.diff(starts).tolist()):
         slots.setdefault(power(size), [[] for _ in queries])[owner[group]].append(group)

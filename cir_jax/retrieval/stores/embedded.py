@@ -46,17 +46,17 @@ def opened(index: Any, recall: float = RECALL) -> "Store":
         catalogue.ids,
         catalogue.segment,
         catalogue.row,
-        catalogue.fields,
+        catalogue.table,
         shape=(index.rows_per_image, index.embedding),
         recall=recall,
     )
 
 
 class _Mask(NamedTuple):
-    """`rows` [positions]: which are candidates; `count` of them."""
+    """`rows` [positions]: which are candidates; `images` of them."""
 
     rows: NDArray[np.bool_]
-    count: int
+    images: int
 
 
 class Store:
@@ -133,7 +133,7 @@ class Store:
 
     def count(self, where: Clause | None) -> int:
         """See `cir_jax.retrieval.store.Store`."""
-        return len(self) if where is None else self._mask(where).count
+        return len(self) if where is None else self._mask(where).images
 
     def _best(
         self, queries: Sequence[Terms], found: Sequence[NDArray[np.int64]], k: int
@@ -141,8 +141,10 @@ class Store:
         """The best k of the candidates that each question does not leave out, by exact scores."""
         kept = []
         for terms, positions in zip(queries, found, strict=True):
-            left = np.isin(self._at[positions], list(terms.leave_out)) if terms.leave_out else []
-            kept.append(np.sort(np.delete(positions, np.flatnonzero(left))))
+            if terms.leave_out:
+                gone = np.isin(self._at[positions], list(terms.leave_out))
+                positions = positions[~gone]
+            kept.append(np.sort(positions))
         which = np.repeat(np.arange(len(kept)), [len(positions) for positions in kept])
         positions = np.concatenate(kept)
         scores, table = np.empty(len(positions), np.float32), self._on_devices()
@@ -163,14 +165,14 @@ class Store:
         masks: dict[int, _Mask] = {}  # by their identity, each once
         for number, terms in enumerate(queries):
             mask = self._mask(terms.where)
-            if mask.count * math.prod(self._shape) <= _FEW_VALUES:  # quicker scored than searched
+            if mask.images * math.prod(self._shape) <= _FEW_VALUES:  # quicker scored than searched
                 found[number] = np.flatnonzero(mask.rows)
                 continue
             masks.setdefault(id(mask), mask)
             searched.append(number)
             which.append(list(masks).index(id(mask)))
         chosen = None
-        if any(mask.count < len(self._at) for mask in masks.values()):
+        if any(mask.images < len(self._at) for mask in masks.values()):
             rows = np.stack([mask.rows for mask in masks.values()])
             chosen = candidates.Masks(rows, np.asarray(which, np.int32))
         table = self._on_devices()
