@@ -267,9 +267,7 @@ class Index:
         """
         if records.current(self.folder) == self.generation:
             return None
-        found = Index(
-            self.folder, self._load, model=self._given, share=self, keep=self._keep
-        )
+        found = Index(self.folder, self._load, model=self._given, share=self, keep=self._keep)
         if "model" in self.__dict__ and found.record["model"] == self.record["model"]:
             found.__dict__["model"] = self.model
         return found

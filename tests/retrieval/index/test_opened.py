@@ -88,9 +88,7 @@ def test_what_is_no_index(photos, tmp_path):
         photos.open()
     record = json.loads((photos.folder / "index.json").read_text())
     record.pop("own")
-    (photos.folder / "index.json").write_bytes(
-        records.checksums.sealed({**record, "version": 99})
-    )
+    (photos.folder / "index.json").write_bytes(records.checksums.sealed({**record, "version": 99}))
     with pytest.raises(UserError, match="of version 99 of its format"):
         photos.open()
 
