@@ -71,8 +71,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from cir_jax.training import dry_run, setup
 
-        made = setup.make(setup.resolve(loaded))
-        progress.say(dry_run.describe(made, setup.read_data(made)))
+        with setup.gathered(loaded):
+            made = setup.make(setup.resolve(loaded))
+            data = setup.read_data(made)
+        progress.say(dry_run.describe(made, data))
         return 0
     from cir_jax.training import train
 

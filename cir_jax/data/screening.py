@@ -2,12 +2,12 @@
 """Finds the images of a run that cannot be used, before any image gets a number.
 
 `error` asks every file for its size and its time, reads a few bytes of it, and decodes those that
-do not end as their format says. `drop` decodes every file once, because nothing is left out later.
+do not end as their format says; an image inside a larger file is read whole. `drop` decodes every
+file once, because nothing is left out later.
 Both are kept (`cir_jax.data.kept_looks`), so that the next start costs a stat per image. Where an
 image of `error` turns out to be broken later, all are decoded to say what else is.
 """
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,19 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-from cir_jax import files, progress
+from cir_jax import progress
+from cir_jax.data import refusals
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, ImageFile, Loading, open_image
+from cir_jax.data.refusals import Gathering, Part, in_words, summary
 from cir_jax.data.triplets import TripletSet
 from cir_jax.data.unusable import DECODE, LOOK, Problem, Stamp, look, source_of, stamp
 from cir_jax.errors import UserError, nearest
 
 CHOICES = ("error", "drop")
-LIST = "unusable_images.jsonl"  # in the folder of a run
-SHOWN = 10  # images in a message
+TRAINING = "the training set"
 _TASK = {"stat": 256, "look": 16}  # files that a thread is given at a time
 
 A = TypeVar("A")
@@ -55,15 +55,13 @@ def scan(
     """
     sources = {name: source_of(image) for name, image in images.items()}
     places = {str(source): source for source in sources.values()}
-    # Of an image inside a larger file a look would read all of it, and decoding takes little more.
-    whole = {p for p, source in places.items() if depth == DECODE or _is_path(source)}
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         stamps = dict(zip(places, _each(pool, stamp, list(places.values()), "stat"), strict=True))
         bad = {p: found for p, found in stamps.items() if isinstance(found, Problem)}
         kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
         bad |= _answered(kept, stamps, depth)
-        todo = [p for p in _open_questions(kept, stamps, depth) if p in whole]
+        todo = _open_questions(kept, stamps, depth)
         if todo:
             with kept.alone(progressed) as waited:
                 if waited:  # for a process that has looked at the same images, if the folder is one
@@ -89,17 +87,6 @@ def scan(
     return {name: bad[str(source)] for name, source in sources.items() if str(source) in bad}
 
 
-def summary(problems: Mapping[str, Problem]) -> dict[str, int]:
-    """Reason -> how many images, the most frequent first."""
-    reasons = [problem.reason for problem in problems.values()]
-    return {r: reasons.count(r) for r in sorted(set(reasons), key=lambda r: (-reasons.count(r), r))}
-
-
-def in_words(counts: Mapping[str, int]) -> str:
-    """The result of `summary`: "3 missing, 1 no image"."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-
-
 @dataclass(frozen=True)
 class Screen:
     """What becomes of images that cannot be used, and how they are looked for.
@@ -114,6 +101,7 @@ class Screen:
       agree: what the processes of a run make of their findings, name -> why, which all then share.
       progressed: called now and then.
       found: all that was found so far.
+      gathering: what the screens of one start have looked at.
 
     Raises:
       UserError: `on_missing` is neither of the two.
@@ -128,6 +116,7 @@ class Screen:
     agree: Callable[[dict[str, Problem]], dict[str, Problem]] = lambda found: found
     progressed: Callable[[], None] = lambda: None
     found: dict[str, Problem] = field(default_factory=dict)
+    gathering: Gathering = field(default_factory=refusals.current, compare=False)
 
     def __post_init__(self) -> None:
         if self.on_missing not in CHOICES:
@@ -149,24 +138,44 @@ class Screen:
           what: they are, for the message, e.g. "val.jsonl".
 
         Raises:
-          UserError: there are some, and `on_missing` is "error"; the message has all of them.
+          UserError: there are some, and `on_missing` is "error"; the message has all of them. In
+            `refusals.together` it comes when all of the start have been looked at.
         """
-        found = self._scan(images, DECODE if self.drops else LOOK)
+        return self.judged(images, self._scan(images, DECODE if self.drops else LOOK), what)
+
+    def judged(
+        self, images: Mapping[str, ImageFile], found: dict[str, Problem], what: str = ""
+    ) -> dict[str, Problem]:
+        """As `unusable`, of images that somebody else has looked at.
+
+        Args:
+          images: name -> file.
+          found: name -> why it cannot be used.
+          what: see `unusable`.
+
+        Raises:
+          UserError: see `unusable`.
+        """
         if self.drops:
             found = self.agree(found)
             found = {name: found[name] for name in images if name in found}
         self.found.update(found)
-        self._list()
-        if found and not self.drops:
-            raise self._refusal(found, len(images), what)
-        return found
+        refusals.write_list(self.folder, self.found.items())
+        part = Part(what, images, found, self.key, self.drops)
+        self.gathering.parts.append(part)
+        if not found or self.drops:
+            return found
+        if self.gathering.waits:
+            return {}
+        raise refusals.refusal([part], self.folder)
 
     def explained(
         self, images: Mapping[str, ImageFile], error: UserError, what: str = ""
     ) -> UserError:
         """What to raise when an image cannot be opened that was not left out.
 
-        All are decoded, so that the user learns of every one that cannot be used at once.
+        All that the start looked at are decoded, so that the user learns of every one that cannot
+        be used at once.
 
         Args:
           images: name -> file, all that the run uses.
@@ -176,12 +185,26 @@ class Screen:
         if not str(error).startswith("image "):  # of a text, or of a part that is no part of it
             return error
         progress.say(f"{error}\nlooking for others ...")
-        found = self._scan(images, DECODE)
-        if not found:
+        own = Part(what, images, {}, self.key, self.drops)
+        parts = [own, *self.gathering.parts]
+        if any(own.places() <= part.places() for part in self.gathering.parts):
+            parts = self.gathering.parts
+        left = [
+            {n: file for n, file in part.images.items() if n not in part.found} for part in parts
+        ]
+        broken = self._scan({str(file): file for some in left for file in some.values()}, DECODE)
+        if not broken:
             return error
-        self.found.update(found)
-        self._list()
-        return self._refusal(found, len(images), what)
+        parts = [
+            part._replace(
+                images=some,
+                found={n: broken[str(f)] for n, f in some.items() if str(f) in broken},
+            )
+            for part, some in zip(parts, left, strict=True)
+        ]
+        parts = [part for part in parts if part.found]
+        self.found.update({name: one for part in parts for name, one in part.found.items()})
+        return refusals.refusal(parts, self.folder or self.gathering.folder)
 
     def _scan(self, images: Mapping[str, ImageFile], depth: int) -> dict[str, Problem]:
         return scan(
@@ -192,36 +215,6 @@ class Screen:
             threads=self.threads,
             progressed=self.progressed,
         )
-
-    def _refusal(self, found: Mapping[str, Problem], count: int, what: str) -> UserError:
-        shown = "; ".join(str(problem) for problem in [*found.values()][:SHOWN])
-        more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-        where = f", all listed in {Path(self.folder) / LIST}" if self.folder else ""
-        remedy = "leave them out with what needs them"
-        if self.drops:  # they were not broken when the run began
-            remedy = f"start again: {self.key}=drop then leaves them out"
-        else:
-            remedy = f"set {self.key}=drop to {remedy}"
-        return UserError(
-            f"{what}{what and ': '}{len(found):,} of {count:,} images cannot be used "
-            f"({in_words(summary(found))}){where}: {shown}{more}. Fetch them again, or {remedy}. "
-            "`cir-jax doctor NAME ROOT --out FILE` looks a whole data set over"
-        )
-
-    def _list(self) -> None:
-        """Writes the list, or removes an old one."""
-        if not self.folder:
-            return
-        file = Path(self.folder) / LIST
-        if not self.found:
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
-            return
-        lines = [
-            {"image": name, "file": one.file, "reason": one.reason, "why": one.why}
-            for name, one in self.found.items()
-        ]
-        files.put(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 class Explained:
@@ -276,7 +269,7 @@ def drop_missing(
     paths: dict[str, Any] = {}
     for one in sets:
         paths |= one.paths
-    lost = screen.unusable(paths)
+    lost = screen.unusable(paths, TRAINING)
     if not lost:
         return list(sets), {}
     kept, dropped = [], {}
@@ -314,10 +307,6 @@ def _open_questions(
         if isinstance(now, Stamp)
         and not ((known := kept.known.get(place)) and _holds(known, now, depth))
     ]
-
-
-def _is_path(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike)
 
 
 def _holds(known: Known, now: Stamp | Problem, depth: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 from cir_jax.data import places
 from cir_jax.data.inspection import UNUSUAL, Findings, inspect_images
 from cir_jax.data.pixels import AUTO, NATURAL, RELEASED, Loading
-from cir_jax.data.screening import in_words, summary
+from cir_jax.data.refusals import in_words, summary
 from cir_jax.datasets import reader
 from cir_jax.datasets.examination import Count, Examination
 

@@ -4,14 +4,16 @@
 import io
 import json
 import os
+import tarfile
 
 import pytest
 from PIL import Image
 
-from cir_jax.data import kept_looks, screening, unusable
+from cir_jax.data import kept_looks, refusals, screening, unusable
 from cir_jax.data.inspection import inspect_images
 from cir_jax.data.pixels import RELEASED, open_image
 from cir_jax.data.screening import DECODE, LOOK, Explained, Screen, scan
+from cir_jax.datasets import shards
 from cir_jax.errors import UserError
 from tests import runs
 
@@ -92,11 +94,11 @@ def test_an_error_has_all_of_them_and_a_list(tmp_path):
     with pytest.raises(UserError, match=r"and \d+ more.* set eval.on_missing=drop to") as error:
         screen.unusable(paths)
     assert f"{len(paths) - 2} of {len(paths)} images" in str(error.value)
-    listed = [json.loads(x) for x in (tmp_path / "run" / screening.LIST).open()]
+    listed = [json.loads(x) for x in (tmp_path / "run" / refusals.LIST).open()]
     assert {one["image"] for one in listed} == paths.keys() - {"good.png", "huge.png"}
     assert set(Screen("drop").unusable(paths)) == paths.keys() - {"good.png"}
     Screen("error", folder=str(tmp_path / "run")).unusable({"good.png": paths["good.png"]})
-    assert not (tmp_path / "run" / screening.LIST).exists()
+    assert not (tmp_path / "run" / refusals.LIST).exists()
 
 
 @pytest.fixture
@@ -199,3 +201,30 @@ def test_processes_leave_out_the_same(tmp_path):
     elsewhere = {"b": unusable.Problem("/other/b.png", "missing")}
     screen = Screen("drop", agree=lambda mine: mine | elsewhere)
     assert list(screen.unusable(paths)) == ["b"]
+
+
+def test_images_in_shards_are_looked_at_once_when_broken_ones_are_an_error(kept, monkeypatch):
+    """A part of them is at the start; nothing is read again as long as the shard is as it was."""
+    root, _, _ = kept
+    contents = {"whole": encoded("PNG"), "half": encoded("JPEG")[:300], "page": b"<html>"}
+    place = f"{root}/a.tar"
+    with tarfile.open(place, "w") as file:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    with tarfile.open(place) as file:
+        offsets = {m.name: (m.offset_data, m.size) for m in file.getmembers()}
+    os.utime(place, (1_000, 1_000))
+    images = {n: shards.TarImage(place, *at) for n, at in offsets.items()}
+    read, before = [], shards.TarImage.read_bytes
+    monkeypatch.setattr(shards.TarImage, "read_bytes", lambda x: read.append(x) or before(x))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"2 of 3 images .*1 cut off, 1 no image") as error:
+            Screen("error", root=root).unusable(images)
+        assert f"{place}@" in str(error.value)
+        seen = len(read)
+        read.clear()
+    assert not seen
+    os.utime(place, (2_000, 2_000))
+    assert set(scan(images, LOOK, root=root)) == {"half", "page"} and read
