@@ -62,7 +62,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
     # same as those of a training run with that data.annotated and seed
     c.data.lists = ()  # data.name="list": .json, .jsonl, .csv, .tsv, .tar files, folders of them
     c.data.allow_outside = False  # read images that lists name outside of the folders keys name
-    c.data.on_missing = "error"  # or "drop": leave unreadable images out, and list them
+    c.data.on_missing = "error"  # or "drop": leave images out that cannot be used, and list them
     # How a file becomes a picture, for captioner and comparison alike: "released" or "natural", see
     # configs/base.py; "auto" = natural for images of your own ("folder", "list", a reader of yours)
     c.data.loading = "auto"

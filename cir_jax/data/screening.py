@@ -130,18 +130,22 @@ class Screen:
         """Whether images that cannot be used are left out."""
         return self.on_missing == "drop"
 
-    def unusable(self, images: Mapping[str, ImageFile], what: str = "") -> dict[str, Problem]:
+    def unusable(
+        self, images: Mapping[str, ImageFile], what: str = "", *, decode: bool = False
+    ) -> dict[str, Problem]:
         """Those of `images` that are to be left out; they are listed in the folder.
 
         Args:
           images: name -> file.
           what: they are, for the message, e.g. "val.jsonl".
+          decode: every one, also where `on_missing` is "error".
 
         Raises:
           UserError: there are some, and `on_missing` is "error"; the message has all of them. In
             `refusals.together` it comes when all of the start have been looked at.
         """
-        return self.judged(images, self._scan(images, DECODE if self.drops else LOOK), what)
+        depth = DECODE if self.drops or decode else LOOK
+        return self.judged(images, self._scan(images, depth), what)
 
     def judged(
         self, images: Mapping[str, ImageFile], found: dict[str, Problem], what: str = ""
