@@ -10,7 +10,7 @@ image of `error` turns out to be broken later, all are decoded to say what else 
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cir_jax import progress
-from cir_jax.data import refusals
+from cir_jax.data import refusals, unusable
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
-from cir_jax.data.pixels import RELEASED, ImageFile, Loading, open_image
+from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
 from cir_jax.data.refusals import Gathering, Part, in_words, summary
 from cir_jax.data.triplets import TripletSet
 from cir_jax.data.unusable import DECODE, LOOK, Problem, Stamp, look, source_of, stamp
@@ -55,36 +55,89 @@ def scan(
     """
     sources = {name: source_of(image) for name, image in images.items()}
     places = {str(source): source for source in sources.values()}
+    sized = {str(sources[n]) for n, image in images.items() if isinstance(image, Crop)}
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         stamps = dict(zip(places, _each(pool, stamp, list(places.values()), "stat"), strict=True))
-        bad = {p: found for p, found in stamps.items() if isinstance(found, Problem)}
         kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
-        bad |= _answered(kept, stamps, depth)
-        todo = _open_questions(kept, stamps, depth)
-        if todo:
-            with kept.alone(progressed) as waited:
-                if waited:  # for a process that has looked at the same images, if the folder is one
-                    kept.read()
-                    bad |= _answered(kept, stamps, depth)
-                    unknown = {*_open_questions(kept, stamps, depth)}
-                    todo = [p for p in todo if p in unknown]
+        known = _known(pool, kept, _Questions(places, stamps, depth, sized, loading), progressed)
+    found: dict[str, Problem] = {}
+    for name, image in images.items():
+        place = str(sources[name])
+        now = stamps[place]
+        problem = now if isinstance(now, Problem) else known[place].problem(place)
+        problem = problem or unusable.outside(image, known[place].width, known[place].height)
+        if problem:
+            found[name] = problem
+    return found
 
-                def one(place: str) -> Known:
-                    before, now = kept.known.get(place), stamps[place]
-                    assert isinstance(now, Stamp)
-                    return _look(places[place], now, before, depth, loading)
 
-                with progress.counter(len(todo), "looking at images") as bar:
-                    new = {}
-                    for place, known in zip(todo, _each(pool, one, todo, "look"), strict=True):
-                        new[place] = known
-                        bar.update(1)
-                        if len(new) % LEAST == 0:
-                            progressed()
-                kept.add(new)
-            bad |= {p: Problem(p, k.reason, k.why) for p, k in new.items() if k.reason}
-    return {name: bad[str(source)] for name, source in sources.items() if str(source) in bad}
+@dataclass(frozen=True)
+class _Questions:
+    """What is to be known of some files.
+
+    Attributes:
+      places: name -> file.
+      stamps: name -> its stamp, or why it has none.
+      depth: how closely they are looked at.
+      sized: names of those whose images' size is asked, too: whether a box lies in one. It takes
+        decoding them.
+      loading: how images are opened.
+    """
+
+    places: Mapping[str, Any]
+    stamps: Mapping[str, Stamp | Problem]
+    depth: int
+    sized: Set[str]
+    loading: Loading
+
+    def open(self, kept: KeptLooks) -> dict[str, Stamp]:
+        """The files that have to be looked at."""
+        found = {}
+        for place, now in self.stamps.items():
+            if isinstance(now, Problem):
+                continue
+            known = kept.known.get(place)
+            if known is None or not known.holds(now, self._depth(place), place in self.sized):
+                found[place] = now
+        return found
+
+    def answer(self, place: str, now: Stamp, before: Known | None) -> Known:
+        """What a closer look says, or has said about the same content."""
+        source, depth = self.places[place], self._depth(place)
+        opener = partial(open_image, loading=self.loading)
+        same = before is not None and before.size == now.size and not before.reason
+        if before is not None and same and before.deep_enough(depth, place in self.sized):
+            looked = look(source, LOOK, opener)
+            if looked.sample == before.sample and not looked.problem:
+                return before.still(now)
+        return Known.now(now, look(source, depth, opener), depth)
+
+    def _depth(self, place: str) -> int:
+        return DECODE if place in self.sized else self.depth
+
+
+def _known(
+    pool: ThreadPoolExecutor, kept: KeptLooks, asked: _Questions, progressed: Callable[[], None]
+) -> dict[str, Known]:
+    """What is known of all files that have a stamp; looks at those of which too little is."""
+    todo = asked.open(kept)
+    if not todo:
+        return kept.known
+    with kept.alone(progressed) as waited:
+        if waited:  # for a process that has looked at the same images, if the folder is one
+            kept.read()
+            todo = asked.open(kept)
+        before, new = dict(kept.known), {}
+        one = lambda place: asked.answer(place, todo[place], before.get(place))
+        with progress.counter(len(todo), "looking at images") as bar:
+            for place, known in zip(todo, _each(pool, one, list(todo), "look"), strict=True):
+                new[place] = known
+                bar.update(1)
+                if len(new) % LEAST == 0:
+                    progressed()
+        kept.add(new)
+    return before | new
 
 
 @dataclass(frozen=True)
@@ -186,7 +239,7 @@ class Screen:
           error: what was raised.
           what: as in `unusable`.
         """
-        if not str(error).startswith("image "):  # of a text, or of a part that is no part of it
+        if not str(error).startswith(("image ", "box ")):  # of a text
             return error
         progress.say(f"{error}\nlooking for others ...")
         own = Part(what, images, {}, self.key, self.drops)
@@ -288,44 +341,6 @@ def drop_missing(
             f"({in_words(summary(lost))})"
         )
     return kept, dropped
-
-
-def _answered(
-    kept: KeptLooks, stamps: Mapping[str, Stamp | Problem], depth: int
-) -> dict[str, Problem]:
-    """What is known to be wrong with files that are as they were."""
-    return {
-        place: Problem(place, known.reason, known.why)
-        for place, now in stamps.items()
-        if (known := kept.known.get(place)) and known.reason and _holds(known, now, depth)
-    }
-
-
-def _open_questions(
-    kept: KeptLooks, stamps: Mapping[str, Stamp | Problem], depth: int
-) -> list[str]:
-    """The files that have to be looked at."""
-    return [
-        place
-        for place, now in stamps.items()
-        if isinstance(now, Stamp)
-        and not ((known := kept.known.get(place)) and _holds(known, now, depth))
-    ]
-
-
-def _holds(known: Known, now: Stamp | Problem, depth: int) -> bool:
-    return isinstance(now, Stamp) and known.same_time(now) and known.deep_enough(depth)
-
-
-def _look(source: Any, now: Stamp, before: Known | None, depth: int, loading: Loading) -> Known:
-    """What a closer look says, or has said about the same content."""
-    opener = partial(open_image, loading=loading)
-    if before and before.size == now.size and not before.reason and before.deep_enough(depth):
-        problem, sample = look(source, LOOK, opener)
-        if sample == before.sample:
-            return Known.now(now, sample, before.depth, problem)
-    problem, sample = look(source, depth, opener)
-    return Known.now(now, sample, depth, problem)
 
 
 def _each(

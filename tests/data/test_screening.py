@@ -11,7 +11,7 @@ from PIL import Image
 
 from cir_jax.data import kept_looks, refusals, screening, unusable
 from cir_jax.data.inspection import inspect_images
-from cir_jax.data.pixels import RELEASED, open_image
+from cir_jax.data.pixels import NATURAL, RELEASED, Crop, open_image
 from cir_jax.data.screening import DECODE, LOOK, Explained, Screen, scan
 from cir_jax.datasets import shards
 from cir_jax.errors import UserError
@@ -228,3 +228,61 @@ def test_images_in_shards_are_looked_at_once_when_broken_ones_are_an_error(kept,
     assert not seen
     os.utime(place, (2_000, 2_000))
     assert set(scan(images, LOOK, root=root)) == {"half", "page"} and read
+
+
+def test_a_box_outside_its_image_is_found_at_the_start(kept):
+    """Each image is decoded once for all its boxes, and its size is kept."""
+    root, paths, opened = kept
+    images = {
+        "whole": paths["0"],
+        "inside": Crop(paths["0"], (40, 40, 20, 20)),
+        "beside": Crop(paths["0"], (50, 0, 20, 20)),
+        "by dilation": Crop(paths["1"], (50, 0, 10, 20), 0.7),
+        "of a page": Crop(paths["4"], (0, 0, 20, 20)),
+        "of a part": Crop(Crop(paths["2"], (0, 0, 10, 10)), (12, 0, 5, 5)),
+        "other": paths["3"],
+    }
+    reasons = {"beside": unusable.BOX, "of a page": "no image", "of a part": unusable.BOX}
+    for depth in (LOOK, DECODE):
+        found = scan(images, depth, root=root)
+        assert {name: one.reason for name, one in found.items()} == reasons
+        assert sorted(opened) == sorted(paths[n] for n in ("0", "1", "2", "4", "3")[: 3 + depth])
+    assert str(found["beside"]) == (
+        f"{paths['0']} box 50, 0, 20, 20 (box outside its image: 48x48 pixels)"
+    )
+    for name, image in images.items():  # as opening them says
+        if name in reasons:
+            with pytest.raises(UserError):
+                open_image(image)
+        else:
+            open_image(image)
+    with pytest.raises(UserError, match=r"3 of 7 images .*2 box outside its image, 1 no image"):
+        Screen("error", root=root).unusable(images)
+    assert set(Screen("drop", root=root).unusable(images)) == reasons.keys()
+    assert {n: p.reason for n, p in inspect_images(images).problems.items()} == reasons
+
+
+def test_looks_without_the_size_of_the_image_are_made_again_where_it_is_needed(kept):
+    root, paths, opened = kept
+    scan(paths, DECODE, root=root)
+    [file] = (f for f in os.scandir(f"{root}/cache/{kept_looks.FOLDER}") if f.name[-4:] == "json")
+    content = json.loads(open(file.path, "rb").read())
+    content["images"] = {place: known[:6] for place, known in content["images"].items()}
+    with open(file.path, "w") as out:  # as earlier versions wrote it
+        json.dump(content, out)
+    opened.clear()
+    assert list(scan(paths, DECODE, root=root)) == ["4"] and not opened
+    box = {"box": Crop(paths["0"], (50, 0, 5, 5))}
+    for _ in range(2):
+        assert list(scan(box, LOOK, root=root)) == ["box"] and opened == [paths["0"]]
+
+
+def test_a_box_is_of_the_picture_as_it_is_loaded(tmp_path):
+    image = Image.new("RGB", (20, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6  # lies on its side: 40 wide and 20 high as a person sees it
+    image.save(tmp_path / "a.jpg", exif=exif)
+    crops = {"right": Crop(str(tmp_path / "a.jpg"), (30, 0, 5, 5)),
+             "below": Crop(str(tmp_path / "a.jpg"), (0, 30, 5, 5))}  # fmt: skip
+    assert list(scan(crops, LOOK)) == ["right"]
+    assert list(scan(crops, LOOK, loading=NATURAL)) == ["below"]

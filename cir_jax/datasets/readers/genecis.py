@@ -89,6 +89,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     """
     found = Examination()
     paths: dict[str, ImageFile] = {}
+    parts: dict[str, Crop] = {}
     for task in find_tasks(categories):
         if not has_task(root, task):
             found.problems.append(f"no annotation file genecis/{task}.json in {root}; fetch it")
@@ -99,10 +100,11 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         found.look_over(read.triplets, "val")
         found.count(f"{task} images and parts of images", len(items))
         paths |= {str(file_of(p)): file_of(p) for p in read.paths.values()}
+        parts |= {str(p): p for p in read.paths.values() if isinstance(p, Crop)}
     if not paths:
         raise UserError(f"no task of GeneCIS in {root}: {found.problems[0]}")
     found.count("image files", len(paths))
-    found.images = paths
+    found.images, found.parts = paths, parts
     return found
 
 
