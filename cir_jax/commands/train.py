@@ -69,9 +69,9 @@ def _run(args: argparse.Namespace) -> int:
     from cir_jax import progress
 
     if args.dry_run:
-        from cir_jax.training import dry_run, setup
+        from cir_jax.training import dry_run, memory, setup
 
-        with setup.gathered(loaded):
+        with setup.gathered(loaded), memory.reading(loaded):
             made = setup.make(setup.resolve(loaded))
             data = setup.read_data(made)
         progress.say(dry_run.describe(made, data))

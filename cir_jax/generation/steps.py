@@ -8,6 +8,8 @@ features) is kept and never done twice; what is drawn is drawn again, the same. 
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,27 @@ def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
     modify.check_modify(config)
     output.check_output(config)
     workdir = Path(config.workdir)
-    with journal.locked(workdir):
+    with journal.locked(workdir), _in_memory(config):
         return _run(resolve(config), workdir, open_run)
+
+
+@contextmanager
+def _in_memory(config: ConfigDict) -> Iterator[None]:
+    """Too little memory of the host becomes an error that says what takes less.
+
+    Not by `cir_jax.runtime.memory`, whose jax no step needs that would fail here.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        if isinstance(error, UserError):  # which says it already
+            raise
+        raise UserError(
+            f"out of memory while making triplets ({str(error) or 'MemoryError'}). What takes "
+            f"less: a smaller data.threads (now {config.data.threads}): images that are decoded at "
+            f"a time; a smaller pair.keep (now {config.pair.keep or 'all'}): pairs; fewer images. "
+            "What is done is kept, and the same command goes on"
+        ) from None
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

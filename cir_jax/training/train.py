@@ -46,7 +46,7 @@ def train(config: ConfigDict) -> dict[str, Any]:
     distributed.join(Limits.of(config))
     comparison.check("run", comparison.of_run(config))
     trust.remember(config)
-    with setups.gathered(config):
+    with setups.gathered(config), memory.reading(config):
         setup = setups.make(setups.resolve(config))
         watchdog.progress("data")
         data = setups.read_data(setup)
