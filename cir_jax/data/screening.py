@@ -338,7 +338,7 @@ def drop_missing(
     if not any(one.triplets for one in kept):
         raise UserError(
             f"no triplet is left after dropping {len(lost)} images that cannot be used "
-            f"({in_words(summary(lost))})"
+            f"({in_words(summary(lost))}); fetch them again, or correct data.root"
         )
     return kept, dropped
 

@@ -49,7 +49,9 @@ def read_task(root: str | Path, task: str) -> TripletSet:
         where = f"{file} record {number}"
         others = field(record, "gallery", where)
         if not isinstance(others, list) or not others:
-            raise UserError(f"{where}: 'gallery' is {others!r}, expected a list of images")
+            raise UserError(
+                f"{where}: 'gallery' is {others!r}, expected a list of images; correct the record"
+            )
         items = [field(record, "reference", where), field(record, "target", where), *others]
         named = [_item(root, task, there, item, where) for item in items]
         paths |= dict(named)
@@ -156,7 +158,9 @@ def _item(
     key = "image_id" if _kind(task) == "attribute" else "val_image_id"
     number = field(item, key, where)
     if type(number) is not int or number < 0:
-        raise UserError(f"{where}: {key!r} is {number!r}, expected a whole number")
+        raise UserError(
+            f"{where}: {key!r} is {number!r}, expected a whole number; correct the record"
+        )
     stem = str(number) if _kind(task) == "attribute" else f"{number:012d}"
     path = there.get(stem, str(Path(root) / _FOLDERS[_kind(task)][0] / f"{stem}.jpg"))
     if _kind(task) == "object":
@@ -164,7 +168,8 @@ def _item(
     box = field(item, "instance_bbox", where)
     if not _is_box(box):
         raise UserError(
-            f"{where}: 'instance_bbox' is {box!r}, expected [left, top, width, height] in pixels"
+            f"{where}: 'instance_bbox' is {box!r}, expected [left, top, width, height] in pixels; "
+            "correct the record"
         )
     return f"{number}:{','.join(f'{x:g}' for x in box)}", Crop(path, tuple(box), DILATION)
 
