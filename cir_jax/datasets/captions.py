@@ -181,6 +181,11 @@ def collect(
             raise
         undecided(str(error))
         return found
+    if not counts.read:
+        raise UserError(
+            f"{_named(files)}: there is no record, at most a line of column names; add a line for "
+            "each image"
+        )
     if not found:
         raise UserError(
             f"{_named(files)}: no caption of any of the {len(names)} images, such as "
@@ -344,11 +349,6 @@ def _end(files: Sequence[str | Path], choices: Choices, counts: _Counts, left: _
     Raises:
       UserError: what must be decided, or no record has a text.
     """
-    if not counts.read and not left.first:
-        raise UserError(
-            f"{_named(files)}: there is no record, at most a line of column names; add a line for "
-            "each image"
-        )
     if counts.last is not None and not counts.with_key:
         raise UserError(
             f"{_named(files)}: none of {counts.read} records has a text; the last has: "

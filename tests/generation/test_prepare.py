@@ -218,7 +218,7 @@ def test_tables_without_a_header(shop, capsys):
     assert "names of the columns in the first line" in said and said.count("titles.csv") == 1
     Path("titles.csv").write_text("image\nshoes/red.jpg\n")
     assert prepare() == 2
-    assert "titles.csv:1 has one column, 'image'; a table has several" in capsys.readouterr().err
+    assert "titles.csv is no table: its first line, 'image', is one column" in capsys.readouterr().err
 
 
 def test_a_split_that_cannot_be_is_listed_with_the_rest(shop, capsys):

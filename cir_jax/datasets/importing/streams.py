@@ -96,8 +96,8 @@ def _kind(path: Path) -> Iterator[Found]:
         return _csv(path, codec, delimiter)
     if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
         raise UserError(
-            f"{path}:1 has one column, {header[:40]!r}; a table has several, separated by commas, "
-            "semicolons or tabs, and their names in its first line"
+            f"{path} is no table: its first line, {header[:40]!r}, is one column; separate several "
+            "by commas, semicolons or tabs, with their names in the first line"
         )
     raise UserError(
         f"{path} is no JSON, JSON lines, CSV, parquet or tar file; it begins with {start[:40]!r}"

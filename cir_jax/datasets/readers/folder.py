@@ -130,9 +130,10 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Im
     if _lies_there(copies := Path(root) / "copies.txt"):
         names += _listed(known, copies)
     for split in {*splits} - {"train"}:
-        if _lies_there(Path(root) / f"{split}.jsonl"):
-            triplets = [t for one in read(root, split) for t in one.triplets]
-            names += [n for t in triplets for n in (t.reference, t.target, *t.truths, *t.members)]
+        if _lies_there(file := Path(root) / f"{split}.jsonl"):
+            for where, record in read_lines(file):
+                t = renamed(triplet(record, where), known, where)
+                names += [t.reference, t.target, *t.truths, *t.members]
     return {n: known.files[n] for n in names if n in known.files}
 
 
