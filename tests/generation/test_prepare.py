@@ -218,7 +218,8 @@ def test_tables_without_a_header(shop, capsys):
     assert "names of the columns in the first line" in said and said.count("titles.csv") == 1
     Path("titles.csv").write_text("image\nshoes/red.jpg\n")
     assert prepare() == 2
-    assert "titles.csv is no table: its first line, 'image', is one column" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "titles.csv is no table: its first line, 'image', is one column" in said
 
 
 def test_a_split_that_cannot_be_is_listed_with_the_rest(shop, capsys):
