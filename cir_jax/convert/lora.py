@@ -6,8 +6,8 @@ layer of weight W it holds A and B, and the layer computes with W + s * B A, whe
 or alpha / sqrt(r) with `use_rslora`; both may differ from layer to layer. With `use_dora` each
 output's weights are scaled to a length that was learned; with `lora_bias` B has a bias, and s times
 it is added to that of the layer. What is in `modules_to_save`, and biases that were trained, take
-the place of those of the base. Merged in float32, when a tensor is read. Source: PEFT, `tuners/lora`
-and `utils/save_and_load.py`.
+the place of those of the base. Merged in float32, when a tensor is read. Source: PEFT,
+`tuners/lora` and `utils/save_and_load.py`.
 """
 
 import dataclasses
