@@ -24,7 +24,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
-    """Pictures of many sizes, triplets with several right answers, and weights as BGE-VL has them."""
+    """Pictures of many sizes, triplets with several right answers, weights as BGE-VL has them."""
     root = tmp_path_factory.mktemp("shop")
     names = []
     for number, (color, rgb) in enumerate([*runs.COLORS.items()] * 4):
