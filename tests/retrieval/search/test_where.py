@@ -51,8 +51,8 @@ def test_kinds_of_columns():
         ("category is null", [1]),
         ("NOT category IS NOT NULL", [1]),
         ('"unit price" is null', [1, 2]),
-        ('"unit price" < 50 and category = \'shoes\'', [0]),
-        ('not ("unit price" < 50 or category = \'hats\')', [3]),
+        ("\"unit price\" < 50 and category = 'shoes'", [0]),
+        ("not (\"unit price\" < 50 or category = 'hats')", [3]),
         ("count in (1, 3,1)", [0, 2]),
         ("count not in (1, 3)", [3, 4, 5]),
         ("count > 0.5 and count < 1e1", [0, 2]),
@@ -172,7 +172,9 @@ def test_three_truth_values_at_random():
 def test_chunks_and_no_rows():
     chunks = pa.concat_tables([TABLE.slice(0, 2), TABLE.slice(2)])
     assert found("count in (1, 3)", chunks) == [0, 2]
-    assert where.parse("count = 1 or name contains 'a'", KINDS).mask(TABLE.slice(0, 0)).shape == (0,)
+    assert where.parse("count = 1 or name contains 'a'", KINDS).mask(TABLE.slice(0, 0)).shape == (
+        0,
+    )
     mask = where.parse("count = 1", KINDS).mask(TABLE)
     assert mask.dtype == np.bool_ and mask.shape == (6,)
 
@@ -223,7 +225,10 @@ def test_chunks_and_no_rows():
         ("(" * 21 + "count = 1" + ")" * 21, "at most 20"),
         ("not " * 1000 + "x", "2,000"),
         ("not " * 30 + "count = 1", "at most 20"),
-        ("count in (" + ",".join(map(str, range(1000))) + ")", "3,900 characters and may have 2,000"),
+        (
+            "count in (" + ",".join(map(str, range(1000))) + ")",
+            "3,900 characters and may have 2,000",
+        ),
     ],
 )
 def test_what_it_refuses(text, message):
