@@ -185,6 +185,11 @@ def _mask(masks: NDArray[np.bool_], block: Block, held: int, mesh: Mesh) -> jax.
     return jax.device_put(part, jax.sharding.NamedSharding(mesh, spec))
 
 
+def _padded(queries: int) -> int:
+    """1, 8 or a larger power of two: on a CPU 8 cost little more than 2, and each is a program."""
+    return 1 if queries == 1 else max(8, _power(queries))
+
+
 def _power(number: int) -> int:
     """The smallest power of two that is not smaller."""
     return 1 << (number - 1).bit_length()
@@ -197,10 +202,10 @@ def pack(queries: Sequence[Terms]) -> tuple[tuple[tuple[Any, Any], ...], NDArray
 
     Returns:
       (groups, lengths): for each power of two P that is the size of a group, vectors
-      [Q', G, P, D] and weights [Q', G], both float32, Q' a power of two. Smaller groups repeat a
+      [Q', G, P, D] and weights [Q', G], both float32, Q' >= Q. Smaller groups repeat a
       vector; missing ones have the weight 0. And [Q] the largest score for rows of length 1.
     """
-    count, width = _power(len(queries)), queries[0].vectors.shape[1]
+    count, width = _padded(len(queries)), queries[0].vectors.shape[1]
     sizes: dict[int, list[list[tuple[NDArray[np.float32], float]]]] = {}
     lengths = np.zeros(len(queries))
     for number, terms in enumerate(queries):
@@ -284,7 +289,7 @@ def _widened_scores(groups: Any, rows: jax.Array, scales: jax.Array | None, each
         queries, number, size, width = vectors.shape
         products = scores(vectors.reshape(-1, width), rows[:, None])
         if scales is not None:
-            products = products * scales
+            products = products * scales[None]
         split = products.reshape(queries, number, size, -1, each)
         best = split.max(axis=(2, 4)) if size * each > 1 else split[:, :, 0, :, 0]
         for group in range(number):

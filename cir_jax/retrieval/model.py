@@ -278,6 +278,8 @@ class Model:
         place: str | os.PathLike[str],
         out: str | os.PathLike[str] | None = None,
         *,
+        titles: Sequence[str | os.PathLike[str]] = (),
+        dtype: str = "float32",
         batch: int = 128,
         threads: int = 16,
     ) -> "Index":
@@ -286,6 +288,8 @@ class Model:
         Args:
           place: a folder of images, or a table that names some.
           out: folder of the index; None is a temporary one, which goes with the index: `save` it.
+          titles: tables of images whose columns become fields, to show and to filter by.
+          dtype: of the rows that are kept, "float32", "float16" or "int8".
           batch, threads: see `encode_images`.
 
         Raises:
@@ -293,7 +297,9 @@ class Model:
         """
         from cir_jax.retrieval.index import making  # imports pyarrow, which takes a second
 
-        return making.index(self, place, out, batch=batch, threads=threads)
+        return making.index(
+            self, place, out, titles=titles, dtype=dtype, batch=batch, threads=threads
+        )
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""

@@ -164,9 +164,7 @@ class Store:
         ]
         return scoring.best(ids, np.concatenate(scores or [np.zeros(0, np.float32)]), k)
 
-    def _candidates(
-        self, queries: Sequence[Terms], k: int, exact: bool
-    ) -> list[NDArray[np.int64]]:
+    def _candidates(self, queries: Sequence[Terms], k: int, exact: bool) -> list[NDArray[np.int64]]:
         """For each question positions among which its best k are."""
         found: dict[int, NDArray[np.int64]] = {}
         searched: list[int] = []
