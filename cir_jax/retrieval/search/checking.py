@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xxhash
@@ -28,19 +28,33 @@ from cir_jax.retrieval.search.asking import (
 from cir_jax.retrieval.search.conditions import Kind
 from cir_jax.retrieval.store import Store
 
+if TYPE_CHECKING:
+    import pyarrow
+
 
 class Catalogue(Protocol):
     """What an index knows about its images, in the order of their ids."""
 
-    ids: NDArray[np.int64]  # ascending
-    kinds: Mapping[str, Kind]  # what a `where` may ask for
-    table: Any  # pyarrow.Table: "name", then the fields
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """[N], ascending."""
+        ...
 
-    def contents(self, ids: Sequence[int]) -> Sequence[bytes]:
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What a `where` may ask for: the columns of `table`."""
+        ...
+
+    @property
+    def table(self) -> "pyarrow.Table":
+        """Column "name", then the fields."""
+        ...
+
+    def contents(self, ids: Sequence[int], /) -> Sequence[bytes]:
         """Hashes of the files of images."""
         ...
 
-    def with_content(self, content: bytes) -> Sequence[int]:
+    def with_content(self, content: bytes, /) -> Sequence[int]:
         """Ids of the images whose files have this hash."""
         ...
 
@@ -54,7 +68,7 @@ class Searched(Protocol):
     def catalogue(self) -> Catalogue: ...
     @property
     def store(self) -> Store: ...
-    def path_of(self, id: int) -> str: ...
+    def path_of(self, id: int, /) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)

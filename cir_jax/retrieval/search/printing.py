@@ -140,7 +140,8 @@ def _columns_of(hits: Sequence[Hit]) -> list[_Column]:
         if any(value is not None for value in values):
             figures = all(value is None or isinstance(value, int | float) for value in values)
             cells = [text(value) for value in values]
-            found.append(_Column(shown(name, one_line=True), cells, right=figures, least=0 if figures else _FIELD))
+            title, least = shown(name, one_line=True), 0 if figures else _FIELD
+            found.append(_Column(title, cells, right=figures, least=least))
     return found
 
 
