@@ -59,7 +59,7 @@ def find(
       recall: None for all of the best; else the share of them that `jax.lax.approx_max_k` aims at,
         which is faster than all on a TPU or GPU.
     """
-    if not table.blocks:
+    if not queries or not table.blocks:
         return [np.zeros(0, np.int64) for _ in queries]
     # Vectors of a question and rows of a block that meet on a device.
     largest = max(b.rows.shape[0] for b in table.blocks) // table.mesh.size
