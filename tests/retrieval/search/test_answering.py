@@ -84,7 +84,7 @@ def test_one_row_is_one_vector_and_several_are_groups(index, rows4):
     question = Question((5, 7), "but red", "stripes", Weights(1, 0.5, 2))
     for one, vectors, weights in ((index, 1, [1.0]), (rows4, 11, [0.5, 0.5, 0.25, 0.25, -2.0])):
         retriever = one.model.retriever(few=True)
-        asked = answering._checked(one, [question], retriever)
+        asked, _ = answering._checked(one, [question])
         [parts] = encoding.parts(asked, retriever, one.store)
         terms = encoding.terms(parts, asked[0], folds=one is index)
         assert terms.vectors.shape == (vectors, 6) and terms.vectors.dtype == np.float32
