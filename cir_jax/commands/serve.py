@@ -91,6 +91,7 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
             f"{jax.process_count()} processes would serve one port; start one, which uses all "
             "devices of its machine"
         )
+    warming.keep_programs()
     indexes = dict(zip(served.named(args.index), map(partial(_opened, args), args.index)))
     for name, index in indexes.items():
         progress.say(f"{name}: {len(index):,} images; {index.model!r}")

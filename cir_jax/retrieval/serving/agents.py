@@ -19,9 +19,7 @@ from cir_jax.retrieval.search.results import Answer
 _THREADS = 2  # that read and shrink pictures
 
 
-def serve(
-    folders: Sequence[str], files: Sequence[str], opened: Callable[[str], Any]
-) -> None:
+def serve(folders: Sequence[str], files: Sequence[str], opened: Callable[[str], Any]) -> None:
     """Answers on standard input and output until the input ends.
 
     Args:

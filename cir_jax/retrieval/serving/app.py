@@ -87,8 +87,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Warms up before the first request, looks for new generations, and ends what was begun."""
     state: State = app.state.server
     state.batches.start()
-    for index in state.served.indexes.values():
-        await state.batches.alone(partial(state.served.warm, index))
+    await state.batches.alone(state.served.warm_up)
     state.load.ready = True
     watch = asyncio.create_task(_watch(state))
     try:
@@ -109,8 +108,7 @@ async def _watch(state: State) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The description of the API; a request of another form gets 400, where FastAPI would say 422.
-    """
+    """The description of the API; a request of another form gets 400, where FastAPI would say 422."""
     if app.openapi_schema is None:
         found = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes

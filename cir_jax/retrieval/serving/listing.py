@@ -94,7 +94,9 @@ def _images(index: Any, offset: int, limit: int, where: str) -> Images:
         chosen = np.flatnonzero(wheres.parse(where, catalogue.kinds).mask(catalogue.table))
     places = chosen[offset : offset + limit]
     images = []
-    for id, row in zip(catalogue.ids[places], catalogue.table.take(places).to_pylist(), strict=True):
+    for id, row in zip(
+        catalogue.ids[places], catalogue.table.take(places).to_pylist(), strict=True
+    ):
         name = row.pop("name")
         fields = {key: plain(value) for key, value in row.items()}
         images.append(Image(id=int(id), name=name, fields=fields))

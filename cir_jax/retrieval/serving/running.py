@@ -26,8 +26,10 @@ _LEAST_TOKEN = 16  # characters
 def check(settings: Settings) -> None:
     """Raises UserError for settings that would let in whoever comes by."""
     if settings.token and (
-        len(settings.token) < _LEAST_TOKEN or not settings.token.isascii()
-        or not settings.token.isprintable() or " " in settings.token
+        len(settings.token) < _LEAST_TOKEN
+        or not settings.token.isascii()
+        or not settings.token.isprintable()
+        or " " in settings.token
     ):
         raise UserError(
             f"the token has {len(settings.token)} characters; take at least {_LEAST_TOKEN} letters "
@@ -71,6 +73,7 @@ def serve(app: Any, settings: Settings, port: socket.socket) -> None:
 
     A second signal does not wait for them.
     """
+    app.state.server.served.warm_up()  # here, where Ctrl-C still ends it at once
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -115,8 +118,6 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
             return
-        if not self.started:  # it warms up, and nobody waits for an answer
-            raise KeyboardInterrupt
         self.should_exit = True
         print("stopping; requests under way are answered first", file=sys.stderr, flush=True)
 

@@ -146,9 +146,7 @@ async def _image(here: State, index: Any, ref: ImageRef, number: int) -> Any:
     if ref.upload is not None:
         content = here.uploads.find(ref.upload)
     else:
-        content = await here.aside(
-            uploads.content_of, ref.data or "", settings.upload_bytes, param
-        )
+        content = await here.aside(uploads.content_of, ref.data or "", settings.upload_bytes, param)
     # An image that the index has is that image: it is not found by itself.
     for known in await here.aside(_same, index, content):
         return known

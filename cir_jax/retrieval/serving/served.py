@@ -33,8 +33,16 @@ class Served:
 
     def __post_init__(self) -> None:
         self._refused: dict[str, str] = {}
+        self._warmed: set[str] = set()
         for name in self.indexes:
             self._note(name)
+
+    def warm_up(self) -> None:
+        """Warms up each index that is not warm."""
+        for name, index in self.indexes.items():
+            if name not in self._warmed:
+                self.warm(index)
+                self._warmed.add(name)
 
     def find(self, name: str | None, param: str = "index") -> tuple[str, Any]:
         """(name, index); the first one if no name is given.

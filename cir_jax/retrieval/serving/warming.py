@@ -9,14 +9,16 @@ results) is compiled when it first comes.
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
+from cir_jax import files
 from cir_jax.data import tokens
 from cir_jax.retrieval.search import answering
 from cir_jax.retrieval.search.asking import Question
 
-_RESULTS = (10, 50)  # of a program's question, and of a screen of the page
+_SCREEN = 50  # results that a page asks for at a time
 
 
 def warm(index: Any, batch: int) -> None:
@@ -35,10 +37,22 @@ def warm(index: Any, batch: int) -> None:
                 model.encode_queries(None, [text] * size)
     if not len(index.store):
         return
-    for where in ("", _nearly_all(index)):
-        for k in _RESULTS:
-            for size in sizes:
-                answering.answer(index, [_question(i, k, where) for i in range(size)])
+    where = _nearly_all(index)
+    for k, condition, most in ((10, "", batch), (10, where, batch), (_SCREEN, "", 1)):
+        for size in powers(most):
+            answering.answer(index, [_question(i, k, condition) for i in range(size)])
+
+
+def keep_programs() -> None:
+    """Later starts read compiled programs from the cache of this host rather than compile them.
+
+    It is left as it is where JAX_COMPILATION_CACHE_DIR names another.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(files.cache() / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def powers(most: int) -> Iterator[int]:

@@ -246,7 +246,9 @@ def test_another_process_has_the_file(tmp_path):
     place.mkdir()
     with (place / "LOCK").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match=r"another process has .*held\.db open, .*one at a time"):
+        with pytest.raises(
+            UserError, match=r"another process has .*held\.db open, .*one at a time"
+        ):
             connection.Connection(str(place))
     connection.Connection(str(place)).close()
     with (place / "LOCK").open("w") as lock:  # closed means that others may have it
@@ -256,7 +258,9 @@ def test_another_process_has_the_file(tmp_path):
 def test_a_server_that_is_away_is_named_without_the_token(monkeypatch):
     monkeypatch.setenv(connection.TOKEN, "root:secret")
     monkeypatch.setattr(connection, "_CONNECT", 0.3)
-    with pytest.raises(UserError, match=r"no Milvus at http://127\.0\.0\.1:9 .*MILVUS_TOKEN") as told:
+    with pytest.raises(
+        UserError, match=r"no Milvus at http://127\.0\.0\.1:9 .*MILVUS_TOKEN"
+    ) as told:
         connection.Connection("http://127.0.0.1:9")
     assert "secret" not in str(told.value)
 
