@@ -32,6 +32,7 @@ FLOORS = (
     ("generation",),
     ("weights",),
     ("retrieval",),
+    ("serving",),
     ("evals",),
     ("training",),
     ("api",),
