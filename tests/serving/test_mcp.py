@@ -7,10 +7,10 @@ import contextlib
 import io
 import json
 import logging
-import os
 import sys
 import threading
 
+import jax
 import pytest
 import uvicorn
 from mcp import Client
@@ -18,6 +18,7 @@ from mcp.client.stdio import StdioServerParameters
 from PIL import Image
 from starlette.applications import Starlette
 
+import cir_jax
 from cir_jax.errors import UserError
 from cir_jax.retrieval.search import answering
 from cir_jax.serving import agents, mcp
@@ -35,8 +36,6 @@ def index(tmp_path_factory):
     found.root = root / "in"
     (root / "out").mkdir()
     made.folder(root / "out", 2)
-    (root / "in" / "text.png").write_text("no picture")
-    (root / "in" / "link.png").symlink_to(root / "out" / "red-0.png")
     (root / "in" / "deep").mkdir()
     (root / "in" / "deep" / "link.png").symlink_to(root / "out" / "red-0.png")
     return found
@@ -130,7 +129,7 @@ OUTSIDE = "only files below it can be given"
         ("search_images", {"text": "x", "offset": -1}, "greater than or equal to 0"),
         ("search_images", {"text": "x" * 2001}, "at most 2000 characters"),
         ("search_images", {"text": "x", "imag_id": 3}, "Extra inputs are not permitted"),
-        ("search_images", {"text": "x", "image_id": 99}, "no image 99"),
+        ("search_images", {"text": "x", "image_id": 99}, "no image with the id 99"),
         ("search_images", {"text": "x", "where": "colour = 'red"}, "where, character"),
         ("search_images", {"text": "x", "index": "other"}, "there is no index other"),
         ("search_images", {"image_path": "../out/red-0.png"}, OUTSIDE),
@@ -139,7 +138,6 @@ OUTSIDE = "only files below it can be given"
         ("search_images", {"image_path": "nothing.png"}, OUTSIDE),
         ("search_images", {"image_path": "in\0.png"}, OUTSIDE),
         ("search_images", {"image_path": "deep"}, OUTSIDE),
-        ("search_images", {"image_path": "text.png"}, "text.png"),
         ("get_image", {"id": 99}, "no image 99"),
         ("get_image", {"id": 3, "size": 4096}, "64, 128, 256, 512 or 1024"),
         ("get_image", {"id": "../in"}, "valid integer"),
@@ -199,25 +197,26 @@ async def _running_twice(mounted):
 
 def test_over_standard_streams(tmp_path):
     """A real index and a real model; what they print is not in the way of the protocol."""
-    import cir_jax
-
-    for number in range(6):
-        runs.write_image(tmp_path / "in" / f"{number}.png", (40 * number, 80, 120), number)
+    for number in range(4):
+        runs.write_image(tmp_path / "in" / f"{number}.png", (60 * number, 80, 120), number)
     weights = published.write("spn", tmp_path, published.state())
-    index = cir_jax.load(weights).index(tmp_path / "in", out=tmp_path / "index")
+    model = cir_jax.load(weights, device=jax.devices()[0])
+    index = model.index(tmp_path / "in", out=tmp_path / "index")
+    (tmp_path / "in" / "text.png").write_text("no picture")
     command = StdioServerParameters(
         command=sys.executable,
         args=["-m", "cir_jax.main", "mcp", str(tmp_path / "index")],
-        env=dict(os.environ),
+        env=runs.one_device(),
     )
-    searched, picture = asked(
+    searched, picture, no_picture = asked(
         command,
         ("search_images", {"text": "is red", "image_path": "2.png", "k": 3}),
         ("get_image", {"id": 1, "size": 64}),
+        ("search_images", {"text": "is red", "image_path": "text.png"}),
     )
-    wanted = index.search(tmp_path / "in" / "2.png", "is red", k=3)
-    assert ids(searched) == [hit.id for hit in wanted]
+    assert sorted(ids(searched)) == [0, 1, 3]  # the reference is left out
     assert picture.content[0].text == index.catalogue.name(1)
+    assert no_picture.is_error and "text.png" in no_picture.content[0].text
 
 
 def test_what_is_served_is_checked_first(tmp_path, monkeypatch):
