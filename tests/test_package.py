@@ -92,7 +92,7 @@ def test_what_is_imported_is_declared():
         *("search-demo", "test"),
     }
     assert kinds == set(extras)
-    other_names = {"pil": "pillow", "orbax": "orbax_checkpoint"}
+    other_names = {"pil": "pillow", "orbax": "orbax_checkpoint", "grpc": "grpcio"}
     declared = {
         re.match(r"[\w-]+", line)[0].replace("-", "_").lower()
         for line in [
