@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search for agents by the official client: in this process, over HTTP and over standard streams."""
+"""Search for agents by the official client: in this process, over HTTP, over standard streams."""
 
 import asyncio
 import base64
@@ -235,5 +235,5 @@ def test_a_newer_generation_is_taken(index, tmp_path):
     assert list(one.opened) == ["made", "made-2"]
     question = mcp.Question(text="red", k=1)
     assert one.answer("made", question).hits and one.find(None) == ("made", newer)
-    with pytest.raises(UserError, match="no index 'mad'; .*Did you mean 'made'"):
+    with pytest.raises(UserError, match=r"no index 'mad'; .*Did you mean 'made'"):
         one.find("mad")

@@ -13,7 +13,8 @@ from cir_jax.retrieval.search.asking import Terms
 # What somebody may call a category, to see whether a store takes it for anything but a text.
 HOSTILE = (
     "shoes", "", "'", '"', "\\", "\\'", '\\"', "a' or 1 == 1 or '", '" or 1 == 1 or "',
-    '"] or h_6e == true or f_6e in ["', "%", "_", "50% off", "a_b", "new\nline", "\r\n", "tab\there",
+    '"] or h_6e == true or f_6e in ["',
+    "%", "_", "50% off", "a_b", "new\nline", "\r\n", "tab\there",
     "\x00nul", "\x7f", "\u2028", "\u202eRTL", "ünï🙂", "日本語", "$meta", "true", "null", "1",
     "{x}", "--", "/* */", "a" * 900,
 )  # fmt: skip
