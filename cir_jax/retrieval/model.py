@@ -18,7 +18,7 @@ from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import Params
-from cir_jax.retrieval import identity, image_loading, pictures, ranking
+from cir_jax.retrieval import golden, identity, image_loading, pictures, ranking
 from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
 
@@ -270,6 +270,7 @@ class Model:
             layout="safetensors",
             record=self._record,
             data=self.config.data.to_dict(),
+            golden=self.golden().encoded(),
         )
         return written
 
@@ -300,6 +301,10 @@ class Model:
         return making.index(
             self, place, out, titles=titles, dtype=dtype, batch=batch, threads=threads
         )
+
+    def golden(self) -> golden.Golden:
+        """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
+        return golden.of(self.retriever(few=True), self._preprocess)
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""
