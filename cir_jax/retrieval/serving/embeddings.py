@@ -96,9 +96,7 @@ async def models(here: Here) -> Models:
     return Models(data=[_described(name, index) for name, index in here.served.indexes.items()])
 
 
-@router.get(
-    "/v1/models/{model}", responses=declared(404), summary="One of them", tags=["openai"]
-)
+@router.get("/v1/models/{model}", responses=declared(404), summary="One of them", tags=["openai"])
 async def model(here: Here, model: Annotated[str, InPath(max_length=500)]) -> ModelInfo:
     """The model of an index."""
     return _described(*here.served.find(model, "model"))
@@ -150,12 +148,11 @@ def check(item: Item, model: Any, param: str) -> None:
             )
 
 
-async def vectors_of(
-    here: State, model: Any, items: Sequence[Item]
-) -> list[NDArray[np.float32]]:
+async def vectors_of(here: State, model: Any, items: Sequence[Item]) -> list[NDArray[np.float32]]:
     """Of each item [1, D], or [K, D] of an image alone."""
+    result = here.batches.result
     work = [
-        here.batches.result(("embed", item.kind, id(model)), partial(_embed, model, item.kind), item)
+        result(("embed", item.kind, id(model)), partial(_embed, model, item.kind), item)
         for item in items
     ]
     return list(await asyncio.gather(*work))
@@ -241,9 +238,7 @@ async def picture(here: State, url: str, param: str) -> Image.Image:
     """The picture in a data URL."""
     settings = here.settings
     content = await here.aside(uploads.content_of, url, settings.upload_bytes, param)
-    return await here.aside(
-        uploads.opened, content, settings.pixels, settings.upload_bytes, param
-    )
+    return await here.aside(uploads.opened, content, settings.pixels, settings.upload_bytes, param)
 
 
 def _check_dimensions(dimensions: int | None, model: Any) -> None:

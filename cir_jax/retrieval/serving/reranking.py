@@ -121,7 +121,7 @@ async def _document(here: State, index: Any, given: str | Document, param: str) 
 def _no_image(param: str) -> Refusal:
     return Refusal(
         400,
-        f"{param} is no image; give the id of one of the index, {{\"id\": 12}}, or one as "
+        f'{param} is no image; give the id of one of the index, {{"id": 12}}, or one as '
         "data:image/png;base64,...",
         param=param,
         code="no_image",

@@ -26,8 +26,10 @@ _LEAST_TOKEN = 16  # characters
 def check(settings: Settings) -> None:
     """Raises UserError for settings that would let in whoever comes by."""
     if settings.token and (
-        len(settings.token) < _LEAST_TOKEN or not settings.token.isascii()
-        or not settings.token.isprintable() or " " in settings.token
+        len(settings.token) < _LEAST_TOKEN
+        or not settings.token.isascii()
+        or not settings.token.isprintable()
+        or " " in settings.token
     ):
         raise UserError(
             f"the token has {len(settings.token)} characters; take at least {_LEAST_TOKEN} letters "

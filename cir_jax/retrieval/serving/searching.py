@@ -41,15 +41,10 @@ async def search(here: Here, body: SearchBody) -> SearchAnswer:
     name, index = here.served.find(body.index)
     given, targets = _of_benchmark(index, body.query)
     question = await _question(here, index, body, given)
-    await here.aside(_fits, index, question)  # its fault is not that of its batch
-    answer: Answer = await here.batches.result(
-        (name, id(index)), partial(answering.answer, index), question
-    )
+    answer = await answered(here, name, index, question)
     ranks = []
     if targets:
         ranks = await here.batches.alone(partial(answering.ranks, index, question, targets))
-    for part, seconds in answer.seconds.items():
-        here.numbers.part(part, seconds)
     return SearchAnswer(
         index=name,
         results=results_of(answer),
@@ -61,6 +56,21 @@ async def search(here: Here, body: SearchBody) -> SearchAnswer:
         if body.query is None
         else [Target(id=i, rank=rank) for i, rank in zip(targets, ranks, strict=True)],
     )
+
+
+async def answered(here: State, name: str, index: Any, question: Question) -> Answer:
+    """What a question finds, in a batch with others.
+
+    Raises:
+      Refusal: it cannot be answered.
+    """
+    await here.aside(_fits, index, question)  # its fault is not that of its batch
+    answer: Answer = await here.batches.result(
+        (name, id(index)), partial(answering.answer, index), question
+    )
+    for part, seconds in answer.seconds.items():
+        here.numbers.part(part, seconds)
+    return answer
 
 
 def check(body: SearchBody, settings: Settings) -> None:
@@ -146,9 +156,7 @@ async def _image(here: State, index: Any, ref: ImageRef, number: int) -> Any:
     if ref.upload is not None:
         content = here.uploads.find(ref.upload)
     else:
-        content = await here.aside(
-            uploads.content_of, ref.data or "", settings.upload_bytes, param
-        )
+        content = await here.aside(uploads.content_of, ref.data or "", settings.upload_bytes, param)
     # An image that the index has is that image: it is not found by itself.
     for known in await here.aside(_same, index, content):
         return known

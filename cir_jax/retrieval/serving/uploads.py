@@ -133,9 +133,7 @@ def opened(content: bytes, pixels: int, most: int, param: str) -> Image.Image:
     if len(content) > most:
         raise too_many_bytes(len(content), most, param)
     try:
-        return picture_files.decoded(
-            Sent(content), picture_files.NATURAL_FORMATS, pixels=pixels
-        )
+        return picture_files.decoded(Sent(content), picture_files.NATURAL_FORMATS, pixels=pixels)
     except picture_files.TooLarge as error:
         raise Refusal(413, str(error), param=param, code="too_large") from None
     except UserError as error:

@@ -232,11 +232,15 @@ def test_bodies_that_are_none_are_refused(client, raw):
 
 
 def test_a_body_of_another_type_is_refused(client):
-    problem(client.post("/search", content=b'{"text": "a"}', headers={"Content-Type": "text/plain"}))
+    problem(
+        client.post("/search", content=b'{"text": "a"}', headers={"Content-Type": "text/plain"})
+    )
     problem(client.post("/search", data={"text": "a"}))
 
 
-@pytest.mark.parametrize("text", ["מעיל אדום", "👩‍👩‍👧 🔴", "a\u202eb", "\0", "' OR 1=1 --", "日本語"])
+@pytest.mark.parametrize(
+    "text", ["מעיל אדום", "👩‍👩‍👧 🔴", "a\u202eb", "\0", "' OR 1=1 --", "日本語"]
+)
 def test_texts_of_all_scripts_are_read(client, text):
     assert len(names(client.post("/search", json={"text": text, "k": 3}))) == 3
 
