@@ -133,7 +133,10 @@ def opened(served: Served, held_out: Iterable[HeldOut]) -> dict[str, Clicks]:
 def _places(served: Served, name: str) -> Any:
     def path_of(image: str) -> str:
         index = served.indexes[name]  # the generation in use
-        return str(index.path_of(index.catalogue.number_of(image)))
+        number = index.catalogue.number_of(image)
+        if number is None:
+            raise Refused(f"{image} is not in the index any more; search again")
+        return str(index.path_of(number))
 
     return path_of
 

@@ -149,10 +149,8 @@ async def _image(here: State, index: Any, ref: ImageRef, number: int) -> Any:
         place = place_of(other, ref.id)
         if other is index:
             return ref.id
-        try:
-            return index.catalogue.number_of(other.catalogue.name(ref.id))
-        except UserError:
-            return str(place)
+        same = index.catalogue.number_of(other.catalogue.name(ref.id))
+        return str(place) if same is None else same
     if ref.upload is not None:
         content = here.uploads.find(ref.upload)
     else:

@@ -102,9 +102,7 @@ class Catalogue:
         return found
 
     def number_of(self, name):
-        if name not in self.names:
-            raise UserError(f"there is no image {name!r}")
-        return int(self.ids[self.names.index(name)])
+        return int(self.ids[self.names.index(name)]) if name in self.names else None
 
     def contents(self, ids):
         return [self._contents[self.position(id)] for id in ids]
