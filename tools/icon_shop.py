@@ -148,8 +148,9 @@ def ask(shop: Path, data: Path, url: str, count: int, top: int, seed: int) -> No
     """Asks the server about pictures that are not held out, and clicks."""
     rows = table(shop)
     names = set(rows) - set((data / "gallery.txt").read_text().split())
-    found = random.Random(seed).sample(all_asked := asked(rows, names, seed), 
-                                       min(count, len(all_asked)))
+    found = random.Random(seed).sample(
+        all_asked := asked(rows, names, seed), min(count, len(all_asked))
+    )
     ids = {image["name"]: image["id"] for image in listed(url)}
     counts = {"chosen": 0, "not among the results": 0, "marked as no answer": 0}
     for question in found:

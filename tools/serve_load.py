@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads a search server: how fast it answers, that it stays whole, and what it does beyond its room.
+"""Loads a search server: how fast it answers, and what it does with more than it has room for.
 
     python tools/serve_load.py                    100,000 images of 512 values, 1 and 32 clients
     python tools/serve_load.py --images 1000000
@@ -187,8 +187,8 @@ def serve(args: argparse.Namespace) -> None:
     """The server: everything of `cir-jax serve` but the index, which is made in memory."""
     from cir_jax.retrieval.search import answering
     from cir_jax.retrieval.search.asking import Question
-    from cir_jax.retrieval.serving import app, running, warming
-    from cir_jax.retrieval.serving.settings import Settings
+    from cir_jax.serving import app, running, warming
+    from cir_jax.serving.settings import Settings
 
     settings = Settings(port=0, rate=0, batch=args.batch, queue=args.queue)
     port = running.bound(settings)

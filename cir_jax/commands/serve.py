@@ -20,7 +20,7 @@ from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
     from cir_jax.retrieval.index.opened import Index
-    from cir_jax.retrieval.serving.settings import Settings
+    from cir_jax.serving.settings import Settings
 
 HELP = "search an index in a browser, and from programs"
 TOKEN_VARIABLE = "CIR_JAX_TOKEN"
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("where, and for whom").add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS",
-        help="address to listen at (default 127.0.0.1, this machine's own); 0.0.0.0: all")  # fmt: skip
+        help="address to listen at (default 127.0.0.1, this machine alone)")  # fmt: skip
     add("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     add("--token-file", default="", metavar="FILE",
         help="file with the token that clients must show; no flag takes the token itself, since "
@@ -70,7 +70,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Opens the indexes, warms up, and answers until it is told to stop."""
     _require()
-    from cir_jax.retrieval.serving import running
+    from cir_jax.serving import running
 
     settings = _settings(args)
     running.check(settings)
@@ -93,7 +93,7 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
 
     from cir_jax import progress
     from cir_jax.retrieval import clicks
-    from cir_jax.retrieval.serving import app, running, served, warming
+    from cir_jax.serving import app, running, served, warming
 
     assert isinstance(port, socket.socket)
     if jax.process_count() > 1:
@@ -130,7 +130,7 @@ def opened(args: argparse.Namespace, folder: str) -> "Index":
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
-    from cir_jax.retrieval.serving.settings import MB, Settings
+    from cir_jax.serving.settings import MB, Settings
 
     for flag, value, least, most in (
         ("port", args.port, 0, 65535),

@@ -274,6 +274,10 @@ class Model:
         )
         return written
 
+    def golden(self) -> golden.Golden:
+        """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
+        return golden.of(self.retriever(few=True), self._preprocess)
+
     def index(
         self,
         place: str | os.PathLike[str],
@@ -301,10 +305,6 @@ class Model:
         return making.index(
             self, place, out, titles=titles, dtype=dtype, batch=batch, threads=threads
         )
-
-    def golden(self) -> golden.Golden:
-        """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
-        return golden.of(self.retriever(few=True), self._preprocess)
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""

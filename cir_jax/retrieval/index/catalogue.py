@@ -8,7 +8,7 @@ size, time, content   bytes, ns and XXH3 of its file, by which a changed file is
 field:X   column X of the tables that came with the images, e.g. a title or a price
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pyarrow import parquet
 
 from cir_jax.errors import UserError
 from cir_jax.retrieval.search import where
+from cir_jax.retrieval.search.conditions import Kind
 
 FIELD = "field:"
 SCHEMA = pa.schema(
@@ -60,26 +61,26 @@ class Catalogue:
         self.table = pa.table({"name": self.names})
         for name in self.fields.column_names:
             self.table = self.table.append_column(name, self.fields[name])
-        self.kinds = where.kinds(self.table.schema)
-        self.ids = self.lines["id"].to_numpy()
+        self.kinds: Mapping[str, Kind] = where.kinds(self.table.schema)
+        self.ids: NDArray[np.int64] = self.lines["id"].to_numpy()
         self.segment = self.lines["segment"].to_numpy()
         self.row = self.lines["row"].to_numpy()
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def position(self, number: int) -> int:
+    def position(self, id: int) -> int:
         """The line of an image.
 
         Raises:
           UserError: there is no image of this id.
         """
-        return int(self.positions([number])[0])
+        return int(self.positions([id])[0])
 
-    def positions(self, numbers: Iterable[int]) -> NDArray[np.int64]:
+    def positions(self, ids: Iterable[int]) -> NDArray[np.int64]:
         """The lines of images, see `position`."""
         try:
-            wanted = np.asarray(list(numbers), np.int64)
+            wanted = np.asarray(list(ids), np.int64)
         except OverflowError:
             wanted = np.asarray([-1])
         at = np.searchsorted(self.ids, wanted)
@@ -91,13 +92,13 @@ class Catalogue:
             raise UserError(f"the index has no image {missing}; {last}")
         return at
 
-    def name(self, number: int) -> str:
+    def name(self, id: int) -> str:
         """Name of the image of an id.
 
         Raises:
           UserError: there is none.
         """
-        return self.names[self.position(number)].as_py()
+        return self.names[self.position(id)].as_py()
 
     def number_of(self, name: str) -> int | None:
         """The id of the image of a name; None if there is none."""
@@ -109,23 +110,23 @@ class Catalogue:
         found = pc.index_in(wanted, value_set=self.names).to_pylist()
         return [None if at is None else int(self.ids[at]) for at in found]
 
-    def known_of(self, number: int) -> dict[str, Any]:
+    def known_of(self, id: int) -> dict[str, Any]:
         """Field -> value of an image, fields without a value left out.
 
         Raises:
           UserError: there is no image of this id.
         """
-        at = self.position(number)
+        at = self.position(id)
         found = ((name, self.fields[name][at].as_py()) for name in self.fields.column_names)
         return {name: value for name, value in found if value is not None}
 
-    def contents(self, numbers: Iterable[int]) -> list[bytes]:
+    def contents(self, ids: Iterable[int]) -> list[bytes]:
         """The checksums of the files of images, 16 bytes each.
 
         Raises:
           UserError: there is no such image.
         """
-        return self.lines["content"].take(pa.array(self.positions(numbers))).to_pylist()
+        return self.lines["content"].take(pa.array(self.positions(ids))).to_pylist()
 
     def with_content(self, content: bytes) -> list[int]:
         """The ids of the images whose file has this checksum."""

@@ -16,6 +16,7 @@ from cir_jax.retrieval import store as stores
 from cir_jax.retrieval.index import copying, questions, reading, records, segments, update
 from cir_jax.retrieval.index.options import Options
 from cir_jax.retrieval.index.segments import Segment
+from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.search import answering
 from cir_jax.retrieval.search.asking import Question
 from cir_jax.retrieval.search.results import Answer, Hit
@@ -183,38 +184,44 @@ class Index:
             found[here] = segment.take(self.catalogue.row[at[here]])
         return found
 
-    def path_of(self, number: int) -> str:
+    def path_of(self, id: int) -> str:
         """The file of an image.
 
         Raises:
           UserError: there is no such image, or its file leads out of the folder that was indexed.
         """
-        name = self.catalogue.name(number)
+        name = self.catalogue.name(id)
         path = os.path.join(self.root, name)
         if not self.record["allow_outside"]:
-            where = f"image {number} of the index"
+            where = f"image {id} of the index"
             places.Written(places.roots(self.root)).check(path, name, where)
         return path
 
-    def search(self, image: Any = None, text: str = "", **options: Any) -> list[Hit]:
-        """The images that answer a question, best first.
+    def search(
+        self,
+        image: Picture | int | Sequence[Picture | int] | None = None,
+        text: str = "",
+        **options: Any,
+    ) -> list[Hit]:
+        """The images that an image, a text or both find, best first.
 
         Args:
-          image: a path, a PIL image, an array, the id of an image of the index, or a list of these;
-            None for a text alone.
-          text: what is to be different.
-          options: see `cir_jax.retrieval.search.asking.Question`: `k`, `avoid`, `where`, ...
+          image: a reference image, an id of the index, or a list of them; None for a text alone.
+          text: what to change; without an image, what to find.
+          options: "k" (10), "avoid" (words), "where", "min_score", "offset", "fold" (True),
+            "keep_reference" (False), "exact" (True), "why" (False), "query_weight" (1),
+            "image_weight" (0), "avoid_weight" (0.5); see `cir_jax.retrieval.search.asking`.
 
         Raises:
-          UserError: there is neither image nor text, or an option is wrong.
+          UserError: there is no such option, or see `answer`.
         """
         return answering.search(self, image, text, **options)
 
     def answer(self, asked: Sequence[Question]) -> list[Answer]:
-        """Answers several questions at once.
+        """The answers of several questions, which share the calls of the model.
 
         Raises:
-          UserError: one of them is wrong.
+          UserError: a question cannot be answered, see `cir_jax.retrieval.search.answering`.
         """
         return answering.answer(self, asked)
 

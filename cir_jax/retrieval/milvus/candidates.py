@@ -36,44 +36,31 @@ _SCORED = 512  # images whose rows are in memory at a time
 _ERROR = 1e-5  # of a product in float32 of unit vectors
 
 
-def top(
-    queries: Sequence[Terms],
-    k: int,
-    catalogue: Any,
-    each: int,
-    nearest: Nearest,
-    rows: Callable[[Sequence[int]], NDArray[np.float32]],
-) -> list[Best | None]:
+def top(queries: Sequence[Terms], k: int, index: Any, nearest: Nearest) -> list[Best | None]:
     """The best k of each question, see `cir_jax.retrieval.store.Store.top`.
 
     Args:
       queries, k: as there.
-      catalogue: of the index.
-      each: K.
+      index: its catalogue, which is not empty, and its rows.
       nearest: asks Milvus.
-      rows: ids -> [n, K, D] from the folder.
 
     Returns:
       Of each question its best, or None where MOST rows of a list do not make it certain.
     """
     found: list[Best | None] = [None] * len(queries)
-    if not len(catalogue.ids):
-        none = np.zeros(0, np.int64), np.zeros(0, np.float32)
-        return [scoring.best(*none, k) for _ in queries]
     alike = defaultdict(list)  # of one condition
     for number, terms in enumerate(queries):
         alike["" if terms.where is None else expressions.of(terms.where.tree)].append(number)
     for condition, pending in alike.items():
         left_out = max(len(queries[number].leave_out) for number in pending)
-        most = (k + left_out) * min(each, _GROWTH) + _EXTRA
+        most = (k + left_out) * min(index.rows_per_image, _GROWTH) + _EXTRA
         while pending and k <= MOST:
             most = min(most, MOST)
-            lists = iter(
-                nearest(np.concatenate([_asked(queries[n]) for n in pending]), most, condition)
-            )
+            vectors = np.concatenate([_asked(queries[number]) for number in pending])
+            lists = iter(nearest(vectors, most, condition))
             for number in pending:
                 own = [next(lists) for _ in queries[number].vectors]
-                found[number] = _best(queries[number], k, own, catalogue, rows)
+                found[number] = _best(queries[number], k, own, index)
             pending = [number for number in pending if found[number] is None and most < MOST]
             most *= _GROWTH
     return found
@@ -85,12 +72,12 @@ def _asked(terms: Terms) -> NDArray[np.float32]:
     return terms.vectors * sign[:, None]
 
 
-def _best(terms: Terms, k: int, lists: Any, catalogue: Any, rows: Any) -> Best | None:
+def _best(terms: Terms, k: int, lists: Any, index: Any) -> Best | None:
     """The best of one question from the lists of its vectors; None if another could be better."""
-    ids = _candidates(terms, np.unique(np.concatenate([ids for ids, _ in lists])), catalogue)
+    ids = _candidates(terms, np.unique(np.concatenate([ids for ids, _ in lists])), index.catalogue)
     scores, longest = [np.zeros(0, np.float32)], 1.0
     for start in range(0, len(ids), _SCORED):
-        part = rows(ids[start : start + _SCORED].tolist())
+        part = index.rows(ids[start : start + _SCORED].tolist())
         scores.append(scoring.scores(terms, part))
         longest = max(longest, float(np.sqrt(np.square(part).sum(-1).max())))
     best = scoring.best(ids, np.concatenate(scores), k)

@@ -123,18 +123,18 @@ class Collection:
         Raises:
           UserError: a row is not finite, fields of an image are too long, or Milvus fails.
         """
-        ids = np.asarray(ids, np.int64)
+        images = np.asarray(ids, np.int64)
         bad = ~np.isfinite(rows).all((1, 2))
         if bad.any():
             raise UserError(
-                f"image {ids[bad][0]} has a row that is not finite, which Milvus does not keep; "
+                f"image {images[bad][0]} has a row that is not finite, which Milvus does not keep; "
                 "look at the model and at that image"
             )
         step = max(1, _SENT // (4 * self._each * self._width))
-        for start in range(0, len(ids), step):
+        for start in range(0, len(images), step):
             part = slice(start, start + step)
-            entries = expressions.entries(ids[part], fields.slice(start, step))
-            self._insert(ids[part], rows[part], entries)
+            entries = expressions.entries(images[part], fields.slice(start, step))
+            self._insert(images[part], rows[part], entries)
 
     def _insert(self, ids: Any, rows: Any, entries: Iterator[dict[str, Any]]) -> None:
         sent = [
@@ -153,8 +153,7 @@ class Collection:
 
     def remove(self, ids: Sequence[int]) -> None:
         """Removes images, also those of which not all rows are there, and those that are not."""
-        ids = np.asarray(ids, np.int64)
-        keys = (ids[:, None] * self._each + np.arange(self._each)).ravel()
+        keys = (np.asarray(ids, np.int64)[:, None] * self._each + np.arange(self._each)).ravel()
         for start in range(0, len(keys), MOST):
             with self._connection.told():
                 self._client.delete(

@@ -15,6 +15,7 @@ import json
 import re
 import uuid
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from cir_jax import files
 from cir_jax.errors import UserError
+from cir_jax.retrieval import scoring
 from cir_jax.retrieval.milvus import candidates, connection
 from cir_jax.retrieval.milvus.collection import Collection
 from cir_jax.retrieval.milvus.connection import Connection
@@ -83,31 +85,35 @@ class Store:
     """See `cir_jax.retrieval.store.Store`; made by `opened`."""
 
     def __init__(self, index: Any, where: Connection, collection: Collection):
-        self._where, self._collection = where, collection
-        self._catalogue, self._each = index.catalogue, index.rows_per_image
-        self._folder = embedded.opened(index)
+        self._index, self._where, self._collection = index, where, collection
 
     def __len__(self) -> int:
-        return len(self._folder)
+        return len(self._index.catalogue.ids)
 
     def top(
         self, queries: Sequence[Terms], k: int, exact: bool = True
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See `cir_jax.retrieval.store.Store`; always exact, since the index of Milvus is FLAT."""
-        found = candidates.top(queries, k, self._catalogue, self._each, self._nearest, self.rows)
-        for number, answer in enumerate(found):
-            if answer is None:  # Milvus does not give enough rows to be certain
-                ids, scores = self._folder.top([queries[number]], k)
-                found[number] = ids[0], scores[0]
-        return tuple(np.stack(part) for part in zip(*found, strict=True))  # type: ignore[return-value]
+        scoring.check(queries, k, self._index.embedding)
+        ids = np.full((len(queries), k), -1, np.int64)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        if len(self):
+            found = candidates.top(queries, k, self._index, self._nearest)
+            for number, best in enumerate(found):
+                if best is None:  # Milvus does not give enough rows to be certain
+                    own, of_own = self._folder.top([queries[number]], k)
+                    best = own[0], of_own[0]
+                ids[number], scores[number] = best
+        return ids, scores
 
     def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """See `cir_jax.retrieval.store.Store`."""
-        return self._folder.rows(ids)
+        found: NDArray[np.float32] = self._index.rows(ids)
+        return found
 
     def count(self, where: Clause | None) -> int:
         """See `cir_jax.retrieval.store.Store`."""
-        return self._folder.count(where)
+        return len(self) if where is None else int(where.mask(self._index.catalogue.table).sum())
 
     def close(self) -> None:
         """Ends the connection; with Milvus Lite another process can have the file then."""
@@ -116,8 +122,13 @@ class Store:
     def _nearest(
         self, vectors: NDArray[np.float32], most: int, condition: str
     ) -> list[tuple[NDArray[np.int64], float]]:
-        last = int(self._catalogue.ids[-1])
+        last = int(self._index.catalogue.ids[-1])
         return self._collection.nearest(vectors, most, last, condition)
+
+    @cached_property
+    def _folder(self) -> embedded.Store:
+        """The rows of the folder, ranked here, for the questions that Milvus cannot answer."""
+        return embedded.opened(self._index)
 
 
 class Writer:
@@ -185,11 +196,10 @@ class Writer:
         self._keep(self._record["collection"], finished=True)
 
     def _fill(self, index: Any, positions: NDArray[np.int64]) -> None:
-        rows = embedded.opened(index).rows
         for start in range(0, len(positions), _REPAIRED):
             part = positions[start : start + _REPAIRED]
-            ids = index.catalogue.ids[part]
-            self._collection.add(ids, rows(ids.tolist()), index.catalogue.table.take(part))
+            ids = index.catalogue.ids[part].tolist()
+            self._collection.add(ids, index.rows(ids), index.catalogue.table.take(part))
 
 
 def _generation(folder: Path) -> Any:
@@ -197,11 +207,7 @@ def _generation(folder: Path) -> Any:
     from cir_jax.retrieval.index import opened as indexes
     from cir_jax.retrieval.index import records
 
-    return indexes.Index(folder, _no_model, check=False) if records.current(folder) else None
-
-
-def _no_model(record: dict[str, Any]) -> Any:
-    raise AssertionError("rows and fields need no model")
+    return indexes.Index(folder, None, check=False) if records.current(folder) else None
 
 
 def _copied(record: dict[str, Any], folder: Path) -> bool:

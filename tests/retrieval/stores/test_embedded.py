@@ -98,7 +98,9 @@ class Case:
 
 def folded(rng, width=8, whole=True, **options):
     vector = rng.integers(-2, 3, (1, width)) if whole else rng.normal(size=(1, width))
-    return Terms(vector.astype(np.float32), np.zeros(1, np.int32), np.ones(1, np.float32), **options)
+    return Terms(
+        vector.astype(np.float32), np.zeros(1, np.int32), np.ones(1, np.float32), **options
+    )
 
 
 def grouped(rng, sizes, width=8, **options):

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// A result becomes training data: as the right answer of a triplet, or as one that is wrong.
+
+import { address, ask, showPicture } from "./api.js";
+import { $, counted, h, title } from "./dom.js";
+
+const KINDS = {
+  target: {
+    ask: "Save this triplet for training?", ok: "Save the triplet", done: "Saved as the right answer.",
+    caption: "is the right answer",
+  },
+  excluded: {
+    ask: "Save this as a wrong answer?", ok: "Save as wrong", done: "Saved as a wrong answer.",
+    caption: "is a wrong answer",
+  },
+};
+
+export class Saving {
+  /** @param app see app.js. */
+  constructor(app) {
+    this.app = app;
+    this.done = []; // {index, reference, text, id, kind, key}, oldest first
+    $("save-ok").addEventListener("click", () => this.#save());
+  }
+
+  /** As what an image was saved with the question that a pane shows, or undefined. */
+  kind(pane, id) {
+    const { reference } = this.#reference(pane);
+    const text = pane.state.text.trim();
+    return this.done.findLast((saved) => saved.id === id && saved.index === pane.index &&
+      saved.reference === reference && saved.text === text)?.kind;
+  }
+
+  /** The reference of a triplet of what a pane shows, or why there is none. */
+  #reference({ index, state }) {
+    const [image, second] = state.images;
+    if (!image) return { why: "There is no reference picture: a triplet needs one." };
+    if (second) return { why: "There are several reference pictures: a triplet has one." };
+    if (image.upload !== undefined) {
+      return { why: "The reference picture is not in the index. Add it to the indexed folder first." };
+    }
+    if ((image.index ?? state.index) !== index) {
+      return { why: "The reference picture is of another index. Save results of that one." };
+    }
+    if (!state.text.trim()) return { why: "There is no text that says what changes: write it, and search." };
+    return { reference: image.id };
+  }
+
+  /** Shows what would be saved, or why it cannot be, and asks. */
+  open(item, pane, kind) {
+    const words = KINDS[kind];
+    const { reference, why } = this.#reference(pane);
+    const text = pane.state.text.trim();
+    this.wanted = { item, pane, kind, reference, text };
+    $("save-title").textContent = why ? "This cannot be saved" : words.ask;
+    $("save-wrong").textContent = why ?? "";
+    $("save-ok").textContent = words.ok;
+    $("save-ok").hidden = Boolean(why);
+    const picture = (image, caption) => h("figure", {},
+      showPicture(h("img", { alt: caption }), address(image, pane.index)), h("figcaption", {}, caption));
+    $("save-body").replaceChildren(...(why ? [] : [h("div", { class: "triplet" },
+      picture({ id: reference }, "reference"),
+      h("blockquote", { dir: "auto" }, text),
+      picture(item, words.caption)), h("p", { class: "muted", dir: "auto" }, title(item))]));
+    $("save-dialog").showModal();
+  }
+
+  async #save() {
+    const { item, pane, kind, reference, text } = this.wanted;
+    $("save-ok").disabled = true;
+    try {
+      const body = { index: pane.index, reference, text, [kind]: item.id };
+      const { triplet, clicks } = await ask("triplets", { method: "POST", body });
+      const saved = { index: pane.index, reference, text, id: item.id, kind, key: triplet };
+      this.done.push(saved);
+      $("save-dialog").close();
+      this.#changed(clicks);
+      this.app.toast(`${KINDS[kind].done} ${this.count(clicks)}`, "Undo", () => this.undo(saved));
+    } catch (error) {
+      $("save-wrong").textContent = error.message;
+    } finally {
+      $("save-ok").disabled = false;
+    }
+  }
+
+  /** Takes back what was saved, by default the last. */
+  async undo(saved = this.done.at(-1)) {
+    if (!saved) {
+      this.app.toast("There is nothing to undo.");
+      return;
+    }
+    try {
+      const { clicks } = await ask(`triplets/${encodeURIComponent(saved.key)}`, { method: "DELETE" });
+      this.done = this.done.filter((other) => other !== saved);
+      this.#changed(clicks);
+      this.app.toast(`Undone. ${this.count(clicks)}`);
+    } catch (error) {
+      this.app.toast(error.message);
+    }
+  }
+
+  #changed(clicks) {
+    this.app.info.clicks = clicks;
+    this.showCount();
+    this.app.redraw();
+  }
+
+  /** "2 triplets, 1 wrong answer" */
+  count({ triplets, excluded }) {
+    return `${counted(triplets, "triplet")}${excluded ? `, ${counted(excluded, "wrong answer")}` : ""}.`;
+  }
+
+  showCount() {
+    const { clicks } = this.app.info;
+    const any = clicks && (clicks.triplets || clicks.excluded);
+    $("clicks").textContent = any ? `Saved: ${this.count(clicks)}` : "";
+  }
+}
