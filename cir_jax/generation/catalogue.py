@@ -105,7 +105,10 @@ def look(
     titled = {name: file for name, file in known.files.items() if name in titles_of}
     with journal.locked(cache):
         hashes = hash_images(titled, cache / "hashes.jsonl", threads=threads, loading=NATURAL)
-    left_out += [(name, f"cannot be read: {why}") for name, why in hashes.problems.items()]
+    left_out += [
+        (name, f"cannot be used: {one.reason}{one.why and ': '}{one.why}")
+        for name, one in hashes.problems.items()
+    ]
     first: dict[str, str] = {}
     items = []
     for name in titled:
