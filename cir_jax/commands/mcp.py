@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answers until standard input ends."""
     from cir_jax.retrieval import opening
-    from cir_jax.retrieval.serving import agents
+    from cir_jax.serving import agents
 
     agents.serve(args.index, args.files, opening.open_index)
     return 0

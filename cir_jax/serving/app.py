@@ -12,9 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
-import cir_jax
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving import (
+from cir_jax.serving import (
     embeddings,
     listing,
     pages,
@@ -23,14 +22,15 @@ from cir_jax.retrieval.serving import (
     reranking,
     searching,
 )
-from cir_jax.retrieval.serving.batching import Batches
-from cir_jax.retrieval.serving.guard import Guard, Load
-from cir_jax.retrieval.serving.numbers import Numbers
-from cir_jax.retrieval.serving.served import Served
-from cir_jax.retrieval.serving.settings import Settings
-from cir_jax.retrieval.serving.state import State
-from cir_jax.retrieval.serving.thumbnails import Thumbnails
-from cir_jax.retrieval.serving.uploads import Uploads
+from cir_jax.serving.batching import Batches
+from cir_jax.serving.guard import Guard, Load
+from cir_jax.serving.numbers import Numbers
+from cir_jax.serving.served import Served
+from cir_jax.serving.settings import Settings
+from cir_jax.serving.state import State
+from cir_jax.serving.thumbnails import Thumbnails
+from cir_jax.serving.uploads import Uploads
+from cir_jax.version import VERSION
 
 _ROUTERS = (searching, pictures, listing, embeddings, reranking, pages)
 
@@ -65,7 +65,7 @@ def make(
     )
     app = FastAPI(
         title="cir_jax",
-        version=cir_jax.__version__,
+        version=VERSION,
         summary="Find an image from a reference image and a text",
         docs_url=None,  # their scripts come from another host
         redoc_url=None,

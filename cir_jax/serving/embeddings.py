@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.responses import JSONResponse, Response
 
-from cir_jax.retrieval.serving import uploads
-from cir_jax.retrieval.serving.openai_bodies import (
+from cir_jax.serving import uploads
+from cir_jax.serving.openai_bodies import (
     Content,
     EmbeddingsAnswer,
     EmbeddingsBody,
@@ -31,8 +31,8 @@ from cir_jax.retrieval.serving.openai_bodies import (
     Part,
     TextPart,
 )
-from cir_jax.retrieval.serving.refusals import Refusal, declared
-from cir_jax.retrieval.serving.state import Here, State
+from cir_jax.serving.refusals import Refusal, declared
+from cir_jax.serving.state import Here, State
 
 router = APIRouter()
 Kind = Literal["image", "query", "text"]

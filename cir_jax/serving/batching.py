@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving.numbers import Numbers
+from cir_jax.serving.numbers import Numbers
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]
 

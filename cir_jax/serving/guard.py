@@ -28,10 +28,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cir_jax import progress
-from cir_jax.retrieval.serving import refusals
-from cir_jax.retrieval.serving.numbers import Numbers
-from cir_jax.retrieval.serving.refusals import Refusal
-from cir_jax.retrieval.serving.settings import Settings, literal
+from cir_jax.serving import refusals
+from cir_jax.serving.numbers import Numbers
+from cir_jax.serving.refusals import Refusal
+from cir_jax.serving.settings import Settings, literal
 
 # Of the page nothing is secret; it asks for the token. Everything else wants it.
 _OPEN = ("/", "/healthz", "/favicon.ico")

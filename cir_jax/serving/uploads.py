@@ -18,7 +18,7 @@ from PIL import Image
 
 from cir_jax.data import picture_files
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving.refusals import Refusal
+from cir_jax.serving.refusals import Refusal
 
 HASH = re.compile("[0-9a-f]{64}")
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?P<more>(;[^,;]*)*),", re.ASCII)

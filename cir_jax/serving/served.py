@@ -13,8 +13,8 @@ from typing import Any
 
 from cir_jax import progress
 from cir_jax.errors import UserError, nearest
-from cir_jax.retrieval.serving.numbers import Numbers
-from cir_jax.retrieval.serving.refusals import Refusal
+from cir_jax.serving.numbers import Numbers
+from cir_jax.serving.refusals import Refusal
 
 
 @dataclass

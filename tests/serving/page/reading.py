@@ -5,7 +5,7 @@ import base64
 import io
 import re
 
-from tests.retrieval.page import shapes
+from tests.serving.page import shapes
 
 _WAIT = """() => document.querySelector("#panes .pane") && !document.querySelector("[aria-busy]")"""
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from cir_jax.retrieval.search import where as wheres
 from cir_jax.retrieval.search.results import Answer, Hit
-from tests.retrieval.serving import made
+from tests.serving import made
 
 COLOURS = {
     "red": "#d64541", "orange": "#f2994a", "green": "#3a9d5d", "blue": "#3b6fd4", "violet": "#8e5bc9",

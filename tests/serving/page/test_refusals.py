@@ -3,9 +3,9 @@
 
 import json
 
-from tests.retrieval.page import shapes
-from tests.retrieval.page.conftest import serve
-from tests.retrieval.page.reading import names, pick, picture, references, search, settle, transfer
+from tests.serving.page import shapes
+from tests.serving.page.conftest import serve
+from tests.serving.page.reading import names, pick, picture, references, search, settle, transfer
 
 TOKEN = "a-token-of-this-test-0123456789"
 

@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from cir_jax.data import picture_files
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving import thumbnails, uploads
-from cir_jax.retrieval.serving.bodies import Id, Upload
-from cir_jax.retrieval.serving.refusals import Refusal, declared
-from cir_jax.retrieval.serving.state import Here
+from cir_jax.serving import thumbnails, uploads
+from cir_jax.serving.bodies import Id, Upload
+from cir_jax.serving.refusals import Refusal, declared
+from cir_jax.serving.state import Here
 
 router = APIRouter()
 _FULL = "full"

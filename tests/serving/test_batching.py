@@ -7,11 +7,11 @@ import threading
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving.batching import Batches
-from cir_jax.retrieval.serving.guard import Guard, Load
-from cir_jax.retrieval.serving.numbers import Numbers
-from cir_jax.retrieval.serving.refusals import Refusal
-from cir_jax.retrieval.serving.settings import Settings
+from cir_jax.serving.batching import Batches
+from cir_jax.serving.guard import Guard, Load
+from cir_jax.serving.numbers import Numbers
+from cir_jax.serving.refusals import Refusal
+from cir_jax.serving.settings import Settings
 
 
 class Device:

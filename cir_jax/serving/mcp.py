@@ -24,12 +24,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-import cir_jax
 from cir_jax.data import picture_files, places
 from cir_jax.errors import UserError
 from cir_jax.retrieval.search.asking import FORMULA, Question
 from cir_jax.retrieval.search.results import Answer
-from cir_jax.retrieval.serving import thumbnails
+from cir_jax.serving import thumbnails
+from cir_jax.version import VERSION
 
 MOST = 100  # results of one call: more than an agent reads
 LONGEST = 2_000  # characters of a text
@@ -109,7 +109,7 @@ def server(backend: Backend, begun: Callable[[], Any] = lambda: None) -> MCPServ
         "cir_jax",
         title="Composed image search",
         instructions=about,
-        version=cir_jax.__version__,
+        version=VERSION,
         tools=[_strict(_search(backend), _SEARCH), _strict(_get(backend), _GET)],
         log_level="ERROR",
         lifespan=lifespan,

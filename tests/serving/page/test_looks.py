@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tests.retrieval.page import shapes
-from tests.retrieval.page.reading import names, references, rounds, search, settle
+from tests.serving.page import shapes
+from tests.serving.page.reading import names, references, rounds, search, settle
 
 PHONE = {"width": 360, "height": 740}
 # Relative luminance and contrast as WCAG 2.2 defines them, of each text that is seen.

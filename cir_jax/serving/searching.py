@@ -13,8 +13,8 @@ from cir_jax.errors import UserError
 from cir_jax.retrieval.search import answering
 from cir_jax.retrieval.search.asking import REACH, Question, Weights
 from cir_jax.retrieval.search.results import Answer
-from cir_jax.retrieval.serving import uploads
-from cir_jax.retrieval.serving.bodies import (
+from cir_jax.serving import uploads
+from cir_jax.serving.bodies import (
     ImageRef,
     Result,
     SearchAnswer,
@@ -24,10 +24,10 @@ from cir_jax.retrieval.serving.bodies import (
     Why,
     plain,
 )
-from cir_jax.retrieval.serving.pictures import place_of
-from cir_jax.retrieval.serving.refusals import Refusal, declared
-from cir_jax.retrieval.serving.settings import Settings
-from cir_jax.retrieval.serving.state import Here, State
+from cir_jax.serving.pictures import place_of
+from cir_jax.serving.refusals import Refusal, declared
+from cir_jax.serving.settings import Settings
+from cir_jax.serving.state import Here, State
 
 router = APIRouter()
 # How messages about a part of a question begin -> the part of the request.

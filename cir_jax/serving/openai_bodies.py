@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cir_jax.retrieval.serving.bodies import Asked, Id, Name
+from cir_jax.serving.bodies import Asked, Id, Name
 
 _TINY = "data:image/png;base64,iVBORw0KGgo..."
 

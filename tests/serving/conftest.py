@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from cir_jax.retrieval.serving import app
-from cir_jax.retrieval.serving.settings import Settings
-from tests.retrieval.serving import made
+from cir_jax.serving import app
+from cir_jax.serving.settings import Settings
+from tests.serving import made
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from fastapi import Query as InQuery
 
 from cir_jax.retrieval.search import where as wheres
 from cir_jax.retrieval.search.asking import FORMULA
-from cir_jax.retrieval.serving.bodies import (
+from cir_jax.serving.bodies import (
     FieldInfo,
     Image,
     Images,
@@ -22,8 +22,8 @@ from cir_jax.retrieval.serving.bodies import (
     Query,
     plain,
 )
-from cir_jax.retrieval.serving.refusals import Refusal, declared
-from cir_jax.retrieval.serving.state import Here
+from cir_jax.serving.refusals import Refusal, declared
+from cir_jax.serving.state import Here
 
 router = APIRouter()
 _FEW = 50  # values of a field that are listed

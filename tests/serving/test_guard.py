@@ -7,9 +7,9 @@ import json
 import pytest
 from starlette.testclient import TestClient
 
-from cir_jax.retrieval.serving.guard import Rates
-from cir_jax.retrieval.serving.refusals import Refusal
-from tests.retrieval.serving.conftest import picture, problem, url
+from cir_jax.serving.guard import Rates
+from cir_jax.serving.refusals import Refusal
+from tests.serving.conftest import picture, problem, url
 
 TOKEN = "a-token-of-some-length"
 ASK = {"text": "a secret wish"}
@@ -235,8 +235,8 @@ def test_a_defect_of_ours_is_told_without_its_words(start, index, monkeypatch, c
 
 
 def test_it_is_ready_only_after_it_has_warmed_up(index):
-    from cir_jax.retrieval.serving import app
-    from cir_jax.retrieval.serving.settings import Settings
+    from cir_jax.serving import app
+    from cir_jax.serving.settings import Settings
 
     warmed = []
     made_app = app.make({"x": index}, Settings(), warm=warmed.append, log=lambda line: None)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.retrieval.serving import made
-from tests.retrieval.serving.conftest import picture, problem, url
+from tests.serving import made
+from tests.serving.conftest import picture, problem, url
 
 MODEL = made.Model()
 
@@ -208,8 +208,8 @@ def serving(index):
     """The address of a server that listens, with a token."""
     import uvicorn
 
-    from cir_jax.retrieval.serving import app, running
-    from cir_jax.retrieval.serving.settings import Settings
+    from cir_jax.serving import app, running
+    from cir_jax.serving.settings import Settings
 
     settings = Settings(port=0, token="a-token-of-some-length")
     port = running.bound(settings)

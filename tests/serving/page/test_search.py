@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from tests.retrieval.page import shapes
-from tests.retrieval.page.reading import (
+from tests.serving.page import shapes
+from tests.serving.page.reading import (
     names,
     pick,
     picture,

@@ -9,13 +9,13 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
-from cir_jax.retrieval.serving.batching import Batches
-from cir_jax.retrieval.serving.guard import Load
-from cir_jax.retrieval.serving.numbers import Numbers
-from cir_jax.retrieval.serving.served import Served
-from cir_jax.retrieval.serving.settings import Settings
-from cir_jax.retrieval.serving.thumbnails import Thumbnails
-from cir_jax.retrieval.serving.uploads import Uploads
+from cir_jax.serving.batching import Batches
+from cir_jax.serving.guard import Load
+from cir_jax.serving.numbers import Numbers
+from cir_jax.serving.served import Served
+from cir_jax.serving.settings import Settings
+from cir_jax.serving.thumbnails import Thumbnails
+from cir_jax.serving.uploads import Uploads
 
 T = TypeVar("T")
 _THREADS = 4  # that decode pictures: so many of the largest are in memory at a time

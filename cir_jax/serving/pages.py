@@ -8,13 +8,13 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from starlette.responses import Response
 
-from cir_jax.retrieval.serving.bodies import Health
-from cir_jax.retrieval.serving.numbers import CONTENT_TYPE
-from cir_jax.retrieval.serving.refusals import ErrorBody, Refusal, declared
-from cir_jax.retrieval.serving.state import Here
+from cir_jax.serving.bodies import Health
+from cir_jax.serving.numbers import CONTENT_TYPE
+from cir_jax.serving.refusals import ErrorBody, Refusal, declared
+from cir_jax.serving.state import Here
 
 router = APIRouter()
-_PAGE = "cir_jax.retrieval.page"
+_PAGE = "cir_jax.serving.page"
 _MEDIA = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tests.retrieval.serving import made
-from tests.retrieval.serving.conftest import picture, problem, url
+from tests.serving import made
+from tests.serving.conftest import picture, problem, url
 
 
 def names(response):

@@ -4,10 +4,10 @@
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving import served
-from cir_jax.retrieval.serving.numbers import Numbers
-from tests.retrieval.serving import made
-from tests.retrieval.serving.conftest import problem
+from cir_jax.serving import served
+from cir_jax.serving.numbers import Numbers
+from tests.serving import made
+from tests.serving.conftest import problem
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from cir_jax.retrieval.serving import app, running
-from cir_jax.retrieval.serving.settings import Settings
-from tests.retrieval.page import shapes
+from cir_jax.serving import app, running
+from cir_jax.serving.settings import Settings
+from tests.serving.page import shapes
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 

@@ -16,7 +16,7 @@ import uvicorn
 
 from cir_jax import progress
 from cir_jax.errors import UserError
-from cir_jax.retrieval.serving.settings import Settings
+from cir_jax.serving.settings import Settings
 
 _LAST_ANSWERS = 10  # seconds that requests under way have when the server is told to stop
 _KEEP_ALIVE = 30  # seconds that an idle connection is kept

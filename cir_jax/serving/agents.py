@@ -45,7 +45,7 @@ def serve(folders: Sequence[str], files: Sequence[str], opened: Callable[[str], 
 
 
 async def _run(indexes: "Indexes", files: Sequence[str]) -> None:
-    from cir_jax.retrieval.serving import mcp
+    from cir_jax.serving import mcp
 
     loop = asyncio.get_running_loop()
     # One question at a time is on the device.
@@ -79,7 +79,7 @@ class Indexes:
     """
 
     def __init__(self, folders: Sequence[str], opened: Callable[[str], Any]):
-        from cir_jax.retrieval.serving import served
+        from cir_jax.serving import served
 
         names = served.named(list(folders))
         self.opened = dict(zip(names, map(opened, folders), strict=True))

@@ -8,9 +8,9 @@ import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
 
-from cir_jax.retrieval.serving import embeddings
-from cir_jax.retrieval.serving.embeddings import Item
-from cir_jax.retrieval.serving.openai_bodies import (
+from cir_jax.serving import embeddings
+from cir_jax.serving.embeddings import Item
+from cir_jax.serving.openai_bodies import (
     Content,
     Document,
     Ranked,
@@ -19,9 +19,9 @@ from cir_jax.retrieval.serving.openai_bodies import (
     RerankQuery,
     Usage,
 )
-from cir_jax.retrieval.serving.pictures import place_of
-from cir_jax.retrieval.serving.refusals import Refusal, declared
-from cir_jax.retrieval.serving.state import Here, State
+from cir_jax.serving.pictures import place_of
+from cir_jax.serving.refusals import Refusal, declared
+from cir_jax.serving.state import Here, State
 
 router = APIRouter()
 
