@@ -127,11 +127,13 @@ class _Best(NamedTuple):
 def _limit(found: Sequence[_Best], wanted: NDArray[np.int64]) -> NDArray[np.float64]:
     """[Q]: the last of the wanted best values found; -inf where there are not as many."""
     values = np.concatenate([one.values for one in found], axis=1)
-    limit = np.full(len(values), -np.inf)
-    for row, count in enumerate(wanted):
-        if count <= values.shape[1]:
-            limit[row] = -np.partition(-values[row], count - 1)[count - 1]
-    return limit
+    last = wanted - 1
+    there = np.unique(last[last < values.shape[1]])
+    if not len(there):
+        return np.full(len(values), -np.inf)
+    ordered = np.partition(-values, there, axis=1)
+    worst = -ordered[np.arange(len(values)), np.minimum(last, values.shape[1] - 1)]
+    return np.where(last < values.shape[1], worst.astype(np.float64), -np.inf)
 
 
 def _run(
