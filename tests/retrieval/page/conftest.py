@@ -23,7 +23,7 @@ _PICTURES = """() => [...document.images].every((i) => !i.checkVisibility() || i
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
     """Chromium, without a window."""
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -37,7 +37,7 @@ def browser():
         launched.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def indexes(tmp_path_factory):
     """Two indexes of the same pictures; the model of the second knows no colours."""
     root = tmp_path_factory.mktemp("indexes")
@@ -70,7 +70,7 @@ def serve(indexes, **settings):
     return running.address(port, made), end
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(indexes):
     address, end = serve(indexes)
     yield address

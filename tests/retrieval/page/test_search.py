@@ -108,9 +108,6 @@ def test_what_is_dropped_in_vain(visit, browser):
     broken = {"name": "broken.png", "type": "image/png", "content": b"\x89PNG nothing"}
     assert len(drop(files=[broken])) > 20  # the server's own words
     assert page.locator("#references li").count() == 0
-    page.evaluate("document.querySelector('#images-wrong').textContent = ''")
-    large = {"name": "large.png", "type": "image/png", "content": bytes(27 << 20)}
-    assert drop(files=[large]) == "large.png has 28.3 MB, and this server takes 26.2 MB."
 
 
 def test_a_lost_upload_is_told_at_the_references(visit):
@@ -292,7 +289,7 @@ def test_the_queries_of_a_benchmark(visit, shoot):
     assert page.locator("#query-list").inner_text() == "Query 2 of 3"
     assert page.locator("#text").input_value() == "green square" and references(page) == 1
     marked = page.locator(".card.right")
-    assert marked.count() == 2 and marked.first.get_by_text("right answer").is_visible()
+    assert marked.count() == 2 and marked.first.get_by_text("right", exact=True).is_visible()
     ranks = [f"rank {card.locator('.rank').inner_text()}" for card in marked.all()]
     answers = page.locator(".answer").all_inner_texts()
     assert (
