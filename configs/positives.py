@@ -86,6 +86,8 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.pair.per_image = 1  # pairs per reference, k; "mined": per annotated triplet at most
     c.pair.keep = 0  # draw so many of all pairs, K; 0 = all
     c.pair.exclude_known = True  # no pair that annotators have written a text for ("mined": never)
+    c.pair.excluded = ""  # JSON lines of {"reference", "excluded"}, pairs that are never made; the
+    # search page writes such a file
     c.pair.features = ""  # "window": .npy [N, C] of any image encoder, or ...
     c.pair.feature_names = ""  # ... its image names, a JSON list or one per line; "" = one row for
     # each image that we pair, in our order
@@ -221,6 +223,7 @@ ALLOWED = {
     "pair.method": ("random", "window", "mined", "file"),
     "pair.window": "[0, 1e9]",
     "pair.file": "path",
+    "pair.excluded": "path",
     "pair.per_image": "[1, 1e6]",
     "pair.keep": "[0, 1e9]",
     "pair.features": "path",

@@ -18,7 +18,7 @@ PACKAGE = "cir_jax"
 FLOORS = (
     (
         *("errors", "files", "rules", "weight_rules", "params", "plugins", "progress", "keys"),
-        *("config", "moved", "trust", "html_page"),
+        *("config", "moved", "trust", "html_page", "version"),
     ),
     ("data",),
     ("runtime",),
@@ -32,6 +32,7 @@ FLOORS = (
     ("generation",),
     ("weights",),
     ("retrieval",),
+    ("serving",),
     ("evals",),
     ("training",),
     ("api",),

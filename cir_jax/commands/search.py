@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image", action="append", default=[], metavar="FILE",
         help="reference image; several times for several")  # fmt: skip
     add("--id", action="append", default=[], type=int, metavar="ID",
-        help="reference image that the index has, by its id; several times for several")  # fmt: skip
+        help="as --image, an image of the index by its id")  # fmt: skip
     add("--text", default="", help="what to change in the image; alone, what to find")
     add("--not", action="append", default=[], metavar="WORDS", dest="avoid",
         help="words whose images come later; several times for several")  # fmt: skip
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--min-score", type=float, metavar="SCORE", help="worst score that is shown")
     add("--where", default="", metavar="CONDITION", help="which images, by their fields")
     add("--no-fold", action="store_true",
-        help="show images that are nearly the same one by one, not under the best of them")  # fmt: skip
+        help="show images that are nearly the same one by one")  # fmt: skip
     add("--keep-reference", action="store_true", help="the reference images may be found too")
     add("--approximate", action="store_true",
         help="rank approximately, on a TPU or GPU; rankings are exact otherwise")  # fmt: skip

@@ -20,7 +20,7 @@ from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
     from cir_jax.retrieval.index.opened import Index
-    from cir_jax.retrieval.serving.settings import Settings
+    from cir_jax.serving.settings import Settings
 
 HELP = "search an index in a browser, and from programs"
 TOKEN_VARIABLE = "CIR_JAX_TOKEN"
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Opens the indexes, warms up, and answers until it is told to stop."""
     _require()
-    from cir_jax.retrieval.serving import running
+    from cir_jax.serving import running
 
     settings = _settings(args)
     running.check(settings)
@@ -83,7 +83,7 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
     import jax
 
     from cir_jax import progress
-    from cir_jax.retrieval.serving import app, running, served, warming
+    from cir_jax.serving import app, running, served, warming
 
     assert isinstance(port, socket.socket)
     if jax.process_count() > 1:
@@ -91,6 +91,7 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
             f"{jax.process_count()} processes would serve one port; start one, which uses all "
             "devices of its machine"
         )
+    warming.keep_programs()
     indexes = dict(zip(served.named(args.index), map(partial(_opened, args), args.index)))
     for name, index in indexes.items():
         progress.say(f"{name}: {len(index):,} images; {index.model!r}")
@@ -115,7 +116,7 @@ def _opened(args: argparse.Namespace, folder: str) -> "Index":
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
-    from cir_jax.retrieval.serving.settings import MB, Settings
+    from cir_jax.serving.settings import MB, Settings
 
     for flag, value, least, most in (
         ("port", args.port, 0, 65535),

@@ -18,7 +18,7 @@ from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import Params
-from cir_jax.retrieval import identity, image_loading, pictures, ranking
+from cir_jax.retrieval import golden, identity, image_loading, pictures, ranking
 from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
 
@@ -270,14 +270,21 @@ class Model:
             layout="safetensors",
             record=self._record,
             data=self.config.data.to_dict(),
+            golden=self.golden().encoded(),
         )
         return written
+
+    def golden(self) -> golden.Golden:
+        """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
+        return golden.of(self.retriever(few=True), self._preprocess)
 
     def index(
         self,
         place: str | os.PathLike[str],
         out: str | os.PathLike[str] | None = None,
         *,
+        titles: Sequence[str | os.PathLike[str]] = (),
+        dtype: str = "float32",
         batch: int = 128,
         threads: int = 16,
     ) -> "Index":
@@ -286,6 +293,8 @@ class Model:
         Args:
           place: a folder of images, or a table that names some.
           out: folder of the index; None is a temporary one, which goes with the index: `save` it.
+          titles: tables of images whose columns become fields, to show and to filter by.
+          dtype: of the rows that are kept, "float32", "float16" or "int8".
           batch, threads: see `encode_images`.
 
         Raises:
@@ -293,7 +302,9 @@ class Model:
         """
         from cir_jax.retrieval.index import making  # imports pyarrow, which takes a second
 
-        return making.index(self, place, out, batch=batch, threads=threads)
+        return making.index(
+            self, place, out, titles=titles, dtype=dtype, batch=batch, threads=threads
+        )
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""

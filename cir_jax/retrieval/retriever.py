@@ -87,6 +87,7 @@ class Retriever:
         self._targets: dict[Any, _Row] = {}
         self._references: dict[Any, np.ndarray] = {}
         self._ranked: tuple[weakref.ref, ranking.Placed] | None = None
+        self._ran: dict[tuple[Callable, int], int] = {}  # (program, tokens) -> rows it was run with
         self._given: Params = {}
         self.set_index(index)
         self.set_query(query)
@@ -202,6 +203,37 @@ class Retriever:
             rows[members] = self._compose(references, ids, members, *programs)
         return rows
 
+    def encode_few(
+        self, images: Sequence[Any], texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """([F, K, D] target rows, [F, D] queries) of F images, each composed with its text.
+
+        They are padded to the images and tokens of programs that were run before, if there are any
+        that hold them: a few more vectors after an evaluation cost no compilation. Nothing of them
+        is kept, no bar is shown, and texts over the context are cut.
+        """
+        table = tokens.table(texts, self.tokenizer, "truncate")
+        need, context = int(table.lengths.max()), self.tokenizer.context
+        usual = context
+        if self.functions.module.CUT_PADDING:
+            usual = tokens.fit(need, context, self.text_lengths)
+        programs, members = _programs(self.functions), range(len(images))
+        first = programs.image if self._kept else programs.target
+        last = programs.compose if self._kept else programs.compose_pixels
+        ran = [length for program, length in self._ran if program is last and length >= need]
+        ids = table.rows(slice(None), min(ran, default=usual))
+        load = lambda i: {"pixels": self.preprocess(images[i])}
+        out = self._encode(first, self._index, members, load, "", again=True)
+        targets = out["target"].astype(np.float32, copy=False)
+        if self._kept:
+            params: Any = self._query
+            load = lambda i: {"reference": out["reference"][i], "text": ids[i]}
+        else:
+            params = self._index, self._query
+            load = lambda i: {"pixels": self.preprocess(images[i]), "text": ids[i]}
+        rows = self._encode(last, params, members, load, "", ids.shape[1], again=True)
+        return targets, rows
+
     def ranks(
         self,
         query: np.ndarray,
@@ -278,8 +310,8 @@ class Retriever:
         else:
             load = lambda i: {"pixels": self.preprocess(references[i]), "text": ids[i]}
             params = self._index, self._query
-            return self._encode(from_pixels, params, members, load, title)
-        return self._encode(program, self._query, members, load, title)
+            return self._encode(from_pixels, params, members, load, title, ids.shape[1])
+        return self._encode(program, self._query, members, load, title, ids.shape[1])
 
     def _encode(
         self,
@@ -288,11 +320,14 @@ class Retriever:
         items: Any,
         load: Callable[[Any], dict[str, np.ndarray]],
         title: str,
+        length: int = 0,
+        again: bool = False,
     ) -> Any:
-        if self._few and len(items) <= self._batch:
+        """`encode.encode` of texts of `length` tokens; `again`: with the rows it was run with."""
+        least = self._ran.get((program, length), 0) if again else 0
+        if not least and self._few and len(items) <= self._batch:
             least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
-        else:
-            least = 0
+        self._ran[program, length] = min(max(len(items), least), self._options["batch"])
         with memory.guard(title or "encoding", self._advice):
             return encode.encode(
                 program, params, items, load, least=least, title=title, **self._options

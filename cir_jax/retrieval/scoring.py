@@ -10,13 +10,41 @@ fixed order, rounded to float32.
 Axis letters: n images, K rows of an image, D embedding, P vectors of a question.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from cir_jax.errors import UserError
 from cir_jax.retrieval.search.asking import Terms
 
 _LARGEST = float(np.finfo(np.float32).max)
 _BLOCK_VALUES = 2**21  # of products in float64 held at once, 16 MiB
+
+
+def check(queries: Sequence[Terms], k: int, width: int) -> None:
+    """What every store asks of questions.
+
+    Args:
+      queries, k: see `cir_jax.retrieval.store.Store.top`.
+      width: D of the index.
+
+    Raises:
+      UserError: k below 1, vectors of another width, or vectors or weights that are not finite.
+    """
+    if k < 1:
+        raise UserError(f"k={k}; ask for at least 1 image")
+    for terms in queries:
+        if terms.vectors.shape[1:] != (width,):
+            raise UserError(
+                f"a query of {terms.vectors.shape[-1]} numbers, but rows of this index have "
+                f"{width}; compose it with the model of the index"
+            )
+        if not (np.isfinite(terms.vectors).all() and np.isfinite(terms.weights).all()):
+            raise UserError(
+                "a query or a weight is not finite (NaN or infinite); give finite weights, and "
+                "look at the model's parameters if its queries are not"
+            )
 
 
 def scores(terms: Terms, rows: NDArray[np.floating]) -> NDArray[np.float32]:

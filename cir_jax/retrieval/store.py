@@ -68,9 +68,7 @@ class Store(Protocol):
 class Writer(Store, Protocol):
     """A store that keeps rows of its own; only the writer of an index calls these."""
 
-    def add(
-        self, ids: Sequence[int], rows: NDArray[np.float32], fields: "pyarrow.Table"
-    ) -> None:
+    def add(self, ids: Sequence[int], rows: NDArray[np.float32], fields: "pyarrow.Table") -> None:
         """Adds images; one that is there is replaced, so that a second call changes nothing.
 
         Args:

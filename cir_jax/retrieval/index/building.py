@@ -3,7 +3,8 @@
 
     building/state.json     how much of the rest is certainly on disk; replaced every few seconds
     building/lines.jsonl    one line per image: [name, id, segment, row, size, time, content], or
-                            [name, reason, why, size, time] of one that cannot be read
+                            [name, file, reason, why] of one that cannot be read
+    building/sample.npz     of rows that are not float32, see `sample`
 
 Rows go into new segments (`segments`), of which the record of a generation knows nothing yet. An
 update that has made a generation removes the folder.
@@ -26,11 +27,11 @@ from cir_jax import files, progress
 from cir_jax.data.unusable import Problem
 from cir_jax.retrieval.index import records, segments
 from cir_jax.retrieval.index.catalogue import SCHEMA
+from cir_jax.retrieval.index.sample import Sample
 from cir_jax.runtime import checksums
 
-STATE, LINES = "state.json", "lines.jsonl"
+STATE, LINES, SAMPLE = "state.json", "lines.jsonl", "sample.npz"
 COMMIT = 30.0  # seconds between two moments at which what was written is made certain
-SEGMENT_BYTES = 1 << 30  # of rows, after which another segment is begun
 
 
 class Building:
@@ -43,7 +44,8 @@ class Building:
 
     Attributes:
       next_id: id of the next new image.
-      unreadable: name -> why, with the size and time of its file.
+      unreadable: name -> why.
+      sample: of the rows as the model gave them; of float32 it stays empty.
 
     Raises:
       UserError: by all methods: the disk is full or fails.
@@ -63,8 +65,9 @@ class Building:
         self.next_id, self._next_segment = base.next_id, base.next_segment
         self.finished: dict[int, dict[str, Any]] = {}
         self.unreadable: dict[str, Problem] = {}
+        self.sample = Sample(rows_per_image, embedding)
         self._names: list[str] = []
-        self._numbers = {name: array("q") for name in ("id", "segment", "row", "size", "time")}
+        self._columns = {name: array("q") for name in ("id", "segment", "row", "size", "time")}
         self._contents: list[bytes] = []
         self._fresh: list[str] = []  # lines that are not written yet
         self._segment: segments.Writer | None = None
@@ -95,14 +98,14 @@ class Building:
         """Drops what was begun."""
         self.next_id, self._next_segment = self._base.next_id, self._base.next_segment
         self.finished, self.unreadable, self._names, self._contents = {}, {}, [], []
-        self._numbers = {name: array("q") for name in self._numbers}
+        self._columns = {name: array("q") for name in self._columns}
         self._fresh, self._bytes, self._segment, self._lines = [], 0, None, None
+        self.sample = Sample(*self._shape[1:])
         shutil.rmtree(self._place, ignore_errors=True)
 
     def add(
         self,
         names: list[str],
-        ids: list[int | None],
         stamps: list[tuple[int, int]],
         contents: list[bytes],
         rows: NDArray[np.float32],
@@ -110,24 +113,23 @@ class Building:
         """Takes encoded images.
 
         Args:
-          names: of the images.
-          ids: of those that had one; None for new images.
+          names: of the images; each gets the next id.
           stamps: (size, time) of their files.
           contents: checksums of their files.
           rows: [n, K, D].
         """
+        if self._shape[0] != "float32":
+            self.sample.add(contents, rows)
         taken = 0
         while taken < len(names):
             writer = self._writer()
-            most = max(SEGMENT_BYTES // writer.row_bytes, 1)
+            most = writer.most
             part = slice(taken, taken + min(len(names) - taken, most - writer.rows))
             first = writer.rows
             writer.add(rows[part])
             for offset, at in enumerate(range(part.start, part.stop)):
-                number = ids[at]
-                if number is None:
-                    number, self.next_id = self.next_id, self.next_id + 1
-                place = number, writer.number, first + offset, *stamps[at]
+                place = self.next_id, writer.number, first + offset, *stamps[at]
+                self.next_id += 1
                 self._note(names[at], place, contents[at])
                 self._fresh.append(json.dumps([names[at], *place, contents[at].hex()]))
             taken = part.stop
@@ -136,11 +138,10 @@ class Building:
                 self._segment = None
                 self.commit(every=0.0)
 
-    def cannot_read(self, name: str, problem: Problem, stamp: tuple[int, int]) -> None:
+    def cannot_read(self, name: str, problem: Problem) -> None:
         """Takes an image that cannot be read."""
         self.unreadable[name] = problem
-        line = [name, problem.file, problem.reason, problem.why, *stamp]
-        self._fresh.append(json.dumps(line))
+        self._fresh.append(json.dumps([name, problem.file, problem.reason, problem.why]))
 
     def commit(self, every: float | None = None) -> None:
         """Notes that all that was taken is on disk, every few seconds."""
@@ -148,6 +149,8 @@ class Building:
             return
         tails = {} if self._segment is None else self._segment.flush()
         self._write_lines()
+        if self._shape[0] != "float32":
+            self.sample.write(self._place / SAMPLE)
         state = {
             "base": self._base.number,
             "next_id": self.next_id,
@@ -163,11 +166,16 @@ class Building:
 
     def finish(self) -> dict[int, dict[str, Any]]:
         """Closes the segments; their entries in the record of a generation."""
-        self.commit(every=0.0)
         if self._segment is not None:
+            self.commit(every=0.0)
             self.finished[self._segment.number] = self._segment.finish()
             self._segment = None
         return self.finished
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers of its segments."""
+        return [*self.finished, *([] if self._segment is None else [self._segment.number])]
 
     @property
     def next_segment(self) -> int:
@@ -176,7 +184,7 @@ class Building:
 
     def table(self) -> pa.Table:
         """The images that were encoded, as lines of a catalogue."""
-        numbers = {name: np.frombuffer(x, np.int64) for name, x in self._numbers.items()}
+        numbers = {name: np.frombuffer(x, np.int64) for name, x in self._columns.items()}
         columns = {**numbers, "name": self._names, "content": self._contents}
         return pa.table(
             {
@@ -190,7 +198,7 @@ class Building:
 
     def _note(self, name: str, place: tuple[int, ...], content: bytes) -> None:
         self._names.append(name)
-        for column, value in zip(self._numbers.values(), place, strict=True):
+        for column, value in zip(self._columns.values(), place, strict=True):
             column.append(value)
         self._contents.append(content)
 
@@ -244,6 +252,7 @@ class Building:
         self.finished = {int(number): entry for number, entry in state["finished"].items()}
         for line in content.splitlines():
             self._read(json.loads(line))
+        self.sample.read(self._place / SAMPLE)
         if state["segment"] is None:
             return True
         self._segment = segments.Writer(self.folder, state["segment"], *self._shape)
@@ -257,5 +266,5 @@ class Building:
             name, *place, content = line
             self._note(name, tuple(place), bytes.fromhex(content))
         else:
-            name, file, reason, why, _, _ = line
+            name, file, reason, why = line
             self.unreadable[name] = Problem(file, reason, why)

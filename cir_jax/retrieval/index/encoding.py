@@ -96,6 +96,10 @@ class Encoder:
                     )
                 yield reads, rows
 
+    def problem(self, place: int) -> Problem | None:
+        """Why the file at a place cannot be read; None if it can."""
+        return self._opened(place)[1].problem
+
     def _load(self, item: int) -> dict[str, np.ndarray]:
         pixels, read = self._opened(item)
         with self._lock:

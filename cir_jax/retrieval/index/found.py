@@ -10,7 +10,7 @@ names its images, relative to its own folder; it may write a name in any of the 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,18 +126,18 @@ def name_of(entry: image_lists.Entry, known: NamedFiles) -> str:
     Raises:
       UserError: it fits two files, leads out of the roots, or can be no image.
     """
-    first = ""
-    for written in entry.names:
-        if places.is_address(written):
-            continue
-        name = known.name(written, entry.where)
-        if name in known.files:
-            return name
-        first = first or name
-    if not first:
+    own = [written for written in entry.names if not places.is_address(written)]
+    if not own:
         raise UserError(
             f"{entry.where} names no file of an image, only {entry.name!r}; name its file"
         )
+    first = known.name(own[0], entry.where)
+    if first in known.files:
+        return first
+    for written in own[1:]:  # such as a title, which may be no name at all
+        with suppress(UserError):
+            if (name := known.name(written, entry.where)) in known.files:
+                return name
     return first
 
 

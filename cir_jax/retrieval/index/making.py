@@ -8,6 +8,7 @@ from typing import Any
 
 from cir_jax.retrieval.index import update
 from cir_jax.retrieval.index.opened import Index
+from cir_jax.retrieval.index.options import Options
 
 
 def index(
@@ -19,8 +20,7 @@ def index(
     """See `Model.index`."""
     temporary = None if out is not None else tempfile.TemporaryDirectory(prefix="cir_jax-")
     folder = os.path.expanduser(out) if out is not None else temporary.name  # type: ignore[union-attr]
-    chosen = update.Options(place=os.path.expanduser(os.fspath(place)), **options)
-    update.update(folder, chosen, model=model)
+    update.update(folder, Options(place=place, **options), model=model)
     found = Index(folder, lambda record: model, model=model, check=False)
     if temporary is not None:
         weakref.finalize(found, temporary.cleanup)

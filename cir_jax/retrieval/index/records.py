@@ -44,7 +44,9 @@ class Generation:
       next_id: the id of the next new image; ids are never given twice.
       next_segment: likewise.
       fields: [{"name", "type"}] of what is known of its images.
-      loss: what the type of the rows costs, see `quantized.loss`; None for float32.
+      loss: what the type of the rows costs, see `sample`; None for float32.
+      sample: name of the file of the sample that it was measured on.
+      query_side: checksum of the parameters that queries are made by.
     """
 
     number: int = 0
@@ -56,6 +58,8 @@ class Generation:
     next_segment: int = 1
     fields: tuple[dict[str, str], ...] = ()
     loss: dict[str, Any] | None = None
+    sample: str = ""
+    query_side: str = ""
 
 
 def exists(folder: str | Path) -> bool:

@@ -26,6 +26,7 @@ from cir_jax.bank.sums import Growing, Sums
 from cir_jax.retrieval.index import quantized, records
 from cir_jax.runtime.checksums import Damaged
 
+SEGMENT_BYTES = 1 << 30  # of a full segment
 _THREADS = 8  # that check
 _TOGETHER = 256  # blocks that one of them checks at a time
 
@@ -45,8 +46,12 @@ class Segment:
     scales: NDArray[np.float32] | None = None
 
     def take(self, at: NDArray[np.int64]) -> NDArray[np.float32]:
-        """float32 [m, K, D] of some rows."""
-        return quantized.restored(self.rows[at], None if self.scales is None else self.scales[at])
+        """float32 [m, K, D] of some images."""
+        return quantized.restored(*self.kept(at))
+
+    def kept(self, at: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+        """(rows [m, K, D], scales [m, K] or None) of some images, as they are kept."""
+        return self.rows[at], None if self.scales is None else self.scales[at]
 
 
 def shapes(dtype: str, rows_per_image: int, embedding: int) -> dict[str, tuple[tuple, str]]:
@@ -222,6 +227,11 @@ class Writer:
         """Bytes of an image."""
         return sum(array.row_bytes for array in self._arrays.values())
 
+    @property
+    def most(self) -> int:
+        """Images of a full segment."""
+        return max(SEGMENT_BYTES // self.row_bytes, 1)
+
     def start(self, done: int = 0, tails: dict[str, str] | None = None) -> bool:
         """Goes on behind the first `done` images, whose `tails` `flush` gave.
 
@@ -235,9 +245,12 @@ class Writer:
 
     def add(self, rows: NDArray[np.float32]) -> None:
         """Appends float32 [n, K, D]."""
-        kept, scales = quantized.stored(rows, self._dtype)
+        self.add_kept(*quantized.stored(rows, self._dtype))
+
+    def add_kept(self, rows: NDArray[Any], scales: NDArray[np.float32] | None) -> None:
+        """Appends rows [n, K, D], and scales [n, K] of int8, as they are kept."""
         with self._writing():
-            self._arrays["rows"].add(kept)
+            self._arrays["rows"].add(rows)
             if scales is not None:
                 self._arrays["scales"].add(scales)
         self.rows += len(rows)

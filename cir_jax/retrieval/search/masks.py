@@ -17,7 +17,6 @@ from cir_jax.retrieval.search.conditions import (
     Operator,
     Or,
     Tree,
-    Value,
 )
 
 _COMPARISONS: dict[Operator, str] = {
@@ -56,13 +55,13 @@ def _leaf(tree: Compare | Among | Contains, column: pyarrow.ChunkedArray) -> pya
     column = column.cast(_TYPES[tree.kind])
     if isinstance(tree, Among):
         return pc.is_in(column, value_set=pyarrow.array(tree.values, _TYPES[tree.kind]))
-    return pc.call_function(_COMPARISONS[tree.operator], [column, _scalar(tree.value, tree.kind)])
-
-
-def _scalar(value: Value, kind: str) -> pyarrow.Scalar:
-    """A fraction is compared with integers as float64, in which those near it are exact."""
-    fraction = kind == "integer" and isinstance(value, float)
-    return pyarrow.scalar(value, pyarrow.float64() if fraction else _TYPES[kind])
+    type_ = _TYPES[tree.kind]
+    if tree.kind == "integer" and isinstance(tree.value, float):
+        # Compared with a fraction: integers near it are exact in float64, and no other matters.
+        type_ = pyarrow.float64()
+        column = column.cast(type_, safe=False)
+    value = pyarrow.scalar(tree.value, type_)
+    return pc.call_function(_COMPARISONS[tree.operator], [column, value])
 
 
 def _array(column: pyarrow.ChunkedArray) -> NDArray[np.bool_]:

@@ -110,7 +110,7 @@ class Store:
         self, queries: Sequence[Terms], k: int, exact: bool = True
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See `cir_jax.retrieval.store.Store`."""
-        self._check(queries, k)
+        scoring.check(queries, k, self._shape[1])
         ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         if len(self):
@@ -134,21 +134,6 @@ class Store:
         """See `cir_jax.retrieval.store.Store`."""
         return len(self) if where is None else self._mask(where).count
 
-    def _check(self, queries: Sequence[Terms], k: int) -> None:
-        if k < 1:
-            raise UserError(f"k={k}; ask for at least 1 image")
-        for terms in queries:
-            if terms.vectors.shape[1:] != self._shape[1:]:
-                raise UserError(
-                    f"a query of {terms.vectors.shape[-1]} numbers, but rows of this index have "
-                    f"{self._shape[1]}; compose it with the model of the index"
-                )
-            if not (np.isfinite(terms.vectors).all() and np.isfinite(terms.weights).all()):
-                raise UserError(
-                    "a query or a weight is not finite (NaN or infinite); give finite weights, and "
-                    "look at the model's parameters if its queries are not"
-                )
-
     def _best(
         self, terms: Terms, positions: NDArray[np.int64], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -164,9 +149,7 @@ class Store:
         ]
         return scoring.best(ids, np.concatenate(scores or [np.zeros(0, np.float32)]), k)
 
-    def _candidates(
-        self, queries: Sequence[Terms], k: int, exact: bool
-    ) -> list[NDArray[np.int64]]:
+    def _candidates(self, queries: Sequence[Terms], k: int, exact: bool) -> list[NDArray[np.int64]]:
         """For each question positions among which its best k are."""
         found: dict[int, NDArray[np.int64]] = {}
         searched: list[int] = []
