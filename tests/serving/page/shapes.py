@@ -12,7 +12,8 @@ from tests.retrieval.search.conftest import Store
 from tests.serving import made
 
 COLOURS = {
-    "red": "#d64541", "orange": "#f2994a", "green": "#3a9d5d", "blue": "#3b6fd4", "violet": "#8e5bc9",
+    "red": "#d64541", "orange": "#f2994a", "green": "#3a9d5d", "blue": "#3b6fd4",
+    "violet": "#8e5bc9",
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "ring")
 SIZES = ("small", "large")
@@ -113,6 +114,7 @@ class Index(made.Index):
     def __init__(self, root, words=WORDS, queries=()):
         things = list(product(SHAPES, COLOURS, SIZES))
         things += things[:COPIES]
+        self.folder = root
         self.places = [root / f"{n}-{'-'.join(thing)}.png" for n, thing in enumerate(things)]
         root.mkdir(exist_ok=True)
         for n, (thing, place) in enumerate(zip(things, self.places, strict=True)):
