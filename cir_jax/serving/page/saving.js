@@ -7,11 +7,11 @@ import { $, counted, h, title } from "./dom.js";
 const KINDS = {
   target: {
     ask: "Save this triplet for training?", ok: "Save the triplet", done: "Saved as the right answer.",
-    caption: "is the right answer", again: "This is saved as the right answer",
+    caption: "right answer", again: "This is saved as the right answer",
   },
   excluded: {
     ask: "Save this as a wrong answer?", ok: "Save as wrong", done: "Saved as a wrong answer.",
-    caption: "is a wrong answer", again: "This is saved as a wrong answer",
+    caption: "wrong answer", again: "This is saved as a wrong answer",
   },
 };
 
@@ -62,12 +62,13 @@ export class Saving {
     $("save-wrong").textContent = why ?? "";
     $("save-ok").textContent = saved ? "Take it back" : words.ok;
     $("save-ok").hidden = Boolean(why);
-    const picture = (image, caption) => h("figure", {},
-      showPicture(h("img", { alt: caption }), address(image, pane.index)), h("figcaption", {}, caption));
+    const picture = (image, caption, name) => h("figure", {},
+      showPicture(h("img", { alt: caption }), address(image, pane.index)),
+      h("figcaption", {}, caption, name && h("span", { dir: "auto" }, name)));
     $("save-body").replaceChildren(...(why ? [] : [h("div", { class: "triplet" },
       picture({ id: reference }, "reference"),
       h("blockquote", { dir: "auto" }, text),
-      picture(item, words.caption)), h("p", { class: "muted", dir: "auto" }, title(item))]));
+      picture(item, words.caption, title(item)))]));
     $("save-dialog").showModal();
   }
 
