@@ -48,6 +48,7 @@ PLUG_INS = {
     "datasets.importers": ("convert",),
     "evals.benchmarks": ("build",),
     "generation.captioners": ("Captioner",),
+    "retrieval.stores": ("opened",),
     "training.stages": ("Stage",),
     "commands": (("add_arguments", "run"),),
 }

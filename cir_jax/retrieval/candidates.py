@@ -7,8 +7,8 @@ the last of the best are taken too, and a device that may hold more of them is a
 nothing is lost, whatever the devices, blocks or batches, and `cir_jax.retrieval.scoring` orders the
 found by their exact scores.
 
-Axis letters: N images, K rows of an image, D embedding, Q questions, G groups, P vectors of a
-group, b images of a block, M masks.
+Axis letters: N images, K rows of an image, D embedding, Q questions, b images of a block, M
+masks.
 """
 
 import math
@@ -23,7 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from numpy.typing import NDArray
 
 from cir_jax.losses.scores import scores
-from cir_jax.retrieval import ranking
+from cir_jax.retrieval import packing, ranking
 from cir_jax.retrieval.search.asking import Terms
 from cir_jax.retrieval.tables import Block, Table
 from cir_jax.runtime import mesh as meshes
@@ -31,7 +31,7 @@ from cir_jax.runtime import mesh as meshes
 _PRODUCTS, _PRODUCTS_CPU = 2**28, 2**24  # of vectors and rows, on a device at a time
 _MOST_QUERIES = 256  # in one program
 _WIDENED_VALUES = 2**22  # of small rows that are float32 at a time
-_SPARE = 16  # columns beyond a block's share of the best
+_SPARE = 6  # columns beyond a block's share of the best
 _LOWEST = float(np.finfo(np.float32).min)  # the score of what is no number: behind all that are
 
 
@@ -59,7 +59,7 @@ def find(
       recall: None for all of the best; else the share of them that `jax.lax.approx_max_k` aims at,
         which is faster than all on a TPU or GPU.
     """
-    if not table.blocks:
+    if not queries or not table.blocks:
         return [np.zeros(0, np.int64) for _ in queries]
     # Vectors of a question and rows of a block that meet on a device.
     largest = max(b.rows.shape[0] for b in table.blocks) // table.mesh.size
@@ -80,12 +80,12 @@ def _find(
     masks: Masks | None,
     recall: float | None,
 ) -> list[NDArray[np.int64]]:
-    packed, lengths = pack(queries)
+    packed, lengths = packing.pack(queries)
     # Twice the bound of a sum of D products, for what scales, groups and accelerators add to it.
     off = 2 * (table.width + 16) * 2.0**-24 * lengths * table.longest()
     share = max(b.images for b in table.blocks) / len(table)
     most = int(wanted.max())
-    asked = [_power(min(most, 2 * math.ceil(share * most)) + _SPARE)] * len(table.blocks)
+    asked = [packing.power(min(most, 2 * math.ceil(share * most)) + _SPARE)] * len(table.blocks)
     best: dict[int, _Best] = {}
     again = list(range(len(table.blocks)))
     while again:
@@ -179,57 +179,10 @@ def _run(
 
 def _mask(masks: NDArray[np.bool_], block: Block, held: int, mesh: Mesh) -> jax.Array:
     """[M, b] of a block, M a power of two."""
-    part = np.zeros((_power(len(masks)), held), np.bool_)
+    part = np.zeros((packing.power(len(masks)), held), np.bool_)
     part[: len(masks), : block.images] = masks[:, block.start : block.start + block.images]
     spec = PartitionSpec(None, meshes.AXES)
     return jax.device_put(part, jax.sharding.NamedSharding(mesh, spec))
-
-
-def _padded(queries: int) -> int:
-    """1, 8 or a larger power of two: on a CPU 8 cost little more than 2, and each is a program."""
-    return 1 if queries == 1 else max(8, _power(queries))
-
-
-def _power(number: int) -> int:
-    """The smallest power of two that is not smaller."""
-    return 1 << (number - 1).bit_length()
-
-
-def pack(queries: Sequence[Terms]) -> tuple[tuple[tuple[Any, Any], ...], NDArray[np.float64]]:
-    """The groups of questions by their size, and how far a score can be.
-
-    Vectors and weights are scaled by powers of two to a length near 1, which changes no order.
-
-    Returns:
-      (groups, lengths): for each power of two P that is the size of a group, vectors
-      [Q', G, P, D] and weights [Q', G], both float32, Q' >= Q. Smaller groups repeat a
-      vector; missing ones have the weight 0. And [Q] the largest score for rows of length 1.
-    """
-    count, width = _padded(len(queries)), queries[0].vectors.shape[1]
-    sizes: dict[int, list[list[tuple[NDArray[np.float32], float]]]] = {}
-    lengths = np.zeros(len(queries))
-    for number, terms in enumerate(queries):
-        vectors, weights = _scaled(terms.vectors), _scaled(terms.weights)
-        for group, weight in enumerate(weights):
-            mine = vectors[terms.groups == group]
-            lengths[number] += abs(weight) * np.linalg.norm(mine.astype(np.float64), axis=1).max()
-            slots = sizes.setdefault(_power(len(mine)), [[] for _ in range(count)])
-            slots[number].append((np.resize(mine, (_power(len(mine)), width)), weight))
-    groups = []
-    for size, slots in sorted(sizes.items()):
-        most = max(map(len, slots))
-        vectors = np.zeros((count, most, size, width), np.float32)
-        weights = np.zeros((count, most), np.float32)
-        for number, slot in enumerate(slots):
-            for place, (values, weight) in enumerate(slot):
-                vectors[number, place], weights[number, place] = values, weight
-        groups.append((vectors, weights))
-    return tuple(groups), lengths
-
-
-def _scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    most = float(np.abs(values).max(initial=0))
-    return np.ldexp(values, -math.frexp(most)[1]).astype(np.float32) if most else values
 
 
 @lru_cache(maxsize=256)

@@ -57,22 +57,51 @@ def scores(terms: Terms, rows: NDArray[np.floating]) -> NDArray[np.float32]:
     images, each, width = rows.shape
     vectors = terms.vectors.astype(np.float64)
     starts = np.flatnonzero(np.diff(terms.groups, prepend=-1))
-    weights = terms.weights.astype(np.float64)
     found = np.empty(images, np.float32)
     size = max(1, _BLOCK_VALUES // (each * width))
     for start in range(0, images, size):
         part = rows[start : start + size].astype(np.float64)
-        best = np.empty((len(vectors), len(part)))
-        for vector, out in zip(vectors, best, strict=True):
-            # einsum adds up every row in one order; a product of matrices (`@`) would not.
-            np.max(np.einsum("nkd,d->nk", part, vector), axis=-1, out=out)
-        groups = np.maximum.reduceat(best, starts, axis=0)
+        best = np.stack([_nearest(part, np.broadcast_to(v, (len(part), width))) for v in vectors])
         total = np.zeros(len(part))
-        for weight, group in zip(weights, groups, strict=True):
-            total += weight * group
-        finite = np.where(np.isfinite(total), np.clip(total, -_LARGEST, _LARGEST), -np.inf)
-        found[start : start + size] = finite
+        for weight, group in zip(terms.weights, np.maximum.reduceat(best, starts), strict=True):
+            total += float(weight) * group
+        found[start : start + size] = _rounded(total)
     return found
+
+
+def scores_of_pairs(
+    queries: Sequence[Terms], which: NDArray[np.intp], rows: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """[n]: scores as of `scores`, of image i for the question `which[i]`; which ascends.
+
+    Args:
+      queries: of any number.
+      which: [n] their places in `queries`.
+      rows: [n, K, D].
+    """
+    found = np.empty(len(rows), np.float32)
+    if not all(terms.folded for terms in queries):
+        bounds = np.searchsorted(which, np.arange(len(queries) + 1))
+        for terms, start, stop in zip(queries, bounds, bounds[1:], strict=False):
+            found[start:stop] = scores(terms, rows[start:stop])
+        return found
+    vectors = np.concatenate([terms.vectors for terms in queries]).astype(np.float64)
+    size = max(1, _BLOCK_VALUES // (rows.shape[1] * rows.shape[2]))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        found[part] = _rounded(_nearest(rows[part].astype(np.float64), vectors[which[part]]))
+    return found
+
+
+def _nearest(rows: NDArray[np.float64], vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[n]: of n images [n, K, D] and n vectors [n, D], the largest product over K."""
+    # einsum adds up every row in one order; a product of matrices (`@`) would not.
+    return np.einsum("nkd,nd->nk", rows, vectors).max(axis=1)
+
+
+def _rounded(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As float32 holds them, -inf for what is no number."""
+    return np.where(np.isfinite(scores), np.clip(scores, -_LARGEST, _LARGEST), -np.inf)
 
 
 def best(

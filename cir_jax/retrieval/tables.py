@@ -80,7 +80,10 @@ class Table:
         self, segments: Sequence[Rows], mesh: Mesh, room: float | None = None, block: int = 0
     ):
         self.mesh = mesh
-        self.segments = tuple(segments)
+        # Plain arrays: taking rows of a `np.memmap` is slow.
+        self.segments = tuple(
+            Rows(np.asarray(r), s if s is None else np.asarray(s)) for r, s in segments
+        )
         self.starts = np.cumsum([0, *(len(s.rows) for s in segments)])
         self.rows_per_image, self.width = segments[0].rows.shape[1:]
         left = self._room() if room is None else room

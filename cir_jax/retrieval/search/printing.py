@@ -9,7 +9,7 @@ from cir_jax.progress import shown
 from cir_jax.retrieval.search.results import Answer, Hit
 
 _GAP = "  "
-_LEAST = 6  # columns of the terminal that a name or a field keeps
+_NAME, _FIELD = 20, 6  # columns of the terminal that a name or a field keeps at least
 _CUT = "…"
 
 
@@ -17,7 +17,7 @@ class _Column(NamedTuple):
     title: str
     cells: list[str]
     right: bool = False  # figures
-    cut: bool = False  # what is too long for the terminal is cut
+    least: int = 0  # columns to which it may be cut; 0 is never
 
     @property
     def width(self) -> int:
@@ -130,7 +130,7 @@ def _columns_of(hits: Sequence[Hit]) -> list[_Column]:
     found = [
         _Column("rank", [str(hit.rank) for hit in hits], right=True),
         _Column("score", [f"{hit.score:.4f}" for hit in hits], right=True),
-        _Column("name", [shown(hit.name, one_line=True) for hit in hits], cut=True),
+        _Column("name", [shown(hit.name, one_line=True) for hit in hits], least=_NAME),
     ]
     if any(hit.same for hit in hits):
         under = [f"+{len(hit.same)}" if hit.same else "" for hit in hits]
@@ -140,7 +140,8 @@ def _columns_of(hits: Sequence[Hit]) -> list[_Column]:
         if any(value is not None for value in values):
             figures = all(value is None or isinstance(value, int | float) for value in values)
             cells = [text(value) for value in values]
-            found.append(_Column(shown(name, one_line=True), cells, right=figures, cut=True))
+            title, least = shown(name, one_line=True), 0 if figures else _FIELD
+            found.append(_Column(title, cells, right=figures, least=least))
     return found
 
 
@@ -149,7 +150,7 @@ def _fitted(columns: Sequence[_Column], widths: Sequence[int], width: int) -> li
     found = list(widths)
     while found:
         excess = sum(found) + len(_GAP) * (len(found) - 1) - width
-        wide = [i for i, size in enumerate(found) if columns[i].cut and size > _LEAST]
+        wide = [i for i, size in enumerate(found) if 0 < columns[i].least < size]
         if excess <= 0:
             return found
         if wide:
@@ -157,6 +158,7 @@ def _fitted(columns: Sequence[_Column], widths: Sequence[int], width: int) -> li
             found[widest] -= 1
         elif len(found) > 3:
             found = list(widths[: len(found) - 1])
-        else:
-            return found  # narrower than any name
+        else:  # the name takes what there is
+            found[-1] = max(1, found[-1] - excess)
+            return found
     return found

@@ -9,7 +9,7 @@ by products in float32, and scored exactly.
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 RECALL = 0.95  # of the best, that an approximate ranking aims at
-_FEW_VALUES = 2**21  # of rows that are scored at once rather than searched
+_FEW_VALUES = 2**14  # of rows that are scored at once rather than searched
+_TAKEN_VALUES = 2**22  # of rows that are in memory at a time
 _KEPT_MASKS = 16  # of the conditions asked for last
 
 
@@ -45,17 +46,17 @@ def opened(index: Any, recall: float = RECALL) -> "Store":
         catalogue.ids,
         catalogue.segment,
         catalogue.row,
-        catalogue.fields,
+        catalogue.table,
         shape=(index.rows_per_image, index.embedding),
         recall=recall,
     )
 
 
 class _Mask(NamedTuple):
-    """`rows` [positions]: which are candidates; `count` of them."""
+    """`rows` [positions]: which are candidates; `images` of them."""
 
     rows: NDArray[np.bool_]
-    count: int
+    images: int
 
 
 class Store:
@@ -113,10 +114,10 @@ class Store:
         scoring.check(queries, k, self._shape[1])
         ids = np.full((len(queries), k), -1, np.int64)
         scores = np.full((len(queries), k), -np.inf, np.float32)
-        if len(self):
-            for number, positions in enumerate(self._candidates(queries, k, exact)):
-                found = self._best(queries[number], positions, k)
-                ids[number], scores[number] = found
+        if queries and len(self):
+            found = self._candidates(queries, k, exact)
+            for number, best in enumerate(self._best(queries, found, k)):
+                ids[number], scores[number] = best
         return ids, scores
 
     def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -132,22 +133,29 @@ class Store:
 
     def count(self, where: Clause | None) -> int:
         """See `cir_jax.retrieval.store.Store`."""
-        return len(self) if where is None else self._mask(where).count
+        return len(self) if where is None else self._mask(where).images
 
     def _best(
-        self, terms: Terms, positions: NDArray[np.int64], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The best k of the candidates that a question does not leave out, by exact scores."""
-        ids = self._at[positions]
-        if terms.leave_out:
-            kept = ~np.isin(ids, list(terms.leave_out))
-            ids, positions = ids[kept], positions[kept]
-        table, size = self._on_devices(), max(1, _FEW_VALUES // math.prod(self._shape))
-        scores = [
-            scoring.scores(terms, table.taken(positions[start : start + size]))
-            for start in range(0, len(positions), size)
-        ]
-        return scoring.best(ids, np.concatenate(scores or [np.zeros(0, np.float32)]), k)
+        self, queries: Sequence[Terms], found: Sequence[NDArray[np.int64]], k: int
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """The best k of the candidates that each question does not leave out, by exact scores."""
+        kept = []
+        for terms, positions in zip(queries, found, strict=True):
+            if terms.leave_out:
+                gone = np.isin(self._at[positions], list(terms.leave_out))
+                positions = positions[~gone]
+            kept.append(np.sort(positions))
+        which = np.repeat(np.arange(len(kept)), [len(positions) for positions in kept])
+        positions = np.concatenate(kept)
+        scores, table = np.empty(len(positions), np.float32), self._on_devices()
+        size = max(1, _TAKEN_VALUES // math.prod(self._shape))
+        for start in range(0, len(positions), size):  # so that few rows are in memory at a time
+            part = slice(start, start + size)
+            rows = table.taken(positions[part])
+            scores[part] = scoring.scores_of_pairs(queries, which[part], rows)
+        ends = np.cumsum([len(one) for one in kept])
+        for one, values in zip(kept, np.split(scores, ends[:-1]), strict=True):
+            yield scoring.best(self._at[one], values, k)
 
     def _candidates(self, queries: Sequence[Terms], k: int, exact: bool) -> list[NDArray[np.int64]]:
         """For each question positions among which its best k are."""
@@ -157,14 +165,14 @@ class Store:
         masks: dict[int, _Mask] = {}  # by their identity, each once
         for number, terms in enumerate(queries):
             mask = self._mask(terms.where)
-            if mask.count * math.prod(self._shape) <= _FEW_VALUES:  # quicker scored than searched
+            if self._few(mask.images, len(queries)):
                 found[number] = np.flatnonzero(mask.rows)
                 continue
             masks.setdefault(id(mask), mask)
             searched.append(number)
             which.append(list(masks).index(id(mask)))
         chosen = None
-        if any(mask.count < len(self._at) for mask in masks.values()):
+        if any(mask.images < len(self._at) for mask in masks.values()):
             rows = np.stack([mask.rows for mask in masks.values()])
             chosen = candidates.Masks(rows, np.asarray(which, np.int32))
         table = self._on_devices()
@@ -177,6 +185,17 @@ class Store:
         )
         found |= dict(zip(searched, positions, strict=True))
         return [found[number] for number in range(len(queries))]
+
+    def _few(self, images: int, queries: int) -> bool:
+        """Whether all of a question's candidates are scored quicker than the best are found.
+
+        A batch looks at all rows, once for all questions; scoring a row takes about as long as
+        looking at eight.
+        """
+        values = images * math.prod(self._shape)
+        return values <= _FEW_VALUES or (
+            values <= _TAKEN_VALUES and images * queries * 8 <= len(self._at)
+        )
 
     def _mask(self, where: Clause | None) -> "_Mask":
         """The candidates; those of the last few conditions are kept."""
