@@ -43,8 +43,8 @@ def permitted() -> Iterator[None]:
     except PermissionError as error:
         place = error.filename if error.filename is not None else "a file or folder"
         raise UserError(
-            f"{place} cannot be used ({error.strerror or error}); correct its permissions and those "
-            "of the folders that it lies in, or give another place"
+            f"{place} cannot be used ({error.strerror or error}); correct its permissions and "
+            "those of the folders that it lies in, or give another place"
         ) from None
 
 
