@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("where, and for whom").add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS",
-        help="address to listen at (default 127.0.0.1, this machine alone); 0.0.0.0 is all")  # fmt: skip
+        help="address to listen at (default 127.0.0.1, this machine alone)")  # fmt: skip
     add("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     add("--token-file", default="", metavar="FILE",
         help="file with the token that clients must show; no flag takes the token itself, since "
@@ -52,6 +52,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="questions a second of one client (429; default 100; 0 for no limit)")  # fmt: skip
     add("--upload-mb", type=float, default=25.0, metavar="MB",
         help="largest image that may be sent (413; default 25)")  # fmt: skip
+    add = parser.add_argument_group("clicks").add_argument
+    add("--held-out", nargs="+", default=[], metavar="DATA",
+        help="folders of data sets, as `prepare` makes them, whose images are evaluated with: none "
+        "of these is saved as a triplet")  # fmt: skip
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags for weights that are not where they were when the index was made."""
     add = parser.add_argument_group("the model").add_argument
     add("--model", nargs="+", default=[], metavar="WEIGHTS",
         help="the weights of the index, where they are not where they were")  # fmt: skip
@@ -83,6 +92,7 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
     import jax
 
     from cir_jax import progress
+    from cir_jax.retrieval import clicks
     from cir_jax.serving import app, running, served, warming
 
     assert isinstance(port, socket.socket)
@@ -92,15 +102,28 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
             "devices of its machine"
         )
     warming.keep_programs()
-    indexes = dict(zip(served.named(args.index), map(partial(_opened, args), args.index)))
+    opened_all = [opened(args, folder) for folder in args.index]
+    indexes = dict(zip(served.named(args.index), opened_all, strict=True))
     for name, index in indexes.items():
         progress.say(f"{name}: {len(index):,} images; {index.model!r}")
     progress.say(f"compiling for batches of up to {settings.batch}")
-    made = app.make(indexes, settings, warm=partial(warming.warm, batch=settings.batch))
+    held_out = [clicks.held_out_of("folder", os.path.expanduser(d)) for d in args.held_out]
+    warm = partial(warming.warm, batch=settings.batch)
+    made = app.make(indexes, settings, warm=warm, held_out=held_out)
     running.serve(made, settings, port)
 
 
-def _opened(args: argparse.Namespace, folder: str) -> "Index":
+def opened(args: argparse.Namespace, folder: str) -> "Index":
+    """An index with the model that the flags of `add_model_arguments` name, if they name one.
+
+    Raises:
+      UserError: they name one, and there are several indexes; or see `Index`.
+    """
+    if args.model and len(args.index) > 1:
+        raise UserError(
+            "--model names the weights of one index, and there are several; give `cir-jax index "
+            "--model WEIGHTS --out INDEX` for each whose weights have moved"
+        )
     from functools import partial
 
     from cir_jax.retrieval import opening
@@ -128,11 +151,6 @@ def _settings(args: argparse.Namespace) -> "Settings":
     ):
         if not least <= value <= most:
             raise UserError(f"--{flag}={value} is not within {least} and {most:g}")
-    if args.model and len(args.index) > 1:
-        raise UserError(
-            "--model names the weights of one index, and there are several; give `cir-jax index "
-            "--model WEIGHTS --out INDEX` for each whose weights have moved"
-        )
     upload = int(args.upload_mb * MB)
     return Settings(
         host=args.host,
@@ -169,6 +187,7 @@ def _require() -> None:
     """Raises UserError unless what only this command needs is there."""
     try:
         import fastapi  # noqa: F401
+        import mcp  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401

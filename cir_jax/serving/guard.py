@@ -37,7 +37,7 @@ from cir_jax.serving.settings import Settings, literal
 _OPEN = ("/", "/healthz", "/favicon.ico")
 _OPEN_FOLDER = "/page/"
 # Requests that need the device, or write: counted against the queue and the rate.
-DEVICE = ("/search", "/v1/embeddings", "/v1/rerank", "/rerank")
+DEVICE = ("/search", "/v1/embeddings", "/v1/rerank", "/rerank", "/mcp")
 _RATED = (*DEVICE, "/api/uploads", "/triplets")
 HUNG_UP = 499
 _CLIENTS = 10_000  # whose rates are remembered
@@ -111,7 +111,7 @@ class Guard:
         Whoever hangs up is noticed once the whole body has been read.
         """
         passage.watched = True
-        answer = asyncio.create_task(self._app(scope, passage.receive, passage.send))
+        answer = asyncio.create_task(_run(self._app, scope, passage))
         gone = asyncio.create_task(passage.hung_up())
         try:
             await asyncio.wait(
@@ -141,6 +141,10 @@ class Guard:
             "bytes": passage.sent,
         }
         self._log(json.dumps(line))
+
+
+async def _run(app: ASGIApp, scope: Scope, passage: "_Passage") -> None:
+    await app(scope, passage.receive, passage.send)
 
 
 class Load:
@@ -277,7 +281,7 @@ def too_long(seconds: float) -> Refusal:
 
 def route_of(scope: Scope) -> str:
     """The pattern of the address that was asked for, e.g. "/images/{id}"; never the address."""
-    route: Any = scope.get("route")
+    route: Any = scope.get("route") or getattr(scope.get("endpoint"), "route", None)
     path = getattr(route, "path", "")
     return path if isinstance(path, str) and path else "none"
 

@@ -11,6 +11,7 @@ from fastapi import Query as InQuery
 
 from cir_jax.retrieval.search import where as wheres
 from cir_jax.retrieval.search.asking import FORMULA
+from cir_jax.serving import clicking
 from cir_jax.serving.bodies import (
     FieldInfo,
     Image,
@@ -37,7 +38,7 @@ async def info(here: Here) -> Info:
     return Info(
         indexes=[await here.aside(_info, name, i) for name, i in here.served.indexes.items()],
         formula=FORMULA,
-        clicks=None,
+        clicks=await here.aside(clicking.counts, here),
         limits=Limits(
             upload_bytes=settings.upload_bytes,
             pixels=settings.pixels,
@@ -94,9 +95,8 @@ def _images(index: Any, offset: int, limit: int, where: str) -> Images:
         chosen = np.flatnonzero(wheres.parse(where, catalogue.kinds).mask(catalogue.table))
     places = chosen[offset : offset + limit]
     images = []
-    for id, row in zip(
-        catalogue.ids[places], catalogue.table.take(places).to_pylist(), strict=True
-    ):
+    rows = catalogue.table.take(places).to_pylist()
+    for id, row in zip(catalogue.ids[places], rows, strict=True):
         name = row.pop("name")
         fields = {key: plain(value) for key, value in row.items()}
         images.append(Image(id=int(id), name=name, fields=fields))

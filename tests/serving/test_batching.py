@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to many requests at once: they share batches, and not one more than there is room."""
+"""Many requests at once share batches, and no more are let in than there is room for."""
 
 import asyncio
 import threading

@@ -15,9 +15,7 @@ TOKEN = "a-token-of-some-length"
 ASK = {"text": "a secret wish"}
 
 
-@pytest.mark.parametrize(
-    "host", ["localhost", "localhost:9", "127.0.0.1:9", "[::1]:9", "127.9.9.9"]
-)
+@pytest.mark.parametrize("host", ["localhost", "localhost:9", "[::1]:9", "127.9.9.9"])
 def test_names_of_this_machine(client, host):
     assert client.get("/healthz", headers={"Host": host}).status_code == 200
 
