@@ -36,16 +36,17 @@ class Model:
         self.index_params = self.functions.init(seed)
         self.query_params = {**self.index_params, "text": self.functions.init(query_seed)["text"]}
         self.functions.abstract = self.index_params
-        self._preprocess = Preprocess(SIZE, pad)
+        self.functions.config = CONFIG.model
+        self.preprocess = Preprocess(SIZE, pad)
         self.opened = Counter()
 
     def identity(self):
         return identity.of(
-            CONFIG, self.functions, self.index_params, self.query_params, self._preprocess
+            CONFIG, self.functions, self.index_params, self.query_params, self.preprocess
         )
 
     def retriever(self, *, batch=8, threads=2, few=False):
-        read = pictures.reader(self._preprocess)
+        read = pictures.reader(self.preprocess)
 
         def opening(item):
             self.opened[str(item)] += 1
