@@ -177,7 +177,7 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
             ran.append(flags[0])
     assert set(ran) == {
         "doctor", "train", "evaluate", "submit", "pack", "positives", "triplets", "inspect",
-        "import", "export", "prepare", "compare",
+        "import", "export", "prepare", "compare", "index", "search",
     }  # fmt: skip
     assert set(converted) == {"verify"}
     assert (folder / "runs/fiq2/report.html").is_file()
