@@ -12,6 +12,7 @@ A line of JSON tells what was asked and how it went, with neither token nor addr
 import asyncio
 import hmac
 import json
+import random
 import socket
 import sys
 import time
@@ -168,7 +169,7 @@ class Load:
                 f"{self.count} requests are under way, and there is room for {self.most}; come "
                 "again after the seconds of Retry-After",
                 code="overloaded",
-                headers=_soon(1),
+                headers=_soon(random.randint(1, 3)),  # not all of them at once
             )
         self.count += 1
 

@@ -96,7 +96,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(place, index):
-    found = Server(place, "--port", "0", "--batch", "2")
+    found = Server(place, "--port", "0", "--batch", "1")
     yield found
     found.process.kill()
     found.process.wait()
@@ -130,23 +130,6 @@ def test_a_search_is_that_of_the_library(server, place, index):
             assert {k: v for k, v in one["why"].items() if v is not None} == pytest.approx(
                 dict(other.why), abs=1e-6
             )
-
-
-def test_several_clients_share_batches(server):
-    answers = [None] * 8
-
-    def ask(number):
-        answers[number] = server.ask("search", {"images": [{"id": 1 + number % 4}], "text": "b"})
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(4):
-        one, other = answers[number]["results"], answers[number + 4]["results"]
-        assert [r["id"] for r in one] == [r["id"] for r in other]
-        np.testing.assert_allclose([r["score"] for r in one], [r["score"] for r in other], atol=1e-6)
 
 
 def test_commands_and_python_of_the_readme(server, place, monkeypatch):
