@@ -8,7 +8,8 @@ A server of its own process answers over an index of made vectors; the clients, 
 ask `POST /search` about images of the index, one question after the other on a connection that
 stays open. Phases: 1 client, 32 clients, and ten times as many, who come again after the seconds of
 Retry-After when they are refused. A question needs no model, so what is measured is the server and
-the ranking; on a shared machine look at `server_cpu_ms`, the processor time of an answer. A table goes to stderr; the last line, on stdout, is the result as JSON.
+the ranking; on a shared machine look at `server_cpu_ms`, the processor time of an answer. A table
+goes to stderr; the last line, on stdout, is the result as JSON.
 """
 
 import argparse

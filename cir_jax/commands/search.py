@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.html and not os.path.isdir(os.path.dirname(os.path.abspath(args.html))):
         raise UserError(f"--html {args.html}: its folder does not exist; make it first")
-    # What loading a model says is no part of the one document on standard output.
-    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+    # What loading a model says is no part of the answer.
+    with contextlib.redirect_stdout(sys.stderr):
         index, question = _index(args), _question(args)
         [answer] = index.answer([question])
         if args.html:

@@ -14,7 +14,7 @@ from cir_jax.data.listing import images_below
 from cir_jax.data.pixels import AUTO, Loading
 from cir_jax.data.triplets import Triplet
 from cir_jax.data.unusable import Problem
-from cir_jax.datasets import image_lists, loading, reader
+from cir_jax.datasets import held_out, image_lists, loading, reader
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
 
@@ -127,7 +127,10 @@ def _of_folder(root: str) -> Pool:
     # The neutral layout has its images, and their names, below images/; a bare folder has not,
     # though one of its folders may have that name.
     below = {n.removeprefix("images/"): p for n, p in found.items() if n.startswith("images/")}
-    if len(below) == len(found) or any((Path(root) / f).is_file() for f in _NEUTRAL):
+    neutral = any((Path(root) / f).is_file() for f in _NEUTRAL)
+    if len(below) == len(found) or neutral:
+        gone = held_out.of_reader("folder", root) if neutral else held_out.HeldOut({})
+        below = {n: path for n, path in below.items() if not gone.is_file(path)}
         return Pool(below, home=str(Path(root) / "images"))
     return Pool(found, home=str(root))
 
@@ -193,9 +196,9 @@ def _of_dataset(config: ConfigDict) -> Pool:
         names = [n for n in listed if n in categories]
     else:
         names = list(listed)
-    if data.images == "split" and isinstance(module, reader.HasHeldOut):
-        gone = module.held_out(data.root)
-        names = [n for n in names if n not in gone]
+    if data.images != "triplets":
+        gone = held_out.of_reader(data.name, data.root)
+        names = [n for n in names if not gone.is_file(known[n])]
     texts: tuple[str, ...] = ()
     if isinstance(module, reader.HasCaptionFile):
         texts = (str(module.caption_file(data.root)),)

@@ -22,7 +22,7 @@ from cir_jax.contract import Functions
 from cir_jax.data import fingerprints, loader, pipeline, refusals, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.data.screening import Explained, Screen
-from cir_jax.datasets import loading, unlabelled
+from cir_jax.datasets import held_out, loading, unlabelled
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark as benchmarks
 from cir_jax.evals import screens
@@ -213,7 +213,9 @@ def _unlabelled(setup: Setup, screen: Screen) -> Any:
             f"{setup.config.stage} has none; leave it to stage two"
         )
     options = {"count": data.unlabelled_count, "optimized": data.optimized, "screen": screen}
-    return partial(unlabelled.extend, found=unlabelled.read(setup.config), **options)
+    evaluated = held_out.of(setup.config)
+    found = unlabelled.read(setup.config, evaluated)
+    return partial(unlabelled.extend, found=found, evaluated=evaluated.images, **options)
 
 
 def build_bank(

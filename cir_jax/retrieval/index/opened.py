@@ -37,6 +37,7 @@ class Index:
       model: instead: the model, which must be that of the index.
       check: compare all rows with their checksums, 0.1 s per GB that is in memory already.
       share: the index that this is a newer generation of: what it has checked is not checked again.
+      keep: what must live as long as the index, such as a temporary folder.
 
     Attributes:
       folder: of the index.
@@ -59,10 +60,11 @@ class Index:
         model: Any = None,
         check: bool = True,
         share: "Index | None" = None,
+        keep: Any = None,
     ):
         self.folder = Path(folder)
         self._load = load
-        self._given = model
+        self._given, self._keep = model, keep
         self.record = records.read(folder)
         if model is not None:
             reading.check_model(self.folder, self.record, model.identity())
@@ -265,7 +267,7 @@ class Index:
         """
         if records.current(self.folder) == self.generation:
             return None
-        found = Index(self.folder, self._load, model=self._given, share=self)
+        found = Index(self.folder, self._load, model=self._given, share=self, keep=self._keep)
         if "model" in self.__dict__ and found.record["model"] == self.record["model"]:
             found.__dict__["model"] = self.model
         return found

@@ -184,6 +184,7 @@ function setUp() {
   const options = () => app.info.indexes.map((i) => h("option", { value: i.name }, i.name));
   $("index").append(...options());
   $("compare").append(h("option", { value: "" }, "nothing"), ...options());
+  $("where-from").hidden = false;
   $("compare-label").hidden = app.info.indexes.length < 2;
   $("index").addEventListener("change", () => change($("index").value));
   $("compare").addEventListener("change", () => go({ ...app.written(), compare: $("compare").value }));

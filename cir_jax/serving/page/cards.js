@@ -41,7 +41,7 @@ function spoken(item, name, right) {
 function line(item, right) {
   return h("p", { class: "line" },
     h("span", { class: "rank", title: "Rank" }, count(item.rank)),
-    right && h("span", { class: "badge" }, "right answer"),
+    right && h("span", { class: "badge" }, "right"),
     h("span", { class: "muted other" }),
     h("span", { class: "score", title: "Score" }, score(item.score)));
 }
