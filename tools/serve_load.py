@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--other-seconds", type=float, default=15.0, help="of the other phases")
     parser.add_argument("--k", type=int, default=10, help="results of a question")
     parser.add_argument("--batch", type=int, default=32, help="of the server")
-    parser.add_argument("--queue", type=int, default=64, help="of the server")
+    parser.add_argument("--queue", type=int, default=48, help="of the server")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:

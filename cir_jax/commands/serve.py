@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a further name under which this server is reached, e.g. of a proxy")  # fmt: skip
     add = parser.add_argument_group("how much").add_argument
     add("--batch", type=int, default=32, metavar="N", help="questions at a time on the device")
-    add("--queue", type=int, default=64, metavar="N",
-        help="questions under way; the next one is refused (503; default 64)")  # fmt: skip
+    add("--queue", type=int, default=48, metavar="N",
+        help="questions under way; the next one is refused (503; default 48)")  # fmt: skip
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
         help="an answer that takes longer is given up (503; default 30)")  # fmt: skip
     add("--rate", type=float, default=100.0, metavar="N",
