@@ -39,7 +39,7 @@ export class Pane {
     if (pages) {
       this.clear();
       for (const page of pages) this.append(page);
-      this.app.redraw();
+      this.app.heard(this, pages[0], true);
       return true;
     }
     this.wait();
