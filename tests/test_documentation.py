@@ -58,6 +58,65 @@ def test_links_and_anchors_resolve(name):
             assert anchor in readmes.anchors(file.read_text("utf-8")), f"{name}: {target}"
 
 
+MARKDOWN = sorted(
+    path.relative_to(HERE).as_posix()
+    for path in [*HERE.glob("*.md"), *(p for f in FOLDERS for p in (HERE / f).rglob("*.md"))]
+)
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_tables_and_headings_are_whole(name):
+    text = (HERE / name).read_text("utf-8")
+    assert not readmes.faults(text)
+    assert text.endswith("\n") and not text.endswith("\n\n")
+    for target in readmes.links(text):  # of those that are no page for users, too
+        assert "://" in target or (HERE / name).parent.joinpath(target.partition("#")[0]).exists()
+
+
+WHOLE = """# Title
+
+Text with `##` and # one.
+
+| A | B |
+|---|:-:|
+| a \\| b | c |
+| d | e |
+
+## Licence
+
+```bash
+## a comment
+| no table
+```
+"""
+BROKEN = [
+    (
+        "| d | e |\n\n## Licence",
+        "| d | e## Licence",
+        "a heading in the middle of a line: | d | e##",
+    ),
+    ("| d | e |\n\n## Licence", "| d | e## Licence", "a row without an end: | d | e## Licence"),
+    ("| d | e |\n\n", "| d | e |\n", "no empty line behind a table: ## Licence"),
+    ("| d | e |\n\n", "| d | e |\n", "no empty line around the heading: ## Licence"),
+    ("| d | e |", "| d | e", "a row without an end: | d | e"),
+    ("| d | e |", "| d |", "1 cells under a header of 2: | d |"),
+    ("| d | e |", "| d | e | f |", "3 cells under a header of 2: | d | e | f |"),
+    ("a \\| b", "a | b", "3 cells under a header of 2: | a | b | c |"),
+    ("|---|:-:|\n", "", "a table whose second line is no 2 dashes: | A | B |"),
+    ("|---|:-:|", "|---|", "a table whose second line is no 2 dashes: | A | B |"),
+    ("one.\n", "one. ## Two\n", "a heading in the middle of a line: Text with"),
+    ("## Licence", "##Licence", "no space behind the mark of a heading: ##Licence"),
+    ("# Title\n", "# Title\nText\n", "no empty line around the heading: # Title"),
+    ("table\n```\n", "table\n", "a block of code has no end"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "fault"), BROKEN)
+def test_what_is_not_whole_is_found(good, bad, fault):
+    assert readmes.faults(WHOLE) == [] and WHOLE.count(good) == 1
+    assert any(one.startswith(fault) for one in readmes.faults(WHOLE.replace(good, bad)))
+
+
 @pytest.mark.parametrize("name", readmes.FILES)
 def test_nothing_is_left_to_be_filled_in(name):
     text = re.sub(r"`[^`]*`", "", readmes.prose(TEXTS[name]))

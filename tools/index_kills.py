@@ -31,6 +31,7 @@ from PIL import Image
 from cir_jax import config as configs
 from cir_jax import contract, progress, weights
 from cir_jax.errors import UserError
+from cir_jax.retrieval.index import writing
 from cir_jax.retrieval.index.opened import Index
 
 HERE = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ class Kills:
     def __init__(self, folder: Path, images: int, dtype: str, seed: int):
         self.folder, self._images, self._dtype = folder, images, dtype
         self._random = random.Random(seed)
-        self._drawn = 0
+        self._drawn = self._rounds = 0
         self.killed: Counter[str] = Counter()
         shutil.rmtree(folder, ignore_errors=True)
         self.photos = folder / "photos"
@@ -85,7 +86,15 @@ class Kills:
         self._drawn += 1
 
     def change(self) -> None:
-        """Adds, changes, touches, moves and deletes some pictures."""
+        """Every other time both indexes are made anew; else the pictures change.
+
+        It adds, changes, touches, moves and deletes some pictures.
+        """
+        self._rounds += 1
+        if self._rounds % 2:
+            for name in ("still", "killed"):
+                shutil.rmtree(self.folder / name)
+            return
         files = sorted(self.photos.glob("*/[0-9]*.jpg"))
         some = self._random.sample(files, max(len(files) // 4, 4))
         share = len(some) // 4
@@ -117,13 +126,16 @@ class Kills:
             return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
     def alone(self) -> float:
-        """Indexes undisturbed; the seconds that it took.
+        """Indexes undisturbed; the seconds from when it holds the lock to its end.
 
         Raises:
           SystemExit: the command fails.
         """
+        index = self.folder / "still"
+        process = self._start(index)
+        _wait_for_lock(process, index)
         began = time.monotonic()
-        if status := self._start(self.folder / "still").wait(LIMIT):
+        if status := process.wait(LIMIT):
             raise SystemExit(f"status {status}: {(self.folder / 'still.log').read_text()[-3000:]}")
         return time.monotonic() - began
 
@@ -136,10 +148,10 @@ class Kills:
         index, count = self.folder / "killed", 0
         while True:
             process = self._start(index)
+            _wait_for_lock(process, index)
+            moment = self._random.uniform(0, 1.05) * seconds
             try:
-                status = process.wait(
-                    self._random.uniform(0.3, 1.05) * seconds if count < left else LIMIT
-                )
+                status = process.wait(moment if count < left else LIMIT)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -164,6 +176,17 @@ class Kills:
     def compare(self) -> str:
         """What differs between the two indexes; "" if nothing does."""
         return difference(Index(self.folder / "still"), Index(self.folder / "killed"))
+
+
+def _wait_for_lock(process: subprocess.Popen, index: Path) -> None:
+    """Returns when a command has begun, or has ended."""
+    (index / writing.WRITER).unlink(missing_ok=True)  # of one that was killed
+    limit = time.monotonic() + LIMIT
+    while process.poll() is None and not (index / writing.WRITER).exists():
+        if time.monotonic() > limit:
+            process.kill()
+            raise SystemExit(f"not begun after {LIMIT} s; see {index}.log")
+        time.sleep(0.01)
 
 
 def difference(want: Index, got: Index) -> str:

@@ -114,7 +114,16 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
 
 
 def opened(args: argparse.Namespace, folder: str) -> "Index":
-    """An index with the model that the flags of `add_model_arguments` name, if they name one."""
+    """An index with the model that the flags of `add_model_arguments` name, if they name one.
+
+    Raises:
+      UserError: they name one, and there are several indexes; or see `Index`.
+    """
+    if args.model and len(args.index) > 1:
+        raise UserError(
+            "--model names the weights of one index, and there are several; give `cir-jax index "
+            "--model WEIGHTS --out INDEX` for each whose weights have moved"
+        )
     from functools import partial
 
     from cir_jax.retrieval import opening
@@ -142,11 +151,6 @@ def _settings(args: argparse.Namespace) -> "Settings":
     ):
         if not least <= value <= most:
             raise UserError(f"--{flag}={value} is not within {least} and {most:g}")
-    if args.model and len(args.index) > 1:
-        raise UserError(
-            "--model names the weights of one index, and there are several; give `cir-jax index "
-            "--model WEIGHTS --out INDEX` for each whose weights have moved"
-        )
     upload = int(args.upload_mb * MB)
     return Settings(
         host=args.host,

@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from cir_jax.losses.scores import scores
 from cir_jax.retrieval import packing, ranking
 from cir_jax.retrieval.search.asking import Terms
-from cir_jax.retrieval.tables import Block, Table
+from cir_jax.retrieval.tables import Block, Table, power_below
 from cir_jax.runtime import mesh as meshes
 
 _PRODUCTS, _PRODUCTS_CPU = 2**28, 2**24  # of vectors and rows, on a device at a time
 _MOST_QUERIES = 256  # in one program
-_WIDENED_VALUES = 2**22  # of small rows that are float32 at a time
+# Of small rows that are float32 at a time: on a CPU what a cache holds.
+_WIDENED_VALUES, _WIDENED_VALUES_CPU = 2**24, 2**18
 _SPARE = 6  # columns beyond a block's share of the best
 _LOWEST = float(np.finfo(np.float32).min)  # the score of what is no number: behind all that are
 
@@ -126,11 +127,13 @@ class _Best(NamedTuple):
 def _limit(found: Sequence[_Best], wanted: NDArray[np.int64]) -> NDArray[np.float64]:
     """[Q]: the last of the wanted best values found; -inf where there are not as many."""
     values = np.concatenate([one.values for one in found], axis=1)
-    limit = np.full(len(values), -np.inf)
-    for row, count in enumerate(wanted):
-        if count <= values.shape[1]:
-            limit[row] = -np.partition(-values[row], count - 1)[count - 1]
-    return limit
+    last = wanted - 1
+    there = np.unique(last[last < values.shape[1]])
+    if not len(there):
+        return np.full(len(values), -np.inf)
+    ordered = np.partition(-values, there, axis=1)
+    worst = -ordered[np.arange(len(values)), np.minimum(last, values.shape[1] - 1)]
+    return np.where(last < values.shape[1], worst.astype(np.float64), -np.inf)
 
 
 def _run(
@@ -189,8 +192,11 @@ def _mask(masks: NDArray[np.bool_], block: Block, held: int, mesh: Mesh) -> jax.
 def _program(mesh: Mesh, each: int, most: int, recall: float | None) -> Callable:
     """(groups, rows, scales, mask, which, first, images) -> index and values [Q, devices most]."""
 
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    widened = _WIDENED_VALUES_CPU if on_cpu else _WIDENED_VALUES
+
     def best(groups, rows, scales, mask, which, first, images):
-        score = _scores(groups, rows, scales, each)
+        score = _scores(groups, rows, scales, each, widened)
         here = score.shape[1]
         index = jax.lax.axis_index(meshes.AXES) * here + jnp.arange(here)
         score = jnp.where(jnp.abs(score) <= -_LOWEST, score, _LOWEST)  # no NaN, nothing infinite
@@ -217,12 +223,14 @@ def _program(mesh: Mesh, each: int, most: int, recall: float | None) -> Callable
     )
 
 
-def _scores(groups: Any, rows: jax.Array, scales: jax.Array | None, each: int) -> jax.Array:
+def _scores(
+    groups: Any, rows: jax.Array, scales: jax.Array | None, each: int, widened: int
+) -> jax.Array:
     """[Q, b] of rows [b K, D]; small rows are widened a few at a time, so that no copy exists."""
     count, width = rows.shape
-    if rows.dtype == jnp.float32:
-        return _widened_scores(groups, rows, scales, each)
-    pieces = max(1, min(count // each, _down(count * width // _WIDENED_VALUES)))
+    pieces = min(count // each, power_below(count * width // widened))
+    if rows.dtype == jnp.float32 or pieces == 1:
+        return _widened_scores(groups, rows.astype(jnp.float32), scales, each)
     size = count // pieces
 
     def piece(number):
@@ -230,8 +238,6 @@ def _scores(groups: Any, rows: jax.Array, scales: jax.Array | None, each: int) -
         part = cut(rows).astype(jnp.float32)
         return _widened_scores(groups, part, None if scales is None else cut(scales), each)
 
-    if pieces == 1:
-        return piece(0)
     found = jax.lax.map(piece, jnp.arange(pieces))
     return found.transpose(1, 0, 2).reshape(found.shape[1], -1)
 
@@ -248,7 +254,3 @@ def _widened_scores(groups: Any, rows: jax.Array, scales: jax.Array | None, each
         for group in range(number):
             total = total + weights[:, group, None] * best[:, group]
     return total
-
-
-def _down(number: int) -> int:
-    return 1 << max(0, number.bit_length() - 1)

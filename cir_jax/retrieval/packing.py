@@ -29,22 +29,21 @@ def pack(queries: Sequence[Terms]) -> tuple[Groups, NDArray[np.float64]]:
     norms = np.sqrt(np.einsum("vd,vd->v", vectors, vectors, dtype=np.float64))
     reach = np.abs(weights) * np.maximum.reduceat(norms, starts[:-1])
     lengths = np.bincount(owner, reach, len(queries)).astype(np.float64)
-    slots: dict[int, list[list[int]]] = {}  # the groups of each size of each question
-    for group, size in enumerate(np.diff(starts).tolist()):
-        slots.setdefault(power(size), [[] for _ in queries])[owner[group]].append(group)
+    sizes = np.diff(starts)
+    filled = np.array([power(size) for size in sizes.tolist()])
     groups = []
-    for size, places in sorted(slots.items()):
-        shape = (_padded(len(queries)), max(map(len, places)))
-        of_size = (
-            np.zeros((*shape, size, vectors.shape[1]), np.float32),
-            np.zeros(shape, np.float32),
-        )
-        for number, mine in enumerate(places):
-            for slot, group in enumerate(mine):
-                values = vectors[starts[group] : starts[group + 1]]
-                of_size[0][number, slot] = np.resize(values, (size, vectors.shape[1]))
-                of_size[1][number, slot] = weights[group]
-        groups.append(of_size)
+    for size in np.unique(filled).tolist():
+        mine = np.flatnonzero(filled == size)
+        number = owner[mine]
+        slot = np.arange(len(mine)) - np.searchsorted(number, number)  # among those of a question
+        shape = (_padded(len(queries)), int(slot.max()) + 1)
+        of_size = np.zeros((*shape, size, vectors.shape[1]), np.float32)
+        of_size[number, slot] = vectors[
+            starts[mine, None] + np.arange(size)[None] % sizes[mine, None]
+        ]
+        weight = np.zeros(shape, np.float32)
+        weight[number, slot] = weights[mine]
+        groups.append((of_size, weight))
     return tuple(groups), lengths
 
 

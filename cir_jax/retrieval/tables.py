@@ -131,8 +131,8 @@ class Table:
     def _cut(self, values: int) -> Iterator[Block]:
         """Blocks of sizes that are powers of two, so that few programs serve all of them."""
         each, width, devices = self.rows_per_image, self.width, self.mesh.size
-        most = devices * _power(values // (each * width))
-        least = min(most, devices * _power(_LEAST_VALUES // (each * width)))
+        most = devices * power_below(values // (each * width))
+        least = min(most, devices * power_below(_LEAST_VALUES // (each * width)))
         for offset, (rows, scales) in zip(self.starts, self.segments, strict=False):
             start, size, images = 0, most, len(rows)
             while start < images:
@@ -151,7 +151,7 @@ class Table:
                 start = begin + size
 
 
-def _power(number: int) -> int:
+def power_below(number: int) -> int:
     """The largest power of two that is not larger; 1 for what is smaller."""
     return 1 << max(0, number.bit_length() - 1)
 

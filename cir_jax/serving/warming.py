@@ -48,7 +48,7 @@ def keep_programs() -> None:
 
     It is left as it is where JAX_COMPILATION_CACHE_DIR names another.
     """
-    if jax.config.read("jax_compilation_cache_dir"):
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return
     jax.config.update("jax_compilation_cache_dir", str(files.cache() / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

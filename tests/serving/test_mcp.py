@@ -16,13 +16,14 @@ import uvicorn
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
 from PIL import Image
-from starlette.applications import Starlette
+from starlette.testclient import TestClient
 
 import cir_jax
 from cir_jax.errors import UserError
 from cir_jax.retrieval.search import answering
-from cir_jax.serving import agents, mcp
+from cir_jax.serving import agents, app, mcp
 from cir_jax.serving.refusals import Refusal
+from cir_jax.serving.settings import Settings
 from tests import runs
 from tests.convert import published
 from tests.serving import made
@@ -177,20 +178,35 @@ def served(app):
         thread.join()
 
 
-def test_over_http(backend):
-    mounted = mcp.Mounted(backend)
-    app = Starlette(routes=[mounted.route], lifespan=lambda app: mounted.running())
+def test_over_http(backend, index):
     question = ("search_images", {"text": "darker", "image_id": 3, "k": 4})
-    with served(app) as address:
-        over = asked(f"{address}/mcp", question, ("get_image", {"id": 3}))
+    server = app.make({"made": index}, Settings(rate=0), log=lambda line: None)
+    with served(server) as address:
+        over = asked(
+            f"{address}/mcp", question, ("get_image", {"id": 3}), ("get_image", {"id": 99})
+        )
     [here] = asked(mcp.server(backend), question)
     assert ids(over[0]) == ids(here)
     assert [part.type for part in over[1].content] == ["text", "image"]
-    assert not asyncio.run(_running_twice(mounted))
+    assert over[2].is_error and "no image 99" in over[2].content[0].text
+
+
+@pytest.mark.parametrize(
+    "host, token, status", [("http://example.org", "", 403), ("http://localhost", "t" * 20, 401)]
+)
+def test_agents_are_let_in_as_others_are(index, host, token, status):
+    server = app.make({"made": index}, Settings(token=token), log=lambda line: None)
+    with TestClient(server, host) as client:
+        refused = client.post(mcp.PATH, json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
+    assert refused.status_code == status
+
+
+def test_a_server_may_be_started_again(backend):
+    asyncio.run(_running_twice(mcp.Mounted(backend)))
 
 
 async def _running_twice(mounted):
-    for _ in range(2):  # an app may be started again
+    for _ in range(2):
         async with mounted.running():
             pass
 

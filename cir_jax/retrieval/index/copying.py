@@ -4,7 +4,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,11 @@ from cir_jax import files, progress
 from cir_jax.errors import UserError
 from cir_jax.retrieval.index import records
 
-if TYPE_CHECKING:
-    from cir_jax.retrieval.index.opened import Index
-
 ROWS, IMAGES = "rows.npy", "images.parquet"
 _TOGETHER = 4096  # images written at a time
 
 
-def save(index: "Index", path: str | os.PathLike[str]) -> Path:
+def save(index: Any, path: str | os.PathLike[str]) -> Path:
     """See `Index.save`."""
     folder = Path(path).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -49,7 +46,7 @@ def save(index: "Index", path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def export(index: "Index", path: str | os.PathLike[str]) -> list[Path]:
+def export(index: Any, path: str | os.PathLike[str]) -> list[Path]:
     """See `Index.export`."""
     folder = Path(path).expanduser()
     images, width = index.catalogue, index.embedding

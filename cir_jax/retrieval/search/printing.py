@@ -25,7 +25,7 @@ class _Column(NamedTuple):
 
 
 def table(hits: Sequence[Hit], width: int = 0) -> str:
-    """A line for each image: rank, score, name, how many images are under it, and its fields.
+    """A line for each image: rank, score and its parts, name, how many are under it, fields.
 
     Args:
       hits: see `Answer`.
@@ -58,8 +58,7 @@ def details(hit: Hit, width: int, lines: int) -> list[str]:
     if hit.same:
         found.insert(1, f"and {len(hit.same)} nearly the same")
     if hit.why is not None:
-        parts = " ".join(f"{name} {value:+.4f}" for name, value in hit.why.items())
-        found.insert(1, f"why: {parts}")
+        found.insert(1, " ".join(f"{name} {value:+.4f}" for name, value in hit.why.items()))
     return [fitting(line, width) if width else line for line in found[:lines]]
 
 
@@ -132,6 +131,9 @@ def _columns_of(hits: Sequence[Hit]) -> list[_Column]:
         _Column("score", [f"{hit.score:.4f}" for hit in hits], right=True),
         _Column("name", [shown(hit.name, one_line=True) for hit in hits], least=_NAME),
     ]
+    for name in dict.fromkeys(name for hit in hits for name in hit.why or ()):
+        parts = [f"{(hit.why or {}).get(name, 0.0):+.4f}" for hit in hits]
+        found.insert(len(found) - 1, _Column(name, parts, right=True))
     if any(hit.same for hit in hits):
         under = [f"+{len(hit.same)}" if hit.same else "" for hit in hits]
         found.append(_Column("same", under, right=True))
@@ -148,6 +150,7 @@ def _columns_of(hits: Sequence[Hit]) -> list[_Column]:
 def _fitted(columns: Sequence[_Column], widths: Sequence[int], width: int) -> list[int]:
     """Widths of as many columns as a line has room for: the widest that may be cut is cut first."""
     found = list(widths)
+    named = 1 + next(i for i, column in enumerate(columns) if column.least == _NAME)
     while found:
         excess = sum(found) + len(_GAP) * (len(found) - 1) - width
         wide = [i for i, size in enumerate(found) if 0 < columns[i].least < size]
@@ -156,7 +159,7 @@ def _fitted(columns: Sequence[_Column], widths: Sequence[int], width: int) -> li
         if wide:
             widest = max(wide, key=lambda i: found[i])
             found[widest] -= 1
-        elif len(found) > 3:
+        elif len(found) > named:
             found = list(widths[: len(found) - 1])
         else:  # the name takes what there is
             found[-1] = max(1, found[-1] - excess)

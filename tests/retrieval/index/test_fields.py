@@ -107,7 +107,7 @@ def test_records_that_differ(photos):
     for choice, want in (("first", 1), ("last", 2)):
         photos.update(titles=[table], duplicates=choice)
         assert photos.open().catalogue.known_of(0) == {"a": want, "b": "x"}
-    with pytest.raises(UserError, match="duplicates='lats' is unknown.*Did you mean 'last'"):
+    with pytest.raises(UserError, match=r"duplicates='lats' is unknown.*Did you mean 'last'"):
         photos.update(duplicates="lats")
 
 
@@ -124,7 +124,7 @@ def test_tables_that_cannot_be_used(photos, text, message):
     table = write(photos, "t.csv", text)
     with pytest.raises(UserError, match=message):
         photos.update(titles=[table])
-    with pytest.raises(UserError, match="missing.csv is no file"):
+    with pytest.raises(UserError, match=r"missing.csv is no file"):
         photos.update(titles=[photos.photos / "missing.csv"])
 
 
@@ -164,7 +164,7 @@ def test_queries_are_kept_by_name(made, photos, capsys):
     photos.update()
     assert photos.open().queries[0]["targets"] == [20]
     file.write_text('{"reference": "s0/00"}')
-    with pytest.raises(UserError, match="val.jsonl:1"):
+    with pytest.raises(UserError, match=r"val.jsonl:1"):
         photos.update()
     photos.update(queries="")
     assert photos.open().queries == []

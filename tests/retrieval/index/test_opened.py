@@ -54,7 +54,7 @@ def test_only_rows_of_a_damaged_block_are_made_again(made, photos, monkeypatch):
     monkeypatch.setattr("cir_jax.bank.sums._BLOCK", 24 * 4)
     photos.update()
     flip(photos.folder / "segments/1/rows.npy", -24 * 4 * 2 - 3)  # the last block but two
-    with pytest.raises(UserError, match="rows of 4 of 20 images"):
+    with pytest.raises(UserError, match=r"rows of 4 of 20 images"):
         photos.open()
     model = made.Model()
     photos.update(model)
@@ -72,24 +72,24 @@ def test_only_rows_of_a_damaged_block_are_made_again(made, photos, monkeypatch):
 def test_damaged_records(photos, name, message):
     photos.update()
     flip(photos.folder / name, -30)
-    with pytest.raises(UserError, match=f"is damaged: {message}; delete the folder and make it"):
+    with pytest.raises(UserError, match=rf"is damaged: {message}; delete the folder and make it"):
         photos.open()
     (photos.folder / name).unlink()
-    with pytest.raises(UserError, match="missing|holds no index.json"):
+    with pytest.raises(UserError, match=r"missing|holds no index.json"):
         photos.open()
 
 
 def test_what_is_no_index(photos, tmp_path):
-    with pytest.raises(UserError, match="is no folder, so it is no index; make one with `cir-jax"):
+    with pytest.raises(UserError, match=r"is no folder, so it is no index; make one with `cir-jax"):
         Index(tmp_path / "nowhere")
     photos.update()
     (photos.folder / "current").write_text("nine")
-    with pytest.raises(UserError, match="current names no generation"):
+    with pytest.raises(UserError, match=r"current names no generation"):
         photos.open()
     record = json.loads((photos.folder / "index.json").read_text())
     record.pop("own")
     (photos.folder / "index.json").write_bytes(records.checksums.sealed({**record, "version": 99}))
-    with pytest.raises(UserError, match="of version 99 of its format"):
+    with pytest.raises(UserError, match=r"of version 99 of its format"):
         photos.open()
 
 
@@ -105,7 +105,7 @@ def test_an_index_may_be_read_only(made, photos):
 def test_a_folder_that_cannot_be_written(photos, tmp_path):
     (tmp_path / "file").write_text("")
     photos.folder = tmp_path / "file" / "index"
-    with pytest.raises(UserError, match="cannot be written .*may be read-only"):
+    with pytest.raises(UserError, match=r"cannot be written .*may be read-only"):
         photos.update()
 
 
@@ -135,7 +135,7 @@ def test_a_newer_generation_shares_what_was_checked(made, photos, monkeypatch):
     flip(photos.folder / "segments/1/rows.npy", -3)
     after = before.newer()
     assert after.segments[0] is before.segments[0] and after.model is before.model
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match=r"damaged"):
         photos.open()
 
 
@@ -144,7 +144,7 @@ def test_copies(made, photos, tmp_path):
     index = photos.open()
     copy = Index(index.save(tmp_path / "copy"))
     assert made.content(copy) == made.content(index) and copy.loss == index.loss
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(UserError, match=r"exists and is not empty"):
         index.save(tmp_path / "copy")
     photos.add("a.png")
     photos.update()
@@ -153,7 +153,7 @@ def test_copies(made, photos, tmp_path):
             made.picture(path, 50 + int(path.stem))
     photos.update()
     photos.update()
-    with pytest.raises(UserError, match="was updated since it was opened"):
+    with pytest.raises(UserError, match=r"was updated since it was opened"):
         index.save(tmp_path / "late")
 
 

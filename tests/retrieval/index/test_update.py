@@ -136,10 +136,10 @@ def test_a_file_that_leads_out_is_never_given(made, photos, tmp_path):
     shutil.copy(inside, tmp_path / "secret.png")
     inside.unlink()
     os.symlink(tmp_path / "secret.png", inside)
-    with pytest.raises(UserError, match="outside of"):
+    with pytest.raises(UserError, match=r"outside of"):
         index.path_of(0)
     for id in (-1, 99, 10**30):
-        with pytest.raises(UserError, match="the index has no image"):
+        with pytest.raises(UserError, match=r"the index has no image"):
             index.path_of(id)
 
 
@@ -179,7 +179,7 @@ def test_a_stopped_update_goes_on(made, photos, tmp_path, monkeypatch, dtype):
         with monkeypatch.context() as patch:
             patch.setattr(photos, "update", lambda m, real=photos.update: real(m, dtype=dtype))
             interrupted(photos, model, patch, after)
-        with pytest.raises(UserError, match="was begun and is not finished"):
+        with pytest.raises(UserError, match=r"was begun and is not finished"):
             photos.open()
     photos.update(model, dtype=dtype)
     assert made.content(photos.open()) == made.content(whole.open())
@@ -219,14 +219,14 @@ def test_another_model_is_refused(made, photos):
     photos.update()
     with pytest.raises(UserError, match=r"another model: the parameters of the image side .*--out"):
         photos.update(made.Model(seed=1))
-    with pytest.raises(UserError, match="the rows of an image"):
+    with pytest.raises(UserError, match=r"the rows of an image"):
         photos.update(made.Model(k=3))
-    with pytest.raises(UserError, match="how pictures become inputs .pad=none"):
+    with pytest.raises(UserError, match=r"how pictures become inputs .pad=none"):
         photos.update(made.Model(pad="square"))
-    with pytest.raises(UserError, match="the parameters of the image side"):
+    with pytest.raises(UserError, match=r"the parameters of the image side"):
         photos.open(model=made.Model(seed=1))
     assert photos.open(model=(same := made.Model())).model is same
-    with pytest.raises(UserError, match="does not say where the weights"):
+    with pytest.raises(UserError, match=r"does not say where the weights"):
         from cir_jax.retrieval import opening
 
         _ = opening.open_index(photos.folder).model
@@ -236,7 +236,7 @@ def test_another_query_side_keeps_the_rows(made, photos):
     photos.update()
     before = photos.open()
     other = made.Model(query_seed=5)
-    with pytest.raises(UserError, match="the parameters of the query side .*keeps all rows"):
+    with pytest.raises(UserError, match=r"the parameters of the query side .*keeps all rows"):
         photos.open(model=other)
     report = photos.update(other)
     assert not other.opened and report.generation == 2 and before.newer() is not None
@@ -249,10 +249,10 @@ def test_another_folder_is_refused_and_a_moved_one_is_not(made, photos, tmp_path
     for path in sorted(other.photos.rglob("*.png")):
         path.rename(path.with_name(f"other-{path.name}"))
         made.picture(path.with_name(f"other-{path.name}"), 300 + hash(path.name) % 50)
-    with pytest.raises(UserError, match="holds none of the 20 images"):
+    with pytest.raises(UserError, match=r"holds none of the 20 images"):
         photos.update(place=other.photos)
     photos.photos.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="is no folder and no file"):
+    with pytest.raises(UserError, match=r"is no folder and no file"):
         photos.update()
     model = made.Model()
     report = photos.update(model, place=tmp_path / "moved")
@@ -260,7 +260,7 @@ def test_another_folder_is_refused_and_a_moved_one_is_not(made, photos, tmp_path
     assert photos.open().path_of(0).startswith(str(tmp_path / "moved"))
     for path in (tmp_path / "moved").rglob("*.png"):
         path.unlink()
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match=r"holds no image"):
         photos.update(place=tmp_path / "moved")
     assert len(photos.open()) == 20
 
@@ -288,7 +288,7 @@ def test_a_full_disk_loses_nothing(made, photos, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(records.files, "put", full)
-        with pytest.raises(UserError, match="No space left on device.*same command again"):
+        with pytest.raises(UserError, match=r"No space left on device.*same command again"):
             photos.update()
     assert made.content(photos.open()) == before
     model = made.Model()
@@ -300,7 +300,7 @@ def test_rows_that_do_not_fit_are_refused_before_they_are_encoded(made, photos, 
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(updating.shutil, "disk_usage", lambda _: usage._replace(free=100))
     model = made.Model()
-    with pytest.raises(UserError, match="20 images do not fit .*--dtype float16"):
+    with pytest.raises(UserError, match=r"20 images do not fit .*--dtype float16"):
         photos.update(model)
     assert not model.opened
 
@@ -308,7 +308,7 @@ def test_rows_that_do_not_fit_are_refused_before_they_are_encoded(made, photos, 
 def test_a_model_of_no_numbers_is_refused(made, photos):
     model = made.Model()
     model.index_params["visual"][:] = np.nan
-    with pytest.raises(UserError, match="no finite numbers"):
+    with pytest.raises(UserError, match=r"no finite numbers"):
         photos.update(model)
 
 
@@ -350,7 +350,7 @@ def test_smaller_rows_and_what_they_cost(made, photos, by_name, capsys, dtype):
     assert loss["images"] == 20 and loss["first"] == 10 and 0.8 < loss["first_kept"] <= 1
     assert 0 < loss["mean"] < loss["largest"] < 0.02
     assert f"{dtype} rows: on a sample of 20 images" in capsys.readouterr().out
-    with pytest.raises(UserError, match=f"are {dtype}, not float32; make another"):
+    with pytest.raises(UserError, match=rf"are {dtype}, not float32; make another"):
         photos.update(made.Model(3), dtype="float32")
     photos.add("new.png")
     photos.update(made.Model(3))

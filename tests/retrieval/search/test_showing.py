@@ -38,6 +38,16 @@ def test_a_table_of_all_there_is():
     )
 
 
+def test_why_has_columns():
+    why = {"image": 0.5, "text": -0.25, "avoid": 0.0}
+    hits = [Hit(1, "a.jpg", 0.25, 1, why=why), Hit(2, "b" * 90, 0.2, 2, {"x": "y"}, why=why)]
+    lines = printing.table(hits).splitlines()
+    assert lines[0].split() == ["rank", "score", "image", "text", "avoid", "name", "x"]
+    assert lines[1].split() == ["1", "0.2500", "+0.5000", "-0.2500", "+0.0000", "a.jpg"]
+    narrow = printing.table(hits, 60).splitlines()
+    assert all(len(line) <= 60 for line in narrow) and "b…" in narrow[2] and "x" not in narrow[0].split()
+
+
 @pytest.mark.parametrize("width", [30, 40, 63, 80, 100, 150, 250, 400])
 def test_no_line_is_wider_than_the_terminal(width):
     lines = printing.table(HITS, width).splitlines()
@@ -61,7 +71,7 @@ def test_details_of_an_image():
     lines = printing.details(Hit(1, "a.jpg", 0.25, 3, {"x": 5, "y": None}, (2,), why), 0, 9)
     assert lines == [
         "3  0.2500  a.jpg",
-        "why: image +0.5000 text -0.2500",
+        "image +0.5000 text -0.2500",
         "and 1 nearly the same",
         "x: 5",
     ]

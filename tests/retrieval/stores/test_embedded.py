@@ -24,7 +24,7 @@ def small_blocks(monkeypatch):
     """Blocks of 256 to 16 images on each device, and no questions that are scored at once."""
     monkeypatch.setattr(tables, "_BLOCK_VALUES_CPU", 2**11)
     monkeypatch.setattr(tables, "_LEAST_VALUES", 2**7)
-    monkeypatch.setattr(candidates, "_WIDENED_VALUES", 2**9)
+    monkeypatch.setattr(candidates, "_WIDENED_VALUES_CPU", 2**9)
     monkeypatch.setattr(embedded, "_FEW_VALUES", 40)
 
 
