@@ -166,6 +166,7 @@ def test_a_search_that_is_overtaken_is_not_shown(visit):
     page.locator("#text").fill("red")
     page.keyboard.press("Enter")
     page.wait_for_function("() => document.querySelector('[aria-busy]')")
+    assert page.locator(".grid").evaluate("(list) => list.inert")  # it answers another question
     search(page, "blue")
     found = names(page)
     for route in held:
