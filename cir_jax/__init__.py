@@ -15,13 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cir_jax import moved
+from cir_jax.version import VERSION
 
 if TYPE_CHECKING:
-    from cir_jax.api import Evaluation, Model, Picture, evaluate, load, train
+    from cir_jax.api import Evaluation, Model, Picture, evaluate, load, open_index, train
     from cir_jax.errors import UserError
 
-__version__ = "0.1.0"
-__all__ = ["Evaluation", "Model", "Picture", "UserError", "evaluate", "load", "train"]
+__version__ = VERSION
+__all__ = [
+    "Evaluation", "Model", "Picture", "UserError", "evaluate", "load", "open_index", "train",
+]  # fmt: skip
 
 moved.answer()
 

@@ -10,7 +10,7 @@ order, scores = model.rank(query, rows, k=1)
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import jax
 import numpy as np
@@ -18,19 +18,20 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
-from cir_jax import contract, plugins, trust, weights
-from cir_jax.convert import remote_code
+from cir_jax import plugins
 from cir_jax.data import places
 from cir_jax.errors import UserError, nearest
-from cir_jax.retrieval import arguments, image_loading
-from cir_jax.retrieval import load as loaders
-from cir_jax.retrieval.model import Model, Picture
+from cir_jax.retrieval import loading as loaders
+from cir_jax.retrieval.model import Model
+from cir_jax.retrieval.pictures import Picture
 from cir_jax.runtime import distributed
-from cir_jax.runtime import mesh as meshes
 from cir_jax.training import from_scratch
 from cir_jax.training import train as training
 
-__all__ = ["Evaluation", "Model", "Picture", "evaluate", "load", "train"]
+if TYPE_CHECKING:
+    from cir_jax.retrieval.index.opened import Index
+
+__all__ = ["Evaluation", "Model", "Picture", "evaluate", "load", "open_index", "train"]
 
 BENCHMARKS = "cir_jax.evals.benchmarks"
 StrPath = str | os.PathLike[str]
@@ -101,36 +102,30 @@ def load(
         not agree with them, or they leave open what an argument must say: it is named.
     """
     _connect()
-    mesh = _mesh(device)
-    with trust.trusting(trust_code), remote_code.ignoring(ignore_remote_code):
-        return _load(path, model, tower, pad, dtype, loading, mesh)
+    return loaders.load(
+        path,
+        loaders.Arguments(model, tower, pad, dtype, loading, trust_code, ignore_remote_code),
+        device,
+    )
 
 
-def _load(
-    path: StrPath | Sequence[StrPath],
-    model: str | None,
-    tower: str | None,
-    pad: str | None,
-    dtype: str | None,
-    loading: str | None,
-    mesh: Mesh,
-) -> Model:
-    paths = [path] if isinstance(path, str | os.PathLike) else path
-    named = [str(Path(place).expanduser()) for place in paths]
-    parts, changes = arguments.read(named, model, tower, pad, loading)
-    if dtype is not None:
-        changes.append(f"model.dtype={dtype}")
-    config, _ = loaders.config_of(named, model or "", overrides=changes)
-    image_loading.say_if_other(config, ",".join(named))
-    if config.model.dtype == "auto":
-        cpu = mesh.devices.flat[0].platform == "cpu"
-        config = configs.override(config, [f"model.dtype={'float32' if cpu else 'bfloat16'}"])
-    functions = contract.build(config.model)
-    preprocess = loaders.preprocessing(config, functions)
-    arguments.check(parts, functions, pad)
-    loaded = weights.load(",".join(named), functions)
-    index, query = loaders.placed(loaded, functions, mesh)
-    return Model(config, functions, index, query, mesh, preprocess=preprocess, record=loaded.record)
+def open_index(path: StrPath, model: Model | None = None) -> "Index":
+    """Opens an index that `cir-jax index` or `Model.index` has made.
+
+    All of it is compared with its checksums, 0.1 s per GB of rows that is in memory already.
+
+    Args:
+      path: folder of the index; it may be read-only.
+      model: its model, if it is loaded already; None loads it from where its weights were, when it
+        is first needed.
+
+    Raises:
+      UserError: there is no index, it is not finished or damaged, or it is of another model.
+    """
+    from cir_jax.retrieval import opening  # imports pyarrow, which takes a second
+
+    _connect()
+    return opening.open_index(path, model)
 
 
 def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -> Evaluation:
@@ -193,28 +188,6 @@ def _connect() -> None:
     """Joins the other processes of a run, if the environment says there are any."""
     if not jax.distributed.is_initialized():
         distributed.initialize()
-
-
-def _mesh(device: str | jax.Device | Mesh | None) -> Mesh:
-    if isinstance(device, Mesh):
-        if device.axis_names != meshes.AXES:
-            raise UserError(
-                f"device is a mesh with the axes {device.axis_names}, not {meshes.AXES}; make it "
-                "with cir_jax.runtime.mesh.make(devices=[...])"
-            )
-        return device
-    if isinstance(device, str):
-        try:
-            return meshes.make(devices=jax.devices(device))
-        except RuntimeError as error:
-            raise UserError(
-                f"device={device!r}: {error}; None is all of {jax.devices()[:4]}"
-            ) from None
-    if device is None or isinstance(device, jax.Device):
-        return meshes.make(devices=None if device is None else [device])
-    raise UserError(
-        f"device is a {type(device).__name__}; give 'cpu', a jax.Device, a mesh or None"
-    )
 
 
 def _benchmark_config(benchmark: str, root: StrPath, options: Mapping[str, Any]) -> ConfigDict:

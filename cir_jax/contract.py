@@ -37,6 +37,9 @@ and where it needs them
                     a class that overrides `reference` or `target` alone is passed twice again
     text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
                     text_features(text, key), key), where a query is cheap once the text is encoded
+    halves          a method halves(reference, text) -> ([B, D], [B, D]) whose sum is
+                    compose(reference, text): what the image gives to the query and what the text
+                    does. Only for a query that is a sum; a search then tells why an image was found
 
 A method may take the dropout key of a training step, `key=None`; a bank, a gallery and an
 evaluation never give one.
@@ -67,7 +70,7 @@ from jax.sharding import Mesh
 from cir_jax import plugins, rules
 from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
-from cir_jax.params import Params
+from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
 from cir_jax.towers.layers import stacked_keys
 
@@ -143,14 +146,20 @@ class Functions:
     @property
     def passes_once(self) -> bool:
         """True if the model has `reference_and_target`, and it is that of its other two methods."""
+        return self._defined_with("reference_and_target", "reference", "target")
+
+    def _defined_with(self, name: str, *others: str) -> bool:
+        """True if a method is there, and no class that inherits it has replaced one of the others.
+
+        A class of a user that inherits it from a model and overrides one of the others would
+        otherwise be trained by, or explained by, what it has replaced.
+        """
         classes = self.module.Model.__mro__
         first = {
-            name: next((i for i, c in enumerate(classes) if name in vars(c)), len(classes))
-            for name in ("reference_and_target", "reference", "target")
+            method: next((i for i, c in enumerate(classes) if method in vars(c)), len(classes))
+            for method in (name, *others)
         }
-        # A class of a user that inherits it from a model and overrides one of the others would
-        # otherwise be trained by what it has replaced.
-        return first["reference_and_target"] <= min(first["reference"], first["target"])
+        return first[name] < len(classes) and first[name] <= min(first[o] for o in others)
 
     def compose(
         self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
@@ -160,6 +169,22 @@ class Functions:
         `key` is the dropout key of a training step; None switches dropout off.
         """
         return self._call(params, "compose", reference, text, key=key)
+
+    def halves(
+        self, params: Params, reference: jax.Array, text: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """[B, R, C] and [B, T] -> [B, D] twice: `compose` as a sum of image and text; if `sums`."""
+        return self._call(params, "halves", reference, text, key=None)
+
+    @property
+    def text_alone(self) -> bool:
+        """True if a text composed with a reference of zeros has a meaning, as in pretraining."""
+        return LOGIT_SCALE in self.abstract
+
+    @property
+    def sums(self) -> bool:
+        """True if the model has `halves`, and they are those of its `compose`."""
+        return self._defined_with("halves", "compose", "fuse")
 
     def training(
         self,

@@ -46,7 +46,9 @@ FILES = {
         "retrieval": "ranking retrieval:retriever",
         "evals.benchmarks": "circo cirr emoji fashioniq folder genecis",
         "evals.submissions": "circo_submission:circo submission:cirr",
-        "evals.reports": "figures page pictures report run_report sections",
+        "evals.reports": "figures report run_report sections",
+        "data": "pictures:small_pictures",
+        "": "page:html_page",
     },
     "convert": {
         "convert": "contract:layout copies:tied own:native values:arrays "

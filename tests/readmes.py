@@ -14,6 +14,7 @@ FILES = (
     "cir_jax/generation/README.md",
     "cir_jax/convert/README.md",
     "cir_jax/retrieval/README.md",
+    "cir_jax/serving/README.md",
     "cir_jax/README.md",
     "tools/README.md",
     ".github/CONTRIBUTING.md",

@@ -18,7 +18,7 @@ PACKAGE = "cir_jax"
 FLOORS = (
     (
         *("errors", "files", "rules", "weight_rules", "params", "plugins", "progress", "keys"),
-        *("config", "moved", "trust"),
+        *("config", "moved", "trust", "html_page", "version"),
     ),
     ("data",),
     ("runtime",),
@@ -32,6 +32,7 @@ FLOORS = (
     ("generation",),
     ("weights",),
     ("retrieval",),
+    ("serving",),
     ("evals",),
     ("training",),
     ("api",),
@@ -47,6 +48,7 @@ PLUG_INS = {
     "datasets.importers": ("convert",),
     "evals.benchmarks": ("build",),
     "generation.captioners": ("Captioner",),
+    "retrieval.stores": ("opened",),
     "training.stages": ("Stage",),
     "commands": (("add_arguments", "run"),),
 }

@@ -87,12 +87,18 @@ def test_what_is_imported_is_declared():
     """A package that is only there because another brings it goes when that one changes."""
     project = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    kinds = {"cuda", "cuda12", "tpu", "torch", "caption", "demo", "heic", "serve", "test"}
+    kinds = {
+        *("cuda", "cuda12", "tpu", "torch", "caption", "demo", "heic", "serve", "milvus"),
+        *("search-demo", "test"),
+    }
     assert kinds == set(extras)
-    other_names = {"pil": "pillow", "orbax": "orbax_checkpoint"}
+    other_names = {"pil": "pillow", "orbax": "orbax_checkpoint", "grpc": "grpcio"}
     declared = {
         re.match(r"[\w-]+", line)[0].replace("-", "_").lower()
-        for line in [*project["dependencies"], *extras["caption"], *extras["demo"]]
+        for line in [
+            *project["dependencies"],
+            *(line for kind in ("caption", "demo", "serve", "milvus") for line in extras[kind]),
+        ]
     }
     for path, names in imported(["cir_jax", "configs"]).items():
         tops = {n.partition(".")[0] for n in names} - sys.stdlib_module_names - {"cir_jax"}

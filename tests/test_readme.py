@@ -177,7 +177,7 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
             ran.append(flags[0])
     assert set(ran) == {
         "doctor", "train", "evaluate", "submit", "pack", "positives", "triplets", "inspect",
-        "import", "export", "prepare", "compare",
+        "import", "export", "prepare", "compare", "index", "search",
     }  # fmt: skip
     assert set(converted) == {"verify"}
     assert (folder / "runs/fiq2/report.html").is_file()
@@ -189,6 +189,7 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
     assert len(list((folder / "submission").iterdir())) == 2
     assert len(list((folder / "submission-circo").iterdir())) == 1
     assert len(server.bodies) == len(runs.COLORS)
+    assert (folder / "found.html").read_text("utf-8").count('src="data:image/') > 2
     for name in ("emoji-positives", "photos", "titles", "fiq-positives", "my-captions"):
         assert (folder / "runs" / name / "triplets.jsonl").read_text().count("\n") >= 3
     assert json.loads((folder / "DATA/lasco.jsonl").read_text())["text"] == "greener"

@@ -16,6 +16,10 @@ from cir_jax.errors import UserError
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
+    from cir_jax.contract import Functions
+    from cir_jax.retrieval.golden import Golden
+    from cir_jax.weights import Weights
+
 HELP = "write a run or any weights in another layout"
 
 
@@ -43,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads, and writes the other layout."""
-    from cir_jax import progress
-    from cir_jax.convert import exporting
+    from cir_jax import files, progress
+    from cir_jax.convert import exporting, native
+    from cir_jax.retrieval import golden
 
     if args.epoch < 0:
         raise UserError(f"--epoch={args.epoch} is below 0; give the epoch that was finished")
@@ -53,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     trained = origin.get("layout") == "run" and origin["step"] > 0
     while origin.get("layout") == "run":  # what the first of a chain of runs was made of
         origin = origin.get("source") or {}
+    vectors = _golden(args, config, functions, loaded) if known else None
     written = exporting.write(
         args.out,
         functions,
@@ -66,12 +72,33 @@ def run(args: argparse.Namespace) -> int:
         temperature=config.loss.temperature if trained else 0.0,
         files=loaded.files,
         data=config.data.to_dict() if known else None,
+        golden=vectors.encoded() if vectors else b"",
     )
+    if vectors and args.format != native.LAYOUT.name:  # ours holds them
+        written.append(golden.beside(args.out))
+        files.put(written[-1], vectors.encoded())
     for path in written:
         progress.say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     if known:
         _say_if_padded_otherwise(args.out, config)
     return 0
+
+
+def _golden(
+    args: argparse.Namespace, config: "ConfigDict", functions: "Functions", loaded: "Weights"
+) -> "Golden":
+    """What is exported makes of the golden inputs; what is read is compared with its own."""
+    from cir_jax.convert import exporting
+    from cir_jax.retrieval import golden
+
+    exporting.check(functions, args.format, args.tree, args.dtype)
+    now = golden.of_weights(config, functions, loaded.index, loaded.query)
+    golden.check_places(args.places, args.step, now, args.overrides)
+    stored = loaded.record.get("dtypes", {}).values() if args.dtype == "source" else [args.dtype]
+    if args.tree != "retrieval":
+        one = loaded.index if args.tree == "index" else loaded.query
+        now = golden.of_weights(config, functions, one, one)
+    return now.stored_as(golden.coarsest(stored))
 
 
 def _say_if_padded_otherwise(place: str, config: "ConfigDict") -> None:

@@ -73,9 +73,15 @@ def weights_of(
 def run(args: argparse.Namespace) -> int:
     """Reads, and writes the run folder."""
     from cir_jax import progress, trust, weights
+    from cir_jax.retrieval import golden
 
     config, known, functions, loaded = weights_of(args)
+    made = golden.of_weights(config, functions, loaded.index, loaded.query) if known else None
+    if made is not None:
+        golden.check_places(args.places, args.step, made, args.overrides)
     folder = weights.save_run(args.run, config, functions, loaded)
+    if made is not None:
+        golden.keep_with_run(folder, 0, made, set())
     trust.remember(config)
     progress.say(f"{folder}: model.name={config.model.name} model.tower={config.model.tower}")
     if not known:

@@ -41,6 +41,7 @@ def write(
     temperature: float = 0.0,
     files: Sequence[Path] = (),
     data: Mapping[str, Any] | None = None,
+    golden: bytes = b"",
 ) -> list[Path]:
     """Writes weights; what was at `place` is replaced only by a whole file.
 
@@ -58,6 +59,7 @@ def write(
       files: tokenizer and image processor files to take along.
       data: the `data` section of the config, for layouts that say how images are padded; None if
         that is not known.
+      golden: see `Written`.
 
     Returns:
       The files written.
@@ -65,9 +67,7 @@ def write(
     Raises:
       UserError: an unknown layout, tree or type, or the place cannot be written.
     """
-    _check_choice("--tree", tree, TREES)
-    _check_choice("--dtype", dtype, DTYPES)
-    chosen, record = _layout(functions.config.name, layout), record or {}
+    chosen, record = check(functions, layout, tree, dtype), record or {}
     rules, apart = chosen.rules_of(functions), chosen.index_rules(functions.config)
     if tree == "retrieval" and chosen.two_trees:
         params = query
@@ -83,16 +83,23 @@ def write(
     tensors = _tensors(chosen, expanded, dtypes, record)
     tau = float(query.get(TEMPERATURE, temperature))
     written = Written(
-        functions.config, index, tuple(differ), epoch, tau, tuple(files), dtypes, data or {}
+        functions.config, index, tuple(differ), epoch, tau, tuple(files), dtypes, data or {}, golden
     )
     assert chosen.write is not None  # `formats` has no other
     return chosen.write(Path(place), tensors, written)
 
 
-def _layout(model: str, name: str) -> Layout:
-    known = formats(model)
-    _check_choice("--format", name, known)
-    return known[name]
+def check(functions: ModelParams, layout: str, tree: str, dtype: str) -> Layout:
+    """The layout of that name, if this model can be written so; arguments as for `write`.
+
+    Raises:
+      UserError: an unknown layout, tree or type.
+    """
+    _check_choice("--tree", tree, TREES)
+    _check_choice("--dtype", dtype, DTYPES)
+    known = formats(functions.config.name)
+    _check_choice("--format", layout, known)
+    return known[layout]
 
 
 def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:

@@ -63,6 +63,8 @@ class Written:
       files: files of the folder that the weights came from (tokenizer, image processor).
       dtypes: tensor name -> type to write; also of the leaves in `index`, under the same names.
       data: the `data` section that the model is used with; {} where it is not known.
+      golden: what the model makes of the golden inputs, for layouts that can hold it; b"" if that
+        is not known.
     """
 
     config: Any
@@ -73,6 +75,7 @@ class Written:
     files: tuple[Path, ...] = ()
     dtypes: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    golden: bytes = b""
 
 
 @dataclass(frozen=True)

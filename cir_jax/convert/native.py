@@ -6,6 +6,7 @@ text tower, after stage two. Its metadata say which model of which size it is, a
 texts are made into what the model was trained with.
 """
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ VERSION = 1  # of what the metadata say, and of the names of the tensors
 # Of the metadata: JSON, {"version", "model": section of the config, "data": some of its keys}.
 KEY = "cir_jax"
 INDEX = "index:"
+GOLDEN = "cir_jax_golden"  # of the metadata: base64, see `cir_jax.retrieval.golden`
 # Of the `model` section, what shapes follow from; of `data`, what images and texts are made by.
 SIZE_KEYS = {"name": str, "tower": str, "context": int, "image_size": int}
 INPUT_KEYS = {
@@ -101,8 +103,11 @@ def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Pat
     if written.data:
         said = {**_BEFORE, **written.data}
         content["data"] = {key: said[key] for key in INPUT_KEYS}
+    metadata = {KEY: json.dumps(content)}
+    if written.golden:
+        metadata[GOLDEN] = base64.b64encode(written.golden).decode()
     with whole(place) as file:
-        safe_tensors.write(file, both, {KEY: json.dumps(content)})
+        safe_tensors.write(file, both, metadata)
     return [place]
 
 

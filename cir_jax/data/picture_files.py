@@ -54,6 +54,10 @@ _KINDS = {
 }
 
 
+class TooLarge(UserError):
+    """An image of more pixels or bytes than may be."""
+
+
 def read(source: Any) -> bytes:
     """The bytes of a file: of a path, of bytes, or of an object with `read_bytes()`.
 
@@ -87,16 +91,20 @@ def read(source: Any) -> bytes:
     return content
 
 
-def decoded(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
+def decoded(
+    source: Any, formats: tuple[str, ...] | None = None, pixels: int = MAX_PIXELS
+) -> Image.Image:
     """The first frame of an image, in the mode that Pillow gives it.
 
     Args:
       source: as for `read`.
       formats: names of Pillow's formats that may be opened; None is all but those that run a
         program.
+      pixels: most that it may have, up to `MAX_PIXELS`.
 
     Raises:
-      UserError: see `read`; or it is larger than `MAX_PIXELS`, of another format, or damaged.
+      UserError: see `read`; or it is of another format, or damaged.
+      TooLarge: it is larger than `pixels`.
     """
     content, name = read(source), named(source)
     with pillow_warnings.named(source):
@@ -106,12 +114,12 @@ def decoded(source: Any, formats: tuple[str, ...] | None = None) -> Image.Image:
                 "convert it to PNG"
             )
         if formats is not None and _is_heic(content):
-            return _heic(content, name)
-        _check_pixels(name, *_claimed(content))
+            return _heic(content, name, pixels)
+        _check_pixels(name, *_claimed(content), most=pixels)
         with _decoding(name, content, formats):
             image = Image.open(io.BytesIO(content), formats=formats)
-            _check_pixels(name, *image.size)
-            _check_tiles(name, image)
+            _check_pixels(name, *image.size, most=pixels)
+            _check_tiles(name, image, pixels)
             image.load()
     return image
 
@@ -166,7 +174,8 @@ def _undecodable(
                 "data.on_missing=drop"
             )
         why = "no format that Pillow knows" + (f"; it is {kind}" if kind else "")
-    return UserError(
+    refused = TooLarge if isinstance(error, Image.DecompressionBombError) else UserError
+    return refused(
         f"image {name} cannot be decoded ({why}); fetch it again, or remove it and set "
         "data.on_missing=drop"
     )
@@ -174,27 +183,29 @@ def _undecodable(
 
 def _check_bytes(name: str, size: int) -> None:
     if size > MAX_BYTES:
-        raise UserError(
+        raise TooLarge(
             f"image {name} has {size:,} bytes, over the limit of {MAX_BYTES:,}; make it smaller"
         )
 
 
-def _check_pixels(name: str, width: int, height: int, what: str = "is") -> None:
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-        raise UserError(
-            f"image {name} {what} {width:,} x {height:,} pixels, over the limit of {MAX_PIXELS:,} "
+def _check_pixels(
+    name: str, width: int, height: int, what: str = "is", most: int = MAX_PIXELS
+) -> None:
+    if width * height > most or max(width, height) > MAX_SIDE:
+        raise TooLarge(
+            f"image {name} {what} {width:,} x {height:,} pixels, over the limit of {most:,} "
             f"in all and {MAX_SIDE:,} a side; make it smaller, or remove it and set "
             "data.on_missing=drop"
         )
 
 
-def _check_tiles(name: str, image: Image.Image) -> None:
+def _check_tiles(name: str, image: Image.Image, most: int) -> None:
     """A tile of a TIFF is decoded whole, whatever the size of the image is."""
     tags = getattr(image, "tag_v2", None)
     if image.format == "TIFF" and tags is not None:
         sides = tags.get(322, 0), tags.get(323, 0)
         if all(isinstance(side, int) for side in sides):
-            _check_pixels(name, *sides, what="has tiles of")
+            _check_pixels(name, *sides, what="has tiles of", most=most)
 
 
 def _claimed(content: bytes) -> tuple[int, int]:
@@ -222,7 +233,7 @@ def _is_heic(content: bytes) -> bool:
     return b"avif" not in brands and any(brand in _HEIC_BRANDS for brand in brands)
 
 
-def _heic(content: bytes, name: str) -> Image.Image:
+def _heic(content: bytes, name: str, most: int) -> Image.Image:
     """The main picture of a HEIC, upright: its decoder turns it, and says that it did."""
     try:
         pillow_heif: Any = importlib.import_module("pillow_heif")
@@ -234,7 +245,7 @@ def _heic(content: bytes, name: str) -> Image.Image:
     with _decoding(name, content, None):
         # Not registered with Pillow: that would change what everything else here opens.
         image = pillow_heif.HeifImageFile(io.BytesIO(content))
-        _check_pixels(name, *image.size)
+        _check_pixels(name, *image.size, most=most)
         image.load()
     return image
 

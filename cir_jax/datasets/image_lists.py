@@ -108,7 +108,8 @@ def expand(files: Sequence[str]) -> list[str]:
         fitting = [f for f in fitting if Path(f).is_file()]
         if not fitting:
             raise UserError(
-                f"{name} is no file, and no folder with {', '.join(SUFFIXES)} files in it"
+                f"{name} is no file, and no folder with {', '.join(SUFFIXES)} files in it; correct "
+                "the path"
             )
         found += fitting
     for name in found:

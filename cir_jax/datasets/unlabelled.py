@@ -86,7 +86,9 @@ def _images(entry: str, home: str | Path) -> dict[str, ImageFile]:
         written = places.Written(places.roots(place.parent, home))
         for number, name in enumerate(read_json(place)):
             if not isinstance(name, str) or not name:
-                raise UserError(f"{place} record {number} is {name!r}, expected the path of a file")
+                raise UserError(
+                    f"{place} record {number} is {name!r}, expected the path of a file; correct it"
+                )
             where = f"{place} record {number}"
             beside = written.file(place.parent, name, where)
             there = os.path.exists(beside)

@@ -114,7 +114,10 @@ def look(
     left_out += [(name, f"a link out of the folder: {to}") for name, to in outside.items()]
     with journal.locked(cache):
         hashes = hash_images(known.files, cache / "hashes.jsonl", threads=threads, loading=NATURAL)
-    left_out += [(name, f"cannot be read: {why}") for name, why in hashes.problems.items()]
+    left_out += [
+        (name, f"cannot be used: {one.reason}{one.why and ': '}{one.why}")
+        for name, one in hashes.problems.items()
+    ]
     return _distinct(known, titles_of, hashes.pixels, left_out)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images that triplets are made of: of a data set, of a folder, or of lists with captions."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from cir_jax.data import places
 from cir_jax.data.listing import images_below
 from cir_jax.data.pixels import AUTO, Loading
 from cir_jax.data.triplets import Triplet
+from cir_jax.data.unusable import Problem
 from cir_jax.datasets import held_out, image_lists, loading, reader
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
@@ -32,7 +33,7 @@ class Pool:
       triplets: annotated ones, if the data set has any.
       home: what paths in the result are relative to; "" if the data set knows the names.
       texts: files of captions that come with the images.
-      left_out: names of images that cannot be read.
+      unusable: name -> why it cannot be used, of images that are left out.
     """
 
     paths: dict[str, Any]
@@ -40,7 +41,12 @@ class Pool:
     triplets: tuple[Triplet, ...] = ()
     home: str = ""
     texts: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    unusable: Mapping[str, Problem] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of images that are left out."""
+        return tuple(self.unusable)
 
     def references(self) -> set[str]:
         """Names that are the reference of an annotated triplet."""
@@ -50,11 +56,10 @@ class Pool:
         """(reference, target) of the annotated triplets, every right answer a target."""
         return {(t.reference, n) for t in self.triplets for n in t.truths or (t.target,)}
 
-    def without(self, names: Iterable[str]) -> "Pool":
-        """The pool without some images that cannot be read."""
-        gone = set(names)
-        paths = {n: p for n, p in self.paths.items() if n not in gone}
-        return replace(self, paths=paths, left_out=(*self.left_out, *gone))
+    def without(self, unusable: Mapping[str, Problem]) -> "Pool":
+        """The pool without some images that cannot be used."""
+        paths = {n: p for n, p in self.paths.items() if n not in unusable}
+        return replace(self, paths=paths, unusable={**self.unusable, **unusable})
 
 
 def read(config: ConfigDict) -> Pool:

@@ -20,7 +20,8 @@ from cir_jax import progress
 from cir_jax.data.annotations import image_name, read_lines
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
-from cir_jax.generation import hard_negatives, journal
+from cir_jax.files import gigabytes
+from cir_jax.generation import excluded, hard_negatives, journal
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
 from cir_jax.generation.trained import OpenRun, no_run
@@ -54,6 +55,7 @@ def run(
     """
     check_pair(config)
     section, names = config.pair, list(names)
+    gone = excluded.read(section.excluded, pool, groups)
     rng = random.Random(config.seed)
     if section.method == "mined":
         pairs = hard_negatives.mine(
@@ -62,7 +64,11 @@ def run(
     elif section.method == "file":
         pairs = _of_file(section.file, pool, groups, names, workdir)
     else:
-        pairs = _drawn(config, pool, groups, names, workdir, rng, open_run)
+        pairs = _drawn(config, pool, groups, names, gone, workdir, rng, open_run)
+    if gone and pairs and not (pairs := excluded.without(pairs, gone)):
+        raise UserError(
+            f"pair.excluded={section.excluded} leaves no pair; give other pairs, or leave it out"
+        )
     if not pairs:
         raise UserError(
             f"no pair was mined: every target is ahead of the first {section.mined_top} wrong "
@@ -118,13 +124,17 @@ def _drawn(
     pool: Pool,
     groups: Groups,
     names: list[str],
+    gone: excluded.Pairs,
     workdir: Path,
     rng: random.Random,
     open_run: OpenRun,
 ) -> list[dict[str, Any]]:
     section = config.pair
     row_of = {name: row for row, name in enumerate(names)}
-    excluded = _excluded(pool, groups, row_of) if section.exclude_known else {}
+    passed_over = _excluded(pool, groups, row_of) if section.exclude_known else {}
+    for one, other in gone:
+        if one in row_of and other in row_of:
+            passed_over.setdefault(row_of[one], set()).add(row_of[other])
     wanted = pool.references() if section.references_only else row_of.keys()
     rows = [row for row, name in enumerate(names) if name in wanted]
     if not rows:
@@ -135,7 +145,7 @@ def _drawn(
     for row in rows:
         # As many more as may have to be passed over; none more where nothing is excluded, so that
         # the stream of draws is the released one.
-        spare = len(excluded.get(row, ())) + (low == 0)
+        spare = len(passed_over.get(row, ())) + (low == 0)
         most = high - low
         _check_enough(section, names[row], most - (low == 0), most)
         places.append(rng.sample(range(most), min(section.per_image + spare, most)))
@@ -147,7 +157,7 @@ def _drawn(
         found = [([j + (j >= row) for j in p], None) for row, p in zip(rows, places, strict=True)]
     pairs = []
     for row, place, (candidates, scores) in zip(rows, places, found, strict=True):
-        passed = excluded.get(row, set()) | {row}
+        passed = passed_over.get(row, set()) | {row}
         kept = [i for i, other in enumerate(candidates) if int(other) not in passed]
         _check_enough(section, names[row], len(kept), high - low)
         for i in kept[: section.per_image]:
@@ -208,19 +218,20 @@ def _check_enough(section: ConfigDict, name: str, left: int, candidates: int) ->
     if section.per_image > left:
         raise UserError(
             f"pair.per_image={section.per_image}, but image {name!r} has only {left} of "
-            f"{candidates} candidates left: itself and targets that annotators gave it are none. "
-            "Use a smaller number, a wider window, or pair.exclude_known=False"
+            f"{candidates} candidates left: itself, targets that annotators gave it and images "
+            "that pair.excluded names are none. Use a smaller number, a wider window, or "
+            "pair.exclude_known=False"
         )
 
 
 def _excluded(pool: Pool, groups: Groups, row_of: dict[str, int]) -> dict[int, set[int]]:
     """Row -> rows that annotators have already paired with it, under any of their names."""
-    excluded: dict[int, set[int]] = {}
+    found: dict[int, set[int]] = {}
     for reference, target in pool.known():
         a, b = row_of.get(groups.first(reference)), row_of.get(groups.first(target))
         if a is not None and b is not None and a != b:
-            excluded.setdefault(a, set()).add(b)
-    return excluded
+            found.setdefault(a, set()).add(b)
+    return found
 
 
 def _at_ranks(
@@ -236,6 +247,7 @@ def _at_ranks(
     import jax
 
     from cir_jax.generation import features, similarity
+    from cir_jax.runtime import memory
     from cir_jax.runtime import mesh as meshes
 
     section = config.pair
@@ -246,6 +258,16 @@ def _at_ranks(
         rows_of_images = features.from_run(section.run, names, paths, workdir, open_run)
     # One process makes the pairs, also on a host of a TPU slice, where jax knows all its devices.
     mesh = meshes.make(devices=jax.local_devices())
-    return similarity.at_ranks(
-        rows_of_images, ranks, rows=np.asarray(rows, np.int32), mesh=mesh, block=section.block
-    )
+
+    def advice() -> str:
+        size = gigabytes(rows_of_images.nbytes)
+        return (
+            f"What takes less: a smaller pair.block (now {section.block}): rows of {len(names):,} "
+            f"similarities at a time; narrower features (now {rows_of_images.shape[1]} wide: "
+            f"{size} on each device)"
+        )
+
+    with memory.guard("ranking images by their similarity", advice):
+        return similarity.at_ranks(
+            rows_of_images, ranks, rows=np.asarray(rows, np.int32), mesh=mesh, block=section.block
+        )

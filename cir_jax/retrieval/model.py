@@ -2,31 +2,42 @@
 """A loaded model: images and texts in, unit vectors and rankings out."""
 
 import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
-from PIL import Image
 
 from cir_jax.contract import Functions
 from cir_jax.convert import exporting
 from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
-from cir_jax.params import LOGIT_SCALE, Params
-from cir_jax.retrieval import image_loading, ranking
+from cir_jax.params import Params
+from cir_jax.retrieval import golden, identity, image_loading, pictures, ranking
+from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
 
-Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+if TYPE_CHECKING:
+    from cir_jax.retrieval.index.opened import Index
+
 Floats: TypeAlias = NDArray[np.float32]
 _NAMES_COMPARED = 10_000  # a hint is looked for among so many names: it takes seconds in a million
-_loading = threading.Lock()  # Pillow reads a file when its pixels are asked for, once
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model was loaded from, and what was said beside: see `cir_jax.load`."""
+
+    places: tuple[str, ...]
+    model: str | None = None
+    tower: str | None = None
+    pad: str | None = None
+    loading: str | None = None
 
 
 class Model:
@@ -39,6 +50,7 @@ class Model:
 
     Attributes:
       config: what it was loaded as: the sections `model` and `data` of a run's config.
+      source: where it was loaded from; None for one that was put together.
     """
 
     def __init__(
@@ -51,12 +63,14 @@ class Model:
         *,
         preprocess: Preprocess,
         record: dict[str, Any],
+        source: Source | None = None,
     ):
         self.config = config
         self._functions, self._index, self._query, self._mesh = functions, index, query, mesh
         self._tokenizer = tokens.load(functions.module.TOKENIZER, config.model.context)
         self._preprocess = preprocess
         self._record = record
+        self.source = source
 
     def __repr__(self) -> str:
         devices = f"{self._mesh.size} {self._mesh.devices.flat[0].platform} device(s)"
@@ -99,6 +113,30 @@ class Model:
         """How a file becomes a picture: "released" or "natural", see `cir_jax.load`."""
         return self._preprocess.loading.name
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """What makes the input of an image file: path -> uint8 [S, S, 3]."""
+        return self._preprocess
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this model from another, see `cir_jax.retrieval.identity`; JSON."""
+        trees = self._index, self._query
+        return identity.of(self.config, self._functions, *trees, self._preprocess)
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether a text without a reference image has a meaning for it, see `encode_queries`."""
+        return self._functions.text_alone
+
+    @property
+    def explains(self) -> bool:
+        """Whether its query is a sum, so that a search can tell why an image was found."""
+        return self._functions.sums
+
+    def count_tokens(self, texts: Iterable[str]) -> list[int]:
+        """The tokens of each text, start and end included; its context is the limit."""
+        return [len(ids) for ids in self._tokenizer.encode(_texts(texts, 0))]
+
     def encode_images(
         self, images: Iterable[Picture], *, batch: int = 128, threads: int = 8
     ) -> Floats:
@@ -116,7 +154,7 @@ class Model:
         Raises:
           UserError: an image is missing, cannot be decoded, or is nothing of the above.
         """
-        items = _items(images)
+        items = pictures.items(images)
         if not items:
             return np.zeros((0, *self._functions.target_shape), np.float32)
         rows = self.retriever(batch=batch, threads=threads, few=True).encode_gallery(items)
@@ -152,7 +190,7 @@ class Model:
             the model's context; a text alone for a model that has no meaning for it; an image as
             for `encode_images`.
         """
-        references = None if images is None else _items(images)
+        references = None if images is None else pictures.items(images)
         words = _texts(texts, 0 if references is None else len(references))
         if references is None and texts is None:
             raise UserError(
@@ -163,7 +201,7 @@ class Model:
                 f"{len(references)} images and {len(words)} texts; give as many of one as of the "
                 "other, or leave one out"
             )
-        if references is None and LOGIT_SCALE not in self._functions.abstract:
+        if references is None and not self.text_alone:
             raise UserError(
                 f"{self.name} composes a text with what it sees in the reference image, so a text "
                 "alone has no meaning for it; give a reference image too, or use a model on CLIP"
@@ -232,8 +270,41 @@ class Model:
             layout="safetensors",
             record=self._record,
             data=self.config.data.to_dict(),
+            golden=self.golden().encoded(),
         )
         return written
+
+    def golden(self) -> golden.Golden:
+        """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
+        return golden.of(self.retriever(few=True), self._preprocess)
+
+    def index(
+        self,
+        place: str | os.PathLike[str],
+        out: str | os.PathLike[str] | None = None,
+        *,
+        titles: Sequence[str | os.PathLike[str]] = (),
+        dtype: str = "float32",
+        batch: int = 128,
+        threads: int = 16,
+    ) -> "Index":
+        """Encodes a folder of images once, to search it; the same call again encodes what is new.
+
+        Args:
+          place: a folder of images, or a table that names some.
+          out: folder of the index; None is a temporary one, which goes with the index: `save` it.
+          titles: tables of images whose columns become fields, to show and to filter by.
+          dtype: of the rows that are kept, "float32", "float16" or "int8".
+          batch, threads: see `encode_images`.
+
+        Raises:
+          UserError: there is no image, or the index in `out` is of another model.
+        """
+        from cir_jax.retrieval.index import making  # imports pyarrow, which takes a second
+
+        return making.index(
+            self, place, out, titles=titles, dtype=dtype, batch=batch, threads=threads
+        )
 
     def retriever(
         self, *, batch: int = 128, threads: int = 8, few: bool = False, dataset: str = ""
@@ -253,7 +324,7 @@ class Model:
             self._index,
             self._query,
             self._tokenizer,
-            _reader(preprocess),
+            pictures.reader(preprocess),
             self._mesh,
             batch=batch,
             threads=threads,
@@ -274,58 +345,6 @@ class Model:
                 "[N, K, D], of one model"
             )
         return queries.astype(np.float32, copy=False), rows
-
-
-@dataclass(frozen=True, eq=False)
-class _Decoded:
-    """An image that is no file. A key of its own, where PIL images and arrays can be none."""
-
-    image: Image.Image
-
-
-def _items(images: Iterable[Picture]) -> list[str | _Decoded]:
-    """The images as keys: a path, or a decoded image."""
-    if isinstance(images, str | os.PathLike | Image.Image):
-        raise UserError(f"{images!r} is one image, not a list of images; give a list of it")
-    return [_item(image, number) for number, image in enumerate(images)]
-
-
-def _item(image: Any, number: int) -> str | _Decoded:
-    if isinstance(image, str | os.PathLike):
-        return os.path.expanduser(os.fspath(image))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise UserError(
-                f"image {number} is an array {list(image.shape)} of {image.dtype}; give uint8 "
-                "[H, W, 3], red, green and blue from 0 to 255"
-            )
-        return _Decoded(Image.fromarray(image))
-    if isinstance(image, Image.Image):
-        try:
-            with _loading:
-                image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"image {number} cannot be decoded ({error}); give another one"
-            ) from None
-        if 0 in image.size:
-            raise UserError(f"image {number} is {image.width}x{image.height}; give one with pixels")
-        return _Decoded(image)
-    raise UserError(
-        f"image {number} is a {type(image).__name__}; give a path, a PIL image or a uint8 array "
-        "[H, W, 3]"
-    )
-
-
-def _reader(preprocess: Preprocess) -> Callable[[Any], np.ndarray]:
-    def read(item: Any) -> np.ndarray:
-        if isinstance(item, _Decoded):
-            return preprocess(item.image)
-        if isinstance(item, str) and not os.path.isfile(item):
-            raise UserError(f"image {item} does not exist; give the path of an image file")
-        return preprocess(item)
-
-    return read
 
 
 def _texts(texts: Iterable[str] | None, images: int) -> list[str]:

@@ -13,6 +13,7 @@ gallery once for all rankings of it.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from jax.sharding import Mesh
 from cir_jax.contract import Functions
 from cir_jax.data import tokens
 from cir_jax.params import Params
-from cir_jax.retrieval import ranking
-from cir_jax.runtime import encode, memory, sharding
+from cir_jax.retrieval import memory, ranking
+from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
 
 # References up to this size are made and kept with every image. Larger ones (BLIP: 577 x 768
@@ -49,7 +50,7 @@ class Retriever:
       preprocess: path -> uint8 [S, S, 3], see `cir_jax.data.pixels`.
       mesh: devices to use.
       batch: images or queries per program call, over all devices; rounded up to their number.
-      batch_key: what messages call `batch`.
+      batch_key: what messages call `batch`; may be set afterwards.
       threads: threads that read and decode images.
       text_lengths: a text is padded to the smallest of these that holds it.
       on_long: "error" or "truncate", for texts over the context.
@@ -80,13 +81,14 @@ class Retriever:
         self.text_lengths = tuple(text_lengths)
         self.on_long = on_long
         self._few = few
-        self._batch_key = batch_key
+        self.batch_key = batch_key
         self._batch = batch  # of queries of one length: the same on any number of devices
         size = meshes.rounded(batch, mesh, batch_key)
         self._options: dict[str, Any] = {"batch": size, "threads": threads, "mesh": mesh}
         self._targets: dict[Any, _Row] = {}
         self._references: dict[Any, np.ndarray] = {}
         self._ranked: tuple[weakref.ref, ranking.Placed] | None = None
+        self._ran: dict[tuple[Callable, int], int] = {}  # (program, tokens) -> rows it was run with
         self._given: Params = {}
         self.set_index(index)
         self.set_query(query)
@@ -115,7 +117,33 @@ class Retriever:
         if not host:
             return dict(params)
         everywhere = dict.fromkeys(host, meshes.replicated(self.mesh))
-        return {**params, **sharding.place(host, everywhere)}
+        with memory.loading(self.functions, self.mesh):
+            return {**params, **sharding.place(host, everywhere)}
+
+    @property
+    def batch(self) -> int:
+        """Images per program call, over all devices."""
+        return int(self._options["batch"])
+
+    def stream(
+        self, items: Sequence[Any], load: Callable[[Any], dict[str, np.ndarray]], least: int = 0
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Target rows of any number of images, none of which is kept.
+
+        Args:
+          items: what `load` takes.
+          load: item -> {"pixels": uint8 [S, S, 3]}, run in threads, ahead of the devices.
+          least: images that a batch has even of fewer items.
+
+        Yields:
+          (number of the batch's first item, float32 [n, K, D]), in order.
+        """
+        program = _programs(self.functions).target
+        with self._encoding("encoding images"):
+            for start, out in encode.stream(
+                program, self._index, items, load, least=least, **self._options
+            ):
+                yield start, out["target"].astype(np.float32, copy=False)
 
     def encode_gallery(self, paths: Sequence[Any]) -> np.ndarray:
         """[G, K, D] float32 target rows of the images, in the order of `paths`; read-only.
@@ -127,7 +155,9 @@ class Retriever:
           paths: G images, as `preprocess` takes them; one that comes twice is encoded once.
         """
         self._encode_images([p for p in dict.fromkeys(paths) if p not in self._targets])
-        return _in_order([self._targets[p] for p in paths])
+        shape = (len(paths), *self.functions.target_shape)
+        with memory.ranking("putting the gallery together", shape, self.mesh):
+            return _in_order([self._targets[p] for p in paths])
 
     def encode_queries(
         self,
@@ -145,13 +175,68 @@ class Retriever:
         Raises:
           UserError: a text is over the context, or an image cannot be read.
         """
+        programs = _programs(self.functions)
+        both = programs.compose, programs.compose_pixels
+        rows = np.empty((len(texts), self.functions.target_shape[1]), np.float32)
+        return self._composed(references, texts, where, both, rows)
+
+    def encode_halves(self, references: Sequence[Any] | None, texts: Sequence[str]) -> np.ndarray:
+        """[Q, 2, D] float32: what the image gives to each query and what the text does.
+
+        Their sum is what `encode_queries` gives; only of models that `sums`.
+        """
+        programs = _programs(self.functions)
+        both = programs.halves, programs.halves_pixels
+        rows = np.empty((len(texts), 2, self.functions.target_shape[1]), np.float32)
+        return self._composed(references, texts, "query {}".format, both, rows)
+
+    def _composed(
+        self,
+        references: Sequence[Any] | None,
+        texts: Sequence[str],
+        where: Callable[[int], str],
+        programs: tuple[Callable, Callable],
+        rows: np.ndarray,
+    ) -> np.ndarray:
+        """Fills `rows` by the first program, or by the second where no references are kept."""
         table = tokens.table(texts, self.tokenizer, self.on_long, where)
         if self._kept and references is not None:
             self._encode_images([p for p in dict.fromkeys(references) if p not in self._references])
-        rows = np.empty((len(texts), self.functions.target_shape[1]), np.float32)
         for members, length in self._by_length(table.lengths):
-            rows[members] = self._compose(references, table.rows(slice(None), length), members)
+            ids = table.rows(slice(None), length)
+            rows[members] = self._compose(references, ids, members, *programs)
         return rows
+
+    def encode_few(
+        self, images: Sequence[Any], texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """([F, K, D] target rows, [F, D] queries) of F images, each composed with its text.
+
+        They are padded to the images and tokens of programs that were run before, if there are any
+        that hold them: a few more vectors after an evaluation cost no compilation. Nothing of them
+        is kept, no bar is shown, and texts over the context are cut.
+        """
+        table = tokens.table(texts, self.tokenizer, "truncate")
+        need, context = int(table.lengths.max()), self.tokenizer.context
+        usual = context
+        if self.functions.module.CUT_PADDING:
+            usual = tokens.fit(need, context, self.text_lengths)
+        programs, members = _programs(self.functions), range(len(images))
+        first = programs.image if self._kept else programs.target
+        last = programs.compose if self._kept else programs.compose_pixels
+        ran = [length for program, length in self._ran if program is last and length >= need]
+        ids = table.rows(slice(None), min(ran, default=usual))
+        load = lambda i: {"pixels": self.preprocess(images[i])}
+        out = self._encode(first, self._index, members, load, "", again=True)
+        targets = out["target"].astype(np.float32, copy=False)
+        if self._kept:
+            params: Any = self._query
+            load = lambda i: {"reference": out["reference"][i], "text": ids[i]}
+        else:
+            params = self._index, self._query
+            load = lambda i: {"pixels": self.preprocess(images[i]), "text": ids[i]}
+        rows = self._encode(last, params, members, load, "", ids.shape[1], again=True)
+        return targets, rows
 
     def ranks(
         self,
@@ -161,15 +246,17 @@ class Retriever:
         removed: np.ndarray | None = None,
     ) -> np.ndarray:
         """[Q] candidates ahead of each target, see `ranking.count_ranks`."""
-        return ranking.count_ranks(
-            query, self._on_devices(gallery), target, removed, mesh=self.mesh
-        )
+        with memory.ranking("ranking", gallery.shape, self.mesh):
+            return ranking.count_ranks(
+                query, self._on_devices(gallery), target, removed, mesh=self.mesh
+            )
 
     def top(
         self, query: np.ndarray, gallery: np.ndarray, k: int, removed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows and scores [Q, k], best first, see `ranking.top_rows`."""
-        return ranking.top_rows(query, self._on_devices(gallery), k, removed, mesh=self.mesh)
+        with memory.ranking("ranking", gallery.shape, self.mesh):
+            return ranking.top_rows(query, self._on_devices(gallery), k, removed, mesh=self.mesh)
 
     def _on_devices(self, gallery: np.ndarray) -> ranking.Placed:
         """The gallery on the devices: placed once for all calls, until the caller drops it.
@@ -212,10 +299,15 @@ class Retriever:
             self._references |= dict(zip(paths, out["reference"], strict=True))
 
     def _compose(
-        self, references: Sequence[Any] | None, ids: np.ndarray, members: Sequence[int]
+        self,
+        references: Sequence[Any] | None,
+        ids: np.ndarray,
+        members: Sequence[int],
+        program: Callable,
+        from_pixels: Callable,
     ) -> np.ndarray:
-        """[q, D] of the queries `members`; `ids` are the padded tokens of all."""
-        title, programs = "composing queries", _programs(self.functions)
+        """[q, ...] of the queries `members`; `ids` are the padded tokens of all."""
+        title = "composing queries"
         if references is None:
             rows = np.zeros(self.functions.reference_shape, np.float32)
             load = lambda i: {"reference": rows, "text": ids[i]}
@@ -224,8 +316,8 @@ class Retriever:
         else:
             load = lambda i: {"pixels": self.preprocess(references[i]), "text": ids[i]}
             params = self._index, self._query
-            return self._encode(programs.compose_pixels, params, members, load, title)
-        return self._encode(programs.compose, self._query, members, load, title)
+            return self._encode(from_pixels, params, members, load, title, ids.shape[1])
+        return self._encode(program, self._query, members, load, title, ids.shape[1])
 
     def _encode(
         self,
@@ -234,23 +326,21 @@ class Retriever:
         items: Any,
         load: Callable[[Any], dict[str, np.ndarray]],
         title: str,
+        length: int = 0,
+        again: bool = False,
     ) -> Any:
-        if self._few and len(items) <= self._batch:
+        """`encode.encode` of texts of `length` tokens; `again`: with the rows it was run with."""
+        least = self._ran.get((program, length), 0) if again else 0
+        if not least and self._few and len(items) <= self._batch:
             least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
-        else:
-            least = 0
-        with memory.guard(title or "encoding", self._advice):
+        self._ran[program, length] = min(max(len(items), least), self._options["batch"])
+        with self._encoding(title or "encoding"):
             return encode.encode(
                 program, params, items, load, least=least, title=title, **self._options
             )
 
-    def _advice(self) -> str:
-        choices = [f"a smaller {self._batch_key} (now {self._batch})"]
-        if self.functions.config.dtype != "bfloat16":
-            choices.append(f"model.dtype=bfloat16 (now {self.functions.config.dtype})")
-        if self.functions.fsdp is None and self.mesh.size > 1:
-            choices.append("mesh.fsdp=true (now false): parameters are split over the devices")
-        return f"What takes less: {'; '.join(choices)}"
+    def _encoding(self, doing: str) -> AbstractContextManager[None]:
+        return memory.encoding(doing, self.functions, self.mesh, self.batch_key, self._batch)
 
     def _by_length(self, lengths: np.ndarray) -> Iterator[tuple[list[int], int]]:
         """(queries, padded length) pairs: short texts are not padded to the longest of all.
@@ -293,6 +383,8 @@ class _Programs(NamedTuple):
     target: Callable
     compose: Callable
     compose_pixels: Callable
+    halves: Callable
+    halves_pixels: Callable
 
 
 @lru_cache(maxsize=16)
@@ -316,4 +408,13 @@ def _programs(functions: Functions) -> _Programs:
         reference = functions.reference(index, fields["pixels"], fields["text"])
         return functions.compose(query, reference, fields["text"]).astype(jnp.float32)
 
-    return _Programs(image, target, compose, compose_pixels)
+    def halves(query, fields):
+        both = functions.halves(query, fields["reference"], fields["text"])
+        return jnp.stack(both, axis=1).astype(jnp.float32)
+
+    def halves_pixels(params, fields):
+        index, query = params
+        reference = functions.reference(index, fields["pixels"], fields["text"])
+        return halves(query, {"reference": reference, "text": fields["text"]})
+
+    return _Programs(image, target, compose, compose_pixels, halves, halves_pixels)

@@ -11,10 +11,10 @@ import numpy as np
 
 from cir_jax import files, progress
 from cir_jax.config import to_json
-from cir_jax.data import screening
+from cir_jax.data import refusals
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.evals.reports import run_report
-from cir_jax.retrieval import load
+from cir_jax.retrieval import golden, load
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import (
     agreement,
@@ -144,6 +144,7 @@ class Records:
             self._last.wait()
             self._best.save(state.step, _tree(state), self._record(state))
             self._best.wait()
+            self._keep_golden(state)
             run_report.keep(self._setup.config.workdir, result)
         if jax.process_index() == 0:  # last: an evaluation that is not in here is made again
             files.put(self._evaluations, checksums.sealed({"history": state.history}))
@@ -157,6 +158,9 @@ class Records:
 
     def report(self, state: State, bank_seconds: float, finished: bool) -> dict[str, Any]:
         """Writes results.json and report.html; the content of the former."""
+        kept = golden.has(self._setup.config.workdir, state.step)  # of the best one, or a rerun
+        if not all(agreement.tell("kept" * kept)) and finished:
+            self._keep_golden(state)
         config, triplets = self._setup.config, self._data.triplets
         counts = np.bincount(triplets.source_of, minlength=len(triplets.sources))
         results = {
@@ -168,12 +172,21 @@ class Records:
             "bank_seconds": bank_seconds,
             "triplets": dict(zip(triplets.sources, counts.tolist(), strict=True)),
             "dropped": triplets.dropped,
-            "unusable": screening.summary(self._data.screen.found),
+            "unusable": refusals.summary(self._data.screen.found),
             "best": state.best,
             "history": state.history,
             "config": config.to_dict(),
         }
         return run_report.write(config.workdir, results)
+
+    def _keep_golden(self, state: State) -> None:
+        """Keeps what the model of this step makes of the golden inputs, see `retrieval.golden`."""
+        setup = self._setup
+        preprocess = load.preprocessing(setup.config, setup.functions)
+        made = golden.of(self._retriever_of(state), preprocess)
+        if jax.process_index() == 0:
+            best = set(self._best.steps())
+            golden.keep_with_run(setup.config.workdir, state.step, made, best)
 
     def _recall(self, state: State) -> None:
         """Adds the evaluations that were made after the checkpoint of their step was written."""

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from cir_jax import config
+from cir_jax.data import small_pictures
 from cir_jax.evals import benchmark, metrics
 from cir_jax.evals.benchmark import Example, Hit, Result
-from cir_jax.evals.reports import explanations, figures, pictures, run_report
+from cir_jax.evals.reports import explanations, figures, run_report
 from cir_jax.evals.reports.figures import Chart, Series
 from cir_jax.evals.reports.report import write_report
 from cir_jax.evals.reports.sections import (
@@ -107,12 +108,12 @@ def test_pictures_are_small(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     photo = Image.fromarray(noise).resize((800, 600))
     photo.save(tmp_path / "photo.jpg")
-    uri = pictures.data_uri(tmp_path / "photo.jpg")
+    uri = small_pictures.data_uri(tmp_path / "photo.jpg")
     assert uri.startswith("data:image/jpeg;base64,") and len(uri) < 20_000
     content = base64.b64decode(uri.split(",")[1])
     assert Image.open(io.BytesIO(content)).size == (160, 120)
     Image.new("RGBA", (300, 30), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert pictures.data_uri(tmp_path / "clear.png").startswith("data:image/png;base64,")
+    assert small_pictures.data_uri(tmp_path / "clear.png").startswith("data:image/png;base64,")
 
 
 @pytest.mark.parametrize(("loading", "white"), [("natural", False), ("released", True)])

@@ -24,11 +24,11 @@ def pool_of(known=(), names=NAMES):
     return Pool(dict.fromkeys(names, ""), triplets=triplets)
 
 
-def draw(workdir, *changes, known=(), groups=None, names=NAMES, open_run=no_run):
+def draw(workdir, *changes, known=(), groups=None, names=NAMES, images=None, open_run=no_run):
     """[(reference, target)], as returned, after a look at the file."""
     groups = groups or Groups.make([[n] for n in names])
     made = config.load("positives:folder", changes)
-    found = pair.run(made, pool_of(known, names), groups, names, workdir, open_run)
+    found = pair.run(made, pool_of(known, images or names), groups, names, workdir, open_run)
     assert [json.loads(line) for line in (workdir / pair.FILE).open()] == found
     return [(p["reference"], p["target"]) for p in found]
 
@@ -239,3 +239,48 @@ def test_pairs_of_a_file(tmp_path):
         draw(tmp_path, "pair.method=file")
     with pytest.raises(UserError, match=r"pair.window is set, but pair.method=random"):
         draw(tmp_path, "pair.window=1,3")
+
+
+@pytest.mark.parametrize("method", ["random", "window", "file"])
+def test_excluded_pairs_are_never_made(method, tmp_path, rows):
+    file, mine = tmp_path / "excluded.jsonl", tmp_path / "mine.jsonl"
+    pairs = [("i0", f"i{n}") for n in range(1, 9)] + [("twin", "i9"), ("elsewhere", "i1")]
+    lines = [{"reference": a, "excluded": b, "text": "x", "id": a + b} for a, b in pairs]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    mine.write_text(
+        '{"reference": "i0", "target": "i9"}\n{"reference": "i0", "target": "i10"}\n'
+        '{"reference": "i1", "target": "i0"}\n'
+    )
+    changes = {
+        "random": ("pair.per_image=2",),
+        "window": ("pair.per_image=2", "pair.window=0,0", *rows),
+        "file": ("pair.method=file", f"pair.file={mine}"),
+    }[method]
+    twins = Groups.make([["i0", "twin"], *([n] for n in NAMES[1:])])
+    images = [*NAMES, "twin"]
+    found = draw(tmp_path, *changes, f"pair.excluded={file}", groups=twins, images=images)
+    own = {b for a, b in found if a == "i0"}
+    assert own == ({"i10"} if method == "file" else {"i10", "i11"})  # i9 by the twin's pair
+    assert len(found) == (2 if method == "file" else 24)
+    everything = {*draw(tmp_path, *changes, groups=twins, images=images)}
+    assert everything - {*found}  # without the key such pairs are made
+
+
+def test_excluded_pairs_that_cannot_be(tmp_path):
+    file = tmp_path / "excluded.jsonl"
+    key = f"pair.excluded={file}"
+    for line, message in (
+        ('{"reference": "i1"}', r"excluded.jsonl:1.*excluded"),
+        ('{"reference": "x", "excluded": "y"}', "none of its 1 pairs is about these images"),
+    ):
+        file.write_text(line)
+        with pytest.raises(UserError, match=message):
+            draw(tmp_path, key)
+    lines = [json.dumps({"reference": "i0", "excluded": n}) for n in NAMES[1:]]
+    file.write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"'i0' has only 0 of 11.*pair.excluded names"):
+        draw(tmp_path, key)
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text('{"reference": "i0", "target": "i3"}')
+    with pytest.raises(UserError, match="leaves no pair"):
+        draw(tmp_path, key, "pair.method=file", f"pair.file={mine}")

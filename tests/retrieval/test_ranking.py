@@ -119,6 +119,20 @@ def test_top_rows_equal_a_stable_sort(k, whole):
         np.testing.assert_allclose(scores[i], score[order], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("width, k", [(1000, 3), (1024, 7), (777, 1), (129, 1), (128, 1), (60, 9)])
+def test_top_columns_equal_a_stable_sort(width, k):
+    rng = np.random.default_rng(width)
+    score = rng.integers(-5, 5, (6, width)).astype(np.float32)
+    score[1] = score[2, 0]  # all alike
+    score[3, width // 2 :] = -np.inf
+    score[4, ::50] = np.nan  # ahead of all numbers
+    values, columns = jax.jit(ranking.top_columns, static_argnums=1)(score, k)
+    order = np.argsort(np.where(np.isnan(score), -np.inf, -score), axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(columns, order)
+    np.testing.assert_array_equal(values, np.take_along_axis(score, order, 1))
+    jax.tree.map(np.testing.assert_array_equal, (values, columns), tuple(jax.lax.top_k(score, k)))
+
+
 def test_top_of_more_than_there_are():
     query, gallery, _, removed = draw()
     with pytest.raises(ValueError, match="top 53 of 52 candidates; ask for 1 to 52"):

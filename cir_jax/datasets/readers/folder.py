@@ -207,7 +207,10 @@ def triplet(record: dict[str, Any], where: str) -> Triplet:
                 f"{', '.join(FIELDS)}; put anything else under meta"
             )
     if ("text" in record) == ("texts" in record):
-        raise UserError(f"{where} needs either text or texts")
+        has = "has both; keep one of them" if "text" in record else "has neither; write one"
+        raise UserError(
+            f"{where} needs either text or texts, and {has}: text is one string, texts a list"
+        )
     target, truths = _targets(record, where)
     texts = not_empty(record["texts" if "texts" in record else "text"], where)
     return Triplet(

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax import files, progress
+from cir_jax.data import small_pictures
 from cir_jax.data.pixels import ImageFile, Loading
 from cir_jax.evals.example import Example
-from cir_jax.evals.reports import figures, pictures
-from cir_jax.evals.reports.page import page
+from cir_jax.evals.reports import figures
 from cir_jax.evals.reports.sections import (
     Caution,
     Cell,
@@ -33,6 +33,7 @@ from cir_jax.evals.reports.sections import (
     cell_text,
     number_of,
 )
+from cir_jax.html_page import figure, page
 
 FILE = "report.html"
 
@@ -147,10 +148,10 @@ def _choice(lists: Mapping[str, Sequence[Example]], loading: Loading) -> str:
 
 
 def _query(example: Example, loading: Loading) -> str:
-    figure = partial(_figure, loading)
+    shown = partial(_figure, loading)
     hit = " hit" if example.rank <= len(example.results) else ""
     asked = (
-        f'<div class="ask">{figure(example.reference, "", "reference")}'
+        f'<div class="ask">{shown(example.reference, "", "reference")}'
         f"<div><p>{escape(example.text)}</p>"
         f'<span class="rank{hit}">rank {example.rank:,}</span></div></div>'
     )
@@ -159,25 +160,16 @@ def _query(example: Example, loading: Loading) -> str:
         right = result.name in (example.target_name, *example.also)
         kind = "target" if right else ""
         caption = f"{place}. {result.name} ({result.score:.3f})"
-        found.append(figure(result.path, kind, caption))
+        found.append(shown(result.path, kind, caption))
     if example.rank > len(example.results):
         caption = f"target, rank {example.rank:,}: {example.target_name}"
-        found.append(figure(example.target, "target later", caption))
+        found.append(shown(example.target, "target later", caption))
     return f'<div class="card query">{asked}<div class="found">{"".join(found)}</div></div>'
 
 
 def _figure(loading: Loading, source: ImageFile, kind: str, caption: str) -> str:
-    uri = pictures.data_uri(source, loading)
-    label = escape(caption, quote=True)
-    if uri:
-        inner = f'<img src="{uri}" alt="{label}" title="{label}">'
-    else:
-        inner = f"<span>{escape(Path(str(source)).name)}</span>"
-    named = f' class="{kind}"' if kind else ""
-    return (
-        f'<figure{named}><div class="frame">{inner}</div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    uri = small_pictures.data_uri(source, loading)
+    return figure(uri, caption, Path(str(source)).name, kind)
 
 
 def _facts(section: Facts) -> str:

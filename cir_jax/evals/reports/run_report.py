@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import files, progress
-from cir_jax.data import screening
+from cir_jax.data import refusals
 from cir_jax.data.pixels import AUTO, RELEASED, Loading
 from cir_jax.evals.benchmark import LEFT_OUT, Result
 from cir_jax.evals.example import Example
@@ -151,7 +151,7 @@ def run_sections(
         training["triplets left out"] = results["dropped"]
     if results.get("unusable"):  # which the report of an earlier version did not hold
         training["images that cannot be used"] = results["unusable"]
-        training["their list"] = screening.LIST
+        training["their list"] = refusals.LIST
     if not results["finished"]:
         training["state"] = "stopped; the same command resumes it"
     return [

@@ -81,6 +81,12 @@ class Model(nnx.Module):
         """[B, 1, D] and [B, D] -> [B, D] unit queries; the sum has no dropout."""
         return unit(reference[:, 0].astype(jnp.float32) + features)
 
+    def halves(self, reference: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, 1, D] and [B, T] -> [B, D] twice: the two features over the norm of their sum."""
+        image, features = reference[:, 0].astype(jnp.float32), self.text_features(text)
+        norm = jnp.maximum(jnp.linalg.norm(image + features, axis=-1, keepdims=True), 1e-12)
+        return image / norm, features / norm
+
 
 def image_size(config: Any) -> int:
     """Side of the input, in pixels."""

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML page around the sections of a report, with its style; it loads no script or font."""
+"""The HTML page around a report or the results of a search, with its style.
+
+It loads no script or font.
+"""
 
 from html import escape
 
@@ -114,4 +117,22 @@ def page(title: str, subtitle: str, body: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
         f'<h1>{escape(title)}</h1>\n<p class="soft">{escape(subtitle)}</p>\n{body}\n'
         "</main>\n</body>\n</html>\n"
+    )
+
+
+def figure(uri: str, caption: str, name: str, kind: str = "") -> str:
+    """A picture with its caption.
+
+    Args:
+      uri: of the picture; "" shows its name in its place.
+      caption: text, also what a screen reader says.
+      name: of the file.
+      kind: class of the figure, e.g. "target".
+    """
+    label = escape(caption, quote=True)
+    shown = f'<img src="{uri}" alt="{label}" title="{label}">' if uri else ""
+    named = f' class="{kind}"' if kind else ""
+    return (
+        f'<figure{named}><div class="frame">{shown or f"<span>{escape(name)}</span>"}</div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

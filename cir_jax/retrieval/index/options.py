@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an index is made, and what `index.json` says of it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cir_jax.errors import UserError, nearest
+from cir_jax.retrieval import store as stores
+from cir_jax.retrieval.index import quantized, reading
+from cir_jax.retrieval.index.fields import DUPLICATES
+
+EMBEDDED = "embedded"
+_DEFAULTS: dict[str, Any] = {
+    "dtype": "float32", "store": EMBEDDED, "titles": [], "duplicates": "error", "queries": "",
+    "allow_outside": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an index is made. What is None is as the index has it, or the default of a new one.
+
+    Attributes:
+      place: folder of the images, or a table that names some.
+      titles: tables whose columns become fields; () for none.
+      duplicates: of `fields.DUPLICATES`.
+      queries: file of queries with right answers; "" for none.
+      dtype: type of the rows, of `quantized.DTYPES`.
+      store: "embedded" or "milvus:PLACE".
+      allow_outside: links and tables may lead out of the folder.
+      batch: images per call of the compiled model.
+      threads: that read and decode.
+    """
+
+    place: str | os.PathLike[str] | None = None
+    titles: Sequence[str | os.PathLike[str]] | None = None
+    duplicates: str | None = None
+    queries: str | os.PathLike[str] | None = None
+    dtype: str | None = None
+    store: str | None = None
+    allow_outside: bool | None = None
+    batch: int = 128
+    threads: int = 16
+
+
+def record(
+    folder: str | Path, there: dict[str, Any] | None, options: Options, model: Any
+) -> dict[str, Any]:
+    """What `index.json` is to say.
+
+    Args:
+      folder: of the index.
+      there: what it says now; None for a new index.
+      options: what was asked for.
+      model: a `Model`.
+
+    Raises:
+      UserError: an option is wrong; the index there is of another model; or its rows are to be of
+        another type, or somewhere else.
+    """
+    _check(options)
+    if there is None and options.place is None:
+        raise UserError(f"{folder} is no index yet; name the folder of your images")
+    now = model.identity()
+    if there is not None:
+        reading.check_model(folder, there, now, rows_alone=True)
+    made = {**_DEFAULTS, **(there or {})}
+    made.pop("version", None)
+    if there is not None and options.dtype not in (None, made["dtype"]):
+        raise UserError(
+            f"the rows of the index in {folder} are {made['dtype']}, not {options.dtype}; make "
+            "another index with it, --out OTHER"
+        )
+    for key in ("dtype", "duplicates", "allow_outside"):
+        if (asked := getattr(options, key)) is not None:
+            made[key] = asked
+    if options.store is not None:
+        made["store"] = _store(options.store)
+    if options.titles is not None:
+        made["titles"] = [_absolute(table) for table in options.titles]
+    if options.queries is not None:
+        made["queries"] = _absolute(options.queries) if str(options.queries) else ""
+    if options.place is not None:
+        made["place"] = _absolute(options.place)
+        is_folder = os.path.isdir(made["place"])
+        made["folder"] = made["place"] if is_folder else os.path.dirname(made["place"])
+    source = model.source
+    places = None if source is None else {
+        "places": [_absolute(place) for place in source.places],
+        "model": source.model, "tower": source.tower, "pad": source.pad, "loading": source.loading,
+    }  # fmt: skip
+    return {**made, "model": now, "weights": places or made.get("weights")}
+
+
+def _check(options: Options) -> None:
+    for key, value, choices in (
+        ("dtype", options.dtype, quantized.DTYPES),
+        ("duplicates", options.duplicates, DUPLICATES),
+    ):
+        if value not in (None, *choices):
+            raise UserError(
+                f"{key}={value!r} is unknown; there are {', '.join(choices)}."
+                f"{nearest(str(value), choices)}"
+            )
+    for key, number in (("batch", options.batch), ("threads", options.threads)):
+        if number < 1:
+            raise UserError(f"{key}={number} is below 1; leave it out, or give 1 or more")
+
+
+def _store(asked: str) -> str:
+    """A store by name and place, as it is kept: a relative path would depend on who reads it."""
+    name, colon, place = asked.partition(":")
+    module = stores.load(name)
+    if name == EMBEDDED:
+        if colon:
+            raise UserError(f"store={asked!r}: rows lie in the index; leave {place!r} out")
+        return name
+    if not place:
+        raise UserError(f"store={asked!r} does not say where; give {name}:PLACE")
+    return f"{name}:{module.place(place)}"
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.path.expanduser(os.fspath(path)))

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles every program that questions need, before the first one comes.
+
+A batch is filled up to a power of two and a text to one of few lengths, so there are few shapes:
+each is run once. What is rare (more than `batch` images in one batch of questions, hundreds of
+results) is compiled when it first comes.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from cir_jax import files
+from cir_jax.data import tokens
+from cir_jax.retrieval.search import answering
+from cir_jax.retrieval.search.asking import Question
+
+_SCREEN = 50  # results that a page asks for at a time
+
+
+def warm(index: Any, batch: int) -> None:
+    """Runs each shape once, on an index that is not in use yet.
+
+    Args:
+      index: see `cir_jax.open_index`.
+      batch: most questions at once.
+    """
+    model, sizes = index.model, list(powers(batch))
+    for size in sizes:
+        model.encode_images(_pictures(size))
+        for text in _texts(model):
+            model.encode_queries(_pictures(size), [text] * size)
+            if model.text_alone:
+                model.encode_queries(None, [text] * size)
+    if not len(index.store):
+        return
+    where = _nearly_all(index)
+    for k, condition, most in ((10, "", batch), (10, where, batch), (_SCREEN, "", 1)):
+        for size in powers(most):
+            answering.answer(index, [_question(i, k, condition) for i in range(size)])
+
+
+def keep_programs() -> None:
+    """Later starts read compiled programs from the cache of this host rather than compile them.
+
+    It is left as it is where JAX_COMPILATION_CACHE_DIR names another.
+    """
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    jax.config.update("jax_compilation_cache_dir", str(files.cache() / "programs"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def powers(most: int) -> Iterator[int]:
+    """1, 2, 4, ... up to the first that holds `most`."""
+    size = 1
+    while size < most:
+        yield size
+        size *= 2
+    yield size
+
+
+def _question(number: int, k: int, where: str) -> Question:
+    """One of several that differ, since equal ones are encoded once."""
+    return Question(images=tuple(_pictures(1)), text=f"a {number}", k=k, where=where)
+
+
+def _pictures(count: int) -> list[Image.Image]:
+    return [Image.fromarray(np.full((8, 8, 3), 99, np.uint8)) for _ in range(count)]
+
+
+def _texts(model: Any) -> list[str]:
+    """A text of each length that texts are filled up to."""
+    retriever = model.retriever(few=True)
+    context = retriever.tokenizer.context
+    if not retriever.functions.module.CUT_PADDING:
+        return ["a"]
+    lengths = {tokens.fit(n, context, retriever.text_lengths) for n in range(2, context + 1)}
+    return [" ".join(["a"] * (length - 2)) for length in sorted(lengths)]
+
+
+def _nearly_all(index: Any) -> str:
+    """A condition that one image does not meet: that a question has one makes another program."""
+    name = index.catalogue.table["name"][0].as_py().replace("'", "''")
+    return f"name != '{name}'"
