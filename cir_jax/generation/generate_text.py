@@ -23,7 +23,6 @@ from cir_jax.generation import captioner as contract
 from cir_jax.generation import journal, replies
 from cir_jax.generation.captioner import Reply, Request
 
-
 LOADING = "loading"  # of a record: see `RequestImages`
 
 
@@ -64,6 +63,13 @@ class RequestImages:
         if name in self.pixels:
             return {"pixels": self.pixels[name]}
         return {LOADING: self.loading} if self.loading else {}
+
+    def answered_by(self, record: Mapping[str, Any], name: str, keys: Mapping[str, str]) -> str:
+        """Key of the request that a record of `name` answers; `keys` as `keys()` gives it."""
+        then = record.get("pixels")
+        if then and keys and self.pixels.get(name) != then:
+            return keys.get(then, "")
+        return self.stands_for.get(name, name)
 
     def opened_otherwise(self, record: Mapping[str, Any]) -> bool:
         """Whether a record without pixels is of files that were opened in another way."""
@@ -218,11 +224,7 @@ def _earlier(
         name, text = record.get(key), record.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
             raise UserError(f"{where} has no {key} or no text; remove that line")
-        then = record.get("pixels")
-        if then and keys and images.pixels.get(name) != then:
-            request = wanted.get(keys.get(then, ""))
-        else:
-            request = wanted.get(images.stands_for.get(name, name))
+        request = wanted.get(images.answered_by(record, name, keys))
         if request is None:
             continue
         if images.opened_otherwise(record):
