@@ -30,6 +30,24 @@ def full(path: Path, error: OSError, need: int = 0) -> UserError:
     )
 
 
+@contextmanager
+def permitted() -> Iterator[None]:
+    """A place that the system does not let us use becomes an error that names it.
+
+    Raises:
+      UserError: a file or a folder may not be read, written or entered. Python's own questions
+        whether one is there raise this, too, where a folder above it may not be entered.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        place = error.filename if error.filename is not None else "a file or folder"
+        raise UserError(
+            f"{place} cannot be used ({error.strerror or error}); correct its permissions and "
+            "those of the folders that it lies in, or give another place"
+        ) from None
+
+
 def room_for(need: int, place: Path) -> str:
     """A clause that says how many bytes are wanted at a place, and how many are free there."""
     there = next((p for p in (place, *place.absolute().parents) if p.exists()), Path("/"))

@@ -70,8 +70,9 @@ def _run(name: str, argv: list[str], commands: dict[str, str]) -> int:
             for place in str(text).split(","):
                 files.check_local(f"--{flag.replace('_', '-')}", place)
     if not getattr(module, "WATCHED", False):
-        return module.run(args) or 0
-    with supervision.command(f"cir-jax {name}"):
+        with files.permitted():
+            return module.run(args) or 0
+    with supervision.command(f"cir-jax {name}"), files.permitted():
         return module.run(args) or 0
 
 

@@ -62,7 +62,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
     # same as those of a training run with that data.annotated and seed
     c.data.lists = ()  # data.name="list": .json, .jsonl, .csv, .tsv, .tar files, folders of them
     c.data.allow_outside = False  # read images that lists name outside of the folders keys name
-    c.data.on_missing = "error"  # or "drop": leave unreadable images out, and list them
+    c.data.on_missing = "error"  # or "drop": leave images out that cannot be used, and list them
     # How a file becomes a picture, for captioner and comparison alike: "released" or "natural", see
     # configs/base.py; "auto" = natural for images of your own ("folder", "list", a reader of yours)
     c.data.loading = "auto"
@@ -92,6 +92,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.pair.feature_names = ""  # ... its image names, a JSON list or one per line; "" = one row for
     # each image that we pair, in our order
     c.pair.run = ""  # "window" and "mined": folder of a trained run whose model is used
+    c.pair.batch = 0  # images or queries at a time through that model; 0 = the run's eval.batch
     c.pair.mined_top = 10  # "mined": how far down a ranking to look
     c.pair.block = 256  # rows of similarities per device at a time
 
@@ -229,6 +230,7 @@ ALLOWED = {
     "pair.features": "path",
     "pair.feature_names": "path",
     "pair.run": "path",
+    "pair.batch": "[0, 1e6]",
     "pair.mined_top": "[1, 1e6]",
     "pair.block": "[1, 1e6]",
     "modify.context": "[3, 4096]",  # a token between those of start and end

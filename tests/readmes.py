@@ -14,6 +14,7 @@ FILES = (
     "cir_jax/generation/README.md",
     "cir_jax/convert/README.md",
     "cir_jax/retrieval/README.md",
+    "cir_jax/serving/README.md",
     "cir_jax/README.md",
     "tools/README.md",
     ".github/CONTRIBUTING.md",
@@ -61,3 +62,56 @@ def anchors(text: str) -> set[str]:
 def links(text: str) -> list[str]:
     """The targets of links and images."""
     return re.findall(r"\]\(([^)\s]+)\)", prose(text))
+
+
+def _cells(row: str) -> int:
+    """How many cells a row of a table has; a pipe in a cell is written with a backslash."""
+    return len(re.findall(r"(?<!\\)\|", row)) - 1
+
+
+def faults(text: str) -> list[str]:
+    """Lines that a repository browser shows as something else than what they are meant as.
+
+    A row of a table that is cut off or has other cells than its header, a heading that is not on a
+    line of its own, a block of code without an end.
+    """
+    found = []
+    if len(re.findall(r"^```", text, re.MULTILINE)) % 2:
+        found.append("a block of code has no end")
+    lines = ["", *prose(text).split("\n"), ""]
+    header = 0  # cells of the table that a line is in
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        wrong = _wrong_headings(before, line, after)
+        if line.startswith("|"):
+            wrong += _wrong_row(line, after, header)
+            header = header or _cells(line)
+        else:
+            if header and line.strip():
+                wrong.append("no empty line behind a table")
+            header = 0
+        found += [f"{one}: {line}" for one in wrong]
+    return found
+
+
+def _wrong_headings(before: str, line: str, after: str) -> list[str]:
+    bare = re.sub(r"`[^`]*`", "", line)
+    wrong = []
+    if re.search(r"[^\s#]\s*#{2,6}\s+\S", bare) or re.search(r"\S#{2,6}\w", bare):
+        wrong.append("a heading in the middle of a line")
+    if re.match(r"#{1,6} ", line) and (before.strip() or after.strip()):
+        wrong.append("no empty line around the heading")
+    if re.match(r"#{1,6}[^\s#]", line):
+        wrong.append("no space behind the mark of a heading")
+    return wrong
+
+
+def _wrong_row(line: str, after: str, header: int) -> list[str]:
+    """`header`: cells of the header above; 0 if this line is it."""
+    cells, wrong = _cells(line), []
+    if not line.endswith("|"):
+        wrong.append("a row without an end")
+    if header and cells != header:
+        wrong.append(f"{cells} cells under a header of {header}")
+    if not header and not (re.fullmatch(r"\|(\s*:?-+:?\s*\|)+", after) and _cells(after) == cells):
+        wrong.append(f"a table whose second line is no {cells} dashes")
+    return wrong

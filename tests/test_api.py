@@ -92,6 +92,13 @@ def test_what_a_model_says_of_itself(model):
     assert repr(model) == f"<cir_jax.Model clip_sum {VIT}, 32 values per image, 8 cpu device(s)>"
 
 
+def test_what_a_search_asks_of_a_model(model):
+    assert model.text_alone and model.explains
+    assert model.count_tokens(["red", "a red dress", "", "word " * 100]) == [3, 5, 2, 102]
+    with pytest.raises(UserError, match="is one text, not a list"):
+        model.count_tokens("red")
+
+
 def test_images_and_queries_are_those_of_the_contract(model, place, paths):
     functions = by_hand(published.functions())
     params = importing.read(place, published.functions()).query

@@ -23,7 +23,7 @@ from cir_jax.training import step
 from tests import readmes, runs
 from tests.readmes import HERE, TEXTS
 from tests.test_architecture import FLOORS
-from tools import bench, evidence, fuzz, models, plan, soak
+from tools import api_fuzz, bench, evidence, fuzz, models, plan, serve_load, soak
 
 FIRST = TEXTS["README.md"]
 FOLDERS = ("cir_jax", "configs", "launch", "tests", "tools", ".github")
@@ -56,6 +56,65 @@ def test_links_and_anchors_resolve(name):
         assert file.exists(), f"{name}: {target}"
         if anchor:
             assert anchor in readmes.anchors(file.read_text("utf-8")), f"{name}: {target}"
+
+
+MARKDOWN = sorted(
+    path.relative_to(HERE).as_posix()
+    for path in [*HERE.glob("*.md"), *(p for f in FOLDERS for p in (HERE / f).rglob("*.md"))]
+)
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_tables_and_headings_are_whole(name):
+    text = (HERE / name).read_text("utf-8")
+    assert not readmes.faults(text)
+    assert text.endswith("\n") and not text.endswith("\n\n")
+    for target in readmes.links(text):  # of those that are no page for users, too
+        assert "://" in target or (HERE / name).parent.joinpath(target.partition("#")[0]).exists()
+
+
+WHOLE = """# Title
+
+Text with `##` and # one.
+
+| A | B |
+|---|:-:|
+| a \\| b | c |
+| d | e |
+
+## Licence
+
+```bash
+## a comment
+| no table
+```
+"""
+BROKEN = [
+    (
+        "| d | e |\n\n## Licence",
+        "| d | e## Licence",
+        "a heading in the middle of a line: | d | e##",
+    ),
+    ("| d | e |\n\n## Licence", "| d | e## Licence", "a row without an end: | d | e## Licence"),
+    ("| d | e |\n\n", "| d | e |\n", "no empty line behind a table: ## Licence"),
+    ("| d | e |\n\n", "| d | e |\n", "no empty line around the heading: ## Licence"),
+    ("| d | e |", "| d | e", "a row without an end: | d | e"),
+    ("| d | e |", "| d |", "1 cells under a header of 2: | d |"),
+    ("| d | e |", "| d | e | f |", "3 cells under a header of 2: | d | e | f |"),
+    ("a \\| b", "a | b", "3 cells under a header of 2: | a | b | c |"),
+    ("|---|:-:|\n", "", "a table whose second line is no 2 dashes: | A | B |"),
+    ("|---|:-:|", "|---|", "a table whose second line is no 2 dashes: | A | B |"),
+    ("one.\n", "one. ## Two\n", "a heading in the middle of a line: Text with"),
+    ("## Licence", "##Licence", "no space behind the mark of a heading: ##Licence"),
+    ("# Title\n", "# Title\nText\n", "no empty line around the heading: # Title"),
+    ("table\n```\n", "table\n", "a block of code has no end"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "fault"), BROKEN)
+def test_what_is_not_whole_is_found(good, bad, fault):
+    assert readmes.faults(WHOLE) == [] and WHOLE.count(good) == 1
+    assert any(one.startswith(fault) for one in readmes.faults(WHOLE.replace(good, bad)))
 
 
 @pytest.mark.parametrize("name", readmes.FILES)
@@ -156,6 +215,8 @@ RUN_BY = {
     "models.py": "test_models.py::test_quicktests_through_both_stages",
     "evidence.py": "test_evidence.py",
     "plan.py": "test_plan.py::test_a_page_of_gpus",
+    "api_fuzz.py": "../serving/test_description.py::test_requests_that_are_drawn",
+    "serve_load.py": "test_serve_load.py",
     "fuzz.py": "test_fuzz.py::test_spoiled_files_end_in_a_message",
     "soak.py": "test_soak.py::test_disturbed_runs_end_as_one_that_was_left_alone",
 }
@@ -175,7 +236,7 @@ def test_tools_take_their_command_lines(command, monkeypatch):
     with pytest.raises(Parsed):
         {
             "bench.py": bench, "models.py": models, "evidence.py": evidence, "plan.py": plan,
-            "soak.py": soak, "fuzz.py": fuzz,
+            "soak.py": soak, "fuzz.py": fuzz, "api_fuzz.py": api_fuzz, "serve_load.py": serve_load,
         }[name].main(flags)  # fmt: skip
     key = f"{name} {flags[0]}" if name == "bench.py" else name
     file, _, test = RUN_BY[key].partition("::")

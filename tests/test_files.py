@@ -113,3 +113,41 @@ def test_what_is_a_full_disk(error, lacks):
 
 def test_room_is_that_of_the_nearest_folder_that_is_there(tmp_path):
     assert "are free there" in files.room_for(0, Path(tmp_path / "a" / "b" / "c"))
+
+
+@pytest.mark.parametrize("command", ["doctor folder {}", "inspect {}", "evaluate --workdir {}"])
+@pytest.mark.parametrize("what", ["is_file", "is_dir", "exists"])
+def test_a_folder_that_may_not_be_entered_is_named(command, what, tmp_path, monkeypatch, capsys):
+    """As the system says it where a folder lacks the right to be entered, also to a superuser."""
+    place, ask = tmp_path / "closed", getattr(Path, what)
+
+    def refused(path):
+        if place in (path, *path.parents):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return ask(path)
+
+    monkeypatch.setattr(Path, what, refused)
+    assert main.main(command.format(place).split()) == 2
+    said = capsys.readouterr().err
+    assert f"{place}" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_closed_folders(mode, tmp_path, capsys):
+    (tmp_path / "closed" / "images").mkdir(parents=True)
+    (tmp_path / "closed").chmod(mode)
+    if os.access(tmp_path / "closed" / "images", os.F_OK):
+        pytest.skip("a superuser may enter")
+    try:
+        assert main.main(["doctor", "folder", str(tmp_path / "closed")]) == 2
+        assert "cannot be used (Permission denied); correct its perm" in capsys.readouterr().err
+    finally:
+        (tmp_path / "closed").chmod(0o755)
+
+
+def test_what_is_not_permitted_without_a_name():
+    with pytest.raises(UserError, match=r"a file or folder cannot be used .Operation not permit"):
+        with files.permitted():
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+    with pytest.raises(FileNotFoundError), files.permitted():
+        raise FileNotFoundError(errno.ENOENT, "x")

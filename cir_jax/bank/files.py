@@ -184,7 +184,9 @@ class Writer:
             # Whoever made the record: it would vouch for rows that are about to be others.
             (self.folder / PARTIAL).unlink(missing_ok=True)
         self.done, self._rows = done, dict(rows)
-        if not all(self._start(name, tails.get(name)) for name in self._arrays):
+        # The record of what was begun may have been made by anybody.
+        fitting = all(0 <= rows[name] <= shape[0] for name, (shape, _) in self._arrays.items())
+        if not fitting or not all(self._start(name, tails.get(name)) for name in self._arrays):
             progress.say(f"the rows in {self.folder} are damaged: its bank is built anew")
             return self.start(0, dict.fromkeys(rows, 0))
         return done

@@ -114,6 +114,7 @@ def _train(
 ) -> dict[str, Any]:
     """Trains one stage, or takes it up where it was stopped; the scores are of both layouts."""
     from cir_jax.evals import benchmark
+    from cir_jax.evals.reports import run_report
     from cir_jax.retrieval import load
     from cir_jax.runtime import supervision
     from cir_jax.training import train
@@ -124,6 +125,8 @@ def _train(
     results = train.train(config)
     if not results["finished"]:
         raise supervision.Stopped(f"stopped; the same command goes on from {workdir}")
+    if quick:  # its own report may be all that somebody opens
+        run_report.write(workdir, results, caution=SMOKE)
     cirr = ["eval.benchmark=cirr", f"data.root={data / 'cirr'}", "eval.examples=0"]
     other, retriever = load.from_run(workdir, "last", cirr)
     cirr_layout = benchmark.build(other)

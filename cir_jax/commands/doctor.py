@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--categories", default="", help="its categories or tasks to look at, a,b; default: all"
     )
     parser.add_argument("--no-decode", action="store_true", help="do not open the images")
+    parser.add_argument(
+        "--look-again", action="store_true",
+        help="open also images that a run or this command has looked at and that have not changed",
+    )  # fmt: skip
     parser.add_argument("--json", default="", metavar="FILE", help="write all findings to FILE")
     parser.add_argument(
         "--out", default="", metavar="FILE", help="write one JSON line per finding to FILE"
@@ -78,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         context=args.context,
         allow_outside=args.allow_outside,
         loading=args.loading,
+        again=args.look_again,
     )
     _print(report)
     if args.json:

@@ -9,6 +9,7 @@ Examples:
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,12 +116,9 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.runtime import distributed
 
     distributed.initialize()  # before jax starts a backend
-    import jax
-
-    from cir_jax import progress, weights
-    from cir_jax.evals import benchmark, saving
-    from cir_jax.evals.reports import run_report
-    from cir_jax.evals.reports.sections import text_table
+    from cir_jax import weights
+    from cir_jax.evals import saving
+    from cir_jax.retrieval import memory
 
     wanted = saving.parse(args.save)
     if args.ranked < 1:
@@ -131,6 +129,25 @@ def run(args: argparse.Namespace) -> int:
             f"{loaded.workdir} holds a run, and the report in it would be of {what}; give --out "
             "FOLDER"
         )
+    with memory.evaluating(loaded):
+        return _scored(args, loaded, found, what, wanted)
+
+
+def _scored(
+    args: argparse.Namespace,
+    loaded: ConfigDict,
+    found: "Retriever",
+    what: str,
+    wanted: Sequence[str],
+) -> int:
+    """Evaluates, prints the table and writes what is asked for."""
+    import jax
+
+    from cir_jax import progress
+    from cir_jax.evals import benchmark, saving
+    from cir_jax.evals.reports import run_report
+    from cir_jax.evals.reports.sections import text_table
+
     chosen = benchmark.build(loaded)
     if chosen is None:
         raise UserError(f"{what} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq")

@@ -3,48 +3,83 @@
 
 Examples:
   cir-jax index PHOTOS --model WEIGHTS --out INDEX
+  cir-jax index PHOTOS --model WEIGHTS --out INDEX --titles titles.csv
   cir-jax index --out INDEX
-WEIGHTS is a run folder, or any weights that this project reads. The same command again encodes what
-is new or has changed; stopped at any moment, it goes on.
+  cir-jax index --out INDEX --export FOLDER
+WEIGHTS is a run folder, or any weights that this project reads; no training is needed. The same
+command again encodes what is new or has changed, and stopped at any moment it goes on. What is not
+given is as it was before.
 """
 
 import argparse
 from typing import TYPE_CHECKING, Any
 
 from cir_jax.commands.evaluate import add_code_arguments
+from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from cir_jax.retrieval.index.options import Options
     from cir_jax.retrieval.index.update import Report
 
 HELP = "encode a folder of images once, to search it"
-_SHOWN = 3  # images that cannot be read; unreadable.jsonl has all
+_SHOWN = 5  # images that cannot be read; unreadable.jsonl has all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
     parser.add_argument(
-        "place", nargs="?", default=None, metavar="FOLDER_OR_TABLE",
+        "place", nargs="?", metavar="FOLDER_OR_TABLE",
         help="images, with any folders in it; or a table that names some (.csv, .tsv, .json, "
-        ".jsonl, .parquet), relative to its folder. As before if it is not given",
+        ".jsonl, .parquet), relative to its folder",
     )  # fmt: skip
     parser.add_argument("--out", required=True, metavar="INDEX", help="folder of the index")
     parser.add_argument(
         "--model", nargs="+", metavar="WEIGHTS",
-        help="run folder, file or folder of weights; several if each holds a part of the model. As "
-        "before if it is not given",
+        help="run folder, file or folder of weights; several if each holds a part of the model",
     )  # fmt: skip
     add_weights_arguments(parser)
+    _add_content_arguments(parser)
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "int8"),
-        help="of the rows that are kept: float32 (default, exact); the others take 2 or 1 byte a "
-        "value, and say what that costs",
+        help="of the rows that are kept: float32 (default) is exact; float16 and int8 take a half "
+        "and a quarter of it, and what that costs is measured and said",
     )  # fmt: skip
+    parser.add_argument(
+        "--store", metavar="STORE",
+        help="what ranks the rows: embedded (default), or milvus:FILE.db or milvus:http://HOST:PORT",
+    )  # fmt: skip
+    parser.add_argument(
+        "--export", metavar="FOLDER",
+        help="encode nothing: write the index for other programs, rows.npy and images.parquet",
+    )  # fmt: skip
+    parser.add_argument("--batch", type=int, default=128, help="images encoded at a time (128)")
+    parser.add_argument("--threads", type=int, default=16, help="images opened at a time (16)")
+
+
+def _add_content_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--titles", nargs="*", metavar="FILE",
+        help="tables of image names and columns to show and to filter by: .csv, .tsv, .json, "
+        ".jsonl, .parquet; without a file, none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--duplicates", choices=("error", "first", "last"),
+        help="of two records of one image that differ (default error)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--queries", metavar="FILE",
+        help="JSON lines of reference, text and target(s), whose right answers the page then marks",
+    )  # fmt: skip
+    parser.add_argument(
+        "--benchmark",
+        metavar="NAME",
+        help="instead of a folder: gallery and queries of a benchmark",
+    )
+    parser.add_argument("--root", default="", help="with --benchmark: folder of its data set")
     parser.add_argument(
         "--allow-outside", action="store_const", const=True,
         help="links and tables may lead out of the folder",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, default=128, help="images encoded at a time")
-    parser.add_argument("--threads", type=int, default=16, help="images opened at a time")
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,42 +96,83 @@ def run(args: argparse.Namespace) -> int:
     """Encodes, and says what was done."""
     from cir_jax.runtime import distributed
 
+    if args.export:
+        return _export(args)
     distributed.initialize()  # before jax starts a backend
     from cir_jax.retrieval import opening
     from cir_jax.retrieval.index import update
 
-    options = update.Options(
-        place=args.place,
-        dtype=args.dtype,
-        allow_outside=args.allow_outside,
-        batch=args.batch,
-        threads=args.threads,
-    )
-    report = update.update(args.out, options, model=_model(args), load=opening.model_of)
+    model = _model(args)
+    report = update.update(args.out, _options(args), model=model, load=opening.model_of)
     _say(args.out, report)
     return 0
 
 
+def _options(args: argparse.Namespace) -> "Options":
+    from cir_jax.retrieval.index.options import Options
+
+    return Options(
+        place=args.place,
+        titles=args.titles,
+        duplicates=args.duplicates,
+        queries=args.queries,
+        dtype=args.dtype,
+        store=args.store,
+        allow_outside=args.allow_outside,
+        batch=args.batch,
+        threads=args.threads,
+    )
+
+
 def _model(args: argparse.Namespace) -> Any:
+    """The model that is named; None for that of the index."""
     from cir_jax.retrieval import loading
+    from cir_jax.retrieval.index import records
 
     if not args.model:
         return None
-    return loading.load(
-        args.model,
-        loading.Arguments(
-            args.model_name, args.tower, args.pad, args.compute, args.loading,
-            args.trust_code, args.ignore_remote_code,
-        ),
+    compute = args.compute
+    if compute is None and records.exists(args.out):
+        # Rows of one index are computed in one way, on whichever device they are.
+        compute = records.read(args.out)["model"]["compute"]
+    said = loading.Arguments(
+        args.model_name, args.tower, args.pad, compute, args.loading,
+        args.trust_code, args.ignore_remote_code,
     )  # fmt: skip
+    return loading.load(args.model, said)
+
+
+def _export(args: argparse.Namespace) -> int:
+    from cir_jax import progress
+    from cir_jax.retrieval.index.opened import Index
+
+    if args.place or args.model:
+        raise UserError("--export writes an index that is there; leave folder and model out")
+    for path in Index(args.out).export(args.export):
+        progress.say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
+    return 0
 
 
 def _say(folder: str, report: "Report") -> None:
     from cir_jax import progress
+    from cir_jax.data import screening
+    from cir_jax.retrieval.index import records
 
-    done = [f"{report.new:,} new", f"{report.changed:,} changed", f"{report.gone:,} gone"]
-    rate = report.encoded / report.seconds if report.encoded else 0
-    speed = f"; {rate:,.0f} images/s" if rate else ""
-    progress.say(f"{folder}: {report.images:,} images ({', '.join(done)}){speed}")
-    for name, problem in [*report.unreadable.items()][:_SHOWN]:
-        progress.say(f"cannot be read: {name} ({problem.reason})")
+    counts = {
+        "new": report.new, "changed": report.changed, "moved": report.moved,
+        "touched": report.touched, "gone": report.gone,
+    }  # fmt: skip
+    done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
+    speed = f"; {report.encoded / report.seconds:,.0f} images/s" if report.encoded else ""
+    progress.say(f"{folder}: {report.images:,} images ({done or 'nothing has changed'}){speed}")
+    if report.left_out:
+        name, why = report.left_out[0]
+        progress.say(f"left out: {len(report.left_out):,}, {name} for one ({why})")
+    bad = report.unreadable
+    if bad:
+        found = screening.in_words(screening.summary(bad))
+        progress.say(
+            f"cannot be read: {len(bad):,} ({found}), all in {folder}/{records.UNREADABLE}"
+        )
+        for problem in [*bad.values()][:_SHOWN]:
+            progress.say(f"  {problem}")

@@ -10,6 +10,9 @@ the command and its arguments where it keeps its servers. Its tools are search_i
 """
 
 import argparse
+from functools import partial
+
+from cir_jax.commands import serve
 
 HELP = "let an agent search an index (Model Context Protocol)"
 
@@ -21,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--files", nargs="+", default=[], metavar="FOLDER",
         help="folders whose images an agent may search with, beside those of the index",
     )  # fmt: skip
+    serve.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answers until standard input ends."""
-    from cir_jax.retrieval import opening
     from cir_jax.serving import agents
 
-    agents.serve(args.index, args.files, opening.open_index)
+    agents.serve(args.index, args.files, partial(serve.opened, args))
     return 0

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.generation import steps
 
     with trust.trusting(args.trust_code):
-        results = steps.run(config, functools.partial(_open_run, config.data.name))
+        results = steps.run(config, functools.partial(_open_run, config))
     made = results["files"][0]
     progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
@@ -78,7 +78,11 @@ def _common(folders: list[str]) -> str:
         return ""
 
 
-def _open_run(dataset: str, run: str) -> Any:
+def _open_run(config: ConfigDict, run: str) -> Any:
     from cir_jax.retrieval import load  # most recipes ask no trained model, and need no jax
 
-    return load.from_run(run, dataset=dataset)[1]
+    batch = config.pair.batch
+    changes = [f"eval.batch={batch}"] if batch else []
+    retriever = load.from_run(run, overrides=changes, dataset=config.data.name)[1]
+    retriever.batch_key = "pair.batch"
+    return retriever

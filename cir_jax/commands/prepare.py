@@ -20,6 +20,8 @@ from cir_jax import files, progress
 from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cir_jax.generation.catalogue import Catalogue
 
 HELP = "make a data set of a folder of images and their titles"
@@ -61,19 +63,19 @@ def run(args: argparse.Namespace) -> int:
     """Looks the folder over, writes the data set, and prints what comes next."""
     from cir_jax.generation import catalogue, prepared
 
-    if args.threads < 1:
-        raise UserError(f"--threads {args.threads} is below 1; the default is 16")
     folder, out = Path(args.folder), Path(args.out)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name the folder of your images")
-    prepared.check_place(folder, out, args.copy)
+    _check_flags(args, folder, out)
     options = catalogue.Options(
         args.text_field, args.empty, args.unknown, args.duplicates, args.group
     )
     cache = files.cache() / "prepare" / _digest(folder)
-    found = catalogue.look(folder, args.titles, options, cache, args.threads)
+
+    def split(items: "Sequence[catalogue.Item]") -> prepared.Split:
+        return prepared.split(items, args.val, args.seed, bool(args.group))
+
+    found = catalogue.look(folder, args.titles, options, cache, args.threads, check=split)
     _list_left_out(found)
-    sides = prepared.split(found.items, args.val, args.seed, bool(args.group))
+    sides = split(found.items)
     recipe = configs.load(_RECIPE)
     record = {
         "folder": str(folder.resolve()),
@@ -94,6 +96,29 @@ def run(args: argparse.Namespace) -> int:
     more = prepared.more_pairs(made, recipe.pair.per_image)
     print("\n".join(["next, in this order:", *_next(out, len(sides.train), more, recipe)]))
     return 0
+
+
+def _check_flags(args: argparse.Namespace, folder: Path, out: Path) -> None:
+    """Raises UserError with all that is wrong with the flags themselves."""
+    from cir_jax.generation import prepared
+
+    wrong = []
+    if args.threads < 1:
+        wrong.append(f"--threads {args.threads} is below 1; the default is 16")
+    if not folder.is_dir():
+        wrong.append(f"{folder} is no folder; name the folder of your images")
+    if not args.out:
+        wrong.append("--out is empty; name the folder of the data set")
+    for check in (
+        lambda: prepared.check_share(args.val),
+        lambda: prepared.check_place(folder, out, args.copy),
+    ):
+        try:
+            check()
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError("\n  ".join(wrong))
 
 
 def _digest(folder: Path) -> str:

@@ -13,6 +13,7 @@ way are answered first.
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cir_jax.commands.evaluate import add_code_arguments
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument_group("where, and for whom").add_argument
     add("--host", default="127.0.0.1", metavar="ADDRESS",
-        help="address to listen at (default 127.0.0.1, this machine alone); 0.0.0.0 is all")  # fmt: skip
+        help="address to listen at (default 127.0.0.1, this machine alone)")  # fmt: skip
     add("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     add("--token-file", default="", metavar="FILE",
         help="file with the token that clients must show; no flag takes the token itself, since "
@@ -44,14 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a further name under which this server is reached, e.g. of a proxy")  # fmt: skip
     add = parser.add_argument_group("how much").add_argument
     add("--batch", type=int, default=32, metavar="N", help="questions at a time on the device")
-    add("--queue", type=int, default=64, metavar="N",
-        help="questions under way; the next one is refused (503; default 64)")  # fmt: skip
+    add("--queue", type=int, default=48, metavar="N",
+        help="questions under way; the next one is refused (503; default 48)")  # fmt: skip
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
         help="an answer that takes longer is given up (503; default 30)")  # fmt: skip
     add("--rate", type=float, default=100.0, metavar="N",
         help="questions a second of one client (429; default 100; 0 for no limit)")  # fmt: skip
     add("--upload-mb", type=float, default=25.0, metavar="MB",
         help="largest image that may be sent (413; default 25)")  # fmt: skip
+    add = parser.add_argument_group("clicks").add_argument
+    add("--held-out", nargs="+", default=[], metavar="DATA",
+        help="folders of data sets, as `prepare` makes them, whose images are evaluated with: none "
+        "of these is saved as a triplet")  # fmt: skip
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags for weights that are not where they were when the index was made."""
     add = parser.add_argument_group("the model").add_argument
     add("--model", nargs="+", default=[], metavar="WEIGHTS",
         help="the weights of the index, where they are not where they were")  # fmt: skip
@@ -83,6 +93,7 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
     import jax
 
     from cir_jax import progress
+    from cir_jax.retrieval import clicks
     from cir_jax.serving import app, running, served, warming
 
     assert isinstance(port, socket.socket)
@@ -92,15 +103,29 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
             "devices of its machine"
         )
     warming.keep_programs()
-    indexes = dict(zip(served.named(args.index), map(partial(_opened, args), args.index)))
+    opened_all = [opened(args, folder) for folder in args.index]
+    indexes = dict(zip(served.named(args.index), opened_all, strict=True))
     for name, index in indexes.items():
         progress.say(f"{name}: {len(index):,} images; {index.model!r}")
+        check_vectors(index, args.model)
     progress.say(f"compiling for batches of up to {settings.batch}")
-    made = app.make(indexes, settings, warm=partial(warming.warm, batch=settings.batch))
+    held_out = [clicks.held_out_of("folder", os.path.expanduser(d)) for d in args.held_out]
+    warm = partial(warming.warm, batch=settings.batch)
+    made = app.make(indexes, settings, warm=warm, held_out=held_out)
     running.serve(made, settings, port)
 
 
-def _opened(args: argparse.Namespace, folder: str) -> "Index":
+def opened(args: argparse.Namespace, folder: str) -> "Index":
+    """An index with the model that the flags of `add_model_arguments` name, if they name one.
+
+    Raises:
+      UserError: they name one, and there are several indexes; or see `Index`.
+    """
+    if args.model and len(args.index) > 1:
+        raise UserError(
+            "--model names the weights of one index, and there are several; give `cir-jax index "
+            "--model WEIGHTS --out INDEX` for each whose weights have moved"
+        )
     from functools import partial
 
     from cir_jax.retrieval import opening
@@ -113,6 +138,23 @@ def _opened(args: argparse.Namespace, folder: str) -> "Index":
         ignore_remote_code=args.ignore_remote_code,
     )
     return Index(os.path.expanduser(folder), load)
+
+
+def check_vectors(index: "Index", places: Sequence[str] = ()) -> None:
+    """Compares what the model makes of the golden inputs here with what is kept of it.
+
+    Args:
+      index: with its vectors, or those of the weights that it was made by, or none.
+      places: where its weights are now; () for where they were.
+
+    Raises:
+      UserError: they differ; what does is named.
+    """
+    from cir_jax.retrieval import golden
+
+    now, said = index.model.golden(), index.record["weights"]
+    golden.check(golden.kept_with(index.folder), now, f"the index {index.folder}")
+    golden.check_places(places or (said["places"] if said else ()), "best", now)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":
@@ -128,11 +170,6 @@ def _settings(args: argparse.Namespace) -> "Settings":
     ):
         if not least <= value <= most:
             raise UserError(f"--{flag}={value} is not within {least} and {most:g}")
-    if args.model and len(args.index) > 1:
-        raise UserError(
-            "--model names the weights of one index, and there are several; give `cir-jax index "
-            "--model WEIGHTS --out INDEX` for each whose weights have moved"
-        )
     upload = int(args.upload_mb * MB)
     return Settings(
         host=args.host,
@@ -169,6 +206,7 @@ def _require() -> None:
     """Raises UserError unless what only this command needs is there."""
     try:
         import fastapi  # noqa: F401
+        import mcp  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401

@@ -69,10 +69,12 @@ def _run(args: argparse.Namespace) -> int:
     from cir_jax import progress
 
     if args.dry_run:
-        from cir_jax.training import dry_run, setup
+        from cir_jax.training import dry_run, memory, setup
 
-        made = setup.make(setup.resolve(loaded))
-        progress.say(dry_run.describe(made, setup.read_data(made)))
+        with setup.gathered(loaded), memory.reading(loaded):
+            made = setup.make(setup.resolve(loaded))
+            data = setup.read_data(made)
+        progress.say(dry_run.describe(made, data))
         return 0
     from cir_jax.training import train
 

@@ -3,9 +3,11 @@
 
 An adapter is a folder with `adapter_config.json` and `adapter_model.safetensors` or `.bin`. Of a
 layer of weight W it holds A and B, and the layer computes with W + s * B A, where s is alpha / r,
-or alpha / sqrt(r) with `use_rslora`; both may differ from layer to layer. What is in
-`modules_to_save`, and biases that were trained, take the place of those of the base. Merged in
-float32, when a tensor is read. Source: PEFT, `tuners/lora` and `utils/save_and_load.py`.
+or alpha / sqrt(r) with `use_rslora`; both may differ from layer to layer. With `use_dora` each
+output's weights are scaled to a length that was learned; with `lora_bias` B has a bias, and s times
+it is added to that of the layer. What is in `modules_to_save`, and biases that were trained, take
+the place of those of the base. Merged in float32, when a tensor is read. Source: PEFT,
+`tuners/lora` and `utils/save_and_load.py`.
 """
 
 import dataclasses
@@ -25,34 +27,66 @@ from cir_jax.errors import UserError
 
 # ".lora_A.weight"; a name of the adapter stands before "weight" where a whole model was saved.
 _PART = re.compile(
-    r"(?P<layer>.+)\.lora_(?P<embedding>embedding_)?(?P<letter>[AB])(\.\w+)?(?P<weight>\.weight)?"
+    r"(?P<layer>.+)\.lora_(?P<kind>A|B|embedding_A|embedding_B|magnitude_vector)"
+    r"((\.(?!bias$)\w+)?(\.weight)?|(?P<bias>(\.\w+)?\.bias))"
 )
-_PREFIXES = ("base_model.model.", "base_model.")
+# What layers are called inside the ones that PEFT puts around them.
+_INNER = re.compile(r"\.base_layer(?=\.)|\.base_layer$")
+_PACKED = "in_proj_weight"
 # Keys of the config that make it another function than the one above -> what to say.
 _OTHERS = {
-    "use_dora": "DoRA scales what was merged",
-    "lora_bias": "the differences have biases",
     "use_qalora": "its inputs are pooled",
     "layer_replication": "layers are repeated",
     "megatron_config": "its layers are split",
     "alora_invocation_tokens": "it is active behind some tokens only",
     "target_parameters": "it is of bare parameters",
+    "trainable_token_indices": "single tokens were trained",
+    "use_bdlora": "A and B are made of blocks",
+    "kasa_config": "B A has a factor between",
+    "monteclora_config": "A and B are drawn at random",
+    "velora_config": "its inputs are compressed",
+    "arrow_config": "it chooses between adapters",
 }
+# Keys that say what was adapted and how it was trained, and change nothing of what comes out.
+_SAID_ELSEWHERE = {
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
+    "eva_config", "exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_core",
+    "modules_to_save", "peft_version", "qalora_group_size", "revision", "runtime_config",
+    "target_modules", "task_type",
+}  # fmt: skip
+_READ = {
+    "peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+    "lora_bias", "fan_in_fan_out",
+}  # fmt: skip
 # Ways to start that change the base as well, so that the published base is not what it belongs to.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _LISTED = 3
 _LONGEST, _REPEATS = 1000, 3  # characters of a pattern, and what is repeated in it
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A and B of one layer, and what they are multiplied with."""
+    """A and B of one layer, what they are multiplied with, and what else was learned of it."""
 
     a: Tensor
     b: Tensor
     embedding: bool
     transposed: bool
     scale: float
+    magnitude: Tensor | None = None  # of DoRA: length of the weights of each output
+    bias: Tensor | None = None
+
+    def weight(self, before: np.ndarray) -> np.ndarray:
+        """The weight of the layer, of that of the base."""
+        found = before + self.difference()
+        if self.magnitude is not None:
+            lengths = float32(self.magnitude.read()).ravel()
+            output = 1 if self.embedding or self.transposed else 0
+            others = tuple(axis for axis in range(found.ndim) if axis != output)
+            now = np.sqrt((found * found).sum(axis=others, keepdims=True, dtype=np.float64))
+            found = found * (lengths.reshape(now.shape) / now)
+        return np.ascontiguousarray(found, np.float32)
 
     def difference(self) -> np.ndarray:
         """What is added to the weight of the layer."""
@@ -66,6 +100,8 @@ class _Pair:
         """Of the difference; () where A and B do not fit each other."""
         a, b = self.a.shape, self.b.shape
         if len(a) != len(b) or len(a) not in (2, 4) or a[0] != b[1] or b[2:] not in ((), (1, 1)):
+            return ()
+        if self.magnitude is not None and math.prod(self.magnitude.shape) != b[0]:
             return ()
         found = (b[0], *a[1:])
         return found[::-1] if self.embedding or self.transposed else found
@@ -86,33 +122,22 @@ def merged(base: Source, adapter: Source, config: Mapping[str, Any]) -> Source:
     where = adapter.place
     _check(config, where)
     tensors = adapter.groups.get("", {})
-    fitting = [
-        (key, prefix)
-        for key, held in base.groups.items()
-        for prefix in _prefixes(tensors)
-        if all(_target(name.removeprefix(prefix)) in held for name in tensors)
-    ]
-    if len({key for key, _ in fitting}) != 1:
-        layer = _target(min(tensors, key=len, default=""))
-        for prefix in _PREFIXES:
-            layer = layer.removeprefix(prefix)
-        have = next(iter(next(iter(base.groups.values()))), "")
-        raise UserError(
-            f"{where} has tensors of layers that {base.place} has not: {layer!r} is of the "
-            f"adapter, {have!r} of the base. Give the weights that it was trained on, in the form "
-            "that PEFT had them (a folder of transformers, or a state dict)"
-        )
-    group, prefix = fitting[0]
+    group, prefix = _place(base, tensors, where)
     names = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    held = dict(base.groups[group])
+    published, held = base.groups[group], dict(base.groups[group])
     pairs = _pairs(names, config, where)
     for name, tensor in names.items():
         if not _PART.fullmatch(name):
+            name = _target(name)
             held[name] = _of_shape(name, tensor, tensor.shape, held[name], where)
     for layer, pair in pairs.items():
         name = f"{layer}.weight"
-        before = _of_shape(name, held[name], pair.shape(), base.groups[group][name], where)
-        held[name] = Tensor(before.shape, "float32", _sum(before, pair))
+        before = _of_shape(name, held[name], pair.shape(), published[name], where)
+        held[name] = Tensor(before.shape, "float32", _weight(before, pair))
+        if pair.bias is not None:
+            name = f"{layer}.bias"
+            before = _of_shape(name, held[name], pair.bias.shape, published[name], where)
+            held[name] = Tensor(before.shape, "float32", _bias(before, pair.bias, pair.scale))
     return dataclasses.replace(
         base,
         groups={**base.groups, group: held},
@@ -120,14 +145,61 @@ def merged(base: Source, adapter: Source, config: Mapping[str, Any]) -> Source:
     )
 
 
-def _sum(before: Tensor, pair: _Pair) -> Any:
-    return lambda: np.ascontiguousarray(float32(before.read()) + pair.difference(), np.float32)
+def _place(base: Source, tensors: Mapping[str, Tensor], where: Path) -> tuple[str, str]:
+    """(group of the base, prefix of the adapter's names) by which every tensor has its place.
+
+    Raises:
+      UserError: there is none, or the base has several.
+    """
+    lacking = {
+        (key, prefix): [
+            target for name in tensors if (target := _target(name.removeprefix(prefix))) not in held
+        ]
+        for prefix in _prefixes(tensors)
+        for key, held in base.groups.items()
+    }
+    fitting = [place for place, names in lacking.items() if not names]
+    if tensors and len({key for key, _ in fitting}) == 1:
+        return fitting[0]
+    if tensors and fitting:
+        raise UserError(
+            f"{where} fits {', '.join(sorted({repr(key) for key, _ in fitting}))} of {base.place}; "
+            "give the one that it was trained on alone"
+        )
+    (group, _), names = min(lacking.items(), key=lambda item: len(item[1]))
+    held = base.groups[group]
+    odd = next((name for name in names if ".lora_" in name), "")
+    attention = next((n for n in names if n.removesuffix("weight") + _PACKED in held), "")
+    if odd or attention:
+        # Of the second, PEFT counts what it adds to the output projection twice.
+        what = "no part of LoRA that is known here" if odd else "of torch.nn.MultiheadAttention"
+        raise UserError(
+            f"{where} has {odd or attention!r}, which is {what}. That is not merged here: merge "
+            "it with PEFT (`merge_and_unload`), save the result, give that"
+        )
+    layer, have = min(names, key=len, default=""), next(iter(held), "")
+    raise UserError(
+        f"{where} has tensors of layers that {base.place} has not: {layer!r} is of the "
+        f"adapter, {have!r} of the base. Give the weights that it was trained on, in the form "
+        "that PEFT had them (a folder of transformers, or a state dict)"
+    )
+
+
+def _weight(before: Tensor, pair: _Pair) -> Any:
+    return lambda: pair.weight(float32(before.read()))
+
+
+def _bias(before: Tensor, bias: Tensor, scale: float) -> Any:
+    return lambda: float32(before.read()) + np.float32(scale) * float32(bias.read())
 
 
 def _target(name: str) -> str:
     """The tensor of the base that one of the adapter belongs to."""
     found = _PART.fullmatch(name)
-    return f"{found['layer']}.weight" if found else name
+    layer = _INNER.sub("", found["layer"] if found else name)
+    if not found:
+        return layer
+    return layer + (".bias" if found["bias"] else ".weight")
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -141,18 +213,28 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _pairs(names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) -> dict[str, _Pair]:
-    halves: dict[str, dict[str, tuple[Tensor, bool]]] = {}
+    layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in names.items():
         if found := _PART.fullmatch(name):
-            two = halves.setdefault(found["layer"], {})
-            if found["letter"] in two or tensor.dtype not in FLOATS:
+            parts = layers.setdefault(_INNER.sub("", found["layer"]), {})
+            kind = found["kind"] + (".bias" if found["bias"] else "")
+            if kind in parts or tensor.dtype not in FLOATS:
                 raise UserError(f"{where}: {name!r} is there twice, or is no float; save it again")
-            two[found["letter"]] = (tensor, bool(found["embedding"]))
+            parts[kind] = tensor
     pairs = {}
-    for layer, two in halves.items():
-        if two.keys() != {"A", "B"} or two["A"][1] != two["B"][1]:
-            raise UserError(f"{where} has half of the adapter of {layer!r}; fetch it again")
-        a, embedding = two["A"]
+    for layer, parts in layers.items():
+        embedding = "embedding_A" in parts
+        first, second = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+        needed = {first, second}
+        needed |= {"magnitude_vector"} if config.get("use_dora") else set()
+        needed |= {f"{second}.bias"} if config.get("lora_bias") and not embedding else set()
+        if parts.keys() != needed:
+            raise UserError(
+                f"{where} has half of the adapter of {layer!r}, or more than one: "
+                f"{', '.join(sorted(parts))}, where adapter_config.json asks for "
+                f"{', '.join(sorted(needed))}; fetch both files again, of one version"
+            )
+        a = parts[first]
         rank = _pattern(config.get("rank_pattern"), layer, config["r"])
         alpha = _pattern(config.get("alpha_pattern"), layer, config["lora_alpha"])
         if not a.shape or rank != a.shape[0]:
@@ -162,7 +244,8 @@ def _pairs(names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) 
             )
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         transposed = bool(config.get("fan_in_fan_out"))
-        pairs[layer] = _Pair(a, two["B"][0], embedding, transposed, scale)
+        magnitude, bias = parts.get("magnitude_vector"), parts.get(f"{second}.bias")
+        pairs[layer] = _Pair(a, parts[second], embedding, transposed, scale, magnitude, bias)
     return pairs
 
 
@@ -217,6 +300,12 @@ def _without_end(pattern: str) -> bool:
 def _check(config: Mapping[str, Any], where: Path) -> None:
     kind = config.get("peft_type")
     trouble = [f"{key} ({why})" for key, why in _OTHERS.items() if config.get(key)]
+    known = _OTHERS.keys() | _SAID_ELSEWHERE | _READ
+    trouble += [
+        f"{key}={value!r}, which is not known here"
+        for key, value in config.items()
+        if value and key not in known and kind == "LORA"
+    ]
     if kind != "LORA":
         trouble.append(f"peft_type={kind!r}, not 'LORA'")
     start = config.get("init_lora_weights")

@@ -50,7 +50,7 @@ def read_json(
     if not isinstance(content, expected):
         raise UserError(
             f"{path} holds a {type(content).__name__} at its top level, expected a "
-            f"{' or '.join(kind.__name__ for kind in kinds)}"
+            f"{' or '.join(kind.__name__ for kind in kinds)}; name another file, or fetch it again"
         )
     return content
 
@@ -88,7 +88,10 @@ def read_lines(
 def field(record: dict[str, Any], key: str, where: str) -> Any:
     """`record[key]`, or a UserError that names the record and the keys it has."""
     if not isinstance(record, dict):
-        raise UserError(f"{where} is a {type(record).__name__}, expected an object with {key!r}")
+        raise UserError(
+            f"{where} is a {type(record).__name__}, expected an object with {key!r}; correct that "
+            "record"
+        )
     if key not in record:
         raise UserError(f"{where} has no {key!r}; it has: {', '.join(record) or 'nothing'}")
     return record[key]
@@ -108,7 +111,9 @@ def image_name(record: dict[str, Any], key: str, where: str) -> str:
     """
     name = field(record, key, where)
     if not isinstance(name, str) or not name:
-        raise UserError(f"{where}: {key!r} is {name!r}, expected the name of an image")
+        raise UserError(
+            f"{where}: {key!r} is {name!r}, expected the name of an image; correct that record"
+        )
     return _one_line(name, where)
 
 
@@ -120,7 +125,9 @@ def image_names(record: dict[str, Any], key: str, where: str) -> tuple[str, ...]
     """
     names = field(record, key, where)
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
-        raise UserError(f"{where}: {key!r} is {names!r}, expected a list of image names")
+        raise UserError(
+            f"{where}: {key!r} is {names!r}, expected a list of image names; correct that record"
+        )
     return tuple(_one_line(name, where) for name in names)
 
 
@@ -174,7 +181,10 @@ def _is_list(path: Path) -> bool:
 
 def _checked(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise UserError(f"{where} is a {type(record).__name__}, expected a JSON object")
+        raise UserError(
+            f"{where} is a {type(record).__name__}, expected a JSON object; write the record as "
+            '{"field": value, ...}, or remove it'
+        )
     return record
 
 

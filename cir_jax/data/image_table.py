@@ -207,7 +207,10 @@ def groups(path: str) -> dict[str, int]:
     """Name -> group of identical images, from the released file [names, paths, {name: group}]."""
     content = read_json(Path(path))
     if len(content) != 3 or not isinstance(content[2], dict):
-        raise UserError(f"{path} is no optimized_images.json: expected [names, paths, name -> id]")
+        raise UserError(
+            f"{path} is no optimized_images.json: expected [names, paths, name -> id]; make that "
+            "file anew, or set data.optimized to nothing"
+        )
     if not content[2]:
         raise UserError(
             f"{path} is empty; the released command line writes such a file when --dataset is "

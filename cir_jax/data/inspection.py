@@ -12,8 +12,9 @@ from PIL import Image
 
 from cir_jax import progress
 from cir_jax.data import picture_files, unusable
+from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, Crop, Loading, open_image
-from cir_jax.data.unusable import Problem
+from cir_jax.data.unusable import INSPECT, Looked, Problem
 from cir_jax.errors import UserError
 
 _WINDOW = 1024  # images in flight: memory does not grow with the data set
@@ -36,22 +37,24 @@ class Findings:
       problems: name -> why it cannot be used.
       duplicates: groups of names whose images are equal.
       unusual: one of UNUSUAL -> names.
+      kept: how many are as they were when they were looked at before.
     """
 
     images: int = 0
     problems: dict[str, Problem] = field(default_factory=dict)
     duplicates: list[list[str]] = field(default_factory=list)
     unusual: dict[str, list[str]] = field(default_factory=dict)
+    kept: int = 0
 
     @property
     def missing(self) -> list[str]:
         """Names of images that are not there."""
-        return self._of(unusable.MISSING)
+        return self.of(unusable.MISSING)
 
     @property
     def empty(self) -> list[str]:
         """Names of images whose file holds nothing."""
-        return self._of(unusable.EMPTY)
+        return self.of(unusable.EMPTY)
 
     @property
     def undecodable(self) -> list[str]:
@@ -62,33 +65,79 @@ class Findings:
         """Names of all images that cannot be used."""
         return [*self.missing, *self.empty, *self.undecodable]
 
-    def _of(self, reason: str) -> list[str]:
+    def of(self, reason: str) -> list[str]:
+        """Names of images that cannot be used for one of `cir_jax.data.unusable.REASONS`."""
         return [name for name, problem in self.problems.items() if problem.reason == reason]
 
 
 def inspect_images(
-    paths: Mapping[str, Any], decode: bool = True, threads: int = 16, loading: Loading = RELEASED
+    paths: Mapping[str, Any],
+    decode: bool = True,
+    threads: int = 16,
+    loading: Loading = RELEASED,
+    *,
+    root: str = "",
+    again: bool = False,
 ) -> Findings:
     """Looks at every image of `paths` (name -> file).
 
     Two images are duplicates if they decode to the same size and RGB pixels, as `loading` opens
     them; only hashes are kept. Without `decode`, files are only asked for their size.
+
+    Args:
+      paths: name -> file.
+      decode: open the images.
+      threads: images opened at a time.
+      loading: how files become pictures.
+      root: of the data set; what is found out is kept under it, for runs too, and what they have
+        kept is used. "" keeps nothing.
+      again: open also those that have been looked at before.
     """
+    # Hashes of pixels are kept of one background alone.
+    keeps = decode and len(paths) >= LEAST and loading == Loading(loading.name)
+    kept = KeptLooks(root if keeps else "", loading.name)
+    with kept.alone(lambda: None):
+        kept.read()
+        return _inspect(paths, decode, threads, loading, kept, again)
+
+
+def _inspect(
+    paths: Mapping[str, Any],
+    decode: bool,
+    threads: int,
+    loading: Loading,
+    kept: KeptLooks,
+    again: bool,
+) -> Findings:
     findings = Findings(images=len(paths))
     by_hash: dict[str, list[str]] = {}
+    new: dict[str, Known] = {}
+
+    def look(path: Any) -> tuple[Known | Problem | None, bool]:
+        before = None if again else kept.known.get(str(path))
+        return _look(path, decode, loading, before)
+
     items = list(paths.items())
     with ThreadPoolExecutor(threads) as pool:
         for start in progress.bar(range(0, len(items), _WINDOW), title="images"):
             window = items[start : start + _WINDOW]
-            for (name, _), (problem, digest, odd) in zip(
-                window, pool.map(lambda item: _look(item[1], decode, loading), window), strict=True
+            for (name, path), (known, is_new) in zip(
+                window, pool.map(lambda item: look(item[1]), window), strict=True
             ):
-                if problem:
+                if known is None:
+                    continue
+                if isinstance(known, Problem):
+                    findings.problems[name] = known
+                    continue
+                findings.kept += not is_new
+                new |= {str(path): known} if is_new else {}
+                if problem := known.problem(str(path)):
                     findings.problems[name] = problem
-                elif digest:
-                    by_hash.setdefault(digest, []).append(name)
-                for what in odd:
+                else:
+                    by_hash.setdefault(known.pixels, []).append(name)
+                for what in filter(None, known.unusual.split("\n")):
                     findings.unusual.setdefault(what, []).append(name)
+    kept.add(new)
     findings.duplicates = [names for names in by_hash.values() if len(names) > 1]
     return findings
 
@@ -136,23 +185,47 @@ def unusual(image: Image.Image, start: bytes = b"") -> Iterator[str]:
         yield INKS
 
 
-def _look(path: Any, decode: bool, loading: Loading) -> tuple[Problem | None, str, list[str]]:
-    """(why it cannot be used or None, hash of the decoded image or "", what is unusual)."""
+def _look(
+    path: Any, decode: bool, loading: Loading, before: Known | None
+) -> tuple[Known | Problem | None, bool]:
+    """(what there is to say of an image, whether it was opened for that).
+
+    A `Problem` of one that is not there at all; None without `decode`.
+    """
     source = unusable.source_of(path)
     state = unusable.stamp(source)
     if isinstance(state, Problem):
-        return state, "", []
+        return state, False
     if not decode:
-        return None, "", []
+        return None, False
+    if before is not None and before.holds(state, INSPECT):
+        return before, False
     try:
-        if isinstance(path, Crop):
-            return None, pixel_hash(open_image(path, loading)), []
-        image = _decoded(path, loading)
-        digest = pixel_hash(loading.of(image))
+        found = unusable.samples(source)
+    except OSError as error:
+        return unusable.problem(source, error), False
+    digest = found.digest()
+    # A damaged file may be mended where no sample is taken.
+    same = before is not None and before.size == state.size and not before.reason
+    if before is not None and same and before.deep_enough(INSPECT) and before.sample == digest:
+        return before.still(state), True
+    try:
+        pixels, odd, size = _inspected(path, loading, found.start)
     except (UserError, OSError, ValueError) as error:  # or a mode without a conversion to RGB
-        return unusable.problem(source, error), "", []
-    start = unusable.samples(source).start if image.format == "PNG" else b""
-    return None, digest, list(unusual(image, start))
+        looked = Looked(unusable.problem(path, error), digest)
+        return Known.now(state, looked, INSPECT), True
+    return Known.now(state, Looked(None, digest, *size), INSPECT, pixels, "\n".join(odd)), True
+
+
+def _inspected(path: Any, loading: Loading, start: bytes) -> tuple[str, list[str], tuple[int, int]]:
+    """(hash of the pixels, what is unusual, width and height) of an image."""
+    if isinstance(path, Crop):
+        picture = open_image(path, loading)
+        return pixel_hash(picture), [], picture.size
+    image = _decoded(path, loading)
+    picture = loading.of(image)
+    odd = list(unusual(image, start if image.format == "PNG" else b""))
+    return pixel_hash(picture), odd, picture.size
 
 
 def _decoded(path: Any, loading: Loading) -> Image.Image:

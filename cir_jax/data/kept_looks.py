@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+import PIL
 import xxhash
 from filelock import FileLock, Timeout
 
 from cir_jax import files
-from cir_jax.data.unusable import REASONS, Problem, Stamp
+from cir_jax.data.unusable import DECODE, REASONS, Looked, Problem, Stamp
 from cir_jax.errors import UserError
 
 FOLDER = "image_looks"
@@ -38,26 +39,50 @@ class Known(NamedTuple):
     depth: int  # how closely it was looked at, see `unusable.look`
     reason: str = ""
     why: str = ""
+    width: int = 0  # of its image, in pixels; 0: not known
+    height: int = 0
+    pixels: str = ""  # of INSPECT: hash of its pixels, transparency on white
+    unusual: str = ""  # of INSPECT: what is, of `inspection.UNUSUAL`, one a line
 
     @classmethod
-    def now(cls, stamp: Stamp, sample: str, depth: int, problem: Problem | None) -> "Known":
-        """Of a file that was looked at just now."""
-        fresh = time.time_ns() - stamp.time < _JUST_NOW
+    def now(cls, stamp: Stamp, looked: Looked, depth: int, *inspected: str) -> "Known":
+        """Of a file that was looked at just now; `inspected`: `pixels` and `unusual`."""
+        problem, sample, width, height = looked
         reason, why = (problem.reason, problem.why) if problem else ("", "")
-        return cls(stamp.size, -1 if fresh else stamp.time, sample, depth, reason, why)
+        when = _settled(stamp)
+        return cls(stamp.size, when, sample, depth, reason, why, width, height, *inspected)
+
+    def still(self, stamp: Stamp) -> "Known":
+        """Of the same content with another time."""
+        return self._replace(time=_settled(stamp))
+
+    def problem(self, place: str) -> Problem | None:
+        """Why the file, which messages call `place`, cannot be used; None if it can."""
+        return Problem(place, self.reason, self.why) if self.reason else None
 
     def is_one(self) -> bool:
         """Whether every value is of its type, as a damaged file may not have it."""
         kinds = [type(value) for value in self]
-        return kinds == [int, int, str, int, str, str] and self.reason in ("", *REASONS)
+        expected = [int, int, str, int, str, str, int, int, str, str]
+        return kinds == expected and self.reason in ("", *REASONS)
 
-    def deep_enough(self, depth: int) -> bool:
-        """Whether nothing more comes out by looking so closely."""
-        return bool(self.reason) or self.depth >= depth
+    def at_most(self, depth: int) -> "Known":
+        """What is left of it if it was not looked at more closely than that."""
+        return self._replace(depth=min(self.depth, depth), pixels="", unusual="")
 
-    def same_time(self, stamp: Stamp) -> bool:
-        """Whether it is about the file that is there now, as far as its stamp says."""
-        return self.time >= 0 and (self.size, self.time) == stamp
+    def deep_enough(self, depth: int, sized: bool = False) -> bool:
+        """Whether nothing more comes out by looking so closely; `sized`: at the size, too."""
+        return bool(self.reason) or (self.depth >= depth and (self.width > 0 or not sized))
+
+    def holds(self, now: Stamp | Problem, depth: int, sized: bool = False) -> bool:
+        """Whether it says so much of the file that is there now, as far as its stamp tells."""
+        same = self.time >= 0 and (self.size, self.time) == now
+        return same and self.deep_enough(depth, sized)
+
+
+def _settled(stamp: Stamp) -> int:
+    """The time to keep of a file that was looked at just now."""
+    return -1 if time.time_ns() - stamp.time < _JUST_NOW else stamp.time
 
 
 class KeptLooks:
@@ -87,6 +112,8 @@ class KeptLooks:
                 known = {place: Known(*found) for place, found in content["images"].items()}
                 if all(map(Known.is_one, known.values())):
                     self.known = known
+                    if content.get("pillow") != PIL.__version__:  # may decode to other pixels
+                        self.known = {p: one.at_most(DECODE) for p, one in known.items()}
 
     def add(self, found: Mapping[str, Known]) -> None:
         """Keeps more; without a word nothing if the cache folder cannot be written."""
@@ -94,7 +121,9 @@ class KeptLooks:
             return
         self.read()  # of what other runs have added since
         self.known |= found
-        content: dict[str, Any] = {"version": _VERSION, "images": self.known}
+        content: dict[str, Any] = {
+            "version": _VERSION, "pillow": PIL.__version__, "images": self.known
+        }  # fmt: skip
         with suppress(UserError):
             files.put(self._file, json.dumps(content, separators=(",", ":")).encode())
 

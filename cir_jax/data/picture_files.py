@@ -11,7 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,14 @@ def _decoding(name: str, content: bytes, formats: tuple[str, ...] | None) -> Ite
         raise
     except _UNDECODABLE as error:
         raise _undecodable(name, content, error, formats) from None
+
+
+def format_of(path: str | Path) -> str:
+    """The format of `NATURAL_FORMATS` that a file has, whatever its name says; "" if none."""
+    with suppress(*_UNDECODABLE), pillow_warnings.named(path):
+        with Image.open(path, formats=NATURAL_FORMATS) as image:
+            return image.format or ""
+    return ""
 
 
 def named(source: Any) -> str:

@@ -185,18 +185,9 @@ class Crop:
         """The square part of the opened `image`.
 
         Raises:
-          UserError: nothing of the box lies inside the image.
+          BoxOutside: nothing of the box lies inside the image.
         """
-        left, top, width, height = self.box
-        left, top = max(0, left - self.dilate * width), max(0, top - self.dilate * height)
-        right = min(image.width, left + (1 + self.dilate) * width)
-        bottom = min(image.height, top + (1 + self.dilate) * height)
-        corners = round(left), round(top), round(right), round(bottom)
-        if corners[0] >= corners[2] or corners[1] >= corners[3]:
-            raise UserError(
-                f"box {self.box} (left, top, width, height) holds no pixel of {self.source}, which "
-                f"is {image.width}x{image.height}; correct the annotation, or fetch the image again"
-            )
+        corners = self._corners(*image.size)
         if image.mode not in ("L", "RGB"):  # black is not zero in others
             image = image.convert("RGB")
         part = image.crop(corners)
@@ -205,8 +196,46 @@ class Crop:
         square.paste(part, ((side - part.width) // 2, (side - part.height) // 2))
         return square
 
+    def side(self, width: int, height: int) -> int:
+        """Side of the square that is cut out of a file's image of this size, all in pixels.
+
+        Raises:
+          BoxOutside: nothing of the box lies inside the image.
+        """
+        if isinstance(self.source, Crop):
+            width = height = self.source.side(width, height)
+        left, top, right, bottom = self._corners(width, height)
+        return max(right - left, bottom - top)
+
+    def _corners(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the part of an image of this size."""
+        left, top, wide, high = self.box
+        left, top = max(0, left - self.dilate * wide), max(0, top - self.dilate * high)
+        right = min(width, left + (1 + self.dilate) * wide)
+        bottom = min(height, top + (1 + self.dilate) * high)
+        corners = round(left), round(top), round(right), round(bottom)
+        if corners[0] >= corners[2] or corners[1] >= corners[3]:
+            raise BoxOutside(self, width, height)
+        return corners
+
     def __str__(self) -> str:
         return f"{self.source} box {', '.join(f'{x:g}' for x in self.box)}"
+
+
+class BoxOutside(UserError):
+    """A crop whose box holds no pixel of its image.
+
+    Args:
+      crop: the crop.
+      width, height: of its image, in pixels.
+    """
+
+    def __init__(self, crop: Crop, width: int, height: int):
+        super().__init__(
+            f"box {crop.box} (left, top, width, height) holds no pixel of {crop.source}, which "
+            f"is {width}x{height}; correct the annotation, or fetch the image again"
+        )
+        self.size = width, height
 
 
 class Packed(Protocol):

@@ -2,32 +2,32 @@
 """Finds the images of a run that cannot be used, before any image gets a number.
 
 `error` asks every file for its size and its time, reads a few bytes of it, and decodes those that
-do not end as their format says. `drop` decodes every file once, because nothing is left out later.
+do not end as their format says; an image inside a larger file is read whole. `drop` decodes every
+file once, because nothing is left out later.
 Both are kept (`cir_jax.data.kept_looks`), so that the next start costs a stat per image. Where an
 image of `error` turns out to be broken later, all are decoded to say what else is.
 """
 
-import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-from cir_jax import files, progress
+from cir_jax import progress
+from cir_jax.data import refusals, unusable
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
-from cir_jax.data.pixels import RELEASED, ImageFile, Loading, open_image
+from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
+from cir_jax.data.refusals import Gathering, Part, in_words, summary
 from cir_jax.data.triplets import TripletSet
 from cir_jax.data.unusable import DECODE, LOOK, Problem, Stamp, look, source_of, stamp
 from cir_jax.errors import UserError, nearest
 
 CHOICES = ("error", "drop")
-LIST = "unusable_images.jsonl"  # in the folder of a run
-SHOWN = 10  # images in a message
+TRAINING = "the training set"
 _TASK = {"stat": 256, "look": 16}  # files that a thread is given at a time
 
 A = TypeVar("A")
@@ -55,49 +55,89 @@ def scan(
     """
     sources = {name: source_of(image) for name, image in images.items()}
     places = {str(source): source for source in sources.values()}
-    # Of an image inside a larger file a look would read all of it, and decoding takes little more.
-    whole = {p for p, source in places.items() if depth == DECODE or _is_path(source)}
+    sized = {str(sources[n]) for n, image in images.items() if isinstance(image, Crop)}
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         stamps = dict(zip(places, _each(pool, stamp, list(places.values()), "stat"), strict=True))
-        bad = {p: found for p, found in stamps.items() if isinstance(found, Problem)}
         kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
-        bad |= _answered(kept, stamps, depth)
-        todo = [p for p in _open_questions(kept, stamps, depth) if p in whole]
-        if todo:
-            with kept.alone(progressed) as waited:
-                if waited:  # for a process that has looked at the same images, if the folder is one
-                    kept.read()
-                    bad |= _answered(kept, stamps, depth)
-                    unknown = {*_open_questions(kept, stamps, depth)}
-                    todo = [p for p in todo if p in unknown]
-
-                def one(place: str) -> Known:
-                    before, now = kept.known.get(place), stamps[place]
-                    assert isinstance(now, Stamp)
-                    return _look(places[place], now, before, depth, loading)
-
-                with progress.counter(len(todo), "looking at images") as bar:
-                    new = {}
-                    for place, known in zip(todo, _each(pool, one, todo, "look"), strict=True):
-                        new[place] = known
-                        bar.update(1)
-                        if len(new) % LEAST == 0:
-                            progressed()
-                kept.add(new)
-            bad |= {p: Problem(p, k.reason, k.why) for p, k in new.items() if k.reason}
-    return {name: bad[str(source)] for name, source in sources.items() if str(source) in bad}
+        known = _known(pool, kept, _Questions(places, stamps, depth, sized, loading), progressed)
+    found: dict[str, Problem] = {}
+    for name, image in images.items():
+        place = str(sources[name])
+        now = stamps[place]
+        problem = now if isinstance(now, Problem) else known[place].problem(place)
+        problem = problem or unusable.outside(image, known[place].width, known[place].height)
+        if problem:
+            found[name] = problem
+    return found
 
 
-def summary(problems: Mapping[str, Problem]) -> dict[str, int]:
-    """Reason -> how many images, the most frequent first."""
-    reasons = [problem.reason for problem in problems.values()]
-    return {r: reasons.count(r) for r in sorted(set(reasons), key=lambda r: (-reasons.count(r), r))}
+@dataclass(frozen=True)
+class _Questions:
+    """What is to be known of some files.
+
+    Attributes:
+      places: name -> file.
+      stamps: name -> its stamp, or why it has none.
+      depth: how closely they are looked at.
+      sized: names of those whose images' size is asked, too: whether a box lies in one. It takes
+        decoding them.
+      loading: how images are opened.
+    """
+
+    places: Mapping[str, Any]
+    stamps: Mapping[str, Stamp | Problem]
+    depth: int
+    sized: Set[str]
+    loading: Loading
+
+    def open(self, kept: KeptLooks) -> dict[str, Stamp]:
+        """The files that have to be looked at."""
+        found = {}
+        for place, now in self.stamps.items():
+            if isinstance(now, Problem):
+                continue
+            known = kept.known.get(place)
+            if known is None or not known.holds(now, self._depth(place), place in self.sized):
+                found[place] = now
+        return found
+
+    def answer(self, place: str, now: Stamp, before: Known | None) -> Known:
+        """What a closer look says, or has said about the same content."""
+        source, depth = self.places[place], self._depth(place)
+        opener = partial(open_image, loading=self.loading)
+        same = before is not None and before.size == now.size and not before.reason
+        if before is not None and same and before.deep_enough(depth, place in self.sized):
+            looked = look(source, LOOK, opener)
+            if looked.sample == before.sample and not looked.problem:
+                return before.still(now)
+        return Known.now(now, look(source, depth, opener), depth)
+
+    def _depth(self, place: str) -> int:
+        return DECODE if place in self.sized else self.depth
 
 
-def in_words(counts: Mapping[str, int]) -> str:
-    """The result of `summary`: "3 missing, 1 no image"."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+def _known(
+    pool: ThreadPoolExecutor, kept: KeptLooks, asked: _Questions, progressed: Callable[[], None]
+) -> dict[str, Known]:
+    """What is known of all files that have a stamp; looks at those of which too little is."""
+    todo = asked.open(kept)
+    if not todo:
+        return kept.known
+    with kept.alone(progressed) as waited:
+        if waited:  # for a process that has looked at the same images, if the folder is one
+            kept.read()
+            todo = asked.open(kept)
+        before, new = dict(kept.known), {}
+        one = lambda place: asked.answer(place, todo[place], before.get(place))
+        with progress.counter(len(todo), "looking at images") as bar:
+            for place, known in zip(todo, _each(pool, one, list(todo), "look"), strict=True):
+                new[place] = known
+                bar.update(1)
+                if len(new) % LEAST == 0:
+                    progressed()
+        kept.add(new)
+    return before | new
 
 
 @dataclass(frozen=True)
@@ -114,6 +154,7 @@ class Screen:
       agree: what the processes of a run make of their findings, name -> why, which all then share.
       progressed: called now and then.
       found: all that was found so far.
+      gathering: what the screens of one start have looked at.
 
     Raises:
       UserError: `on_missing` is neither of the two.
@@ -128,6 +169,7 @@ class Screen:
     agree: Callable[[dict[str, Problem]], dict[str, Problem]] = lambda found: found
     progressed: Callable[[], None] = lambda: None
     found: dict[str, Problem] = field(default_factory=dict)
+    gathering: Gathering = field(default_factory=refusals.current, compare=False)
 
     def __post_init__(self) -> None:
         if self.on_missing not in CHOICES:
@@ -141,47 +183,85 @@ class Screen:
         """Whether images that cannot be used are left out."""
         return self.on_missing == "drop"
 
-    def unusable(self, images: Mapping[str, ImageFile], what: str = "") -> dict[str, Problem]:
+    def unusable(
+        self, images: Mapping[str, ImageFile], what: str = "", *, decode: bool = False
+    ) -> dict[str, Problem]:
         """Those of `images` that are to be left out; they are listed in the folder.
 
         Args:
           images: name -> file.
           what: they are, for the message, e.g. "val.jsonl".
+          decode: every one, also where `on_missing` is "error".
 
         Raises:
-          UserError: there are some, and `on_missing` is "error"; the message has all of them.
+          UserError: there are some, and `on_missing` is "error"; the message has all of them. In
+            `refusals.together` it comes when all of the start have been looked at.
         """
-        found = self._scan(images, DECODE if self.drops else LOOK)
+        depth = DECODE if self.drops or decode else LOOK
+        return self.judged(images, self._scan(images, depth), what)
+
+    def judged(
+        self, images: Mapping[str, ImageFile], found: dict[str, Problem], what: str = ""
+    ) -> dict[str, Problem]:
+        """As `unusable`, of images that somebody else has looked at.
+
+        Args:
+          images: name -> file.
+          found: name -> why it cannot be used.
+          what: see `unusable`.
+
+        Raises:
+          UserError: see `unusable`.
+        """
         if self.drops:
             found = self.agree(found)
             found = {name: found[name] for name in images if name in found}
         self.found.update(found)
-        self._list()
-        if found and not self.drops:
-            raise self._refusal(found, len(images), what)
-        return found
+        refusals.write_list(self.folder, self.found.items())
+        part = Part(what, images, found, self.key, self.drops)
+        self.gathering.parts.append(part)
+        if not found or self.drops:
+            return found
+        if self.gathering.waits:
+            return {}
+        raise refusals.refusal([part], self.folder)
 
     def explained(
         self, images: Mapping[str, ImageFile], error: UserError, what: str = ""
     ) -> UserError:
         """What to raise when an image cannot be opened that was not left out.
 
-        All are decoded, so that the user learns of every one that cannot be used at once.
+        All that the start looked at are decoded, so that the user learns of every one that cannot
+        be used at once.
 
         Args:
           images: name -> file, all that the run uses.
           error: what was raised.
           what: as in `unusable`.
         """
-        if not str(error).startswith("image "):  # of a text, or of a part that is no part of it
+        if not str(error).startswith(("image ", "box ")):  # of a text
             return error
         progress.say(f"{error}\nlooking for others ...")
-        found = self._scan(images, DECODE)
-        if not found:
+        own = Part(what, images, {}, self.key, self.drops)
+        parts = [own, *self.gathering.parts]
+        if any(own.places() <= part.places() for part in self.gathering.parts):
+            parts = self.gathering.parts
+        left = [
+            {n: file for n, file in part.images.items() if n not in part.found} for part in parts
+        ]
+        broken = self._scan({str(file): file for some in left for file in some.values()}, DECODE)
+        if not broken:
             return error
-        self.found.update(found)
-        self._list()
-        return self._refusal(found, len(images), what)
+        parts = [
+            part._replace(
+                images=some,
+                found={n: broken[str(f)] for n, f in some.items() if str(f) in broken},
+            )
+            for part, some in zip(parts, left, strict=True)
+        ]
+        parts = [part for part in parts if part.found]
+        self.found.update({name: one for part in parts for name, one in part.found.items()})
+        return refusals.refusal(parts, self.folder or self.gathering.folder)
 
     def _scan(self, images: Mapping[str, ImageFile], depth: int) -> dict[str, Problem]:
         return scan(
@@ -192,36 +272,6 @@ class Screen:
             threads=self.threads,
             progressed=self.progressed,
         )
-
-    def _refusal(self, found: Mapping[str, Problem], count: int, what: str) -> UserError:
-        shown = "; ".join(str(problem) for problem in [*found.values()][:SHOWN])
-        more = f"; and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
-        where = f", all listed in {Path(self.folder) / LIST}" if self.folder else ""
-        remedy = "leave them out with what needs them"
-        if self.drops:  # they were not broken when the run began
-            remedy = f"start again: {self.key}=drop then leaves them out"
-        else:
-            remedy = f"set {self.key}=drop to {remedy}"
-        return UserError(
-            f"{what}{what and ': '}{len(found):,} of {count:,} images cannot be used "
-            f"({in_words(summary(found))}){where}: {shown}{more}. Fetch them again, or {remedy}. "
-            "`cir-jax doctor NAME ROOT --out FILE` looks a whole data set over"
-        )
-
-    def _list(self) -> None:
-        """Writes the list, or removes an old one."""
-        if not self.folder:
-            return
-        file = Path(self.folder) / LIST
-        if not self.found:
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
-            return
-        lines = [
-            {"image": name, "file": one.file, "reason": one.reason, "why": one.why}
-            for name, one in self.found.items()
-        ]
-        files.put(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 class Explained:
@@ -276,7 +326,7 @@ def drop_missing(
     paths: dict[str, Any] = {}
     for one in sets:
         paths |= one.paths
-    lost = screen.unusable(paths)
+    lost = screen.unusable(paths, TRAINING)
     if not lost:
         return list(sets), {}
     kept, dropped = [], {}
@@ -288,51 +338,9 @@ def drop_missing(
     if not any(one.triplets for one in kept):
         raise UserError(
             f"no triplet is left after dropping {len(lost)} images that cannot be used "
-            f"({in_words(summary(lost))})"
+            f"({in_words(summary(lost))}); fetch them again, or correct data.root"
         )
     return kept, dropped
-
-
-def _answered(
-    kept: KeptLooks, stamps: Mapping[str, Stamp | Problem], depth: int
-) -> dict[str, Problem]:
-    """What is known to be wrong with files that are as they were."""
-    return {
-        place: Problem(place, known.reason, known.why)
-        for place, now in stamps.items()
-        if (known := kept.known.get(place)) and known.reason and _holds(known, now, depth)
-    }
-
-
-def _open_questions(
-    kept: KeptLooks, stamps: Mapping[str, Stamp | Problem], depth: int
-) -> list[str]:
-    """The files that have to be looked at."""
-    return [
-        place
-        for place, now in stamps.items()
-        if isinstance(now, Stamp)
-        and not ((known := kept.known.get(place)) and _holds(known, now, depth))
-    ]
-
-
-def _is_path(source: Any) -> bool:
-    return isinstance(source, str | os.PathLike)
-
-
-def _holds(known: Known, now: Stamp | Problem, depth: int) -> bool:
-    return isinstance(now, Stamp) and known.same_time(now) and known.deep_enough(depth)
-
-
-def _look(source: Any, now: Stamp, before: Known | None, depth: int, loading: Loading) -> Known:
-    """What a closer look says, or has said about the same content."""
-    opener = partial(open_image, loading=loading)
-    if before and before.size == now.size and not before.reason and before.deep_enough(depth):
-        problem, sample = look(source, LOOK, opener)
-        if sample == before.sample:
-            return Known.now(now, sample, before.depth, problem)
-    problem, sample = look(source, depth, opener)
-    return Known.now(now, sample, depth, problem)
 
 
 def _each(

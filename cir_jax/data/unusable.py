@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from cir_jax.data.pixels import Crop, ImageFile, open_image
+from cir_jax.data.pixels import BoxOutside, Crop, ImageFile, open_image
 from cir_jax.errors import UserError
 
 MISSING, EMPTY = "missing", "empty (0 bytes)"
@@ -24,9 +24,11 @@ NO_FILE = "no file"  # a folder, a pipe, a device
 UNREADABLE = "not readable"  # the system does not let us
 NO_IMAGE = "no image"  # an HTML page, a text, ...
 CUT_OFF, TOO_LARGE, DAMAGED = "cut off", "too large", "undecodable"
-REASONS = (MISSING, EMPTY, NO_FILE, UNREADABLE, NO_IMAGE, CUT_OFF, TOO_LARGE, DAMAGED)
+BOX = "box outside its image"  # of a part of an image
+REASONS = (MISSING, EMPTY, NO_FILE, UNREADABLE, NO_IMAGE, CUT_OFF, TOO_LARGE, DAMAGED, BOX)
 
-STAT, LOOK, DECODE = 0, 1, 2  # how closely a file is looked at, see `look`
+# How closely a file is looked at, see `look`; the last is what `cir_jax.data.inspection` does.
+STAT, LOOK, DECODE, INSPECT = 0, 1, 2, 3
 _SAMPLE = 4096  # bytes, a page
 _TOO_LARGE = re.compile(r"exceeds limit|over the limit|larger than the limit|too large")
 _WORDS = (  # of a file that is no image, in the order they are tried
@@ -77,6 +79,22 @@ class Samples(NamedTuple):
     start: bytes
     middle: bytes
     end: bytes
+
+    def digest(self) -> str:
+        """Their hash."""
+        import xxhash
+
+        return xxhash.xxh3_128_hexdigest(b"%d\n%b%b%b" % self)
+
+
+class Looked(NamedTuple):
+    """What a look says: why a file cannot be used or None, hash of its samples, and the width and
+    height of its image where that was decoded, else 0."""
+
+    problem: Problem | None
+    sample: str = ""
+    width: int = 0
+    height: int = 0
 
 
 def source_of(image: ImageFile) -> Any:
@@ -130,8 +148,8 @@ def stamp(source: Any) -> Stamp | Problem:
     return Stamp(found.st_size, found.st_mtime_ns)
 
 
-def look(source: Any, depth: int, opener: Opener = open_image) -> tuple[Problem | None, str]:
-    """(why a file cannot be used or None, hash of its samples), of one that has a stamp.
+def look(source: Any, depth: int, opener: Opener = open_image) -> Looked:
+    """Whether a file that has a stamp can be used.
 
     Args:
       source: a path, or an object with `read_bytes()`.
@@ -139,22 +157,30 @@ def look(source: Any, depth: int, opener: Opener = open_image) -> tuple[Problem 
         PNG, GIF, WebP or BMP file; DECODE decodes it in any case.
       opener: what decodes it.
     """
-    import xxhash
-
     try:
         found = samples(source)
     except OSError as error:
-        return Problem(str(source), UNREADABLE, error.strerror or str(error)), ""
-    digest = xxhash.xxh3_128_hexdigest(b"%d\n%b%b%b" % found)
+        return Looked(Problem(str(source), UNREADABLE, error.strerror or str(error)))
+    digest = found.digest()
     if not found.size:
-        return Problem(str(source), EMPTY), digest
+        return Looked(Problem(str(source), EMPTY), digest)
     if depth < DECODE and _is_complete(found):
-        return None, digest
+        return Looked(None, digest)
     try:
-        opener(source)
+        image = opener(source)
     except (UserError, OSError, ValueError) as error:
-        return problem(source, error, found), digest
-    return None, digest
+        return Looked(problem(source, error, found), digest)
+    return Looked(None, digest, *image.size)
+
+
+def outside(image: ImageFile, width: int, height: int) -> Problem | None:
+    """Why a part of an image of this size cannot be used; None if it can, or is a whole one."""
+    try:
+        if isinstance(image, Crop):
+            image.side(width, height)
+    except BoxOutside as error:
+        return problem(image, error)
+    return None
 
 
 def problem(source: Any, error: Exception, found: Samples | None = None) -> Problem:
@@ -165,6 +191,9 @@ def problem(source: Any, error: Exception, found: Samples | None = None) -> Prob
       error: what `open_image` raised.
       found: samples of the file, if they were read.
     """
+    if isinstance(error, BoxOutside):
+        return Problem(str(source), BOX, "{}x{} pixels".format(*error.size))
+    source = source_of(source)
     state = stamp(source)
     if isinstance(state, Problem):
         return state

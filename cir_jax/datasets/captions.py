@@ -12,7 +12,7 @@ a file leaves open. All that is open is listed at once, with the keys that decid
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,10 @@ class _Open:
 
 
 def collect(
-    files: Sequence[str | Path], choices: Choices, names: Sequence[str]
+    files: Sequence[str | Path],
+    choices: Choices,
+    names: Sequence[str],
+    undecided: Callable[[str], object] | None = None,
 ) -> dict[str, Caption]:
     """Image name -> its caption, for images that are known by name.
 
@@ -142,6 +145,7 @@ def collect(
       files: see `image_lists.expand`.
       choices: what is done with what they leave open.
       names: of the images.
+      undecided: is told all that must be decided, instead of the error that says so.
 
     Raises:
       UserError: all that must be decided; or no caption is left.
@@ -170,7 +174,18 @@ def collect(
                 )
             continue
         _add(found, Caption(name, entry.path, texts, entry.where), choices, left)
-    _end(files, choices, counts, left)
+    try:
+        _end(files, choices, counts, left)
+    except UserError as error:
+        if undecided is None or not left.first:
+            raise
+        undecided(str(error))
+        return found
+    if not counts.read:
+        raise UserError(
+            f"{_named(files)}: there is no record, at most a line of column names; add a line for "
+            "each image"
+        )
     if not found:
         raise UserError(
             f"{_named(files)}: no caption of any of the {len(names)} images, such as "

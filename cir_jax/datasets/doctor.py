@@ -13,7 +13,9 @@ from typing import Any, TypedDict
 from cir_jax.data import places
 from cir_jax.data.inspection import UNUSUAL, Findings, inspect_images
 from cir_jax.data.pixels import AUTO, NATURAL, RELEASED, Loading
-from cir_jax.data.screening import in_words, summary
+from cir_jax.data.refusals import in_words, summary
+from cir_jax.data.screening import scan
+from cir_jax.data.unusable import BOX, DECODE, REASONS
 from cir_jax.datasets import reader
 from cir_jax.datasets.examination import Count, Examination
 
@@ -55,6 +57,7 @@ def examine(
     context: int = 0,
     allow_outside: bool = False,
     loading: str = AUTO,
+    again: bool = False,
 ) -> Report:
     """Examines a data set.
 
@@ -68,6 +71,7 @@ def examine(
       context: its most tokens; 0 for its own.
       allow_outside: names may lead out of the folder, see `data.allow_outside`.
       loading: as `data.loading`; "auto" is what a run on these images takes by itself.
+      again: open also images that were looked at before and have not changed since.
 
     Raises:
       UserError: there are no annotations at all, a file of them is malformed, or the reader
@@ -78,7 +82,12 @@ def examine(
     long = _over_context(found, tokenizer, context)
     if loading == AUTO:
         loading = (RELEASED if reader.is_published(dataset) else NATURAL).name
-    opened = inspect_images(found.images, decode, threads, Loading(loading))
+    opened = inspect_images(
+        found.images, decode, threads, Loading(loading), root=str(root), again=again
+    )
+    if decode and found.parts:
+        outside = scan(found.parts, DECODE, root=str(root), loading=Loading(loading))
+        opened.problems |= {n: one for n, one in outside.items() if one.reason == BOX}
     return {
         "dataset": dataset,
         "root": str(root),
@@ -93,7 +102,7 @@ def examine(
             name: {"file": one.file, "reason": one.reason, "why": one.why}
             for name, one in opened.problems.items()
         },
-        "notes": found.notes,
+        "notes": [*found.notes, *_kept(opened)],
         "size": found.size,
         "problems": [*_in_records(found, tokenizer, long), *_problems(opened)],
     }
@@ -119,9 +128,7 @@ def _in_records(found: Examination, tokenizer: str, long: Sequence[str]) -> list
 
 def _by_kind(opened: Findings) -> dict[str, list[str]]:
     return {
-        "missing": opened.missing,
-        "empty (0 bytes)": opened.empty,
-        "undecodable": opened.undecodable,
+        **{reason: opened.of(reason) for reason in REASONS},
         "pixel-identical groups": [" = ".join(names) for names in opened.duplicates],
         **{what: opened.unusual.get(what, []) for what in UNUSUAL},
     }
@@ -132,7 +139,7 @@ def lines(report: Report) -> list[dict[str, Any]]:
 
     An image that cannot be used has "file", "reason" and "why" beside.
     """
-    stopping = {OUTSIDE, "missing", "empty (0 bytes)", "undecodable", "texts over the context"}
+    stopping = {OUTSIDE, *REASONS, "texts over the context"}
     found: list[dict[str, Any]] = [
         {"finding": kind, "name": name, "stops": kind in stopping}
         | report["unusable"].get(name if kind in stopping else "", {})
@@ -168,13 +175,29 @@ def _over_context(found: Examination, name: str, context: int) -> list[str]:
     ]
 
 
-def _problems(opened: Findings) -> list[str]:
-    bad = len(opened.unusable())
-    if not bad:
+def _kept(opened: Findings) -> list[str]:
+    if not opened.kept:
         return []
-    reasons = in_words(summary(opened.problems))
     return [
-        f"{bad:,} of {opened.images:,} images cannot be used ({reasons}); fetch them again, or set "
-        "data.on_missing=drop. Deleting "
-        "them from the split files instead would change the gallery and every recall"
+        f"{opened.kept:,} of {opened.images:,} images were looked at before and have not changed "
+        "since; --look-again opens them all"
     ]
+
+
+def _problems(opened: Findings) -> list[str]:
+    bad = {name: one for name, one in opened.problems.items() if one.reason != BOX}
+    boxes = len(opened.problems) - len(bad)
+    problems = []
+    if bad:
+        reasons = in_words(summary(bad))
+        problems.append(
+            f"{len(bad):,} of {opened.images:,} images cannot be used ({reasons}); fetch them "
+            "again, or set data.on_missing=drop. Deleting "
+            "them from the split files instead would change the gallery and every recall"
+        )
+    if boxes:
+        problems.append(
+            f"{boxes:,} boxes of the annotations hold no pixel of their image; correct them, fetch "
+            "the images again, or set data.on_missing=drop"
+        )
+    return problems

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
-from cir_jax.data.pixels import ImageFile
+from cir_jax.data.pixels import Crop, ImageFile
 from cir_jax.data.triplets import Triplet
 
 
@@ -30,6 +30,7 @@ class Examination:
 
     Attributes:
       images: name -> file of every image that should be there.
+      parts: name -> part of one of them, cut out by a box of the annotations.
       counts: one entry per thing counted, in the order of the printed table.
       outside: "query id (image name)" of names that a triplet uses and its split does not list.
       notes: what is worth knowing and changes no result.
@@ -40,6 +41,7 @@ class Examination:
     """
 
     images: Mapping[str, ImageFile] = field(default_factory=dict)
+    parts: Mapping[str, Crop] = field(default_factory=dict)
     counts: list[Count] = field(default_factory=list)
     outside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

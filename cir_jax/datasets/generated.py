@@ -167,5 +167,5 @@ def _records(
 def _path(record: dict[str, Any], key: str, where: str) -> str | None:
     path = record.get(key)
     if path is not None and not isinstance(path, str):
-        raise UserError(f"{where}: {key!r} is {path!r}, expected a path")
+        raise UserError(f"{where}: {key!r} is {path!r}, expected a path; correct that record")
     return path or None

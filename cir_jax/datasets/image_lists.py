@@ -108,7 +108,8 @@ def expand(files: Sequence[str]) -> list[str]:
         fitting = [f for f in fitting if Path(f).is_file()]
         if not fitting:
             raise UserError(
-                f"{name} is no file, and no folder with {', '.join(SUFFIXES)} files in it"
+                f"{name} is no file, and no folder with {', '.join(SUFFIXES)} files in it; correct "
+                "the path"
             )
         found += fitting
     for name in found:
@@ -144,6 +145,8 @@ def entries(
                 yield from _packed(where, record)
             else:
                 found = _entry(where, record, base)
+                if isinstance(found, str) and _kind(file) in (".csv", ".tsv"):
+                    _check_header(file, record)
                 if isinstance(found, str):
                     wrong(found)
                 else:
@@ -171,6 +174,17 @@ def _entry(where: str, record: dict[str, Any], base: Path) -> Entry | str:
     paths = (_walk(fields, k) for k in PATH_KEYS)
     path = next((str(base / p) for p in paths if isinstance(p, str) and p), "")
     return Entry(names[0], names, path, record, where, fields)
+
+
+def _check_header(file: Path, record: dict[str, Any]) -> None:
+    """Raises UserError if no column of a table is that of the images: it has no header, say."""
+    columns = {plain(key): None for key in record}
+    if all(_walk(columns, key, "") == "" for key in NAME_KEYS):
+        raise UserError(
+            f"{file}:1: none of the columns {', '.join(map(repr, record))} names the images "
+            f"({', '.join(NAME_KEYS)}); write the names of the columns in the first line, or "
+            "rename the one of the images"
+        )
 
 
 def _kind(file: Path) -> str:

@@ -11,7 +11,7 @@ from cir_jax import progress
 from cir_jax.data import places
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
-from cir_jax.datasets import generated, reader
+from cir_jax.datasets import generated, held_out, reader
 from cir_jax.errors import UserError
 
 
@@ -42,7 +42,9 @@ def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
                 data.caption_duplicates,
                 data.on_missing,
             )
-            return caption_files.read(data.captions, data.root, choices)
+            sets = caption_files.read(data.captions, data.root, choices)
+            gone = held_out.of(config)
+            return [gone.without(one, "data.captions") for one in sets]
         if isinstance(module, reader.HasCaptions):
             return module.captions(data.root)
         raise UserError(
@@ -62,9 +64,9 @@ def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
         )
         known |= {name: path for one in sets for name, path in one.paths.items()}
         home = reader.home(data.name, data.root)
-        sets += generated.read(
-            data.generated, known, home, data.llm_captions, data.generated_images
-        )
+        made = generated.read(data.generated, known, home, data.llm_captions, data.generated_images)
+        gone = held_out.of(config)
+        sets += [gone.without(one, "data.generated") for one in made]
     _say_several(sets, config.loss.exclude_positives)
     return [one.of_each_target() for one in sets]
 

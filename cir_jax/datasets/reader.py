@@ -81,7 +81,8 @@ class HasHeldOut(Protocol):
     def held_out(
         self, root: str | Path, splits: Sequence[str] = ("val",)
     ) -> Mapping[str, ImageFile]:
-        """Name -> file of the images of `images(root, "train")` that `splits` evaluate with."""
+        """Name -> file of the images of `images(root, "train")` that `splits` evaluate with, and of
+        other copies of them."""
 
 
 @runtime_checkable

@@ -31,8 +31,18 @@ class RecordImage:
     number: int
 
     def read_bytes(self) -> bytes:
-        """The image file as it was packed."""
-        return _source(self.folder)[self.number]["image"]
+        """The image file as it was packed.
+
+        Raises:
+          OSError: the files of the data set are damaged, or lack this record.
+        """
+        try:
+            return _source(self.folder)[self.number]["image"]
+        except (OSError, ImportError):
+            raise
+        except Exception as error:  # of its reader: RuntimeError, and errors of its own
+            first = str(error).strip().partition("\n")[0]
+            raise OSError(f"its file is damaged: {first or type(error).__name__}") from None
 
     def __str__(self) -> str:
         return f"{self.folder}[{self.number}]"

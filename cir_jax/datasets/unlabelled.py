@@ -4,13 +4,12 @@
 An ablation of section 4 of arXiv 2404.11317: more negatives without more annotations. The released
 code lets in images that are pixel-identical to a labelled one, a negative that is the target
 itself; here an image comes in once, and only if it is none of the labelled ones. Images that a
-"folder" data set evaluates with stay out.
+"folder" data set evaluates with stay out, and so does whatever shows the same pixels.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -21,25 +20,29 @@ from cir_jax.data.image_table import ImageTable, groups
 from cir_jax.data.inspection import inspect_images
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.screening import Screen
-from cir_jax.datasets import reader
+from cir_jax.datasets import held_out, reader
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError
 
 SPLIT = "split"
 
 
-def read(config: ConfigDict) -> dict[str, ImageFile]:
+def read(config: ConfigDict, evaluated: held_out.HeldOut) -> dict[str, ImageFile]:
     """Name -> file of all images that `data.unlabelled` names, in their order.
+
+    Args:
+      config: of the run.
+      evaluated: images that are left out: as negatives they would be seen before they are ranked.
 
     Raises:
       UserError: a folder or list that does not exist or holds no image, or a name that is two
         images.
     """
     with places.within(config):
-        return _read(config)
+        return _read(config, evaluated)
 
 
-def _read(config: ConfigDict) -> dict[str, ImageFile]:
+def _read(config: ConfigDict, evaluated: held_out.HeldOut) -> dict[str, ImageFile]:
     data = config.data
     if data.unlabelled_count and not data.unlabelled:
         raise UserError(
@@ -48,12 +51,11 @@ def _read(config: ConfigDict) -> dict[str, ImageFile]:
         )
     home = reader.home(data.name, data.root)
     identity = places.Identity()
-    held_out = _held_out(config, identity)
     found: dict[str, ImageFile] = {}
     for entry in data.unlabelled:
         more = _split(data) if entry == SPLIT else _images(entry, home)
         for name, path in more.items():
-            if identity.of(path) in held_out:
+            if evaluated.is_file(path):
                 continue
             if identity.of(found.setdefault(name, path)) != identity.of(path):
                 raise UserError(
@@ -62,18 +64,6 @@ def _read(config: ConfigDict) -> dict[str, ImageFile]:
                 )
     places.check_all(found, "data.unlabelled")
     return found
-
-
-def _held_out(config: ConfigDict, identity: places.Identity) -> set[Any]:
-    """Files that the data set evaluates with, if they are among its training images.
-
-    As negatives of training they would be seen before they are ranked.
-    """
-    module = reader.load(config.data.name)
-    if not config.data.unlabelled or not isinstance(module, reader.HasHeldOut):
-        return set()
-    files = module.held_out(config.data.root, ("val", config.eval.split))
-    return {identity.of(path) for path in files.values()}
 
 
 def _split(data: ConfigDict) -> dict[str, ImageFile]:
@@ -96,7 +86,9 @@ def _images(entry: str, home: str | Path) -> dict[str, ImageFile]:
         written = places.Written(places.roots(place.parent, home))
         for number, name in enumerate(read_json(place)):
             if not isinstance(name, str) or not name:
-                raise UserError(f"{place} record {number} is {name!r}, expected the path of a file")
+                raise UserError(
+                    f"{place} record {number} is {name!r}, expected the path of a file; correct it"
+                )
             where = f"{place} record {number}"
             beside = written.file(place.parent, name, where)
             there = os.path.exists(beside)
@@ -115,6 +107,7 @@ def extend(
     table: ImageTable,
     found: Mapping[str, ImageFile],
     *,
+    evaluated: Mapping[str, ImageFile] | None = None,
     count: int = 0,
     optimized: str = "",
     screen: Screen | None = None,
@@ -124,6 +117,7 @@ def extend(
     Args:
       table: the labelled images.
       found: see `read`.
+      evaluated: name -> file of images that training must not see; what shows one stays out.
       count: the first so many; 0 = all.
       optimized: `optimized_images.json` of the run. With it, pixel-identical images are one:
         those that the file knows by the file, others by comparing their pixels.
@@ -143,8 +137,12 @@ def extend(
     screen = screen or Screen()
     bad = screen.unusable(new, "data.unlabelled")
     new = {n: path for n, path in new.items() if n not in bad}
+    if evaluated:
+        what = "images that are held out for evaluation"
+        alike, _ = _alike(list(evaluated.values()), new, what, screen)
+        new = {n: path for n, path in new.items() if n not in alike}
     if optimized:
-        new = _different(table, new, groups(optimized), screen.threads)
+        new = _different(table, new, groups(optimized), screen)
     if count > len(new):
         raise UserError(
             f"data.unlabelled_count={count}, but there are {len(new)} images that no triplet "
@@ -162,7 +160,7 @@ def extend(
 
 
 def _different(
-    table: ImageTable, new: Mapping[str, ImageFile], group: Mapping[str, int], threads: int
+    table: ImageTable, new: Mapping[str, ImageFile], group: Mapping[str, int], screen: Screen
 ) -> dict[str, ImageFile]:
     """Those of `new` whose picture is neither in the table nor an earlier one of `new`."""
     seen = {group[n] for n in table.row_of if n in group}
@@ -175,16 +173,35 @@ def _different(
             kept[name] = path
     if not unknown:
         return kept
-    progress.say(
-        f"comparing the pixels of {len(unknown):,} unlabelled images that are not in "
-        f"data.optimized with those of {len(table) + len(kept) - len(unknown):,} others"
-    )
-    # Others first: of equal ones it is the unknown image that stays out.
     others = [*table.paths, *(path for n, path in kept.items() if n not in unknown)]
-    everything = {str(i): path for i, path in enumerate([*others, *unknown.values()])}
-    names = list(unknown)
-    for same in inspect_images(everything, threads=threads).duplicates:
-        for i in sorted(map(int, same))[1:]:
-            if i >= len(others):
-                kept.pop(names[i - len(others)])
-    return kept
+    what = "others, since data.optimized does not have them"
+    alike, again = _alike(others, unknown, what, screen)
+    return {n: path for n, path in kept.items() if n not in alike | again}
+
+
+def _alike(
+    others: Sequence[ImageFile], new: Mapping[str, ImageFile], what: str, screen: Screen
+) -> tuple[set[str], set[str]]:
+    """Images of `new` that show what one of the `others` does, or else an earlier one of `new`.
+
+    Args:
+      others: files.
+      new: name -> file.
+      what: the others are, for the line that says so.
+      screen: how images are opened.
+    """
+    progress.say(
+        f"comparing the pixels of {len(new):,} unlabelled images with those of {len(others):,} "
+        f"{what}"
+    )
+    everything = {str(i): path for i, path in enumerate([*others, *new.values()])}
+    looked = inspect_images(everything, threads=screen.threads, loading=screen.loading)
+    names, alike, again = list(new), set(), set()
+    for same in looked.duplicates:
+        first, *rest = sorted(map(int, same))
+        shown = {names[i - len(others)] for i in rest if i >= len(others)}
+        if first < len(others):
+            alike |= shown
+        else:
+            again |= shown
+    return alike, again

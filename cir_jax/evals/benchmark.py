@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import plugins, progress
-from cir_jax.data import places, screening
+from cir_jax.data import places, refusals, screening
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
@@ -183,7 +183,7 @@ class Task:
         return counts | {
             "missing_images": self.missing,
             "dropped_queries": self.dropped,
-            "unusable": screening.summary(self.unusable),
+            "unusable": refusals.summary(self.unusable),
             LEFT_OUT: {name: one.reason for name, one in self.unusable.items()},
         }
 
@@ -236,7 +236,7 @@ def task(
         progress.say(
             f"warning: {title}: {missing} gallery images are left out, and "
             f"{len(triplets) - len(kept)} queries; {len(lost)} images cannot be used "
-            f"({screening.in_words(screening.summary(lost))}). The numbers are not comparable with "
+            f"({refusals.in_words(refusals.summary(lost))}). The numbers are not comparable with "
             "published ones"
         )
     return Task(

@@ -249,7 +249,7 @@ def _matched(first: Evaluation, second: Evaluation) -> Evaluation:
     if lacking is not None or left is not None:
         raise UserError(
             f"{first.where} and {second.where} cannot be compared: "
-            f"{_differing(lacking, left, second)}. Evaluate both on the same data"
+            f"{_differing(lacking, left, first, second)}. Evaluate both on the same data"
         )
     values = {name: of_queries[np.asarray(order)] for name, of_queries in second.values.items()}
     return replace(second, queries=first.queries, values=values)
@@ -278,13 +278,19 @@ def _shared(first: Evaluation, second: Evaluation) -> tuple[Evaluation, Evaluati
     )
 
 
-def _differing(lacking: _Query | None, left: _Query | None, second: Evaluation) -> str:
+def _differing(
+    lacking: _Query | None, left: _Query | None, first: Evaluation, second: Evaluation
+) -> str:
     """How queries differ: one that the second evaluation lacks, or one that it has alone."""
     if lacking is None:
-        return f"query {left[1]!r} is in the second alone" if left else ""
+        assert left is not None
+        more = "more often in the second" if left in first.queries else "in the second alone"
+        return f"query {left[1]!r} is {more}"
     other = next((query for query in second.queries if query[:2] == lacking[:2]), None)
     if other is None:
         return f"query {lacking[1]!r} is in the first alone"
+    if lacking in second.queries:  # as often as it is there, it was given to one of the first
+        return f"query {lacking[1]!r} is more often in the first"
     key, a, b = next(x for x in zip(_IDENTITY, lacking, other, strict=True) if x[1] != x[2])
     return f"{key} of query {lacking[1]!r} is {a!r} and {b!r}"
 

@@ -2,11 +2,12 @@
 """A folder of images and a table of their titles: what can be trained on, and what is left out."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cir_jax.data import picture_files, places
 from cir_jax.data.annotations import SUFFIXES
 from cir_jax.data.pixels import NATURAL
 from cir_jax.datasets import captions, image_lists
@@ -51,10 +52,12 @@ class Catalogue:
     Attributes:
       items: distinct pictures with a title, by name.
       left_out: (file below the folder, why).
+      copies: names of images that show the picture of an item, with a title or without.
     """
 
     items: tuple[Item, ...]
     left_out: tuple[tuple[str, str], ...]
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,12 @@ class Options:
 
 
 def look(
-    folder: str | Path, titles: Sequence[str], options: Options, cache: Path, threads: int = 16
+    folder: str | Path,
+    titles: Sequence[str],
+    options: Options,
+    cache: Path,
+    threads: int = 16,
+    check: Callable[[Sequence[Item]], object] = lambda items: None,
 ) -> Catalogue:
     """Looks a folder over.
 
@@ -84,6 +92,9 @@ def look(
       options: how they are read.
       cache: folder in which hashes of pictures are noted, so that none is decoded twice.
       threads: images decoded at a time.
+      check: raises UserError for images that are of no use together. Where there is more to be
+        decided it is asked before any is decoded, so that all is said at once, and each image is
+        taken for a picture of its own.
 
     Raises:
       UserError: there is no such folder, or everything that must be decided, in one message.
@@ -97,39 +108,57 @@ def look(
         raise UserError(
             f"{folder} holds no image ({', '.join(SUFFIXES)}); name the folder of your images"
         )
-    titles_of = _titles(known, tables, options)
+    titles_of = _titles(known, tables, options, check)
     outside = known.listing.outside
     left_out = _others(base, {**known.files, **outside}, tables)
     left_out += [(name, f"a link out of the folder: {to}") for name, to in outside.items()]
-    left_out += [(name, "no title") for name in known.files if name not in titles_of]
-    titled = {name: file for name, file in known.files.items() if name in titles_of}
     with journal.locked(cache):
-        hashes = hash_images(titled, cache / "hashes.jsonl", threads=threads, loading=NATURAL)
-    left_out += [(name, f"cannot be read: {why}") for name, why in hashes.problems.items()]
-    first: dict[str, str] = {}
-    items = []
-    for name in titled:
-        pixels = hashes.pixels.get(name, "")
-        if not pixels:
-            continue
+        hashes = hash_images(known.files, cache / "hashes.jsonl", threads=threads, loading=NATURAL)
+    left_out += [
+        (name, f"cannot be used: {one.reason}{one.why and ': '}{one.why}")
+        for name, one in hashes.problems.items()
+    ]
+    return _distinct(known, titles_of, hashes.pixels, left_out)
+
+
+def _distinct(
+    known: NamedFiles,
+    titles_of: Mapping[str, tuple[str, str]],
+    pixels_of: Mapping[str, str],
+    left_out: list[tuple[str, str]],
+) -> Catalogue:
+    """Each picture with a title once; `left_out` gets what is not used."""
+    identity, first = places.Identity(), dict[str, Item]()
+    copies = []
+    # Those with a title first, so that an image without one is the copy.
+    names = sorted((n for n in known.files if n in pixels_of), key=lambda n: n not in titles_of)
+    for name in names:
+        pixels, path = pixels_of[name], str(known.files[name])
         if pixels in first:
-            left_out.append((name, f"the same picture as {first[pixels]}"))
-            continue
-        first[pixels] = name
-        title, product = titles_of[name]
-        items.append(Item(name, str(titled[name]), title, product or pixels, pixels))
-    return Catalogue(tuple(items), tuple(left_out))
+            left_out.append((name, f"the same picture as {first[pixels].name}"))
+            # What is said of a name of the same file would be said of the picture that is used.
+            if identity.of(path) != identity.of(first[pixels].path):
+                copies.append(name)
+        elif name in titles_of:
+            title, product = titles_of[name]
+            first[pixels] = Item(name, path, title, product or pixels, pixels)
+        else:
+            left_out.append((name, "no title"))
+    return Catalogue(tuple(first.values()), tuple(left_out), tuple(copies))
 
 
 def _titles(
-    known: NamedFiles, tables: Sequence[str], options: Options
+    known: NamedFiles,
+    tables: Sequence[str],
+    options: Options,
+    check: Callable[[Sequence[Item]], object],
 ) -> dict[str, tuple[str, str]]:
     """Name of an image -> (title, product).
 
     Raises:
       UserError: all that must be decided.
     """
-    problems = []
+    problems: list[str] = []
     products, lacking = _products(tables, options.group)
     if lacking:
         more = f" ({len(lacking):,} such records)" if lacking[1:] else ""
@@ -137,17 +166,22 @@ def _titles(
     choices = captions.Choices(
         options.text_field, options.empty, options.unknown, options.duplicates, keys=_KEYS
     )
-    found: dict[str, captions.Caption] = {}
-    try:
-        found = captions.collect(tables, choices, list(known.files))
-    except UserError as error:
-        problems.insert(0, str(error))
-    if problems:
-        raise UserError("\n  ".join(problems))
-    return {
+    undecided: list[str] = []
+    found = captions.collect(tables, choices, list(known.files), undecided.append)
+    titles = {
         name: (" ".join(one.texts[0].split()), products.get(one.where, ""))
         for name, one in found.items()
     }
+    # Without other faults it is seen later, when pictures that are the same count once.
+    if undecided and titles and not lacking:
+        try:
+            check([Item(n, "", title, product or n, n) for n, (title, product) in titles.items()])
+        except UserError as error:
+            problems.append(f"of the records that can be used, {error}")
+    problems = undecided + problems
+    if problems:
+        raise UserError("\n  ".join(problems))
+    return titles
 
 
 def _products(tables: Sequence[str], column: str) -> tuple[dict[str, str], list[str]]:
@@ -186,6 +220,9 @@ def _others(base: Path, known: Mapping[str, Any], tables: Sequence[str]) -> list
                 why = "a hidden file"
             elif suffix in _PICTURES:
                 why = f"{suffix} is not read; convert it to .png"
+            elif kind := picture_files.format_of(file):
+                ending = {"JPEG": ".jpg"}.get(kind, f".{kind.lower()}")
+                why = f"{kind} in a file whose name does not end in {ending}; rename it"
             else:
                 why = "no image"
             found.append((below, why))

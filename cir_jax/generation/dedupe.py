@@ -18,13 +18,16 @@ from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.data.annotations import read_json
+from cir_jax.data.refusals import LIST, in_words, summary
+from cir_jax.data.screening import Screen
+from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError
 from cir_jax.generation import images, journal
 from cir_jax.generation.image_hashes import hash_images
 from cir_jax.generation.images import Pool
 
 HASHES, GROUPS, TABLE = "hashes.jsonl", "same_image_list.json", "optimized_images.json"
-UNREADABLE = "unreadable.jsonl"
+_LIST_OF_BEFORE = "unreadable.jsonl"  # of earlier versions, without the reasons
 _TILE = 2048  # perceptual hashes that are compared with as many others at a time
 
 
@@ -74,10 +77,10 @@ def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
         behind it, and only files that changed are looked at again.
 
     Returns:
-      The readable images, and their groups.
+      The images that can be used, and their groups.
 
     Raises:
-      UserError: images cannot be read (unless they may be dropped), or the file of groups lacks
+      UserError: images cannot be used (unless they may be dropped), or the file of groups lacks
         some.
     """
     check_dedupe(config)
@@ -89,7 +92,7 @@ def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
             *(pool.paths, workdir / HASHES, near >= 0, config.data.threads),
             images.loading_of(config),
         )
-        pool = _readable(pool, hashes.problems, config.data.on_missing, workdir)
+        pool = _without(pool, _screen(config, workdir).judged(pool.paths, hashes.problems), workdir)
         groups = [[name] for name in pool.paths]
         if config.dedupe.exact:
             groups = _equal(pool.paths, hashes.pixels)
@@ -206,22 +209,52 @@ def _equal(names: Iterable[str], pixels: Mapping[str, str]) -> list[list[str]]:
     return list(groups.values())
 
 
-def _readable(pool: Pool, bad: Mapping[str, str], on_missing: str, workdir: Path) -> Pool:
-    listed = workdir / UNREADABLE
+def usable(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> tuple[Pool, Groups]:
+    """Pool and groups without images that cannot be used, where `run` took groups from a file.
+
+    Args:
+      config: see configs/positives.py.
+      pool: the images.
+      groups: which are the same.
+      workdir: where the list is written.
+
+    Raises:
+      UserError: images cannot be used (unless they may be dropped).
+    """
+    bad = _screen(config, workdir).unusable(pool.paths, decode=True)
+    kept = _without(pool, bad, workdir)
+    if bad:
+        groups = Groups.make(
+            [left for group in groups.members if (left := [n for n in group if n not in bad])]
+        )
+        write_groups(workdir, kept.paths, groups)
+    return kept, groups
+
+
+def _screen(config: ConfigDict, workdir: Path) -> Screen:
+    return Screen(
+        config.data.on_missing,
+        root=config.data.root,
+        folder=str(workdir),
+        threads=config.data.threads,
+        loading=images.loading_of(config),
+    )
+
+
+def _without(pool: Pool, bad: Mapping[str, Problem], workdir: Path) -> Pool:
+    """The pool without images that cannot be used.
+
+    Raises:
+      UserError: fewer than two are left.
+    """
+    (workdir / _LIST_OF_BEFORE).unlink(missing_ok=True)
     if not bad:
-        listed.unlink(missing_ok=True)
         return pool
-    journal.write_lines(listed, ({"image": n, "problem": why} for n, why in bad.items()))
-    first = next(iter(bad.values()))
-    if on_missing == "error":
-        raise UserError(
-            f"{len(bad)} of {len(pool.paths)} images cannot be read, listed in {listed}. Correct "
-            f"them or their paths (data.root), or set data.on_missing=drop. The first: {first}"
-        )
+    told = (
+        f"{len(bad):,} of {len(pool.paths):,} images cannot be used ({in_words(summary(bad))}), "
+        f"all listed in {workdir / LIST}"
+    )
     if len(pool.paths) - len(bad) < 2:
-        raise UserError(
-            f"{len(bad)} of {len(pool.paths)} images cannot be read, listed in {listed}; pairs "
-            "need two that can"
-        )
-    progress.say(f"warning: {len(bad)} unreadable images left out, listed in {listed}")
+        raise UserError(f"{told}; pairs need two that can. Fetch them again")
+    progress.say(f"warning: {told}; they are left out")
     return pool.without(bad)

@@ -16,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from cir_jax import progress
+from cir_jax.data import unusable
 from cir_jax.data.inspection import pixel_hash
 from cir_jax.data.pixels import RELEASED, Loading, open_image
+from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError
 from cir_jax.generation import journal
 
@@ -32,18 +34,18 @@ class ImageHashes:
     Attributes:
       pixels: name -> hash of the pixels.
       perceptual: name -> perceptual hash.
-      problems: name -> why it cannot be read.
+      problems: name -> why it cannot be used.
     """
 
     pixels: dict[str, str] = field(default_factory=dict)
     perceptual: dict[str, bytes] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, Problem] = field(default_factory=dict)
 
-    def add(self, record: Mapping[str, str]) -> None:
-        """Takes in a record of the journal."""
+    def add(self, record: Mapping[str, str], path: Any) -> None:
+        """Takes in a record of the journal about the file `path`."""
         name = record["image"]
         if "problem" in record:
-            self.problems[name] = record["problem"]
+            self.problems[name] = Problem(str(path), record["reason"], record["problem"])
             return
         self.pixels[name] = record["pixels"]
         if "look" in record:
@@ -81,7 +83,7 @@ def hash_images(
             try:
                 name = record["image"]
                 if name in paths and record["file"] == _file_stamp(paths[name]):
-                    hashes.add(record)
+                    hashes.add(record, paths[name])
             except (KeyError, TypeError, ValueError):
                 raise UserError(f"{where} is no record of an image; remove that line") from None
         todo = [(name, path) for name, path in paths.items() if name not in hashes.pixels]
@@ -89,7 +91,7 @@ def hash_images(
             for records in _hashed_in_order(todo, perceptual, threads, loading):
                 done.add(*records)
                 for record in records:
-                    hashes.add(record)
+                    hashes.add(record, paths[record["image"]])
                 bar.update(len(records))
     return hashes
 
@@ -158,9 +160,11 @@ def _hash_image(path: Any, perceptual: bool, loading: Loading) -> dict[str, str]
         result = {"pixels": pixel_hash(image)}
         return result | ({"look": perceptual_hash(image).hex()} if perceptual else {})
     except UserError as error:
-        return {"problem": str(error)}
+        found = unusable.problem(unusable.source_of(path), error)
     except (OSError, ValueError) as error:  # a mode without a conversion to RGB; a damaged record
-        return {"problem": f"image {path} has no RGB pixels ({error})"}
+        no_pixels = UserError(f"has no RGB pixels ({error})")
+        found = unusable.problem(unusable.source_of(path), no_pixels)
+    return {"problem": found.why, "reason": found.reason}
 
 
 def _file_stamp(path: Any) -> list[int]:

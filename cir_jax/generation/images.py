@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images that triplets are made of: of a data set, of a folder, or of lists with captions."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from cir_jax.data import places
 from cir_jax.data.listing import images_below
 from cir_jax.data.pixels import AUTO, Loading
 from cir_jax.data.triplets import Triplet
-from cir_jax.datasets import image_lists, loading, reader
+from cir_jax.data.unusable import Problem
+from cir_jax.datasets import held_out, image_lists, loading, reader
 from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError, nearest
 
@@ -32,7 +33,7 @@ class Pool:
       triplets: annotated ones, if the data set has any.
       home: what paths in the result are relative to; "" if the data set knows the names.
       texts: files of captions that come with the images.
-      left_out: names of images that cannot be read.
+      unusable: name -> why it cannot be used, of images that are left out.
     """
 
     paths: dict[str, Any]
@@ -40,7 +41,12 @@ class Pool:
     triplets: tuple[Triplet, ...] = ()
     home: str = ""
     texts: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
+    unusable: Mapping[str, Problem] = field(default_factory=dict)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of images that are left out."""
+        return tuple(self.unusable)
 
     def references(self) -> set[str]:
         """Names that are the reference of an annotated triplet."""
@@ -50,11 +56,10 @@ class Pool:
         """(reference, target) of the annotated triplets, every right answer a target."""
         return {(t.reference, n) for t in self.triplets for n in t.truths or (t.target,)}
 
-    def without(self, names: Iterable[str]) -> "Pool":
-        """The pool without some images that cannot be read."""
-        gone = set(names)
-        paths = {n: p for n, p in self.paths.items() if n not in gone}
-        return replace(self, paths=paths, left_out=(*self.left_out, *gone))
+    def without(self, unusable: Mapping[str, Problem]) -> "Pool":
+        """The pool without some images that cannot be used."""
+        paths = {n: p for n, p in self.paths.items() if n not in unusable}
+        return replace(self, paths=paths, unusable={**self.unusable, **unusable})
 
 
 def read(config: ConfigDict) -> Pool:
@@ -122,7 +127,10 @@ def _of_folder(root: str) -> Pool:
     # The neutral layout has its images, and their names, below images/; a bare folder has not,
     # though one of its folders may have that name.
     below = {n.removeprefix("images/"): p for n, p in found.items() if n.startswith("images/")}
-    if len(below) == len(found) or any((Path(root) / f).is_file() for f in _NEUTRAL):
+    neutral = any((Path(root) / f).is_file() for f in _NEUTRAL)
+    if len(below) == len(found) or neutral:
+        gone = held_out.of_reader("folder", root) if neutral else held_out.HeldOut({})
+        below = {n: path for n, path in below.items() if not gone.is_file(path)}
         return Pool(below, home=str(Path(root) / "images"))
     return Pool(found, home=str(root))
 
@@ -188,9 +196,9 @@ def _of_dataset(config: ConfigDict) -> Pool:
         names = [n for n in listed if n in categories]
     else:
         names = list(listed)
-    if data.images == "split" and isinstance(module, reader.HasHeldOut):
-        gone = module.held_out(data.root)
-        names = [n for n in names if n not in gone]
+    if data.images != "triplets":
+        gone = held_out.of_reader(data.name, data.root)
+        names = [n for n in names if not gone.is_file(known[n])]
     texts: tuple[str, ...] = ()
     if isinstance(module, reader.HasCaptionFile):
         texts = (str(module.caption_file(data.root)),)

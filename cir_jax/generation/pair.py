@@ -20,6 +20,7 @@ from cir_jax import progress
 from cir_jax.data.annotations import image_name, read_lines
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.errors import UserError, nearest
+from cir_jax.files import gigabytes
 from cir_jax.generation import excluded, hard_negatives, journal
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
@@ -246,6 +247,7 @@ def _at_ranks(
     import jax
 
     from cir_jax.generation import features, similarity
+    from cir_jax.runtime import memory
     from cir_jax.runtime import mesh as meshes
 
     section = config.pair
@@ -256,6 +258,16 @@ def _at_ranks(
         rows_of_images = features.from_run(section.run, names, paths, workdir, open_run)
     # One process makes the pairs, also on a host of a TPU slice, where jax knows all its devices.
     mesh = meshes.make(devices=jax.local_devices())
-    return similarity.at_ranks(
-        rows_of_images, ranks, rows=np.asarray(rows, np.int32), mesh=mesh, block=section.block
-    )
+
+    def advice() -> str:
+        size = gigabytes(rows_of_images.nbytes)
+        return (
+            f"What takes less: a smaller pair.block (now {section.block}): rows of {len(names):,} "
+            f"similarities at a time; narrower features (now {rows_of_images.shape[1]} wide: "
+            f"{size} on each device)"
+        )
+
+    with memory.guard("ranking images by their similarity", advice):
+        return similarity.at_ranks(
+            rows_of_images, ranks, rows=np.asarray(rows, np.int32), mesh=mesh, block=section.block
+        )

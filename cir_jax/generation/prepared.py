@@ -6,6 +6,7 @@
     train.jsonl     a triplet for each training image: another one, by the templates of the titles
     val.jsonl       the same of the images that are held out, which are the gallery
     gallery.txt     their names
+    copies.txt      names of images that show the picture of another one: no training takes them in
     left_out.jsonl  what of the folder is not used, and why
     prepare.json    what it was made of
 
@@ -55,8 +56,7 @@ def split(items: Sequence[Item], share: float, seed: int, grouped: bool) -> Spli
     Raises:
       UserError: there are too few images, products or titles for two sides.
     """
-    if not 0 < share < 1:
-        raise UserError(f"--val {share} is no share between 0 and 1; the default is 0.2")
+    check_share(share)
     _check(items, grouped)
     products: dict[str, list[Item]] = {}
     for item in items:
@@ -77,6 +77,12 @@ def split(items: Sequence[Item], share: float, seed: int, grouped: bool) -> Spli
             + (", or leave --group out to split by picture" if grouped else "")
         )
     return Split(tuple(train), tuple(item for item in items if item.name in out))
+
+
+def check_share(share: float) -> None:
+    """Raises UserError for a share that leaves one side empty."""
+    if not 0 < share < 1:
+        raise UserError(f"--val {share} is no share between 0 and 1; the default is 0.2")
 
 
 def _check(items: Sequence[Item], grouped: bool) -> None:
@@ -153,6 +159,7 @@ def contents(
         "train.jsonl": _lines(train),
         "val.jsonl": _lines(val),
         "gallery.txt": "".join(f"{item.name}\n" for item in sides.val).encode(),
+        "copies.txt": "".join(f"{name}\n" for name in catalogue.copies).encode(),
         "left_out.jsonl": _lines(left_out),
         RECORD: json.dumps(dict(record), indent=2).encode(),
     }
@@ -164,6 +171,9 @@ def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 def check_place(folder: Path, out: Path, copy: bool) -> None:
     """Raises UserError where `out` cannot take a data set of the images of `folder`."""
+    file = next((p for p in (out, *out.parents) if p.exists() and not p.is_dir()), None)
+    if file is not None:
+        raise UserError(f"--out {out}: {file} is a file and no folder; give the name of a folder")
     source, place, images = folder.resolve(), out.resolve(), out / "images"
     if place == source or source in place.parents:
         raise UserError(

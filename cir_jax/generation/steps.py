@@ -8,6 +8,8 @@ features) is kept and never done twice; what is drawn is drawn again, the same. 
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.config import to_json
 from cir_jax.data.pixels import AUTO, RELEASED
+from cir_jax.data.refusals import summary
 from cir_jax.errors import UserError
 from cir_jax.generation import (
     caption,
@@ -40,8 +43,8 @@ def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
       open_run: folder of a trained run -> its model, for `pair.run`.
 
     Returns:
-      What `results.json` holds: {"images", "distinct", "captions", "pairs", "triplets", "texts",
-      "files", "seconds"}.
+      What `results.json` holds: {"images", "unusable", "distinct", "captions", "pairs", "triplets",
+      "texts", "files", "seconds"}; "unusable" is reason -> how many images were left out.
 
     Raises:
       UserError: input that cannot be used. What the steps before it made is kept.
@@ -58,8 +61,27 @@ def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
     modify.check_modify(config)
     output.check_output(config)
     workdir = Path(config.workdir)
-    with journal.locked(workdir):
+    with journal.locked(workdir), _in_memory(config):
         return _run(resolve(config), workdir, open_run)
+
+
+@contextmanager
+def _in_memory(config: ConfigDict) -> Iterator[None]:
+    """Too little memory of the host becomes an error that says what takes less.
+
+    Not by `cir_jax.runtime.memory`, whose jax no step needs that would fail here.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        if isinstance(error, UserError):  # which says it already
+            raise
+        raise UserError(
+            f"out of memory while making triplets ({str(error) or 'MemoryError'}). What takes "
+            f"less: a smaller data.threads (now {config.data.threads}): images that are decoded at "
+            f"a time; a smaller pair.keep (now {config.pair.keep or 'all'}): pairs; fewer images. "
+            "What is done is kept, and the same command goes on"
+        ) from None
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -69,10 +91,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: `data.background` is no colour.
     """
-    loading, hashes = images.loading_of(config), Path(config.workdir) / dedupe.HASHES
+    loading, workdir = images.loading_of(config), Path(config.workdir)
     if config.data.loading != AUTO:
         return config
-    if loading.name == "natural" and image_hashes.was_released(hashes):
+    if loading.name == "natural" and _was_released(workdir):
         loading = RELEASED
         progress.say(
             f"{config.workdir} was begun before pictures were opened as a person sees them, and "
@@ -85,9 +107,18 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config.lock()
 
 
+def _was_released(workdir: Path) -> bool:
+    hashes = workdir / dedupe.HASHES
+    if hashes.is_file():
+        return image_hashes.was_released(hashes)
+    return caption.was_released(workdir / caption.FILE)  # with dedupe.optimized nothing is hashed
+
+
 def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
     began = time.monotonic()
     pool, groups = dedupe.run(config, images.read(config), workdir)
+    if config.dedupe.optimized and _opens_images(config):  # which have not been looked at
+        pool, groups = dedupe.usable(config, pool, groups, workdir)
     progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")
     captions = caption.run(config, pool, groups, workdir)
     pairs = pair.run(config, pool, groups, list(captions), workdir, open_run)
@@ -102,6 +133,7 @@ def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]
     keep = config.rewrite.keep_templates
     results = {
         "images": len(pool.paths),
+        "unusable": summary(pool.unusable),
         "distinct": len(groups.members),
         "captions": len(captions),
         "pairs": len(pairs),
@@ -112,6 +144,11 @@ def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]
     }
     journal.write_json(workdir / RESULTS, results, indent=2)
     return results
+
+
+def _opens_images(config: ConfigDict) -> bool:
+    """Whether a step after the first opens the images: captions may come from files alone."""
+    return config.caption.captioner != "texts" or bool(config.pair.run)
 
 
 def _files_of_before(workdir: Path) -> set[Path]:

@@ -18,7 +18,7 @@ from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Loading, Preprocess
 from cir_jax.errors import UserError
 from cir_jax.params import Params
-from cir_jax.retrieval import image_loading
+from cir_jax.retrieval import image_loading, memory
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import sharding
@@ -65,8 +65,10 @@ def from_weights(
     config = image_loading.of_use(config, str(init_from), which, dataset)
     mesh = meshes.make(config.mesh.data, config.mesh.model)
     functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
-    loaded = weights.load(str(init_from), functions, which)
-    return config, from_parameters(config, functions, mesh, *placed(loaded, functions, mesh))
+    with memory.loading(functions, mesh):
+        loaded = weights.load(str(init_from), functions, which)
+        index, query = placed(loaded, functions, mesh)
+    return config, from_parameters(config, functions, mesh, index, query)
 
 
 def from_parameters(

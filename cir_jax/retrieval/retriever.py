@@ -13,6 +13,7 @@ gallery once for all rankings of it.
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,8 +25,8 @@ from jax.sharding import Mesh
 from cir_jax.contract import Functions
 from cir_jax.data import tokens
 from cir_jax.params import Params
-from cir_jax.retrieval import ranking
-from cir_jax.runtime import encode, memory, sharding
+from cir_jax.retrieval import memory, ranking
+from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
 
 # References up to this size are made and kept with every image. Larger ones (BLIP: 577 x 768
@@ -49,7 +50,7 @@ class Retriever:
       preprocess: path -> uint8 [S, S, 3], see `cir_jax.data.pixels`.
       mesh: devices to use.
       batch: images or queries per program call, over all devices; rounded up to their number.
-      batch_key: what messages call `batch`.
+      batch_key: what messages call `batch`; may be set afterwards.
       threads: threads that read and decode images.
       text_lengths: a text is padded to the smallest of these that holds it.
       on_long: "error" or "truncate", for texts over the context.
@@ -80,7 +81,7 @@ class Retriever:
         self.text_lengths = tuple(text_lengths)
         self.on_long = on_long
         self._few = few
-        self._batch_key = batch_key
+        self.batch_key = batch_key
         self._batch = batch  # of queries of one length: the same on any number of devices
         size = meshes.rounded(batch, mesh, batch_key)
         self._options: dict[str, Any] = {"batch": size, "threads": threads, "mesh": mesh}
@@ -116,7 +117,8 @@ class Retriever:
         if not host:
             return dict(params)
         everywhere = dict.fromkeys(host, meshes.replicated(self.mesh))
-        return {**params, **sharding.place(host, everywhere)}
+        with memory.loading(self.functions, self.mesh):
+            return {**params, **sharding.place(host, everywhere)}
 
     @property
     def batch(self) -> int:
@@ -137,7 +139,7 @@ class Retriever:
           (number of the batch's first item, float32 [n, K, D]), in order.
         """
         program = _programs(self.functions).target
-        with memory.guard("encoding images", self._advice):
+        with self._encoding("encoding images"):
             for start, out in encode.stream(
                 program, self._index, items, load, least=least, **self._options
             ):
@@ -153,7 +155,9 @@ class Retriever:
           paths: G images, as `preprocess` takes them; one that comes twice is encoded once.
         """
         self._encode_images([p for p in dict.fromkeys(paths) if p not in self._targets])
-        return _in_order([self._targets[p] for p in paths])
+        shape = (len(paths), *self.functions.target_shape)
+        with memory.ranking("putting the gallery together", shape, self.mesh):
+            return _in_order([self._targets[p] for p in paths])
 
     def encode_queries(
         self,
@@ -242,15 +246,17 @@ class Retriever:
         removed: np.ndarray | None = None,
     ) -> np.ndarray:
         """[Q] candidates ahead of each target, see `ranking.count_ranks`."""
-        return ranking.count_ranks(
-            query, self._on_devices(gallery), target, removed, mesh=self.mesh
-        )
+        with memory.ranking("ranking", gallery.shape, self.mesh):
+            return ranking.count_ranks(
+                query, self._on_devices(gallery), target, removed, mesh=self.mesh
+            )
 
     def top(
         self, query: np.ndarray, gallery: np.ndarray, k: int, removed: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows and scores [Q, k], best first, see `ranking.top_rows`."""
-        return ranking.top_rows(query, self._on_devices(gallery), k, removed, mesh=self.mesh)
+        with memory.ranking("ranking", gallery.shape, self.mesh):
+            return ranking.top_rows(query, self._on_devices(gallery), k, removed, mesh=self.mesh)
 
     def _on_devices(self, gallery: np.ndarray) -> ranking.Placed:
         """The gallery on the devices: placed once for all calls, until the caller drops it.
@@ -328,18 +334,13 @@ class Retriever:
         if not least and self._few and len(items) <= self._batch:
             least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
         self._ran[program, length] = min(max(len(items), least), self._options["batch"])
-        with memory.guard(title or "encoding", self._advice):
+        with self._encoding(title or "encoding"):
             return encode.encode(
                 program, params, items, load, least=least, title=title, **self._options
             )
 
-    def _advice(self) -> str:
-        choices = [f"a smaller {self._batch_key} (now {self._batch})"]
-        if self.functions.config.dtype != "bfloat16":
-            choices.append(f"model.dtype=bfloat16 (now {self.functions.config.dtype})")
-        if self.functions.fsdp is None and self.mesh.size > 1:
-            choices.append("mesh.fsdp=true (now false): parameters are split over the devices")
-        return f"What takes less: {'; '.join(choices)}"
+    def _encoding(self, doing: str) -> AbstractContextManager[None]:
+        return memory.encoding(doing, self.functions, self.mesh, self.batch_key, self._batch)
 
     def _by_length(self, lengths: np.ndarray) -> Iterator[tuple[list[int], int]]:
         """(queries, padded length) pairs: short texts are not padded to the longest of all.

@@ -2,7 +2,7 @@
 """The parts of a server put together."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
@@ -13,9 +13,14 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
 from cir_jax.errors import UserError
+from cir_jax.retrieval.clicks import HeldOut
+from cir_jax.retrieval.search.asking import Question
+from cir_jax.retrieval.search.results import Answer
 from cir_jax.serving import (
+    clicking,
     embeddings,
     listing,
+    mcp,
     pages,
     pictures,
     refusals,
@@ -32,7 +37,7 @@ from cir_jax.serving.thumbnails import Thumbnails
 from cir_jax.serving.uploads import Uploads
 from cir_jax.version import VERSION
 
-_ROUTERS = (searching, pictures, listing, embeddings, reranking, pages)
+_ROUTERS = (searching, pictures, listing, clicking, embeddings, reranking, pages)
 
 
 def make(
@@ -40,6 +45,7 @@ def make(
     settings: Settings,
     *,
     warm: Callable[[Any], None] = lambda index: None,
+    held_out: Iterable[HeldOut] = (),
     log: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """A server over these indexes, as an ASGI app.
@@ -48,6 +54,7 @@ def make(
       indexes: name -> index; the first is the one that is meant if none is named.
       settings: who may ask, and how much.
       warm: compiles what an index needs to answer; called with each before it answers.
+      held_out: sets whose pictures are never saved as triplets.
       log: takes a line for each request; None writes them to standard error.
     """
     numbers, load = Numbers(), Load(settings.queue)
@@ -61,6 +68,7 @@ def make(
         load,
         Uploads(settings.kept_bytes),
         Thumbnails(settings.thumbnail_bytes),
+        clicking.opened(served, held_out),
         numbers,
     )
     app = FastAPI(
@@ -74,6 +82,8 @@ def make(
     app.state.server = state
     for module in _ROUTERS:
         app.include_router(module.router)
+    app.state.mcp = mcp.Mounted(_tools(state))
+    app.router.routes.append(app.state.mcp.route)
     app.add_exception_handler(UserError, refusals.of_user_error)
     app.add_exception_handler(HTTPException, refusals.of_http)
     app.add_exception_handler(RequestValidationError, refusals.of_validation)
@@ -91,7 +101,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.load.ready = True
     watch = asyncio.create_task(_watch(state))
     try:
-        yield
+        async with app.state.mcp.running():
+            yield
     finally:
         state.load.ready = False
         watch.cancel()
@@ -101,6 +112,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         state.threads.shutdown(wait=False, cancel_futures=True)
 
 
+def _tools(state: State) -> mcp.Backend:
+    """What agents ask with, in the same batches as everybody else."""
+
+    async def answer(name: str, index: Any, question: Question) -> Answer:
+        return await searching.answered(state, name, index, question)
+
+    return mcp.Backend(tuple(state.served.indexes), state.served.find, answer, state.aside)
+
+
 async def _watch(state: State) -> None:
     while True:
         await asyncio.sleep(state.settings.poll)
@@ -108,7 +128,7 @@ async def _watch(state: State) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """The description of the API; a request of another form gets 400, where FastAPI would say 422."""
+    """The description of the API; a body of another form gets 400, where FastAPI says 422."""
     if app.openapi_schema is None:
         found = get_openapi(
             title=app.title, version=app.version, summary=app.summary, routes=app.routes

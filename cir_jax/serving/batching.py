@@ -131,7 +131,9 @@ class Batches:
         self._drop_cancelled()
         if not self._waiting:
             return []
-        kind, batch, rest = self._waiting[0].kind, [], deque[_Job]()
+        kind = self._waiting[0].kind
+        batch: list[_Job] = []
+        rest: deque[_Job] = deque()
         for job in self._waiting:
             (batch if job.kind == kind and len(batch) < self._most else rest).append(job)
         self._waiting = rest

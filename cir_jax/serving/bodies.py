@@ -51,10 +51,10 @@ class ImageRef(Asked):
     )
 
     id: Id | None = None
-    upload: Hash | None = Field(None, description="What `POST /api/uploads` gave.")
-    data: str | None = Field(None, description="A data URL: data:image/png;base64,...")
+    upload: Hash | None = Field(default=None, description="What `POST /api/uploads` gave.")
+    data: str | None = Field(default=None, description="A data URL: data:image/png;base64,...")
     index: Name | None = Field(
-        None,
+        default=None,
         description="With `id`: the index that the id is of, if it is another one that is served. "
         "The image of the same name is meant, or, if there is none, the picture itself.",
     )
@@ -74,9 +74,13 @@ class ImageRef(Asked):
 class WeightsBody(Asked):
     """How much each part of a score counts; see `formula` of `/api/info`."""
 
-    query: Weight | None = Field(None, description="Of the composed query; 1 if not given.")
-    image: Weight | None = Field(None, description="Of likeness to the image; 0 if not given.")
-    avoid: Weight | None = Field(None, description="Of the words to avoid; 0.5 if not given.")
+    query: Weight | None = Field(default=None, description="Of the composed query; 1 if not given.")
+    image: Weight | None = Field(
+        default=None, description="Of likeness to the image; 0 if not given."
+    )
+    avoid: Weight | None = Field(
+        default=None, description="Of the words to avoid; 0.5 if not given."
+    )
 
 
 class SearchBody(Asked):
@@ -91,23 +95,31 @@ class SearchBody(Asked):
         }
     )
 
-    index: Name | None = Field(None, description="Which index; the first one if not given.")
-    images: list[ImageRef] = Field([], description="Reference images.")
-    text: str = Field("", description="What to change, or, without an image, what to find.")
-    avoid: str = Field("", alias="not", description="Words whose images come later.")
+    index: Name | None = Field(default=None, description="Which index; the first one if not given.")
+    images: list[ImageRef] = Field(default=[], description="Reference images.")
+    text: str = Field(default="", description="What to change, or, without an image, what to find.")
+    avoid: str = Field(default="", alias="not", description="Words whose images come later.")
     weights: WeightsBody = Field(default_factory=WeightsBody)
-    k: int = Field(10, ge=1, description="Results; see `limits` of `/api/info`.")
-    offset: int = Field(0, ge=0, description="Results that an earlier page has shown.")
+    k: int = Field(default=10, ge=1, description="Results; see `limits` of `/api/info`.")
+    offset: int = Field(default=0, ge=0, description="Results that an earlier page has shown.")
     where: str = Field(
-        "", description="Condition on fields.", examples=["category = 'shoes' and price < 50"]
+        default="",
+        description="Condition on fields.",
+        examples=["category = 'shoes' and price < 50"],
     )
-    min_score: float | None = Field(None, allow_inf_nan=False)
-    fold: bool = Field(True, description="Show images that are nearly the same once.")
-    keep_reference: bool = Field(False, description="Let the images of the question be found.")
-    exact: bool = Field(True, description="False allows approximate ranking, where there is any.")
-    why: bool = Field(False, description="The parts of each score, of models that are a sum.")
+    min_score: float | None = Field(default=None, allow_inf_nan=False)
+    fold: bool = Field(default=True, description="Show images that are nearly the same once.")
+    keep_reference: bool = Field(
+        default=False, description="Let the images of the question be found."
+    )
+    exact: bool = Field(
+        default=True, description="False allows approximate ranking, where there is any."
+    )
+    why: bool = Field(
+        default=False, description="The parts of each score, of models that are a sum."
+    )
     query: int | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Number of a query of the benchmark that the index holds. Without images and "
         "text it is asked; with them it says which right answers are marked.",
@@ -119,7 +131,7 @@ class Why(BaseModel):
 
     image: float
     text: float
-    avoid: float | None = Field(None, description="With words to avoid.")
+    avoid: float | None = Field(default=None, description="With words to avoid.")
 
 
 class Result(BaseModel):
@@ -152,7 +164,7 @@ class SearchAnswer(BaseModel):
     seconds: dict[str, float] = Field(
         description="By part.", examples=[{"encode": 0.02, "rank": 0.01, "total": 0.04}]
     )
-    targets: list[Target] | None = Field(None, description="With `query`.")
+    targets: list[Target] | None = Field(default=None, description="With `query`.")
 
 
 class FieldInfo(BaseModel):
@@ -160,9 +172,11 @@ class FieldInfo(BaseModel):
 
     name: str
     type: str = Field(examples=["text", "integer", "number", "boolean"])
-    values: list[FieldValue] | None = Field(None, description="All there are, if they are few.")
-    min: float | None = Field(None, description="Of numbers.")
-    max: float | None = Field(None, description="Of numbers.")
+    values: list[FieldValue] | None = Field(
+        default=None, description="All there are, if they are few."
+    )
+    min: float | None = Field(default=None, description="Of numbers.")
+    max: float | None = Field(default=None, description="Of numbers.")
 
 
 class IndexInfo(BaseModel):
@@ -202,7 +216,7 @@ class Info(BaseModel):
 
     indexes: list[IndexInfo]
     formula: str
-    clicks: Clicks | None = Field(None, description="Null where triplets cannot be saved.")
+    clicks: Clicks | None = Field(default=None, description="Null where triplets cannot be saved.")
     limits: Limits
 
 

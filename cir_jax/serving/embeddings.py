@@ -150,10 +150,9 @@ def check(item: Item, model: Any, param: str) -> None:
 
 async def vectors_of(here: State, model: Any, items: Sequence[Item]) -> list[NDArray[np.float32]]:
     """Of each item [1, D], or [K, D] of an image alone."""
+    result = here.batches.result
     work = [
-        here.batches.result(
-            ("embed", item.kind, id(model)), partial(_embed, model, item.kind), item
-        )
+        result(("embed", item.kind, id(model)), partial(_embed, model, item.kind), item)
         for item in items
     ]
     return list(await asyncio.gather(*work))

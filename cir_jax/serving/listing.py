@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`/api/info` and `/api/images`: what is served, and what is in it."""
 
-from functools import lru_cache
 from typing import Annotated, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow.compute as pc
@@ -11,6 +11,7 @@ from fastapi import Query as InQuery
 
 from cir_jax.retrieval.search import where as wheres
 from cir_jax.retrieval.search.asking import FORMULA
+from cir_jax.serving import clicking
 from cir_jax.serving.bodies import (
     FieldInfo,
     Image,
@@ -26,6 +27,7 @@ from cir_jax.serving.refusals import Refusal, declared
 from cir_jax.serving.state import Here
 
 router = APIRouter()
+_told: WeakKeyDictionary[Any, IndexInfo] = WeakKeyDictionary()
 _FEW = 50  # values of a field that are listed
 _PAGE = 500  # images of one answer
 
@@ -37,7 +39,7 @@ async def info(here: Here) -> Info:
     return Info(
         indexes=[await here.aside(_info, name, i) for name, i in here.served.indexes.items()],
         formula=FORMULA,
-        clicks=None,
+        clicks=await here.aside(clicking.counts, here),
         limits=Limits(
             upload_bytes=settings.upload_bytes,
             pixels=settings.pixels,
@@ -94,17 +96,22 @@ def _images(index: Any, offset: int, limit: int, where: str) -> Images:
         chosen = np.flatnonzero(wheres.parse(where, catalogue.kinds).mask(catalogue.table))
     places = chosen[offset : offset + limit]
     images = []
-    for id, row in zip(
-        catalogue.ids[places], catalogue.table.take(places).to_pylist(), strict=True
-    ):
+    rows = catalogue.table.take(places).to_pylist()
+    for id, row in zip(catalogue.ids[places], rows, strict=True):
         name = row.pop("name")
         fields = {key: plain(value) for key, value in row.items()}
         images.append(Image(id=int(id), name=name, fields=fields))
     return Images(images=images, total=len(chosen))
 
 
-@lru_cache(maxsize=16)
 def _info(name: str, index: Any) -> IndexInfo:
+    """What an index holds; read once for each generation, and forgotten with it."""
+    if index not in _told:
+        _told[index] = _described(name, index)
+    return _told[index]
+
+
+def _described(name: str, index: Any) -> IndexInfo:
     model = index.model
     return IndexInfo(
         name=name,

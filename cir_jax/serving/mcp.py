@@ -34,7 +34,6 @@ from cir_jax.version import VERSION
 MOST = 100  # results of one call: more than an agent reads
 LONGEST = 2_000  # characters of a text
 PATH = "/mcp"
-_PIXELS = 50_000_000  # of a file that a question names
 
 _ABOUT = (
     "Finds images of an index from a reference image, a text that says what is different about the "
@@ -255,12 +254,12 @@ def _told() -> Iterator[None]:
         raise ToolError(str(error.detail)) from None
 
 
-def _file(index: Any, folders: Sequence[str]) -> Callable[[str], Any]:
-    def opened(path: str) -> Any:
-        """The picture in a file below the folders; what lies elsewhere is not looked for.
+def _file(index: Any, folders: Sequence[str]) -> Callable[[str], str]:
+    def found(path: str) -> str:
+        """A file below the folders; what lies elsewhere is not even looked for.
 
         Raises:
-          UserError: it is elsewhere, not there, or no picture.
+          UserError: it is elsewhere, or not there.
         """
         allowed = [str(index.root), *folders]
         roots = places.Roots(allowed)
@@ -269,16 +268,16 @@ def _file(index: Any, folders: Sequence[str]) -> Callable[[str], Any]:
             real = [os.path.realpath(os.path.join(folder, path)) for folder in allowed]
         except ValueError:  # a character that no path holds
             real = []
-        there = [one for one in real if roots.hold(one) and os.path.isfile(one)]
-        if not there:
-            raise UserError(
-                f"no image file {path[:200]!r} in the folder of the index"
-                f"{' or those of --files' if folders else ''}; only files below it can be given. "
-                "Another folder is opened by `cir-jax mcp --files FOLDER`"
-            )
-        return picture_files.decoded(Path(there[0]), picture_files.NATURAL_FORMATS, pixels=_PIXELS)
+        for one in real:
+            if roots.hold(one) and os.path.isfile(one):
+                return one
+        raise UserError(
+            f"no image file {path[:200]!r} in the folder of the index"
+            f"{' or those of --files' if folders else ''}; only files below it can be given. "
+            "Another folder is opened by `cir-jax mcp --files FOLDER`"
+        )
 
-    return opened
+    return found
 
 
 def _plain(value: Any) -> Any:

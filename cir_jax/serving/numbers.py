@@ -21,7 +21,7 @@ class Numbers:
         )
         self._seconds = Histogram(
             "cir_jax_seconds",
-            "Seconds by part: a whole request, its wait for a batch, a batch, and parts of a search",
+            "Seconds by part: a request, its wait for a batch, a batch, and parts of a search",
             ["part"],
             buckets=_SECONDS,
             registry=self._registry,

@@ -23,7 +23,7 @@ class ImageUrl(Asked):
     """An image."""
 
     url: str = Field(description="A data URL; no address is opened.", examples=[_TINY])
-    detail: str | None = Field(None, description="Read and not used.")
+    detail: str | None = Field(default=None, description="Read and not used.")
 
 
 class ImagePart(Asked):
@@ -78,14 +78,17 @@ class EmbeddingsBody(Asked):
 
     model: Name = Field(description="Name of an index, of whose model the vectors are.")
     input: str | list[str | Content | int | list[int]] | None = Field(
-        None, description="A text, or a list of texts or contents. Lists of tokens are refused."
+        default=None,
+        description="A text, or a list of texts or contents. Lists of tokens are refused.",
     )
-    messages: list[Message] | None = Field(None, description="One message, for one vector.")
+    messages: list[Message] | None = Field(default=None, description="One message, for one vector.")
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(
-        None, ge=1, description="Values of a vector: those that the model has, and no other."
+        default=None,
+        ge=1,
+        description="Values of a vector: those that the model has, and no other.",
     )
-    user: str | None = Field(None, description="Read and not used.")
+    user: str | None = Field(default=None, description="Read and not used.")
 
     @model_validator(mode="after")
     def _one(self) -> "EmbeddingsBody":
@@ -150,9 +153,9 @@ class Document(Asked):
     )
 
     id: Id | None = None
-    image: str | None = Field(None, description="A data URL.")
+    image: str | None = Field(default=None, description="A data URL.")
     content: list[Part] | None = None
-    text: str | None = Field(None, description="Refused: what is ranked are images.")
+    text: str | None = Field(default=None, description="Refused: what is ranked are images.")
 
     @model_validator(mode="after")
     def _one(self) -> "Document":
@@ -167,7 +170,7 @@ class RerankQuery(Asked):
     model_config = ConfigDict(json_schema_extra={"examples": [{"id": 12, "text": "but red"}]})
 
     id: Id | None = None
-    image: str | None = Field(None, description="A data URL.")
+    image: str | None = Field(default=None, description="A data URL.")
     text: str | None = None
 
 
@@ -182,13 +185,15 @@ class RerankBody(Asked):
         }
     )
 
-    model: Name | None = Field(None, description="Name of an index; the first if not given.")
+    model: Name | None = Field(
+        default=None, description="Name of an index; the first if not given."
+    )
     query: str | RerankQuery | Content
     documents: list[str | Document] = Field(
         description="A plain string is a data URL of an image.", min_length=1
     )
-    top_n: int | None = Field(None, ge=1, description="Results; all if not given.")
-    return_documents: bool = Field(False, description="Give the ids of documents back.")
+    top_n: int | None = Field(default=None, ge=1, description="Results; all if not given.")
+    return_documents: bool = Field(default=False, description="Give the ids of documents back.")
 
 
 class Ranked(BaseModel):
@@ -198,7 +203,7 @@ class Ranked(BaseModel):
     relevance_score: float = Field(
         description="The largest inner product of the query with a row of the image, -1 to 1."
     )
-    document: dict[str, Any] | None = Field(None, description="With `return_documents`.")
+    document: dict[str, Any] | None = Field(default=None, description="With `return_documents`.")
 
 
 class RerankAnswer(BaseModel):

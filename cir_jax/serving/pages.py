@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page, and what tells a supervisor how the server is: `/`, `/page/`, `/healthz`, `/metrics`."""
+"""`/` and `/page/`, the page; `/healthz` and `/metrics`, how the server is."""
 
 from importlib import resources
 from typing import Annotated

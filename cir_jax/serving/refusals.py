@@ -24,8 +24,12 @@ class Problem(BaseModel):
         examples=["k is 1000000000, and at most 1000 results are given; ask for fewer"],
     )
     type: str = Field(examples=["invalid_request_error"])
-    param: str | None = Field(None, description="Which part of the request.", examples=["k"])
-    code: str | None = Field(None, description="A word for programs.", examples=["too_large"])
+    param: str | None = Field(
+        default=None, description="Which part of the request.", examples=["k"]
+    )
+    code: str | None = Field(
+        default=None, description="A word for programs.", examples=["too_large"]
+    )
 
 
 class ErrorBody(BaseModel):

@@ -41,15 +41,10 @@ async def search(here: Here, body: SearchBody) -> SearchAnswer:
     name, index = here.served.find(body.index)
     given, targets = _of_benchmark(index, body.query)
     question = await _question(here, index, body, given)
-    await here.aside(_fits, index, question)  # its fault is not that of its batch
-    answer: Answer = await here.batches.result(
-        (name, id(index)), partial(answering.answer, index), question
-    )
+    answer = await answered(here, name, index, question)
     ranks = []
     if targets:
         ranks = await here.batches.alone(partial(answering.ranks, index, question, targets))
-    for part, seconds in answer.seconds.items():
-        here.numbers.part(part, seconds)
     return SearchAnswer(
         index=name,
         results=results_of(answer),
@@ -61,6 +56,21 @@ async def search(here: Here, body: SearchBody) -> SearchAnswer:
         if body.query is None
         else [Target(id=i, rank=rank) for i, rank in zip(targets, ranks, strict=True)],
     )
+
+
+async def answered(here: State, name: str, index: Any, question: Question) -> Answer:
+    """What a question finds, in a batch with others.
+
+    Raises:
+      Refusal: it cannot be answered.
+    """
+    await here.aside(_fits, index, question)  # its fault is not that of its batch
+    answer: Answer = await here.batches.result(
+        (name, id(index)), partial(answering.answer, index), question
+    )
+    for part, seconds in answer.seconds.items():
+        here.numbers.part(part, seconds)
+    return answer
 
 
 def check(body: SearchBody, settings: Settings) -> None:
@@ -139,10 +149,8 @@ async def _image(here: State, index: Any, ref: ImageRef, number: int) -> Any:
         place = place_of(other, ref.id)
         if other is index:
             return ref.id
-        try:
-            return index.catalogue.number_of(other.catalogue.name(ref.id))
-        except UserError:
-            return str(place)
+        same = index.catalogue.number_of(other.catalogue.name(ref.id))
+        return str(place) if same is None else same
     if ref.upload is not None:
         content = here.uploads.find(ref.upload)
     else:

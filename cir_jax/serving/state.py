@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from cir_jax.retrieval.clicks import Clicks
 from cir_jax.serving.batching import Batches
 from cir_jax.serving.guard import Load
 from cir_jax.serving.numbers import Numbers
@@ -32,6 +33,7 @@ class State:
       load: requests under way that need it.
       uploads: images that were sent.
       thumbnails: of the indexes' images.
+      clicks: of each index by its name.
       numbers: what is counted.
       threads: for what takes long and needs no device.
     """
@@ -42,6 +44,7 @@ class State:
     load: Load
     uploads: Uploads
     thumbnails: Thumbnails
+    clicks: dict[str, Clicks]
     numbers: Numbers
     threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures")

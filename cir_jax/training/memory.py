@@ -67,6 +67,29 @@ def guard(setup: Setup, place: str = "", doing: str = "training") -> Any:
     return memory.guard(doing, lambda: advice(setup, place))
 
 
+def reading(config: ConfigDict) -> Any:
+    """A context like `guard` for what comes before there is a setup: reading triplets and images.
+
+    Args:
+      config: of the run.
+    """
+    return memory.guard("reading the data", lambda: _of_reading(config))
+
+
+def _of_reading(config: ConfigDict) -> str:
+    data = config.data
+    choices = [f"a smaller data.threads (now {data.threads}): images that are decoded at a time"]
+    if data.annotated != 0:
+        now = "all" if data.annotated < 0 else f"{data.annotated:,}"
+        choices.append(f"a smaller data.annotated (now {now}): triplets that are read")
+    if data.generated:
+        choices.append(f"fewer files in data.generated (now {len(data.generated)})")
+    if data.unlabelled:
+        now = f"{data.unlabelled_count:,}" if data.unlabelled_count else "all"
+        choices.append(f"a smaller data.unlabelled_count (now {now})")
+    return "What takes less: " + "; ".join(choices)
+
+
 def advice(setup: Setup, place: str = "", *, resident: bool = False) -> str:
     """What takes less memory, with the present values; only what this run has.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cir_jax import files, progress
 from cir_jax.config import to_json
-from cir_jax.data import screening
+from cir_jax.data import refusals
 from cir_jax.evals.benchmark import Benchmark
 from cir_jax.evals.reports import run_report
 from cir_jax.retrieval import golden, load
@@ -172,7 +172,7 @@ class Records:
             "bank_seconds": bank_seconds,
             "triplets": dict(zip(triplets.sources, counts.tolist(), strict=True)),
             "dropped": triplets.dropped,
-            "unusable": screening.summary(self._data.screen.found),
+            "unusable": refusals.summary(self._data.screen.found),
             "best": state.best,
             "history": state.history,
             "config": config.to_dict(),

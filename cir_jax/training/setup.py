@@ -5,6 +5,7 @@
 data; `read_data`, `build_bank` and `make_batches` return values, which the trainer hands on.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,10 @@ from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
-from cir_jax.data import fingerprints, loader, pipeline, tokens
+from cir_jax.data import fingerprints, loader, pipeline, refusals, tokens
 from cir_jax.data.pixels import Preprocess
 from cir_jax.data.screening import Explained, Screen
-from cir_jax.datasets import loading, unlabelled
+from cir_jax.datasets import held_out, loading, unlabelled
 from cir_jax.errors import UserError
 from cir_jax.evals import benchmark as benchmarks
 from cir_jax.evals import screens
@@ -98,6 +99,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return image_loading.of_training(weights.resolve(config), trains_index)
 
 
+def gathered(config: ConfigDict) -> AbstractContextManager[None]:
+    """A context for `make` and `read_data` that tells of all images that cannot be used at once."""
+    return refusals.together(_list_folder(config))
+
+
 def make(config: ConfigDict) -> Setup:
     """Builds mesh, model, stage and benchmark.
 
@@ -159,6 +165,7 @@ def read_data(setup: Setup) -> Data:
         optimized=config.data.optimized,
         unlabelled=_unlabelled(setup, screen),
     )
+    screen.gathering.settle()  # before anything opens an image
     degenerate.check(config, stage, triplets)
     plan, place = None, ""
     if stage.needs_bank:
@@ -175,12 +182,17 @@ def _screen(setup: Setup) -> Screen:
     return Screen(
         config.data.on_missing,
         root=config.data.root,
-        folder=config.workdir if jax.process_index() == 0 else "",
+        folder=_list_folder(config),
         threads=config.data.threads,
         loading=setup.preprocess.loading,
         agree=screens.agree,
         progressed=watchdog.progress,
     )
+
+
+def _list_folder(config: ConfigDict) -> str:
+    """Where images that cannot be used are listed."""
+    return config.workdir if jax.process_index() == 0 else ""
 
 
 def _preprocess(setup: Setup, data: Data) -> Any:
@@ -201,7 +213,9 @@ def _unlabelled(setup: Setup, screen: Screen) -> Any:
             f"{setup.config.stage} has none; leave it to stage two"
         )
     options = {"count": data.unlabelled_count, "optimized": data.optimized, "screen": screen}
-    return partial(unlabelled.extend, found=unlabelled.read(setup.config), **options)
+    evaluated = held_out.of(setup.config)
+    found = unlabelled.read(setup.config, evaluated)
+    return partial(unlabelled.extend, found=found, evaluated=evaluated.images, **options)
 
 
 def build_bank(

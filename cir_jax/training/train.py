@@ -46,9 +46,10 @@ def train(config: ConfigDict) -> dict[str, Any]:
     distributed.join(Limits.of(config))
     comparison.check("run", comparison.of_run(config))
     trust.remember(config)
-    setup = setups.make(setups.resolve(config))
-    watchdog.progress("data")
-    data = setups.read_data(setup)
+    with setups.gathered(config), memory.reading(config):
+        setup = setups.make(setups.resolve(config))
+        watchdog.progress("data")
+        data = setups.read_data(setup)
     comparison.check("data", {f"data {k}": v for k, v in data.fingerprints.items()})
     with (
         leases.hold(config.workdir, config.checkpoint.lease_seconds) as lease,

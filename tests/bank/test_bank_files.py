@@ -339,3 +339,14 @@ def test_a_failure_elsewhere_stops_this_process_too(monkeypatch):
     monkeypatch.setattr(build, "_everywhere", lambda here: False)
     with pytest.raises(UserError, match="it says why"):
         build._in_every_process(lambda: 3, "it says why")
+
+
+@pytest.mark.parametrize("rows", [11, 2**63, -1])
+def test_more_rows_than_the_bank_has_are_begun_anew(rows, tmp_path, capsys):
+    """As many as a record says that anybody may have made."""
+    with files.Writer(tmp_path, ARRAYS, MADE_OF) as writer:
+        assert writer.start(0, dict.fromkeys(ARRAYS, 0)) == 0
+        add(writer, 4, 0.1)
+        assert writer.start(4, dict.fromkeys(ARRAYS, rows)) == 0
+    assert "are damaged: its bank is built anew" in capsys.readouterr().out
+    assert writer.missing() == sum(np.prod(s) * np.dtype(k).itemsize for s, k in ARRAYS.values())

@@ -2,13 +2,17 @@
 """`cir-jax doctor` on good and on damaged data sets."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import PIL
+import pytest
 from PIL import Image
 
 from cir_jax import plugins
-from cir_jax.data import inspection
+from cir_jax.data import inspection, kept_looks, picture_files, pixels, screening
 from cir_jax.datasets import doctor, reader
 from cir_jax.datasets.readers import emoji, fashioniq
 from cir_jax.main import main
@@ -47,7 +51,7 @@ def test_damaged_fashioniq(tmp_path, capsys):
     assert main(["doctor", "fashioniq", str(root), "--json", str(out)]) == 1
     found = json.loads(out.read_text())["images"]
     assert found["missing"] == ["B0000"] and found["empty (0 bytes)"] == ["B0001"]
-    assert found["undecodable"] == ["B0002"]
+    assert found["no image"] == ["B0002"] and found["undecodable"] == []
     assert found["pixel-identical groups"] == ["B0003 = B0004"]
     assert found["named by a triplet but not by its split"] == ["round/0 (B9999)"]
     assert "missing: 1: B0000" in capsys.readouterr().out
@@ -200,7 +204,7 @@ def test_what_a_run_would_meet(tmp_path, capsys):
     found = {}
     for line in map(json.loads, out.read_text().splitlines()):
         found.setdefault(line["finding"], []).append(line)
-    [page] = found["undecodable"]
+    [page] = found["no image"]
     assert page["name"] == "page.jpg" and page["reason"] == "no image" and page["stops"]
     assert [one["name"] for one in found[inspection.DEEP]] == ["deep.png"]
     assert [one["name"] for one in found[inspection.TURNED]] == ["turned.jpg"]
@@ -228,3 +232,104 @@ def test_names_outside_and_the_loading_are_as_the_run_has_them(tmp_path, capsys)
     (root / "train.jsonl").write_text(json.dumps(line | {"reference": "c"}))
     assert main(["doctor", "folder", str(root), "--allow-outside"]) == 1
     assert main(["doctor", "folder", str(root), "--allow-outside", "--loading", "released"]) == 0
+
+
+@pytest.fixture
+def looked_at(tmp_path, monkeypatch):
+    """A folder of five images whose looks are kept, and the files that were decoded since."""
+    monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / "cache"))
+    for module in (inspection, kept_looks, screening):
+        monkeypatch.setattr(module, "LEAST", 1)
+    root, opened = tmp_path / "data", []
+    for name in ("a.png", "b.png", "c.png"):
+        runs.write_image(root / "images" / name, (1, 200, 3), seed=name == "c.png")
+    Image.new("CMYK", (9, 5)).save(root / "images/inks.jpg")
+    (root / "images/page.jpg").write_bytes(b"<html>gone</html>")
+    for file in (root / "images").iterdir():
+        os.utime(file, (1_000, 1_000))
+    names = ("b", "c", "inks", "page")
+    lines = [{"reference": "a", "target": n, "text": "x"} for n in names]
+    (root / "val.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    decoded = picture_files.decoded
+
+    def decode(source, *formats):
+        opened.append(Path(source).name)
+        return decoded(source, *formats)
+
+    monkeypatch.setattr(picture_files, "decoded", decode)
+    return root, opened
+
+
+ALL = ["a.png", "b.png", "c.png", "inks.jpg", "page.jpg"]
+
+
+def test_images_are_opened_once_for_doctor_and_runs(looked_at, tmp_path, capsys):
+    root, opened = looked_at
+
+    def examined(*flags):
+        opened.clear()
+        out = tmp_path / "found.json"
+        assert main(["doctor", "folder", str(root), "--json", str(out), *flags]) == 1
+        return json.loads(out.read_text())
+
+    first = examined()
+    assert sorted(opened) == ALL and not first["notes"]
+    assert first["images"]["pixel-identical groups"] == ["a.png = b.png"]
+    second = examined()
+    assert not opened
+    told = "5 of 5 images were looked at before and have not changed since; --look-again opens them"
+    assert second.pop("notes") == [f"{told} all"] and f"note: {told}" in capsys.readouterr().out
+    assert second == {key: value for key, value in first.items() if key != "notes"}
+    images = {name: str(root / "images" / name) for name in ALL}
+    found = screening.scan(images, screening.DECODE, root=str(root), loading=pixels.NATURAL)
+    assert {name: one.reason for name, one in found.items()} == {"page.jpg": "no image"}
+    assert not opened
+    assert not examined("--look-again")["notes"] and sorted(opened) == ALL
+    os.utime(root / "images/a.png", (2_000, 2_000))
+    Image.new("RGB", (9, 9)).save(root / "images/c.png")
+    assert examined()["notes"] == [told.replace("5 of", "3 of") + " all"]
+    assert opened == ["c.png"]
+
+
+def test_what_a_run_has_looked_at_serves_doctor(looked_at, tmp_path):
+    """A run keeps no hash of the pixels; what cannot be used is not opened again."""
+    root, opened = looked_at
+    images = {name: str(root / "images" / name) for name in ALL}
+    screening.scan(images, screening.DECODE, root=str(root), loading=pixels.NATURAL)
+    opened.clear()
+    report = doctor.examine("folder", root)
+    assert sorted(opened) == ALL[:4] and report["notes"][0].startswith("1 of 5 images were looked")
+    assert report["images"]["no image"] == ["page.jpg"]
+    assert report["images"]["pixel-identical groups"] == ["a.png = b.png"]
+
+
+def test_hashes_of_another_pillow_are_not_compared(looked_at, monkeypatch):
+    root, opened = looked_at
+    doctor.examine("folder", root)
+    opened.clear()
+    monkeypatch.setattr(PIL, "__version__", "0.1")
+    images = {name: str(root / "images" / name) for name in ALL}
+    screening.scan(images, screening.DECODE, root=str(root), loading=pixels.NATURAL)
+    assert not opened
+    doctor.examine("folder", root)
+    assert sorted(opened) == ALL[:4]
+
+
+@pytest.mark.parametrize(
+    ("make", "heading"),
+    [
+        (lambda file: file.write_bytes(b"<html>403</html>"), "no image"),
+        (lambda file: file.mkdir(), "no file"),
+        (os.mkfifo, "no file"),
+        (lambda file: file.symlink_to("nowhere"), "missing"),
+        (lambda file: file.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50)), "cut off"),
+    ],
+)
+def test_files_are_headed_by_what_they_are(tmp_path, capsys, make, heading):
+    root = runs.write_fashioniq(tmp_path / "data", images=6, categories=("dress",))
+    (root / "images/B0002.png").unlink()
+    make(root / "images/B0002.png")
+    assert main(["doctor", "fashioniq", str(root)]) == 1
+    said = capsys.readouterr().out
+    assert f"\n{heading}: 1: B0002\n" in said and f"cannot be used (1 {heading})" in said
+    assert "undecodable" not in said

@@ -55,7 +55,7 @@ def test_a_folder_of_images(tmp_path, root, capsys):
     counts = results(made)
     assert counts.pop("seconds") >= 0 and counts == {
         "images": 6, "distinct": 5, "captions": 5, "pairs": 5, "triplets": 5, "texts": 10,
-        "files": [str(made / "triplets.jsonl")],
+        "files": [str(made / "triplets.jsonl")], "unusable": {},
     }  # fmt: skip
     assert json.loads((made / "config.json").read_text())["data"]["root"] == str(root)
     triplets = pictures.lines(made / "triplets.jsonl")
@@ -312,6 +312,22 @@ def test_typos_are_found_before_anything_is_done(tmp_path, root, capsys, change,
     assert make(tmp_path / "made", root, *changes, change) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "made").exists() and counting.asked() == []
+
+
+def test_images_that_cannot_be_used_are_left_out_and_counted(tmp_path, root, capsys):
+    made, counting = tmp_path / "made", pictures.Counting(tmp_path)
+    (root / "06.png").write_bytes(b"<html>403</html>")
+    groups = tmp_path / "same_image_list.json"
+    groups.write_text("[[0], [1], [2], [3], [4], [5], [6]]")
+    for sets in (counting.sets, [*counting.sets, f"dedupe.optimized={groups}"]):
+        assert make(made, root, *sets) == 2 and not counting.asked()
+        assert "1 of 7 images cannot be used (1 no image)" in capsys.readouterr().err
+    for sets in (counting.sets, [*counting.sets, f"dedupe.optimized={groups}"]):
+        assert make(made, root, *sets, "data.on_missing=drop") == 0
+        counts = results(made)
+        assert (counts["images"], counts["unusable"]) == (6, {"no image": 1})
+        [listed] = pictures.lines(made / "unusable_images.jsonl")
+        assert (listed["image"], listed["reason"]) == ("06.png", "no image")
 
 
 def test_places_that_cannot_be_written(tmp_path, root, capsys):

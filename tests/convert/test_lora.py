@@ -3,6 +3,7 @@
 
 import json
 import math
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import cir_jax
 from cir_jax import main, weights
 from cir_jax.convert import importing, opened
 from cir_jax.errors import UserError
-from tests.convert import published
+from tests.convert import peft_adapters, published
 
 Q = "text_model.encoder.layers.0.self_attn.q_proj"
 FC = "vision_model.encoder.layers.1.mlp.fc1"
@@ -109,6 +110,45 @@ def test_modules_to_save_biases_embeddings_and_convolutions(tmp_path):
     compare(tmp_path, tensors, want, bias="all", modules_to_save=["visual_projection"])
 
 
+@pytest.fixture(scope="module")
+def peft(tmp_path_factory):
+    """What `peft_adapters.py` made: a folder for each case; and the base that they belong to."""
+    folder = tmp_path_factory.mktemp("peft")
+    with tarfile.open(peft_adapters.__file__.replace(".py", ".tar.xz")) as archive:
+        archive.extractall(folder, filter="data")
+    return folder, base(folder / "base")
+
+
+REFUSED_OF_PEFT = {
+    "other_base": "init_lora_weights='pissa', which changes the base too",
+    "tokens": "trainable_token_indices .single tokens were trained.",
+    "blocks": "use_bdlora .A and B are made of blocks.",
+}
+
+
+@pytest.mark.parametrize("case", peft_adapters.CASES)
+def test_what_peft_itself_wrote_and_merged(peft, case):
+    folder, plain = peft
+    if case in REFUSED_OF_PEFT:
+        with pytest.raises(UserError, match=REFUSED_OF_PEFT[case]):
+            opened.sources_of([folder / case, plain])
+        return
+    [source] = opened.sources_of([folder / case, plain])
+    found = source.groups[""]
+    before = safetensors.torch.load_file(plain / "model.safetensors")
+    expected = json.loads((folder / case / "expected.json").read_text())
+    assert expected.keys() <= found.keys() == before.keys() and expected
+    for name, tensor in found.items():
+        value, other = np.asarray(tensor.read()), before[name].numpy()
+        if name in expected:
+            assert value.shape == other.shape and not np.array_equal(value, other), name
+            error = np.abs(np.subtract(peft_adapters.sums(value), expected[name])).max()
+            # Of rounding: PEFT, too, computes with float32.
+            assert error < 2e-7 * np.sqrt(value.size) * max(1, np.abs(value).max()), name
+        else:
+            np.testing.assert_array_equal(value, other, err_msg=name)
+
+
 @pytest.mark.parametrize("prefix", ["", "base_model.model.clip.", "base_model.model.module."])
 def test_whatever_stands_before_the_names(prefix, tmp_path):
     tensors = two(Q, 64, 64)
@@ -128,7 +168,11 @@ def test_every_way_to_name_two_places(tmp_path):
 
 REFUSED = [
     ({"peft_type": "LOHA"}, {}, "peft_type='LOHA', not 'LORA'"),
-    ({"use_dora": True}, {}, "use_dora"), ({"lora_bias": True}, {}, "lora_bias"),
+    ({"use_dora": True}, {}, "asks for A, B, magnitude_vector; fetch both"),
+    ({"lora_bias": True}, {}, r"asks for A, B, B\.bias; fetch both"),
+    ({"use_bdlora": {"nblocks": 2}}, {}, "use_bdlora"), ({"kasa_config": {"a": 1}}, {}, "kasa_con"),
+    ({"use_novelty": True}, {}, "use_novelty=True, which is not known here"),
+    ({}, {f"{Q}.lora_diag": numbers(4)}, "q_proj.lora_diag', which is no part of LoRA that is kn"),
     ({"init_lora_weights": "pissa_niter_4"}, {}, "changes the base too"),
     ({"r": 0}, {}, "r=0, no number"), ({"lora_alpha": "8"}, {}, "lora_alpha='8', no number"),
     ({"r": True}, {}, "r=True"), ({"rank_pattern": [3]}, {}, "no table of numbers"),
@@ -139,7 +183,8 @@ REFUSED = [
     ({}, {f"{FC}.lora_A.weight": numbers(4, 64)}, "half of the adapter"),
     ({}, two(FC, 64, 256), r"\[64, 256\] float32, and the base has \[256, 64\]"),
     ({}, two("no.such.layer", 64, 64), "layers that .* has not"),
-    ({}, {f"{Q}.lora_magnitude_vector": numbers(64)}, "layers that .* has not"),
+    ({}, {f"{Q}.lora_magnitude_vector": numbers(64)}, "half of the adapter .* or more than one"),
+    ({"use_dora": True}, {f"{Q}.lora_magnitude_vector": numbers(63)}, r"is \[\] float32"),
     ({}, {f"{Q}.bias": torch.zeros(64, dtype=torch.int32)}, "int32, and the base has"),
     ({}, {f"{FC}.lora_{x}.weight": numbers(4) for x in "AB"}, r"is \[\] float32"),
 ]  # fmt: skip

@@ -4,14 +4,16 @@
 import io
 import json
 import os
+import tarfile
 
 import pytest
 from PIL import Image
 
-from cir_jax.data import kept_looks, screening, unusable
+from cir_jax.data import kept_looks, refusals, screening, unusable
 from cir_jax.data.inspection import inspect_images
-from cir_jax.data.pixels import RELEASED, open_image
+from cir_jax.data.pixels import NATURAL, RELEASED, Crop, open_image
 from cir_jax.data.screening import DECODE, LOOK, Explained, Screen, scan
+from cir_jax.datasets import shards
 from cir_jax.errors import UserError
 from tests import runs
 
@@ -92,11 +94,11 @@ def test_an_error_has_all_of_them_and_a_list(tmp_path):
     with pytest.raises(UserError, match=r"and \d+ more.* set eval.on_missing=drop to") as error:
         screen.unusable(paths)
     assert f"{len(paths) - 2} of {len(paths)} images" in str(error.value)
-    listed = [json.loads(x) for x in (tmp_path / "run" / screening.LIST).open()]
+    listed = [json.loads(x) for x in (tmp_path / "run" / refusals.LIST).open()]
     assert {one["image"] for one in listed} == paths.keys() - {"good.png", "huge.png"}
     assert set(Screen("drop").unusable(paths)) == paths.keys() - {"good.png"}
     Screen("error", folder=str(tmp_path / "run")).unusable({"good.png": paths["good.png"]})
-    assert not (tmp_path / "run" / screening.LIST).exists()
+    assert not (tmp_path / "run" / refusals.LIST).exists()
 
 
 @pytest.fixture
@@ -199,3 +201,88 @@ def test_processes_leave_out_the_same(tmp_path):
     elsewhere = {"b": unusable.Problem("/other/b.png", "missing")}
     screen = Screen("drop", agree=lambda mine: mine | elsewhere)
     assert list(screen.unusable(paths)) == ["b"]
+
+
+def test_images_in_shards_are_looked_at_once_when_broken_ones_are_an_error(kept, monkeypatch):
+    """A part of them is at the start; nothing is read again as long as the shard is as it was."""
+    root, _, _ = kept
+    contents = {"whole": encoded("PNG"), "half": encoded("JPEG")[:300], "page": b"<html>"}
+    place = f"{root}/a.tar"
+    with tarfile.open(place, "w") as file:
+        for name, content in contents.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            file.addfile(member, io.BytesIO(content))
+    with tarfile.open(place) as file:
+        offsets = {m.name: (m.offset_data, m.size) for m in file.getmembers()}
+    os.utime(place, (1_000, 1_000))
+    images = {n: shards.TarImage(place, *at) for n, at in offsets.items()}
+    read, before = [], shards.TarImage.read_bytes
+    monkeypatch.setattr(shards.TarImage, "read_bytes", lambda x: read.append(x) or before(x))
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"2 of 3 images .*1 cut off, 1 no image") as error:
+            Screen("error", root=root).unusable(images)
+        assert f"{place}@" in str(error.value)
+        seen = len(read)
+        read.clear()
+    assert not seen
+    os.utime(place, (2_000, 2_000))
+    assert set(scan(images, LOOK, root=root)) == {"half", "page"} and read
+
+
+def test_a_box_outside_its_image_is_found_at_the_start(kept):
+    """Each image is decoded once for all its boxes, and its size is kept."""
+    root, paths, opened = kept
+    images = {
+        "whole": paths["0"],
+        "inside": Crop(paths["0"], (40, 40, 20, 20)),
+        "beside": Crop(paths["0"], (50, 0, 20, 20)),
+        "by dilation": Crop(paths["1"], (50, 0, 10, 20), 0.7),
+        "of a page": Crop(paths["4"], (0, 0, 20, 20)),
+        "of a part": Crop(Crop(paths["2"], (0, 0, 10, 10)), (12, 0, 5, 5)),
+        "other": paths["3"],
+    }
+    reasons = {"beside": unusable.BOX, "of a page": "no image", "of a part": unusable.BOX}
+    for depth in (LOOK, DECODE):
+        found = scan(images, depth, root=root)
+        assert {name: one.reason for name, one in found.items()} == reasons
+        assert sorted(opened) == sorted(paths[n] for n in ("0", "1", "2", "4", "3")[: 3 + depth])
+    assert str(found["beside"]) == (
+        f"{paths['0']} box 50, 0, 20, 20 (box outside its image: 48x48 pixels)"
+    )
+    for name, image in images.items():  # as opening them says
+        if name in reasons:
+            with pytest.raises(UserError):
+                open_image(image)
+        else:
+            open_image(image)
+    with pytest.raises(UserError, match=r"3 of 7 images .*2 box outside its image, 1 no image"):
+        Screen("error", root=root).unusable(images)
+    assert set(Screen("drop", root=root).unusable(images)) == reasons.keys()
+    assert {n: p.reason for n, p in inspect_images(images).problems.items()} == reasons
+
+
+def test_looks_without_the_size_of_the_image_are_made_again_where_it_is_needed(kept):
+    root, paths, opened = kept
+    scan(paths, DECODE, root=root)
+    [file] = (f for f in os.scandir(f"{root}/cache/{kept_looks.FOLDER}") if f.name[-4:] == "json")
+    content = json.loads(open(file.path, "rb").read())
+    content["images"] = {place: known[:6] for place, known in content["images"].items()}
+    with open(file.path, "w") as out:  # as earlier versions wrote it
+        json.dump(content, out)
+    opened.clear()
+    assert list(scan(paths, DECODE, root=root)) == ["4"] and not opened
+    box = {"box": Crop(paths["0"], (50, 0, 5, 5))}
+    for _ in range(2):
+        assert list(scan(box, LOOK, root=root)) == ["box"] and opened == [paths["0"]]
+
+
+def test_a_box_is_of_the_picture_as_it_is_loaded(tmp_path):
+    image = Image.new("RGB", (20, 40))
+    exif = image.getexif()
+    exif[0x0112] = 6  # lies on its side: 40 wide and 20 high as a person sees it
+    image.save(tmp_path / "a.jpg", exif=exif)
+    crops = {"right": Crop(str(tmp_path / "a.jpg"), (30, 0, 5, 5)),
+             "below": Crop(str(tmp_path / "a.jpg"), (0, 30, 5, 5))}  # fmt: skip
+    assert list(scan(crops, LOOK)) == ["right"]
+    assert list(scan(crops, LOOK, loading=NATURAL)) == ["below"]

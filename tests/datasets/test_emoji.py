@@ -186,3 +186,23 @@ def test_swatches_and_hair_are_not_people():
     assert (person.gender, man.name) == ("person", "man red hair: light skin tone")
     assert (other.kind, other.gender, man.kind) == ("red hair", "person", "red hair")
     assert emoji_names.captions_of(swatch)[0] == "light skin tone"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "openmoji.json"),
+        ("[1]", "openmoji.json holds a list at its top level"),
+        ('{"made": 3}', "does not say what the OpenMoji set was made with; remove"),
+        (f'{{"made": {{"version": {emoji.VERSION}}}}}', "does not say what the OpenMoji set was"),
+        ('{"made": {"version": "3"}}', "does not say what the OpenMoji set was made with; remove"),
+        (b"\xff\xfe\x00", "openmoji.json"),
+    ],
+)
+def test_a_damaged_marker(content, message, tmp_path):
+    file = tmp_path / "openmoji.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read in (emoji.ready, emoji.prepare):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path)
+    assert file.exists()

@@ -144,7 +144,7 @@ def test_doctor(root, capsys):
     assert main(["doctor", "genecis", str(root)]) == 1
     said = capsys.readouterr().out
     assert "focus_object queries: 5, officially 1,960" in said
-    assert f"undecodable: 1: {root / 'VG_100K_all/21.jpg'}" in said
+    assert f"no image: 1: {root / 'VG_100K_all/21.jpg'}" in said
     (root / "genecis/change_object.json").unlink()
     found = doctor.examine("genecis", root, decode=False)
     assert any("no annotation file genecis/change_object.json" in p for p in found["problems"])

@@ -177,7 +177,7 @@ def test_llm_captions_of_json_lines(tmp_path):
         ({"target_path": ["a"]}, r"made.jsonl:1: 'target_path' is \['a'\], expected a path"),
         ({"path": "a"}, r"made.jsonl:1 has an unknown field 'path'"),
         ({"text": " "}, r"made.jsonl:1 has no text"),
-        ({"texts": ["a"]}, r"made.jsonl:1 needs either text or texts"),
+        ({"texts": ["a"]}, r"made.jsonl:1 needs either text or texts, and has both; keep"),
         ({"reference": None}, r"made.jsonl:1: 'reference' is None, expected the name of an image"),
     ],
 )

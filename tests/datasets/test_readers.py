@@ -115,8 +115,8 @@ def test_folder(tmp_path):
     "line, message",
     [
         ("{", r"train.jsonl:1 is no JSON .*correct that line"),
-        ("[]", r"train.jsonl:1 is a list, expected a JSON object"),
-        ('{"reference": "a", "target": "b"}', "needs either text or texts"),
+        ("[]", r"train.jsonl:1 is a list, expected a JSON object; write the record as .* or"),
+        ('{"reference": "a", "target": "b"}', "needs either text or texts, and has neither; write"),
         ('{"reference": "a", "text": "x"}', "has no 'target'; it has: reference, text"),
         ('{"referense": "a", "text": "x"}', r"unknown field 'referense'. Did you mean 'referenc"),
         ('{"reference": "a", "target": "b", "text": " "}', "has no text; remove the record"),

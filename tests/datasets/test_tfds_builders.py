@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from cir_jax.data.inspection import inspect_images
-from cir_jax.data.pixels import Preprocess
-from cir_jax.datasets import tfds_builders
+from cir_jax.data.pixels import Preprocess, open_image
+from cir_jax.data.screening import DECODE, LOOK, scan
+from cir_jax.datasets import records, tfds_builders
 from cir_jax.datasets.readers import cirr, fashioniq
 from cir_jax.errors import UserError
 from tests import runs
@@ -82,3 +83,20 @@ def test_images_inside_the_annotations_are_not_copied(tmp_path):
     out = tfds_builders.pack("cirr", root, tmp_path / "out")
     assert not list(out.rglob("*.png"))
     assert not inspect_images(cirr.read(out, "val")[0].paths).unusable()
+
+
+def test_a_damaged_record_is_an_image_that_cannot_be_used(tmp_path):
+    out = tfds_builders.pack("cirr", runs.write_cirr(tmp_path / "root"), tmp_path / "out")
+    images = records.images(out)
+    assert not scan(images, LOOK)
+    [packed] = out.rglob("*pictures.array_record*")
+    content = bytearray(packed.read_bytes())
+    content[len(content) // 2] ^= 255
+    packed.write_bytes(content)
+    records._source.cache_clear()
+    for depth in (LOOK, DECODE):
+        found = scan(images, depth)
+        [problem] = found.values()
+        assert problem.reason == "not readable" and "its file is damaged: Corr" in problem.why
+    with pytest.raises(UserError, match=r"image .* cannot be read .*its file is damaged"):
+        open_image(images[next(iter(found))])

@@ -142,6 +142,11 @@ def test_what_cannot_be_compared():
     longer = evaluation([1, 2, 3, 4], where="b")
     refused(longer, r"query '3' is in the second alone")
     refused(other, r"query '3' is in the first alone", first=longer)
+    twice = evaluation([1, 2, 2], where="b")
+    twice.queries[2] = twice.queries[1]
+    once = evaluation([1, 2])
+    refused(twice, r"query '1' is more often in the second", first=once)
+    refused(once, r"query '1' is more often in the first", first=twice)
     for options in ({"draws": 10}, {"confidence": 1.0}, {"seed": -1}):
         with pytest.raises(UserError, match=r"give 100 draws or more, a confidence between"):
             comparison.compare(one, other, **options)

@@ -15,6 +15,7 @@ from cir_jax.evals import benchmark, metrics
 from cir_jax.evals.benchmarks import genecis
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import run_report
+from cir_jax.main import main
 from tests import runs, zero_shot_sets
 
 TASKS = ("focus_attribute", "change_attribute", "focus_object", "change_object")
@@ -129,6 +130,24 @@ def test_missing_images(tiny, own, capsys):
     galleries = result.protocol["galleries"]
     assert galleries["focus_object"]["missing_images"] == 1
     assert any(g["gallery"] == "3 to 4" for g in galleries.values())
+
+
+def test_a_box_outside_its_image(tiny, own, capsys):
+    """Found before anything is encoded; `drop` leaves it out of the galleries it is in."""
+    file = own / "genecis/focus_attribute.json"
+    records = json.loads(file.read_text())
+    records[0]["gallery"][0]["instance_bbox"] = [9000, 0, 5, 5]
+    runs.dump(file, records)
+    with pytest.raises(UserError, match=r"1 of \d+ images .*box 9000, 0, 5, 5 \(box outside its"):
+        genecis.Benchmark(own)
+    made = genecis.Benchmark(own, ("focus_attribute",), on_missing="drop")
+    protocol = made.run(tiny.retriever(tiny.Products())).protocol["galleries"]["focus_attribute"]
+    assert protocol["unusable"] == {"box outside its image": 1}
+    assert (made.members["focus_attribute"][0] >= 0).sum() == len(records[0]["gallery"])
+    assert main(["doctor", "genecis", str(own)]) == 1
+    said = capsys.readouterr().out
+    assert "box outside its image: 1: " in said and "1 boxes of the annotations hold no" in said
+    assert "1 problem(s)" in said
 
 
 def test_other_numbers_of_candidates(tiny, own):

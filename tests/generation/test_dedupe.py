@@ -3,6 +3,7 @@
 
 import itertools
 import json
+import re
 import threading
 import weakref
 
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cir_jax import config
 from cir_jax.data import pixels as images
 from cir_jax.data.image_table import ImageTable
+from cir_jax.data.screening import DECODE, scan
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets.importing.shards import tar
 from cir_jax.datasets.records import RecordImage
 from cir_jax.datasets.shards import place
 from cir_jax.errors import UserError
 from cir_jax.generation import dedupe, image_hashes
+from cir_jax.generation.images import Pool
 from tests.datasets.importer_samples import shard
 from tests.generation import pictures
 from tests.generation.pictures import deduped as run
@@ -281,38 +285,73 @@ def test_a_replaced_shard_is_looked_at_again(tmp_path):
     )
 
 
-def test_unreadable_images(tmp_path, opened, capsys):
-    root = pictures.folder(tmp_path / "in", 6)
+def test_images_that_cannot_be_used(tmp_path, opened, capsys):
+    """By the reasons, the list and the key of training."""
+    root = pictures.folder(tmp_path / "in", 7)
     (root / "02.png").write_bytes((root / "02.png").read_bytes()[:60])
     (root / "03.png").write_bytes(b"")
+    (root / "06.png").write_bytes(b"<!DOCTYPE html><html>403</html>")
     paths = {f.name: str(f) for f in sorted(root.iterdir())} | {"x": str(root / "gone.png")}
-    message = r"3 of 7 images cannot be read, listed in .*unreadable.jsonl. Correct .*: .*02.png"
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/unreadable.jsonl").write_text("{}\n")  # as earlier versions left it
+    counts = r"4 of 8 images cannot be used \(1 cut off, 1 empty \(0 bytes\), 1 missing, 1 no image"
+    message = counts + r"\), all listed in .*unusable_images.jsonl: .*02.png \(cut.*missing=drop"
     with pytest.raises(UserError, match=message):
         run(paths, tmp_path / "made")
-    listed = pictures.lines(tmp_path / "made/unreadable.jsonl")
-    assert [r["image"] for r in listed] == ["02.png", "03.png", "x"]
-    assert "(0 bytes)" in listed[1]["problem"] and "does not exist" in listed[2]["problem"]
+    listed = pictures.lines(tmp_path / "made/unusable_images.jsonl")
+    assert [(r["image"], r["reason"]) for r in listed] == [
+        ("02.png", "cut off"), ("03.png", "empty (0 bytes)"), ("06.png", "no image"),
+        ("x", "missing"),
+    ]  # fmt: skip
+    assert listed[2] == {"image": "06.png", "file": paths["06.png"], "reason": "no image",
+                         "why": "an HTML page"}  # fmt: skip
+    bad = {one["image"]: one["reason"] for one in listed}
+    assert {n: p.reason for n, p in scan(paths, DECODE).items()} == bad  # as a training says it
     assert not (tmp_path / "made/optimized_images.json").exists()
     opened.clear()
     pool, groups = run(paths, tmp_path / "made", "data.on_missing=drop")
-    assert "3 unreadable images left out" in capsys.readouterr().out
+    assert re.search(counts + ".*they are left out", capsys.readouterr().out)
     assert sorted(groups.of) == sorted(pool.paths) == ["00.png", "01.png", "04.png", "05.png"]
-    assert sorted(pool.left_out) == ["02.png", "03.png", "x"]
-    assert len(opened) == 3  # mended files are found, and good ones not opened again
+    assert {n: p.reason for n, p in pool.unusable.items()} == bad
+    assert pool.left_out == tuple(bad) and not (tmp_path / "made/unreadable.jsonl").exists()
+    assert len(opened) == 4  # mended files are found, and good ones not opened again
     del paths["x"]
-    for name in ("02.png", "03.png"):
+    for name in ("02.png", "03.png", "06.png"):
         Image.fromarray(pictures.pixels(9)).save(root / name)
-    assert len(run(paths, tmp_path / "made")[1].of) == 6
-    assert not (tmp_path / "made/unreadable.jsonl").exists()
+    assert len(run(paths, tmp_path / "made")[1].of) == 7
+    assert not (tmp_path / "made/unusable_images.jsonl").exists()
     bad = {str(i): str(root / "gone.png") for i in range(3)} | {"00.png": paths["00.png"]}
-    with pytest.raises(UserError, match=r"3 of 4 images cannot be read.*pairs need two that can"):
+    with pytest.raises(UserError, match=r"3 of 4 images cannot be used.*pairs need two that can"):
         run(bad, tmp_path / "made", "data.on_missing=drop")
 
 
+def test_images_whose_groups_come_from_a_file_are_looked_at_before_they_are_opened(tmp_path):
+    """The one that stands for its group is broken: the next of it does."""
+    root = pictures.folder(tmp_path / "in", 4)
+    broken = bytearray((root / "00.png").read_bytes())
+    broken[len(broken) // 2] ^= 255  # its ends are those of a whole file
+    (root / "00.png").write_bytes(broken)
+    paths = {f.name: str(f) for f in sorted(root.iterdir())}
+    groups = dedupe.Groups.make([["00.png", "02.png"], ["01.png"], ["03.png"]])
+    (made := tmp_path / "made").mkdir()
+    for change in ("data.on_missing=error", "data.on_missing=drop"):
+        settings = config.load("positives:folder", [f"data.root={root}", change])
+        if change.endswith("error"):
+            with pytest.raises(UserError, match=r"1 of 4 images cannot be used \(1 undecodable"):
+                dedupe.usable(settings, Pool(paths), groups, made)
+            continue
+        pool, kept = dedupe.usable(settings, Pool(paths), groups, made)
+    assert kept.members == (("02.png",), ("01.png",), ("03.png",))
+    assert list(pool.paths) == ["01.png", "02.png", "03.png"] and pool.left_out == ("00.png",)
+    assert json.loads((made / "same_image_list.json").read_text()) == [[0], [1], [2]]
+
+
 def test_an_image_without_rgb(tmp_path, monkeypatch):
+    Image.fromarray(pictures.pixels(0)).save(tmp_path / "a.png")
     monkeypatch.setattr(image_hashes, "open_image", lambda *_: Image.new("La", (2, 2)))
-    found = image_hashes.hash_images({"a": "a.png"}, tmp_path / "h.jsonl")
-    assert found.problems["a"].startswith("image a.png has no RGB pixels (conversion from La")
+    found = image_hashes.hash_images({"a": str(tmp_path / "a.png")}, tmp_path / "h.jsonl")
+    assert found.problems["a"].reason == "undecodable"
+    assert found.problems["a"].why.startswith("has no RGB pixels (conversion from La")
 
 
 @pytest.mark.parametrize("line", ["{}", '{"image": "00.png", "file": %s}', '{"image": []}'])

@@ -42,6 +42,7 @@ def shop(tmp_path, monkeypatch):
     Path("shop/phone.heic").write_bytes(b"x")
     Path("shop/notes.txt").write_text("x")
     Path("shop/.hidden").write_bytes(b"x")
+    shutil.copy("shop/shoes/red.jpg", "shop/IMG_7")
     runs.write_image(Path("shop/untitled.png"), (1, 2, 3))
     rows += [("zz/copy.jpg", "a red hat again", "P1"), ("broken.jpg", "broken", "P2")]
     write_table("titles.csv", rows)
@@ -81,8 +82,10 @@ def test_layout(shop, capsys, flags):
     why = {r["file"]: r["why"] for r in lines("data/left_out.jsonl")}
     assert why["phone.heic"] == ".heic is not read; convert it to .png"
     assert why["untitled.png"] == "no title" and why["notes.txt"] == "no image"
+    assert why["IMG_7"] == "JPEG in a file whose name does not end in .jpg; rename it"
     assert why["zz/copy.jpg"] == "the same picture as shoes/red.jpg"
-    assert "is empty" in why["broken.jpg"] and why[".hidden"] == "a hidden file"
+    assert why["broken.jpg"] == "cannot be used: empty (0 bytes)"
+    assert why[".hidden"] == "a hidden file"
     assert "left out, no title: 1 (untitled.png)" in said
     assert Path("data/images").is_symlink() is ("--copy" not in flags)
     if "--copy" in flags:
@@ -178,6 +181,7 @@ def test_odd_tables(shop, capsys, more, flags, messages):
 
 def test_odd_folders(shop, capsys):
     for rows, message in (
+        ([], "titles.csv: there is no record, at most a line of column names; add a line for each"),
         ([("a.jpg", "x", "P")], "is not among the 27 images"),
         (shop[:1], "1 image(s) with a title can be used; training and validation need two"),
         ([(n, "thing", p) for n, _, p in shop[:24]], "all 24 images have the title 'thing'"),
@@ -190,8 +194,13 @@ def test_odd_folders(shop, capsys):
     assert "all 24 images are of one product, 'one'" in capsys.readouterr().err
     assert main(["prepare", "nowhere", "--titles", "titles.csv", "--out", "data"]) == 2
     assert "nowhere is no folder" in capsys.readouterr().err
-    assert prepare("--threads", "0") == 2
-    assert "--threads 0 is below 1" in capsys.readouterr().err
+    Path("file").write_text("x")
+    assert prepare("--threads", "0", "--val", "2", out="file/data") == 2
+    said = capsys.readouterr().err
+    assert "--threads 0 is below 1" in said and "--val 2.0 is no share" in said
+    assert "--out file/data: file is a file and no folder" in said
+    assert prepare(out="") == 2
+    assert "--out is empty" in capsys.readouterr().err
     Path("empty").mkdir()
     assert main(["prepare", "empty", "--titles", "titles.csv", "--out", "data"]) == 2
     assert "empty holds no image" in capsys.readouterr().err
@@ -200,6 +209,29 @@ def test_odd_folders(shop, capsys):
     write_table("titles.csv", shop)
     assert prepare() == 2
     assert "data/images is there and is not shop" in capsys.readouterr().err
+
+
+def test_tables_without_a_header(shop, capsys):
+    write_table("titles.csv", shop[1:], header=shop[0])
+    assert prepare() == 2
+    said = capsys.readouterr().err
+    assert "titles.csv:1: none of the columns 'shoes/red.jpg'" in said.replace("\\", "/")
+    assert "names of the columns in the first line" in said and said.count("titles.csv") == 1
+    Path("titles.csv").write_text("image\nshoes/red.jpg\n")
+    assert prepare() == 2
+    said = capsys.readouterr().err
+    assert "titles.csv is no table: its first line, 'image', is one column" in said
+
+
+def test_a_split_that_cannot_be_is_listed_with_the_rest(shop, capsys):
+    """Found before any picture is decoded."""
+    rows = [(name, "a shoe", product) for name, _, product in shop[:24]]
+    write_table("titles.csv", [*rows, ("hats/pink.jpg", "x", "P1")])
+    assert prepare() == 2
+    said = capsys.readouterr().err
+    assert "'hats/pink.jpg' is not among the 27 images" in said
+    assert "of the records that can be used, all 24 images have the title 'a shoe'" in said
+    assert not list(Path("cache").rglob("hashes.jsonl"))
 
 
 def test_few_pictures_are_split_or_refused():

@@ -16,6 +16,7 @@ from cir_jax.models import clip_sum
 from cir_jax.runtime import mesh, sharding
 from cir_jax.towers import layers
 from cir_jax.towers.clip import sizes
+from tests import runs
 from tests.towers.weights import random_values
 
 TINY = ("tiny-vit", "tiny-resnet")
@@ -155,3 +156,38 @@ def test_errors():
         build("tiny-vit", "model.image_size=96")
     with pytest.raises(UserError, match=r"no tower 'tiny-vti'; there are: .* Did you mean 'tiny-v"):
         build("tiny-vti")
+
+
+def test_the_halves_of_a_query_add_up_to_it():
+    functions = build("tiny-vit")
+    params, _, text = problem("tiny-vit")
+    wide = sizes.find("tiny-vit").embedding
+    reference = np.random.default_rng(1).normal(size=(2, 1, wide)).astype(np.float32)
+    reference[1] = 0  # of a text alone
+
+    @jax.jit
+    def both(params, reference, text):
+        composed = functions.compose(params, reference, text)
+        raw = functions.text_features(params, text, None)
+        return composed, raw, *functions.halves(params, reference, text)
+
+    query, raw, image, words = both(params, reference, text)
+    np.testing.assert_allclose(image + words, query, atol=1e-6)
+    # Each is its raw feature, shortened as the sum was.
+    norm = np.linalg.norm(reference[:, 0] + raw, axis=-1, keepdims=True)
+    np.testing.assert_allclose(words, raw / norm, atol=1e-6)
+    np.testing.assert_allclose(image, reference[:, 0] / norm, atol=1e-6)
+
+
+def test_who_is_a_sum(tmp_path):
+    """A model that inherits the halves and composes otherwise is none."""
+    assert build("tiny-vit").sums and build("tiny-vit").text_alone
+    for name in ("clip_combiner", "tgcir"):
+        functions = contract.build(runs.tiny("a", "b", model=name).model)
+        assert not functions.sums and functions.text_alone
+    (tmp_path / "mine.py").write_text(
+        "from cir_jax.models.clip_sum import *\nfrom cir_jax.models import clip_sum\n\n"
+        "class Model(clip_sum.Model):\n    def fuse(self, reference, features, key=None):\n"
+        "        return features\n"
+    )
+    assert not build("tiny-vit", f"model.name={tmp_path / 'mine.py'}").sums

@@ -283,9 +283,11 @@ TWO = """
 import errno, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
+from types import SimpleNamespace
 from cir_jax.errors import UserError
 from cir_jax.runtime import checkpoint, checksums, distributed, lease
 from cir_jax.runtime import mesh as meshes
+from cir_jax.training import records
 distributed.initialize()
 this = jax.process_index()
 kept = checkpoint.Checkpoints(Path(sys.argv[1]) / checkpoint.LAST, keep=3)
@@ -320,6 +322,26 @@ if this == 0:
     (kept.folder / "2" / "record" / "metadata").unlink()
 checkpoint.agreement.tell("harmed")
 assert restored() == 1
+run = object.__new__(records.Records)  # its notes of evaluations alone
+run._evaluations = Path(sys.argv[1]) / records.EVALUATIONS
+entry = {"step": 2, "score": 7.5}
+
+def recalled():
+    state = SimpleNamespace(step=3, history=[], best=None)
+    run._recall(state)
+    return state.history, state.best
+
+for harm, want in ((False, ([entry], 7.5)), (True, ([], None)), (False, ([], None))):
+    if this == 0:
+        content = checksums.sealed({"history": [entry]})
+        run._evaluations.write_bytes(content.replace(b"7.5", b"9.5") if harm else content)
+    checkpoint.agreement.tell("written")
+    if want[1] is None and not harm and this == 1:  # whom the network disk says something else
+        records._evaluations_in = lambda path: ([], "Input/output error")
+    found = recalled()
+    assert found == want, found
+    checkpoint.agreement.tell("read")
+    assert run._evaluations.exists() == (want[1] is not None)
 with lease.hold(sys.argv[1], 60) as held:
     held.check()
     if this == 0:
@@ -361,6 +383,8 @@ def test_two_processes_agree_on_what_is_damaged(tmp_path):
         assert "is on a disk for process 0 and a mounted bucket for process 1; mount" in said[i]
     assert "damaged checkpoint: step 3 (state/ocdbt.process_1" in said[0]
     assert "damaged checkpoint: step 2 (record/metadata is missing)" in said[0]
+    assert said[0].count("evaluations since the last checkpoint are made again") == 2
+    assert "evaluations.json" in said[0] and "Input/output error" in said[0]
     assert sorted(p.name for p in (tmp_path / "checkpoints").glob("damaged/*")) == [
         "last-2", "last-3"
     ]  # fmt: skip

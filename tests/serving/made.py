@@ -62,7 +62,9 @@ class Model:
                 config=SimpleNamespace(name=self.name),
             ),
             tokenizer=SimpleNamespace(
-                context=77, cuts=False, encode=lambda texts: [[0] * n for n in self.count_tokens(texts)]
+                context=77,
+                cuts=False,
+                encode=lambda some: [[0] * n for n in self.count_tokens(some)],
             ),
             on_long="error",
             encode_gallery=self.encode_images,
@@ -100,9 +102,7 @@ class Catalogue:
         return found
 
     def number_of(self, name):
-        if name not in self.names:
-            raise UserError(f"there is no image {name!r}")
-        return int(self.ids[self.names.index(name)])
+        return int(self.ids[self.names.index(name)]) if name in self.names else None
 
     def contents(self, ids):
         return [self._contents[self.position(id)] for id in ids]
@@ -125,7 +125,7 @@ class Index:
     """`count` pictures of four colours; their ids start at 3."""
 
     def __init__(self, root, generation=1, count=12, seconds=0.0):
-        self.places = folder(root, count)
+        self.places, self.folder, self.root = folder(root, count), Path(root), Path(root)
         fields = pa.table(
             {
                 "colour": [place.name.partition("-")[0] for place in self.places],

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Spoiled files of every reader; the long search is `python tools/fuzz.py`."""
 
+import io
 import json
 import random
+import zlib
 
 import pytest
+from PIL import Image
 
 from cir_jax.errors import UserError
 from tools import fuzz
@@ -32,6 +35,28 @@ def test_spoiled_files_are_other_files():
     assert spoiled("a.json", content) == spoiled("a.json", content)
     assert len(spoiled("a.json", content)) > 40
     assert any(b"NaN" in one for one in spoiled("a.json", content))
+
+
+def test_spoiled_png_files_have_right_checksums(monkeypatch):
+    """Else a decoder refuses all of them at the same place, and nothing behind it is reached."""
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(file, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    reached = set()
+    for seed in range(80):
+        content = mutations._png(file.getvalue(), random.Random(seed))
+        at = 8
+        while at < len(content):
+            size = int.from_bytes(content[at : at + 4], "big")
+            body = content[at + 4 : at + 8 + size]
+            assert content[at + 8 + size : at + 12 + size] == zlib.crc32(body).to_bytes(4, "big")
+            at += 12 + size
+        try:
+            image = Image.open(io.BytesIO(content), formats=("PNG",))
+            reached.add("large" if max(image.size) > 999 else image.load() and "")
+        except Exception as error:
+            reached.add(str(error))
+    assert len(reached) > 4
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import re
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from cir_jax.runtime import checksums
@@ -32,6 +34,11 @@ PIECES = (
     b"-1", b"1e999", b"9" * 5000, b"\x1b[2J", b"\x80\x02", b"PK\x03\x04", b"\x1f\x8b\x08",
     b"<html>",
     b"[" * 10_000, b"\xe2\x80\xa8", b"\x00\x00\x00\x00\x00\x00\x00\x80", b"\xff" * 8, b"../",
+)  # fmt: skip
+_PNG = b"\x89PNG\r\n\x1a\n"
+_CHUNKS = (
+    b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"pHYs",
+    b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"aaAa",
 )  # fmt: skip
 _NUMBERS = (0, 1, -1, 127, 255, 65535, 2**31 - 1, -(2**31), 2**32 - 1, 2**63 - 1, -(2**63), 2**40)
 
@@ -220,6 +227,48 @@ def _tar(content: bytes, rng: random.Random) -> bytes:
     return made.getvalue()
 
 
+def _png(content: bytes, rng: random.Random) -> bytes:
+    """A PNG with one chunk changed, added or moved, whose checksums are right all the same."""
+    if content[:8] != _PNG:
+        return content
+    chunks, at = [], 8
+    while at + 12 <= len(content):
+        size = int.from_bytes(content[at : at + 4], "big")
+        chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
+        at += 12 + size
+    if not chunks:
+        return content
+    place = rng.randrange(len(chunks))
+    kind, inside = chunks[place]
+    way = rng.randrange(5)
+    if way == 0:
+        chunks.insert(place, (rng.choice(_CHUNKS), rng.choice((inside, rng.choice(PIECES)))))
+    elif way == 1:
+        chunks[place] = (rng.choice(_CHUNKS), inside)
+    elif way == 2:
+        chunks.insert(rng.randrange(len(chunks)), chunks.pop(place))
+    else:
+        with suppress(zlib.error):
+            if kind == b"IDAT" and rng.random() < 0.5:
+                inside = zlib.compress(rng.choice((_bytes, _numbers))(zlib.decompress(inside), rng))
+        chunks[place] = (kind, rng.choice((_bytes, _numbers, _big_numbers))(inside, rng))
+    made = [_PNG]
+    for kind, inside in chunks:
+        checksum = zlib.crc32(kind + inside).to_bytes(4, "big")
+        made += [len(inside).to_bytes(4, "big"), kind, inside, checksum]
+    return b"".join(made)
+
+
+def _big_numbers(content: bytes, rng: random.Random) -> bytes:
+    """As `_numbers`, with the first byte the largest, as PNG has them."""
+    size = rng.choice((1, 2, 4))
+    if len(content) < size:
+        return content
+    at = rng.randint(0, len(content) - size)
+    value = rng.choice(_NUMBERS) & (2 ** (8 * size) - 1)
+    return content[:at] + value.to_bytes(size, "big") + content[at + size :]
+
+
 Way = Callable[[bytes, random.Random], bytes]
 _BY_NAME: tuple[tuple[str, list[Way]], ...] = (
     ("bank.json", [_json, _sealed, _sealed]),
@@ -233,4 +282,5 @@ _BY_NAME: tuple[tuple[str, list[Way]], ...] = (
     (".safetensors", [_safetensors] * 4),
     (".pt", [_zip] * 4),
     (".tar", [_tar] * 4),
+    (".PNG", [_png] * 6),
 )

@@ -150,7 +150,7 @@ def evaluations(root: Path) -> Read:
 
 def looks(root: Path) -> Read:
     """What was found out about images, kept in the cache folder."""
-    from cir_jax.data import kept_looks, screening, unusable
+    from cir_jax.data import kept_looks, refusals, screening, unusable
 
     pictures(root / "images")
     (root / "images" / "d.png").write_bytes(b"<html>")
@@ -163,7 +163,7 @@ def looks(root: Path) -> Read:
             for depth in (unusable.LOOK, unusable.DECODE):
                 bad = screening.scan(paths, depth, root=str(root / "images"), threads=1)
                 assert all(isinstance(str(one), str) for one in bad.values())
-                screening.summary(bad)
+                refusals.summary(bad)
 
     read()
     return read

@@ -94,6 +94,11 @@ def _kind(path: Path) -> Iterator[Found]:
     delimiter = max("\t,;", key=header.count)  # spreadsheets of many countries write ;
     if delimiter in header:
         return _csv(path, codec, delimiter)
+    if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")):
+        raise UserError(
+            f"{path} is no table: its first line, {header[:40]!r}, is one column; separate several "
+            "by commas, semicolons or tabs, with their names in the first line"
+        )
     raise UserError(
         f"{path} is no JSON, JSON lines, CSV, parquet or tar file; it begins with {start[:40]!r}"
     )

@@ -89,7 +89,9 @@ def candidates(root: str | Path) -> tuple[list[str], dict[str, str]]:
         where = f"{file} image {number}"
         name = field(record, "file_name", where)
         if not isinstance(name, str) or not name:
-            raise UserError(f"{where}: 'file_name' is {name!r}, expected the name of a file")
+            raise UserError(
+                f"{where}: 'file_name' is {name!r}, expected the name of a file; fetch it again"
+            )
         paths.append((_number(record, "id", where), written.file(folder, name, where)))
     if not paths:
         raise UserError(f"{file} names no image; fetch it again")
@@ -162,7 +164,10 @@ def _query(record: Any, where: str, split: str) -> Query:
     target = _number(record, "target_img_id", where)
     truths = field(record, "gt_img_ids", where)
     if not isinstance(truths, list) or not all(type(n) is int for n in truths):
-        raise UserError(f"{where}: 'gt_img_ids' is {truths!r}, expected a list of image numbers")
+        raise UserError(
+            f"{where}: 'gt_img_ids' is {truths!r}, expected a list of image numbers; correct the "
+            "record"
+        )
     truths = tuple(map(str, truths))
     _once(truths, "answer", where)
     if target not in truths:
@@ -178,7 +183,10 @@ def _query(record: Any, where: str, split: str) -> Query:
     # Earlier files of the data set lack them, and their numbers stay comparable.
     aspects = record.get("semantic_aspects", [])
     if not isinstance(aspects, list) or not all(isinstance(a, str) and a for a in aspects):
-        raise UserError(f"{where}: 'semantic_aspects' is {aspects!r}, expected a list of words")
+        raise UserError(
+            f"{where}: 'semantic_aspects' is {aspects!r}, expected a list of words; correct the "
+            "record"
+        )
     return replace(one, target=target, truths=truths, aspects=tuple(dict.fromkeys(aspects)))
 
 
@@ -186,7 +194,9 @@ def _number(record: Any, key: str, where: str) -> str:
     """The number `record[key]` as text; image and query numbers are names everywhere else."""
     value = field(record, key, where)
     if type(value) is not int or value < 0:
-        raise UserError(f"{where}: {key!r} is {value!r}, expected a whole number")
+        raise UserError(
+            f"{where}: {key!r} is {value!r}, expected a whole number; correct the record"
+        )
     return str(value)
 
 

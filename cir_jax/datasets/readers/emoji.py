@@ -28,7 +28,7 @@ from filelock import FileLock
 from PIL import Image
 
 from cir_jax import files, progress
-from cir_jax.data import places
+from cir_jax.data import annotations, places
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
@@ -39,6 +39,7 @@ from cir_jax.datasets.readers import fashioniq
 from cir_jax.errors import UserError
 
 VERSION = 3  # of what is written; a folder of another version is written anew
+_OPTIONS = ("version", "size", "seed", "limit")
 _PER_REFERENCE = 2  # triplets a reference is in at most, like FashionIQ's 18,000 of 12,525
 
 
@@ -63,10 +64,10 @@ def prepare(root: str | Path = "", size: int = 64, seed: int = 0, limit: int = 0
 def _prepare(root: Path, size: int, seed: int, limit: int) -> Path:
     made = {"version": VERSION, "size": size, "seed": seed, "limit": limit}
     marker = root / "openmoji.json"
-    if marker.is_file() and json.loads(marker.read_text())["made"] == made:
-        return root
     if marker.is_file():
-        had = json.loads(marker.read_text())["made"]
+        had = _made(marker)
+        if had == made:
+            return root
         if had["version"] == VERSION:
             raise UserError(
                 f"{root} holds the OpenMoji set made with {_said(had)}, and {_said(made)} is "
@@ -87,6 +88,24 @@ def _prepare(root: Path, size: int, seed: int, limit: int) -> Path:
     return root
 
 
+def _made(marker: Path) -> dict[str, int]:
+    """What the set beside a marker was made with.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    made = annotations.read_json(marker, dict).get("made")
+    said = made if isinstance(made, dict) else {}
+    # Another version may say it in other words.
+    options = _OPTIONS if said.get("version") == VERSION else _OPTIONS[:1]
+    if any(type(said.get(key)) is not int for key in options):
+        raise UserError(
+            f"{marker} does not say what the OpenMoji set was made with; remove {marker.parent}, "
+            "and it is made anew"
+        )
+    return said
+
+
 def _said(made: dict[str, int]) -> str:
     return ", ".join(f"{key}={made[key]}" for key in ("size", "seed", "limit"))
 
@@ -94,7 +113,7 @@ def _said(made: dict[str, int]) -> str:
 def ready(root: str | Path) -> Path:
     """`root`, if it holds a set that `prepare` made with any options; else `prepare` makes one."""
     marker = Path(root) / "openmoji.json"
-    if root and marker.is_file() and json.loads(marker.read_text())["made"]["version"] == VERSION:
+    if root and marker.is_file() and _made(marker)["version"] == VERSION:
         return Path(root)
     made = prepare(root)
     places.include(made)  # of an empty `data.root` it is the cache

@@ -145,7 +145,9 @@ def split_names(root: str | Path, category: str, split: str) -> list[str]:
     names = read_json(file)
     for number, name in enumerate(names):
         if not isinstance(name, str) or not name:
-            raise UserError(f"{file} record {number} is {name!r}, expected the name of an image")
+            raise UserError(
+                f"{file} record {number} is {name!r}, expected the name of an image; correct it"
+            )
     return names
 
 
@@ -183,7 +185,10 @@ def gallery(
         triplets = read_category(root, category, split)
         names = list(dict.fromkeys(n for t in triplets for n in (t.reference, t.target) if n))
     if not names:
-        raise UserError(f"the gallery of {category!r}, split {split!r} in {root} is empty")
+        raise UserError(
+            f"the gallery of {category!r}, split {split!r} in {root} is empty; fetch its "
+            "annotations again, or leave the category out"
+        )
     paths = locate(root)
     where = str(split_file(root, category, split))
     return names, {n: _place(paths, n, category, root, where) for n in names}

@@ -4,6 +4,7 @@
     {root}/train.jsonl  {"reference": "a.jpg", "target": "b.jpg", "text": "in red"}
     {root}/val.jsonl    the same; the targets and references of val are its gallery, or
     {root}/gallery.txt  one image per line, if the gallery is larger
+    {root}/copies.txt   one image per line that shows the same as another one: nothing trains on it
     {root}/images/      files; a name is a path below it, with or without its suffix
 
 Fields: reference, target or targets (all images that answer the query, where that are several),
@@ -105,11 +106,7 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
     """
     known, listed = _known(root), Path(root) / "gallery.txt"
     if _lies_there(listed):
-        names = [
-            known.name(image_name({"image": line.strip()}, "image", where), where)
-            for number, line in text_files.lines(listed)
-            if line.strip() and (where := f"{listed}:{number}")
-        ]
+        names = _listed(known, listed)
     else:
         triplets = [t for one in read(root, split) for t in one.triplets]
         names = [n for t in triplets for n in (t.reference, t.target, *t.truths)]
@@ -120,19 +117,23 @@ def gallery(root: str | Path, split: str = "val") -> tuple[list[str], dict[str, 
 
 
 def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, ImageFile]:
-    """Name -> file of the images that gallery.txt and the files of `splits` but "train" name.
+    """Name -> file of the images that gallery.txt, copies.txt, and `splits` but "train" name.
 
-    Images without a file are left out; gallery.txt and the files of splits may be absent.
+    A copy may be that of an image of another side, and is of no use to its own. Images without a
+    file are left out; all of these files may be absent.
 
     Raises:
       UserError: a malformed line, or a name that fits two files.
     """
     known, listed = _known(root), Path(root) / "gallery.txt"
     names = gallery(root)[0] if _lies_there(listed) else []
+    if _lies_there(copies := Path(root) / "copies.txt"):
+        names += _listed(known, copies)
     for split in {*splits} - {"train"}:
-        if _lies_there(Path(root) / f"{split}.jsonl"):
-            triplets = [t for one in read(root, split) for t in one.triplets]
-            names += [n for t in triplets for n in (t.reference, t.target, *t.truths, *t.members)]
+        if _lies_there(file := Path(root) / f"{split}.jsonl"):
+            for where, record in read_lines(file):
+                t = renamed(triplet(record, where), known, where)
+                names += [t.reference, t.target, *t.truths, *t.members]
     return {n: known.files[n] for n in names if n in known.files}
 
 
@@ -170,6 +171,15 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     return found
 
 
+def _listed(known: NamedFiles, file: Path) -> list[str]:
+    """The images that a file names, one per line."""
+    return [
+        known.name(image_name({"image": line.strip()}, "image", where), where)
+        for number, line in text_files.lines(file)
+        if line.strip() and (where := f"{file}:{number}")
+    ]
+
+
 def _lies_there(file: Path) -> bool:
     """Whether there is such a file.
 
@@ -197,7 +207,10 @@ def triplet(record: dict[str, Any], where: str) -> Triplet:
                 f"{', '.join(FIELDS)}; put anything else under meta"
             )
     if ("text" in record) == ("texts" in record):
-        raise UserError(f"{where} needs either text or texts")
+        has = "has both; keep one of them" if "text" in record else "has neither; write one"
+        raise UserError(
+            f"{where} needs either text or texts, and {has}: text is one string, texts a list"
+        )
     target, truths = _targets(record, where)
     texts = not_empty(record["texts" if "texts" in record else "text"], where)
     return Triplet(

@@ -49,7 +49,9 @@ def read_task(root: str | Path, task: str) -> TripletSet:
         where = f"{file} record {number}"
         others = field(record, "gallery", where)
         if not isinstance(others, list) or not others:
-            raise UserError(f"{where}: 'gallery' is {others!r}, expected a list of images")
+            raise UserError(
+                f"{where}: 'gallery' is {others!r}, expected a list of images; correct the record"
+            )
         items = [field(record, "reference", where), field(record, "target", where), *others]
         named = [_item(root, task, there, item, where) for item in items]
         paths |= dict(named)
@@ -89,6 +91,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
     """
     found = Examination()
     paths: dict[str, ImageFile] = {}
+    parts: dict[str, Crop] = {}
     for task in find_tasks(categories):
         if not has_task(root, task):
             found.problems.append(f"no annotation file genecis/{task}.json in {root}; fetch it")
@@ -99,10 +102,11 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
         found.look_over(read.triplets, "val")
         found.count(f"{task} images and parts of images", len(items))
         paths |= {str(file_of(p)): file_of(p) for p in read.paths.values()}
+        parts |= {str(p): p for p in read.paths.values() if isinstance(p, Crop)}
     if not paths:
         raise UserError(f"no task of GeneCIS in {root}: {found.problems[0]}")
     found.count("image files", len(paths))
-    found.images = paths
+    found.images, found.parts = paths, parts
     return found
 
 
@@ -154,7 +158,9 @@ def _item(
     key = "image_id" if _kind(task) == "attribute" else "val_image_id"
     number = field(item, key, where)
     if type(number) is not int or number < 0:
-        raise UserError(f"{where}: {key!r} is {number!r}, expected a whole number")
+        raise UserError(
+            f"{where}: {key!r} is {number!r}, expected a whole number; correct the record"
+        )
     stem = str(number) if _kind(task) == "attribute" else f"{number:012d}"
     path = there.get(stem, str(Path(root) / _FOLDERS[_kind(task)][0] / f"{stem}.jpg"))
     if _kind(task) == "object":
@@ -162,7 +168,8 @@ def _item(
     box = field(item, "instance_bbox", where)
     if not _is_box(box):
         raise UserError(
-            f"{where}: 'instance_bbox' is {box!r}, expected [left, top, width, height] in pixels"
+            f"{where}: 'instance_bbox' is {box!r}, expected [left, top, width, height] in pixels; "
+            "correct the record"
         )
     return f"{number}:{','.join(f'{x:g}' for x in box)}", Crop(path, tuple(box), DILATION)
 

@@ -17,14 +17,22 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import files, progress
-from cir_jax.data import screening
+from cir_jax.data import refusals
 from cir_jax.data.pixels import AUTO, RELEASED, Loading
 from cir_jax.evals.benchmark import LEFT_OUT, Result
 from cir_jax.evals.example import Example
 from cir_jax.evals.reports import explanations
 from cir_jax.evals.reports.figures import Chart, Series
 from cir_jax.evals.reports.report import write_report
-from cir_jax.evals.reports.sections import Curves, Facts, Queries, Section, Table, Tiles
+from cir_jax.evals.reports.sections import (
+    Caution,
+    Curves,
+    Facts,
+    Queries,
+    Section,
+    Table,
+    Tiles,
+)  # fmt: skip
 from cir_jax.runtime import checkpoint
 from cir_jax.runtime import metrics as logged
 
@@ -49,13 +57,14 @@ def keep(workdir: str | Path, result: Result) -> None:
         _write(Path(workdir) / _EXAMPLES, _plain(result) | {"selection": result.selection})
 
 
-def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
+def write(workdir: str | Path, run: Mapping[str, Any], caution: str = "") -> dict[str, Any]:
     """Writes the report of a run as it stands, and returns the content of results.json.
 
     Args:
       workdir: folder of the run.
       run: what the trainer knows of it, as JSON: "stage", "model", "step", "finished", "seconds",
         "bank_seconds", "triplets", "dropped", "unusable", "best", "history", "config".
+      caution: what nobody who reads the report should miss; its first line.
     """
     folder = Path(workdir)
     best, lists = _best(folder / _EXAMPLES)
@@ -72,7 +81,10 @@ def write(workdir: str | Path, run: Mapping[str, Any]) -> dict[str, Any]:
         write_report(
             folder,
             f"{results['model']}, {results['stage']}",
-            run_sections(results, logged.read(folder / logged.FILE), *lists),
+            [
+                *([Caution(caution)] if caution else []),
+                *run_sections(results, logged.read(folder / logged.FILE), *lists),
+            ],
             subtitle=str(folder),
         )
     return results
@@ -139,7 +151,7 @@ def run_sections(
         training["triplets left out"] = results["dropped"]
     if results.get("unusable"):  # which the report of an earlier version did not hold
         training["images that cannot be used"] = results["unusable"]
-        training["their list"] = screening.LIST
+        training["their list"] = refusals.LIST
     if not results["finished"]:
         training["state"] = "stopped; the same command resumes it"
     return [

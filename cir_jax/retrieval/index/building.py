@@ -79,6 +79,9 @@ class Building:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._segment is not None:
             self._segment.close()
         if self._lines is not None:
@@ -96,6 +99,7 @@ class Building:
 
     def discard(self) -> None:
         """Drops what was begun."""
+        self._close()
         self.next_id, self._next_segment = self._base.next_id, self._base.next_segment
         self.finished, self.unreadable, self._names, self._contents = {}, {}, [], []
         self._columns = {name: array("q") for name in self._columns}

@@ -4,7 +4,7 @@
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,22 +12,23 @@ from pyarrow import parquet
 
 from cir_jax import files, progress
 from cir_jax.errors import UserError
+from cir_jax.retrieval import golden
 from cir_jax.retrieval.index import records
-
-if TYPE_CHECKING:
-    from cir_jax.retrieval.index.opened import Index
 
 ROWS, IMAGES = "rows.npy", "images.parquet"
 _TOGETHER = 4096  # images written at a time
 
 
-def save(index: "Index", path: str | os.PathLike[str]) -> Path:
+def save(index: Any, path: str | os.PathLike[str]) -> Path:
     """See `Index.save`."""
     folder = Path(path).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; give a new folder")
     state = index.state
-    single = [records.RECORD, records.UNREADABLE, records.QUERIES, state.catalogue, state.sample]
+    single = [
+        records.RECORD, records.UNREADABLE, records.QUERIES, state.catalogue, state.sample,
+        golden.beside(index.folder).name,
+    ]  # fmt: skip
     try:
         for name in filter(None, single):
             if (index.folder / name).is_file():
@@ -49,7 +50,7 @@ def save(index: "Index", path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def export(index: "Index", path: str | os.PathLike[str]) -> list[Path]:
+def export(index: Any, path: str | os.PathLike[str]) -> list[Path]:
     """See `Index.export`."""
     folder = Path(path).expanduser()
     images, width = index.catalogue, index.embedding

@@ -2,7 +2,8 @@
 """The next generation of an index: written beside the one in use, and named when it is whole."""
 
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,30 @@ def next_generation(
       UserError: the disk is full.
     """
     images = Catalogue(lines, fields)
-    query = record["model"]["query_side"]
-    writer = _writer(folder, record)
-    if not _differs(old, images, building) and query == old.state.query_side:
-        if writer is not None:  # which has filled a new store
+    with _writer(folder, record) as writer:
+        if not _differs(old, record, images, building):
+            if writer is not None:
+                writer.commit()  # of a store that was asked for anew, and is filled by now
+            building.discard()
+            return old.state
+        made, gone = _written(folder, record, old, images, building, writer)
+        records.write_generation(folder, made)
+        if writer is not None:
+            writer.remove(gone)
             writer.commit()
-        building.discard()
-        return old.state
+    building.discard()
+    return made
+
+
+def _written(
+    folder: Path,
+    record: dict[str, Any],
+    old: Old,
+    images: Catalogue,
+    building: Building,
+    writer: Any,
+) -> tuple[records.Generation, list[int]]:
+    """(a generation, whole on disk but for its record; ids that a store elsewhere is to lose)."""
     shape = record["dtype"], record["model"]["rows_per_image"], record["model"]["embedding"]
     entries = {**old.state.segments, **building.finished}
     images, entries, next_segment = _compacted(folder, images, entries, shape, building)
@@ -81,6 +99,7 @@ def next_generation(
     except OSError as error:
         raise files.full(folder / name, error) from None
     loss = _loss(folder, record["dtype"], old, images, building.sample, sampled)
+    gone = _fill(folder, writer, old.catalogue, images, entries, shape)
     made = replace(
         old.state,
         number=number,
@@ -93,15 +112,9 @@ def next_generation(
         fields=known_fields.types(images.fields),
         loss=loss,
         sample=sampled if loss else "",
-        query_side=query,
+        query_side=record["model"]["query_side"],
     )
-    gone = _fill(folder, writer, old.catalogue, images, entries, shape)
-    records.write_generation(folder, made)
-    if writer is not None:
-        writer.remove(gone)
-        writer.commit()
-    building.discard()
-    return made
+    return made, gone
 
 
 def clean(folder: Path, state: records.Generation, building: Building) -> None:
@@ -129,8 +142,11 @@ def _below(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def _differs(old: Old, images: Catalogue, building: Building) -> bool:
+def _differs(old: Old, record: dict[str, Any], images: Catalogue, building: Building) -> bool:
+    """Whether a reader of the generation in use would miss anything."""
     if building.finished or not old.state.number:
+        return True
+    if old.state.query_side != record["model"]["query_side"]:
         return True
     return not (
         images.lines.equals(old.catalogue.lines) and images.fields.equals(old.catalogue.fields)
@@ -182,14 +198,19 @@ def _loss(
     return loss
 
 
-def _writer(folder: Path, record: dict[str, Any]) -> Any:
+@contextmanager
+def _writer(folder: Path, record: dict[str, Any]) -> Iterator[Any]:
     """What writes the rows to a store elsewhere; None where they are ranked as they lie."""
     name, _, place = record["store"].partition(":")
     if name == EMBEDDED:
-        return None
-    model = record["model"]
-    module = stores.load(name)
-    return module.writer(folder, place, model["rows_per_image"], model["embedding"])
+        yield None
+        return
+    shape = record["model"]["rows_per_image"], record["model"]["embedding"]
+    writer = stores.load(name).writer(folder, place, *shape)
+    try:
+        yield writer
+    finally:
+        writer.close()
 
 
 def _fill(

@@ -3,7 +3,6 @@
 
 import os
 import tempfile
-import weakref
 from typing import Any
 
 from cir_jax.retrieval.index import update
@@ -19,9 +18,7 @@ def index(
 ) -> Index:
     """See `Model.index`."""
     temporary = None if out is not None else tempfile.TemporaryDirectory(prefix="cir_jax-")
-    folder = os.path.expanduser(out) if out is not None else temporary.name  # type: ignore[union-attr]
+    folder = temporary.name if temporary is not None else os.path.expanduser(str(out))
     update.update(folder, Options(place=place, **options), model=model)
-    found = Index(folder, lambda record: model, model=model, check=False)
-    if temporary is not None:
-        weakref.finalize(found, temporary.cleanup)
-    return found
+    # Removed with the last of the generations that were opened.
+    return Index(folder, model=model, check=False, keep=temporary)

@@ -13,7 +13,15 @@ import pyarrow as pa
 from cir_jax.data import places
 from cir_jax.errors import UserError
 from cir_jax.retrieval import store as stores
-from cir_jax.retrieval.index import copying, questions, reading, records, segments, update
+from cir_jax.retrieval.index import (
+    copying,
+    questions,
+    reading,
+    records,
+    segments,
+    update,
+    vectors,
+)
 from cir_jax.retrieval.index.options import Options
 from cir_jax.retrieval.index.segments import Segment
 from cir_jax.retrieval.pictures import Picture
@@ -37,6 +45,7 @@ class Index:
       model: instead: the model, which must be that of the index.
       check: compare all rows with their checksums, 0.1 s per GB that is in memory already.
       share: the index that this is a newer generation of: what it has checked is not checked again.
+      keep: what must live as long as the index, such as a temporary folder.
 
     Attributes:
       folder: of the index.
@@ -59,10 +68,11 @@ class Index:
         model: Any = None,
         check: bool = True,
         share: "Index | None" = None,
+        keep: Any = None,
     ):
         self.folder = Path(folder)
         self._load = load
-        self._given = model
+        self._given, self._keep = model, keep
         self.record = records.read(folder)
         if model is not None:
             reading.check_model(self.folder, self.record, model.identity())
@@ -156,7 +166,8 @@ class Index:
         """The model, loaded from where its weights were.
 
         Raises:
-          UserError: they are not there any more, or are another model now.
+          UserError: they are not there any more, are another model now, or give other vectors here
+            than when the rows were made.
         """
         if self._given is not None:
             return self._given
@@ -164,6 +175,7 @@ class Index:
             raise UserError(f"the index in {self.folder} was opened without a model; give it one")
         found = self._load(self.record)
         reading.check_model(self.folder, self.record, found.identity())
+        vectors.check(self.folder, found)
         return found
 
     @cached_property
@@ -265,7 +277,7 @@ class Index:
         """
         if records.current(self.folder) == self.generation:
             return None
-        found = Index(self.folder, self._load, model=self._given, share=self)
+        found = Index(self.folder, self._load, model=self._given, share=self, keep=self._keep)
         if "model" in self.__dict__ and found.record["model"] == self.record["model"]:
             found.__dict__["model"] = self.model
         return found

@@ -48,7 +48,8 @@ def search(
 
 def check(index: Searched, question: Question) -> None:
     """Raises what `answer` would of this question alone, but for what is wrong with its pixels."""
-    checking.checked(index, question, index.model.retriever(few=True))
+    one = checking.checked(index, question)
+    checking.check_model(one, index.model.retriever(few=True))
 
 
 def answer(index: Searched, questions: Sequence[Question]) -> list[Answer]:
@@ -66,9 +67,8 @@ def answer(index: Searched, questions: Sequence[Question]) -> list[Answer]:
     """
     if not questions:
         return []
+    asked, retriever = _checked(index, questions)
     started = time.perf_counter()
-    retriever = index.model.retriever(few=True)
-    asked = _checked(index, questions, retriever)
     parts = encoding.parts(asked, retriever, index.store)
     folds = retriever.functions.target_shape[0] == 1
     terms = [encoding.terms(p, one, folds) for p, one in zip(parts, asked, strict=True)]
@@ -104,8 +104,7 @@ def ranks(index: Searched, question: Question, ids: Sequence[int]) -> list[int |
     `min_score` of the question count for nothing.
     """
     alone = replace(question, fold=False, offset=0, k=1, min_score=None)
-    retriever = index.model.retriever(few=True)
-    [one] = _checked(index, [alone], retriever)
+    [one], retriever = _checked(index, [alone])
     [part] = encoding.parts([one], retriever, index.store)
     terms = encoding.terms(part, one, retriever.functions.target_shape[0] == 1)
     reach = min(REACH, len(index.store))
@@ -139,16 +138,25 @@ def _question(images: tuple[Picture | int, ...], text: str, options: Mapping[str
     return replace(question, weights=replace(question.weights, **weights))
 
 
-def _checked(index: Searched, questions: Sequence[Question], retriever: Retriever) -> list[Asked]:
-    """Each question checked; of several the error names the one."""
+def _checked(index: Searched, questions: Sequence[Question]) -> tuple[list[Asked], Retriever]:
+    """Each question checked, and what encodes them; of several the error names the one."""
+
+    def where(number: int, error: UserError) -> UserError:
+        return UserError(f"question {number}: {error}") if len(questions) > 1 else error
+
     asked = []
     for number, question in enumerate(questions):
         try:
-            asked.append(checking.checked(index, question, retriever))
+            asked.append(checking.checked(index, question))
         except UserError as error:
-            where = f"question {number}: " if len(questions) > 1 else ""
-            raise UserError(f"{where}{error}") from None
-    return asked
+            raise where(number, error) from None
+    retriever = index.model.retriever(few=True)  # loads the model, if that was not done
+    for number, one in enumerate(asked):
+        try:
+            checking.check_model(one, retriever)
+        except UserError as error:
+            raise where(number, error) from None
+    return asked, retriever
 
 
 def _hits(index: Searched, one: Asked, shown: Sequence[Shown]) -> list[Hit]:

@@ -4,9 +4,9 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xxhash
@@ -24,23 +24,38 @@ from cir_jax.retrieval.search.asking import (
     TEXT_MOST,
     WEIGHT_MOST,
     Question,
+    Weights,
 )
 from cir_jax.retrieval.search.conditions import Kind
 from cir_jax.retrieval.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class Catalogue(Protocol):
     """What an index knows about its images, in the order of their ids."""
 
-    ids: NDArray[np.int64]  # ascending
-    kinds: Mapping[str, Kind]  # what a `where` may ask for
-    table: Any  # pyarrow.Table: "name", then the fields
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """[N], ascending."""
+        ...
 
-    def contents(self, ids: Sequence[int]) -> Sequence[bytes]:
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        """What a `where` may ask for: the columns of `table`."""
+        ...
+
+    @property
+    def table(self) -> "pyarrow.Table":
+        """Column "name", then the fields."""
+        ...
+
+    def contents(self, ids: Sequence[int], /) -> Sequence[bytes]:
         """Hashes of the files of images."""
         ...
 
-    def with_content(self, content: bytes) -> Sequence[int]:
+    def with_content(self, content: bytes, /) -> Sequence[int]:
         """Ids of the images whose files have this hash."""
         ...
 
@@ -54,7 +69,7 @@ class Searched(Protocol):
     def catalogue(self) -> Catalogue: ...
     @property
     def store(self) -> Store: ...
-    def path_of(self, id: int) -> str: ...
+    def path_of(self, id: int, /) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,16 +97,14 @@ class Asked:
     left_out: frozenset[int]
 
 
-def checked(index: Searched, question: Question, retriever: Retriever) -> Asked:
-    """The question, if it can be answered.
+def checked(index: Searched, question: Question) -> Asked:
+    """The question, if it can be answered, as far as that can be told without the model.
 
     Raises:
       UserError: see `cir_jax.retrieval.search.answering.answer`.
     """
     _numbers(question)
     text, avoid = _text(question.text, "text"), _text(question.avoid, "avoid")
-    for what, words in (("text", text), ("avoid", avoid)):
-        _length(words, what, retriever)
     if isinstance(question.images, str | os.PathLike) or not isinstance(question.images, Sequence):
         raise UserError(f"images is {question.images!r}; give a tuple of images: (image,)")
     if len(question.images) > IMAGES_MOST:
@@ -101,19 +114,26 @@ def checked(index: Searched, question: Question, retriever: Retriever) -> Asked:
     if not question.images and not text:
         more = "; words to avoid only take away" if avoid else ""
         raise UserError(f"a question needs an image, a text or both{more}")
-    if (avoid or not question.images) and not retriever.functions.text_alone:
-        raise UserError(
-            f"{retriever.functions.config.name} composes a text with what it sees in the reference "
-            f"image, so {'words to avoid have' if question.images else 'a text alone has'} no "
-            "meaning for it; give a reference image and a text, or use a model on CLIP"
-        )
     weights = _weights(question, bool(text), bool(avoid))
+    clause = wheres.parse(question.where, index.catalogue.kinds) if question.where else None
     ids = tuple(_id(image, index.catalogue) for image in question.images)
     both = zip(question.images, ids, strict=True)
     keys = tuple(_key(index, image, id, text) for image, id in both)
-    clause = wheres.parse(question.where, index.catalogue.kinds) if question.where else None
     left_out = frozenset() if question.keep_reference else _same_files(index.catalogue, ids, keys)
     return Asked(question, text, avoid, weights, keys, ids, clause, left_out)
+
+
+def check_model(one: Asked, retriever: Retriever) -> None:
+    """Raises UserError if the model has no meaning for the question, or its texts are too long."""
+    if (one.avoid or not one.question.images) and not retriever.functions.text_alone:
+        what = "words to avoid have" if one.question.images else "a text alone has"
+        raise UserError(
+            f"{retriever.functions.config.name} composes a text with what it sees in the reference "
+            f"image, so {what} no meaning for it; give a reference image and a text, or use a "
+            "model on CLIP"
+        )
+    _check_length(one.text, "text", retriever)
+    _check_length(one.avoid, "avoid", retriever)
 
 
 def _numbers(question: Question) -> None:
@@ -136,7 +156,11 @@ def _numbers(question: Question) -> None:
 
 def _weights(question: Question, text: bool, avoid: bool) -> dict[str, float]:
     """The weight of each part that counts; what a question has one of, image or text, weighs 1."""
-    given = {name: getattr(question.weights, name) for name in ("query", "image", "avoid")}
+    if not isinstance(question.weights, Weights):
+        raise UserError(
+            f"weights is {question.weights!r}; give Weights(query=1, image=0, avoid=0.5)"
+        )
+    given = asdict(question.weights)
     for name, value in given.items():
         if not _is_finite(value) or abs(value) > WEIGHT_MOST:
             limit = f"{WEIGHT_MOST:g}"
@@ -176,7 +200,7 @@ def _text(text: Any, name: str) -> str:
     return text.strip()
 
 
-def _length(text: str, name: str, retriever: Retriever) -> None:
+def _check_length(text: str, name: str, retriever: Retriever) -> None:
     tokenizer = retriever.tokenizer
     if retriever.on_long == "truncate" or tokenizer.cuts:
         return

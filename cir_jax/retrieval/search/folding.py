@@ -3,11 +3,11 @@
 
 Two images are nearly the same if their files hold the same bytes, or if
 
-    1 - likeness <= min(0.01, (1 - usual likeness) / 50),
+    1 - likeness <= min(0.01, far / 50),
 
 where the likeness is the mean over K of the products of their rows (the cosine where K is 1), and
-the usual one the median over pairs of a sample of the index. The second bound is there because
-models differ: in a small or a young one any two images may be as near as 0.99.
+nine of ten pairs of a sample of the index are within 1 - likeness = far. The second bound is there
+because models differ: in a small or a young one any two images may be as near as 0.99.
 
 A ranking is read from its best image on. An image that is nearly the same as one that is shown is
 folded under it, the best one if there are several; any other is shown. So the first n results are
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 NEAREST = 0.01  # 1 - likeness of two images that are nearly the same, at most
-USUAL = 50  # and so many times nearer than two images usually are
-SAMPLE = 64  # images of which the usual likeness is taken
+FARTHER = 50  # and so many times nearer than pairs of images that are far
+FAR = 90  # per cent of the pairs that are nearer than these
+SAMPLE = 64  # images of whose pairs that is taken
 _BLOCK = 256  # images compared with those that are shown at a time
 
 
@@ -31,7 +32,7 @@ def radius(rows: NDArray[np.float32]) -> float:
         return NEAREST
     flat = _flat(rows)
     apart = 1 - (flat @ flat.T)[np.triu_indices(len(flat), 1)]
-    return min(NEAREST, max(0.0, float(np.median(apart))) / USUAL)
+    return min(NEAREST, max(0.0, float(np.percentile(apart, FAR))) / FARTHER)
 
 
 def fold(rows: NDArray[np.float32], contents: Sequence[bytes], within: float) -> list[list[int]]:

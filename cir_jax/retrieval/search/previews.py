@@ -9,8 +9,9 @@ blocks   the upper half block, whose two colours are two pixels; 24-bit colours,
 import base64
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 from PIL import Image
 
 from cir_jax.data import small_pictures
@@ -141,14 +142,14 @@ def _blocks(image: Image.Image, true_colour: bool) -> list[str]:
     """Lines of `COLUMNS` cells: the colour of a letter is a pixel, its background the one below."""
     columns, lines = _cells(image)
     small = image.convert("RGB").resize((columns, 2 * lines), Image.Resampling.BICUBIC)
-    colour: Callable[[tuple[int, int, int]], str] = _true if true_colour else _indexed
+    pixels = np.asarray(small).reshape(lines, 2, columns, 3).tolist()
+    colour = _true if true_colour else _indexed
     found = []
-    for line in range(lines):
-        cells = []
-        for column in range(columns):
-            upper = small.getpixel((column, 2 * line))
-            lower = small.getpixel((column, 2 * line + 1))
-            cells.append(f"{_ESC}[38;{colour(upper)};48;{colour(lower)}m\u2580")
+    for upper, lower in pixels:
+        cells = [
+            f"{_ESC}[38;{colour(above)};48;{colour(below)}m\u2580"
+            for above, below in zip(upper, lower, strict=True)
+        ]
         found.append("".join(cells) + _RESET + " " * (COLUMNS - columns))
     return found
 
@@ -157,11 +158,11 @@ def _true_colour(environment: Mapping[str, str]) -> bool:
     return environment.get("COLORTERM", "") in ("truecolor", "24bit")
 
 
-def _true(pixel: tuple[int, int, int]) -> str:
+def _true(pixel: Sequence[int]) -> str:
     return "2;{};{};{}".format(*pixel)
 
 
-def _indexed(pixel: tuple[int, int, int]) -> str:
+def _indexed(pixel: Sequence[int]) -> str:
     """The nearest of the 216 colours that a terminal of 256 has from number 16 on."""
     red, green, blue = (
         min(range(6), key=lambda step: abs(_STEPS[step] - value)) for value in pixel

@@ -9,7 +9,7 @@ from cir_jax.progress import shown
 from cir_jax.retrieval.search.results import Answer, Hit
 
 _GAP = "  "
-_LEAST = 6  # columns of the terminal that a name or a field keeps
+_NAME, _FIELD = 20, 6  # columns of the terminal that a name or a field keeps at least
 _CUT = "…"
 
 
@@ -17,7 +17,7 @@ class _Column(NamedTuple):
     title: str
     cells: list[str]
     right: bool = False  # figures
-    cut: bool = False  # what is too long for the terminal is cut
+    least: int = 0  # columns to which it may be cut; 0 is never
 
     @property
     def width(self) -> int:
@@ -25,7 +25,7 @@ class _Column(NamedTuple):
 
 
 def table(hits: Sequence[Hit], width: int = 0) -> str:
-    """A line for each image: rank, score, name, how many images are under it, and its fields.
+    """A line for each image: rank, score and its parts, name, how many are under it, fields.
 
     Args:
       hits: see `Answer`.
@@ -58,8 +58,7 @@ def details(hit: Hit, width: int, lines: int) -> list[str]:
     if hit.same:
         found.insert(1, f"and {len(hit.same)} nearly the same")
     if hit.why is not None:
-        parts = " ".join(f"{name} {value:+.4f}" for name, value in hit.why.items())
-        found.insert(1, f"why: {parts}")
+        found.insert(1, " ".join(f"{name} {value:+.4f}" for name, value in hit.why.items()))
     return [fitting(line, width) if width else line for line in found[:lines]]
 
 
@@ -130,8 +129,11 @@ def _columns_of(hits: Sequence[Hit]) -> list[_Column]:
     found = [
         _Column("rank", [str(hit.rank) for hit in hits], right=True),
         _Column("score", [f"{hit.score:.4f}" for hit in hits], right=True),
-        _Column("name", [shown(hit.name, one_line=True) for hit in hits], cut=True),
+        _Column("name", [shown(hit.name, one_line=True) for hit in hits], least=_NAME),
     ]
+    for name in dict.fromkeys(name for hit in hits for name in hit.why or ()):
+        parts = [f"{(hit.why or {}).get(name, 0.0):+.4f}" for hit in hits]
+        found.insert(len(found) - 1, _Column(name, parts, right=True))
     if any(hit.same for hit in hits):
         under = [f"+{len(hit.same)}" if hit.same else "" for hit in hits]
         found.append(_Column("same", under, right=True))
@@ -140,23 +142,26 @@ def _columns_of(hits: Sequence[Hit]) -> list[_Column]:
         if any(value is not None for value in values):
             figures = all(value is None or isinstance(value, int | float) for value in values)
             cells = [text(value) for value in values]
-            found.append(_Column(shown(name, one_line=True), cells, right=figures, cut=True))
+            title, least = shown(name, one_line=True), 0 if figures else _FIELD
+            found.append(_Column(title, cells, right=figures, least=least))
     return found
 
 
 def _fitted(columns: Sequence[_Column], widths: Sequence[int], width: int) -> list[int]:
     """Widths of as many columns as a line has room for: the widest that may be cut is cut first."""
     found = list(widths)
+    named = 1 + next(i for i, column in enumerate(columns) if column.least == _NAME)
     while found:
         excess = sum(found) + len(_GAP) * (len(found) - 1) - width
-        wide = [i for i, size in enumerate(found) if columns[i].cut and size > _LEAST]
+        wide = [i for i, size in enumerate(found) if 0 < columns[i].least < size]
         if excess <= 0:
             return found
         if wide:
             widest = max(wide, key=lambda i: found[i])
             found[widest] -= 1
-        elif len(found) > 3:
+        elif len(found) > named:
             found = list(widths[: len(found) - 1])
-        else:
-            return found  # narrower than any name
+        else:  # the name takes what there is
+            found[-1] = max(1, found[-1] - excess)
+            return found
     return found

@@ -78,7 +78,7 @@ async function refusal(response) {
 /** Asks for a token once, however many requests were refused. False: there is none. */
 async function renewToken(used, message) {
   if (used !== token) return true; // another request has asked in the meantime
-  asking ??= wantToken(used ? message : "").finally(() => (asking = null));
+  asking ??= wantToken(used ? `This token was not taken: ${message}` : "").finally(() => (asking = null));
   const given = await asking;
   if (!given) return false;
   token = given;

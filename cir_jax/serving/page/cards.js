@@ -41,7 +41,7 @@ function spoken(item, name, right) {
 function line(item, right) {
   return h("p", { class: "line" },
     h("span", { class: "rank", title: "Rank" }, count(item.rank)),
-    right && h("span", { class: "badge" }, "right answer"),
+    right && h("span", { class: "badge" }, "right"),
     h("span", { class: "muted other" }),
     h("span", { class: "score", title: "Score" }, score(item.score)));
 }
@@ -82,7 +82,7 @@ function buttons(item, name, pane) {
   }
   const small = (icon, label, act, extra) =>
     iconButton(icon, label, () => act(item), { tabindex: -1, ...extra });
-  if (item.rank !== undefined) {
+  if (item.rank !== undefined && pane.app.info.clicks) {
     acts.append(
       small("good", `Save as the right answer: ${name}`, pane.acts.good, { class: "quiet good" }),
       small("bad", `Save as a wrong answer: ${name}`, pane.acts.bad, { class: "quiet bad" }));

@@ -81,7 +81,7 @@ async function take(app, files, adds) {
       return;
     }
     if (file.size > limit) {
-      wrong(`${file.name} has ${megabytes(file.size)}, and this server takes ${megabytes(limit)}.`);
+      wrong(`${file.name} has ${size(file.size)}, and this server takes ${size(limit)}.`);
       return;
     }
   }
@@ -105,7 +105,8 @@ async function take(app, files, adds) {
   }
 }
 
-const megabytes = (bytes) => `${count(Math.round(bytes / 1e5) / 10)} MB`;
+const size = (bytes) =>
+  bytes < 1e6 ? `${count(Math.ceil(bytes / 1e3))} kB` : `${count(Math.round(bytes / 1e5) / 10)} MB`;
 
 /** More reference pictures, each once. */
 export function add(app, images) {

@@ -7,11 +7,11 @@ import { $, counted, h, title } from "./dom.js";
 const KINDS = {
   target: {
     ask: "Save this triplet for training?", ok: "Save the triplet", done: "Saved as the right answer.",
-    caption: "is the right answer",
+    caption: "right answer", again: "This is saved as the right answer",
   },
   excluded: {
     ask: "Save this as a wrong answer?", ok: "Save as wrong", done: "Saved as a wrong answer.",
-    caption: "is a wrong answer",
+    caption: "wrong answer", again: "This is saved as a wrong answer",
   },
 };
 
@@ -25,10 +25,14 @@ export class Saving {
 
   /** As what an image was saved with the question that a pane shows, or undefined. */
   kind(pane, id) {
+    return this.#find(pane, id)?.kind;
+  }
+
+  #find(pane, id) {
     const { reference } = this.#reference(pane);
     const text = pane.state.text.trim();
     return this.done.findLast((saved) => saved.id === id && saved.index === pane.index &&
-      saved.reference === reference && saved.text === text)?.kind;
+      saved.reference === reference && saved.text === text);
   }
 
   /** The reference of a triplet of what a pane shows, or why there is none. */
@@ -51,24 +55,33 @@ export class Saving {
     const words = KINDS[kind];
     const { reference, why } = this.#reference(pane);
     const text = pane.state.text.trim();
-    this.wanted = { item, pane, kind, reference, text };
-    $("save-title").textContent = why ? "This cannot be saved" : words.ask;
+    const before = this.#find(pane, item.id);
+    const saved = before?.kind === kind ? before : null;
+    this.wanted = { item, pane, kind, reference, text, before, saved };
+    $("save-title").textContent = why ? "This cannot be saved" : saved ? words.again : words.ask;
     $("save-wrong").textContent = why ?? "";
-    $("save-ok").textContent = words.ok;
+    $("save-ok").textContent = saved ? "Take it back" : words.ok;
     $("save-ok").hidden = Boolean(why);
-    const picture = (image, caption) => h("figure", {},
-      showPicture(h("img", { alt: caption }), address(image, pane.index)), h("figcaption", {}, caption));
+    const picture = (image, caption, name) => h("figure", {},
+      showPicture(h("img", { alt: caption }), address(image, pane.index)),
+      h("figcaption", {}, caption, name && h("span", { dir: "auto" }, name)));
     $("save-body").replaceChildren(...(why ? [] : [h("div", { class: "triplet" },
       picture({ id: reference }, "reference"),
       h("blockquote", { dir: "auto" }, text),
-      picture(item, words.caption)), h("p", { class: "muted", dir: "auto" }, title(item))]));
+      picture(item, words.caption, title(item)))]));
     $("save-dialog").showModal();
   }
 
   async #save() {
-    const { item, pane, kind, reference, text } = this.wanted;
+    const { item, pane, kind, reference, text, before, saved: taken } = this.wanted;
     $("save-ok").disabled = true;
     try {
+      if (before) await this.#takeBack(before); // right and wrong at once is neither
+      if (taken) {
+        $("save-dialog").close();
+        this.app.toast(`Taken back. ${this.count(this.app.info.clicks)}`);
+        return;
+      }
       const body = { index: pane.index, reference, text, [kind]: item.id };
       const { triplet, clicks } = await ask("triplets", { method: "POST", body });
       const saved = { index: pane.index, reference, text, id: item.id, kind, key: triplet };
@@ -90,13 +103,17 @@ export class Saving {
       return;
     }
     try {
-      const { clicks } = await ask(`triplets/${encodeURIComponent(saved.key)}`, { method: "DELETE" });
-      this.done = this.done.filter((other) => other !== saved);
-      this.#changed(clicks);
-      this.app.toast(`Undone. ${this.count(clicks)}`);
+      await this.#takeBack(saved);
+      this.app.toast(`Undone. ${this.count(this.app.info.clicks)}`);
     } catch (error) {
       this.app.toast(error.message);
     }
+  }
+
+  async #takeBack(saved) {
+    const { clicks } = await ask(`triplets/${encodeURIComponent(saved.key)}`, { method: "DELETE" });
+    this.done = this.done.filter((other) => other !== saved);
+    this.#changed(clicks);
   }
 
   #changed(clicks) {

@@ -33,7 +33,7 @@ class Summed(Products):
         return sum(self.halves(params, reference, text))
 
     def halves(self, params, reference, text):
-        image, words = reference.reshape(-1, 10) @ params["mix"], _words(params, text)
+        image, words = reference.reshape(-1, 10) @ params["mix"], 5 * _words(params, text)
         norm = jnp.linalg.norm(image + words, axis=-1, keepdims=True)
         return image / norm, words / norm
 

@@ -6,15 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 
+from cir_jax.retrieval import scoring
 from cir_jax.retrieval.search import where
 from cir_jax.retrieval.search.asking import Terms
 
 # What somebody may call a category, to see whether a store takes it for anything but a text.
 HOSTILE = (
     "shoes", "", "'", '"', "\\", "\\'", '\\"', "a' or 1 == 1 or '", '" or 1 == 1 or "',
-    '"] or h_6e == true or f_6e in ["', "%", "_", "50% off", "a_b", "new\nline", "\r\n", "tab\there",
+    '"] or h_6e == true or f_6e in ["',
+    "%", "_", "50% off", "a_b", "new\nline", "\r\n", "tab\there",
     "\x00nul", "\x7f", "\u2028", "\u202eRTL", "ünï🙂", "日本語", "$meta", "true", "null", "1",
-    "{x}", "--", "/* */", "a" * 3000,
+    "{x}", "--", "/* */", "a" * 900,
 )  # fmt: skip
 
 
@@ -89,6 +91,14 @@ class Index:
             self.clause(where) if where else None,
             frozenset(leave_out),
         )
+
+    def best(self, terms, k):
+        """(ids, scores) of a question, by the definition."""
+        ids, table = self.catalogue.ids, self.catalogue.table
+        keep = ~np.isin(ids, list(terms.leave_out))
+        if terms.where is not None:
+            keep &= terms.where.mask(table)
+        return scoring.best(ids[keep], scoring.scores(terms, self.segments[0].rows[keep]), k)
 
     def like(self, id):
         """A question that a row of an image answers best."""

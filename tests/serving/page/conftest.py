@@ -17,30 +17,39 @@ from cir_jax.serving import app, running
 from cir_jax.serving.settings import Settings
 from tests.serving.page import shapes
 
+# Whether all pictures in view are there, or known to be broken.
+_PICTURES = """() => [...document.images].every((i) => !i.checkVisibility() || i.complete
+    || i.getBoundingClientRect().top > innerHeight)"""
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser():
     """Chromium, without a window."""
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         reason = "there is no Chromium: install one, or name it in the variable CHROMIUM"
         (pytest.fail if os.environ.get("CIR_JAX_NEEDS_CHROMIUM") else pytest.skip)(reason)
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
         launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield launched
         launched.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def indexes(tmp_path_factory):
     """Two indexes of the same pictures; the model of the second knows no colours."""
     root = tmp_path_factory.mktemp("indexes")
     blind = [*shapes.SHAPES, *shapes.SIZES]
+    queries = [
+        {"reference": 4, "text": "blue", "targets": [10]},
+        {"reference": 10, "text": "green square", "targets": [17, 16]},
+        {"reference": 5, "text": shapes.ARABIC, "targets": [40]},
+    ]
     return {
-        "shapes": shapes.Index(root / "shapes"),
+        "shapes": shapes.Index(root / "shapes", queries=queries),
         "colour blind": shapes.Index(root / "blind", words=blind),
     }
 
@@ -62,7 +71,7 @@ def serve(indexes, **settings):
     return running.address(port, made), end
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def server(indexes):
     address, end = serve(indexes)
     yield address
@@ -85,7 +94,7 @@ def visit(browser, server, tmp_path, request):
             contexts.append(context)
         page = context.new_page()
         pages.append(page)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.errors, page.hosts, page.expected, page.at = [], set(), (), at
         page.on("console", lambda m: m.type in ("error", "warning") and page.errors.append(m.text))
         page.on("pageerror", lambda error: page.errors.append(str(error)))
@@ -111,6 +120,7 @@ def shoot(tmp_path, request):
     folder.mkdir(parents=True, exist_ok=True)
 
     def take(page, name, **options):
+        page.wait_for_function(_PICTURES)
         page.screenshot(path=folder / f"{name}.png", **options)
         assert (folder / f"{name}.png").stat().st_size > 5_000  # a blank page is smaller
 

@@ -72,5 +72,5 @@ def transfer(page, files=(), **texts):
 def picture(colour="red"):
     """A file that a person has: a large star."""
     out = io.BytesIO()
-    shapes.draw("star", colour, "large").save(out, "PNG")
+    shapes.draw("star", colour, "large", shift=9).save(out, "PNG")
     return {"name": "mine.png", "type": "image/png", "content": out.getvalue()}

@@ -3,18 +3,17 @@
 
 import math
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw
 
-from cir_jax.retrieval.search import where as wheres
-from cir_jax.retrieval.search.results import Answer, Hit
+from tests.retrieval.search.conftest import Store
 from tests.serving import made
 
 COLOURS = {
-    "red": "#d64541", "orange": "#f2994a", "green": "#3a9d5d", "blue": "#3b6fd4", "violet": "#8e5bc9",
+    "red": "#d64541", "orange": "#f2994a", "green": "#3a9d5d", "blue": "#3b6fd4",
+    "violet": "#8e5bc9",
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "star", "ring")
 SIZES = ("small", "large")
@@ -50,103 +49,87 @@ def draw(shape, colour, size, shift=0):
 
 
 def _row(words):
+    """[D] of length 1: the words that say what a picture shows."""
     return np.array([word in words for word in WORDS], np.float32) / math.sqrt(len(GROUPS))
 
 
 class Model(made.Model):
-    """Rows are the words that describe a shape; an upload is seen as a large red star."""
+    """Knows a picture by the name of its file; any other is a large red star.
+
+    A query is the sum of what the picture is and of what the text says, if it knows the words.
+    """
 
     explains, embedding_dim, rows_per_image = True, len(WORDS), 1
 
-    def encode_images(self, images, **_):
-        return np.stack([_row(("star", "red", "large"))] * len(images))[:, None]
+    def __init__(self, words):
+        self.words = set(words)
 
-    def words(self, text):
-        """What a text asks for: each word weighs more than what the picture is."""
-        return 1.6 * sum((_row((w,)) for w in text.lower().split()), _row(()))
+    def encode_images(self, images, **_):
+        return np.stack([self._row(image) for image in images])[:, None]
+
+    def encode_halves(self, images, texts, **_):
+        """[Q, 2, D]."""
+        own = self.encode_images(images)[:, 0] if images else np.zeros((len(texts), len(WORDS)))
+        heard = np.stack([self._words(text) for text in texts])
+        length = np.linalg.norm(own + heard, axis=1, keepdims=True)
+        both = np.stack([own, heard], axis=1) / np.maximum(length, 1e-6)[:, None]
+        return both.astype(np.float32)
+
+    def encode_queries(self, images=None, texts=None, **_):
+        return self.encode_halves(images, texts).sum(axis=1)
+
+    def retriever(self, *, few=False):
+        found = super().retriever(few=few)
+        found.functions.sums, found.encode_halves = True, self.encode_halves
+        found.tokenizer.context = 2_000
+        return found
+
+    def _row(self, image):
+        place = str(image) if not hasattr(image, "image") else "star-red-large"
+        return _row(place.rpartition("/")[2].removesuffix(".png").split("-"))
+
+    def _words(self, text):
+        heard = [word for word in text.lower().split() if word in self.words]
+        return 1.6 * sum((_row((word,)) for word in heard), _row(()))
+
+
+class Catalogue(made.Catalogue):
+    """Names as of a folder with folders in it."""
+
+    def __init__(self, places, names, fields):
+        super().__init__(places, fields)
+        self.names = names
+        self.table = fields.add_column(0, "name", pa.array(names))
 
 
 class Index(made.Index):
-    """See the contract of an index; `fold` and `why` are those of the search."""
+    """Each shape in each colour and size, and three of them once more; their ids start at 3.
 
-    def __init__(self, root, words=WORDS):
-        root.mkdir(exist_ok=True)
-        self.known = set(words)  # of the texts; a model that knows fewer finds other images
+    Args:
+      root: folder for the pictures.
+      words: the words that its model knows in a text.
+      queries: of a benchmark.
+    """
+
+    def __init__(self, root, words=WORDS, queries=()):
         things = list(product(SHAPES, COLOURS, SIZES))
         things += things[:COPIES]
-        names = [f"{shape}s/{colour}-{size}.png" for shape, colour, size in things]
-        names[-COPIES:] = [name.replace(".", "-copy.") for name in names[:COPIES]]
-        names[7] = f"circles/{LONG}.png"
-        titles = [f"{size} {colour} {shape}" for shape, colour, size in things]
-        titles[0], titles[7], titles[9] = ARABIC, None, EVIL
-        self.path, self.places = Path(root), [root / f"{n}.png" for n in range(len(things))]
+        self.folder = root
+        self.places = [root / f"{n}-{'-'.join(thing)}.png" for n, thing in enumerate(things)]
+        root.mkdir(exist_ok=True)
         for n, (thing, place) in enumerate(zip(things, self.places, strict=True)):
             draw(*thing, shift=4 * (n >= len(things) - COPIES)).save(place)
-        columns = list(zip(*things, strict=True))
-        table = pa.table(
-            {
-                "title": titles,
-                "shape": columns[0],
-                "colour": columns[1],
-                "price": [5.0 + n for n in range(len(things))],
-                "sold": [n % 7 == 0 for n in range(len(things))],
-            }
-        )
-        self.catalogue, self.model = made.Catalogue(names, table), Model()
-        rows = np.stack([_row(thing) for thing in things])[:, None]
-        self.store = made.Store(rows, self.catalogue.ids)
-        self.generation = 1
-
-    def newer(self):
-        return False
-
-    def answer(self, questions):
-        return [self._answer(q) for q in questions]
-
-    def _halves(self, question):
-        """[N] of the picture and of the text; their sum is the composed score."""
-        rows, ids = self.store._rows[:, 0], self.catalogue.ids
-        known = [i for i in question.images if isinstance(i, int)]
-        others = [i for i in question.images if not isinstance(i, int)]
-        seen = [*rows[np.searchsorted(ids, known)], *self.model.encode_images(others or [0])[:, 0]]
-        seen = seen if others else seen[:-1]
-        image = np.mean(seen, axis=0) if seen else 0 * rows[0]
-        heard = " ".join(w for w in question.text.lower().split() if w in self.known)
-        text = self.model.words(heard)
-        length = np.linalg.norm(image + text) or 1
-        return rows @ image / length, rows @ text / length
-
-    def _answer(self, q):
-        ids, names = self.catalogue.ids, self.catalogue.names
-        image, text = self._halves(q)
-        weights = q.weights
-        scores = weights.query * (image + text) + weights.image * image
-        if q.avoid:
-            scores = scores - weights.avoid * self.store._rows[:, 0] @ self.model.words(q.avoid)
-        shown = np.ones(len(ids), bool)
-        if q.where:
-            shown = wheres.parse(q.where, self.catalogue.kinds).mask(self.catalogue.table)
-        out = tuple(i for i in q.images if isinstance(i, int) and not q.keep_reference)
-        shown &= ~np.isin(ids, out)
-        if q.min_score is not None:
-            shown &= scores >= q.min_score
-        candidates = int(shown.sum())
-        same = {}
-        if q.fold:
-            same = {
-                n: n + len(ids) - COPIES for n in range(COPIES) if shown[n] and shown[n - COPIES]
-            }
-            shown[list(same.values())] = False
-        order = [n for n in np.lexsort((ids, -scores)) if shown[n]]
-        table = self.catalogue.fields.to_pylist()
-        hits = tuple(
-            Hit(
-                int(ids[n]), names[n], float(scores[n]), q.offset + i + 1, table[n],
-                (int(ids[same[n]]),) if n in same else (),
-                {"image": float(image[n]), "text": float(text[n])} if q.why else None,
-            )
-            for i, n in enumerate(order[q.offset : q.offset + q.k])
-        )  # fmt: skip
-        more = len(order) > q.offset + q.k
-        formula = f"score = {weights.query:g} * query"
-        return Answer(hits, candidates, formula, more, out, {"encode": 0.001, "total": 0.002})
+        names = [f"{shape}s/{colour}-{size}.png" for shape, colour, size in things]
+        names[-COPIES:] = [name.replace(".", "-copy.") for name in names[:COPIES]]
+        titles = [f"{size} {colour} {shape}" for shape, colour, size in things]
+        names[7] = f"circles/{LONG}.png"
+        titles[0], titles[7], titles[9] = ARABIC, None, EVIL
+        shapes, colours, _ = zip(*things, strict=True)
+        columns = {"title": titles, "shape": shapes, "colour": colours}
+        columns["price"] = [5.0 + n for n in range(len(things))]
+        columns["sold"] = [n % 7 == 0 for n in range(len(things))]
+        self.catalogue = Catalogue(self.places, names, pa.table(columns))
+        self.model, self.queries = Model(words), list(queries)
+        self.generation, self.next = 1, None
+        rows = self.model.encode_images(self.places)
+        self.store = Store(self.catalogue.ids, rows, self.catalogue.table)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that are for evaluation alone: nothing that trains may see them.
+
+A reader says which they are (`reader.HasHeldOut`). They are known by name and by file, so another
+name of the same file, such as that of a folder given beside the data set, does not bring one in.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cir_jax import progress
+from cir_jax.data import places
+from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.datasets import reader
+from cir_jax.errors import UserError
+
+
+class HeldOut:
+    """Images that training must not see.
+
+    Attributes:
+      images: name -> file.
+    """
+
+    def __init__(self, images: Mapping[str, Any]):
+        self.images = dict(images)
+        self._identity = places.Identity()
+        self._files = {self._identity.of(path) for path in images.values()}
+
+    def is_file(self, path: Any) -> bool:
+        """Whether a file is one of them, whatever its name is."""
+        return bool(self._files) and self._identity.of(path) in self._files
+
+    def without(self, one: TripletSet, origin: str) -> TripletSet:
+        """A set without the triplets that show one of the images, which are counted.
+
+        Args:
+          one: whose files of images are named in `paths`.
+          origin: the key that brings the set in, for messages.
+
+        Raises:
+          UserError: no triplet is left.
+        """
+        if not self.images:
+            return one
+        gone = {name for name in _shown(one.triplets) if name in self.images}
+        gone |= {name for name, path in one.paths.items() if self.is_file(path)}
+        kept = tuple(t for t in one.triplets if gone.isdisjoint(_shown([t])))
+        left_out = len(one.triplets) - len(kept)
+        if not kept:
+            raise UserError(
+                f"{origin}: each of the {left_out:,} records of {one.name!r} shows an image that "
+                f"is held out for evaluation, {min(gone)} for one; give records of other images, "
+                "or take these images out of what is evaluated"
+            )
+        if left_out:
+            progress.say(
+                f"{origin}: {left_out:,} of {len(one.triplets):,} records of {one.name!r} show "
+                f"images that are held out for evaluation, {min(gone)} for one; they are left out"
+            )
+        return replace(one, triplets=kept)
+
+
+def of(config: ConfigDict) -> HeldOut:
+    """What the data set of a run holds out of its training images."""
+    return of_reader(config.data.name, config.data.root, ("val", config.eval.split))
+
+
+def of_reader(name: str, root: str, splits: Sequence[str] = ("val",)) -> HeldOut:
+    """What the reader `name` holds out of its training images; nothing if it cannot tell."""
+    module = reader.load(name)
+    return HeldOut(module.held_out(root, splits) if isinstance(module, reader.HasHeldOut) else {})
+
+
+def _shown(triplets: Iterable[Triplet]) -> set[str]:
+    """Names of all images that training would show."""
+    return {n for t in triplets for n in (t.reference, t.target, *t.truths) if n}
