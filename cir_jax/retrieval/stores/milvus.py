@@ -14,6 +14,7 @@ Axis letters: N images, K rows of an image, D embedding, Q questions.
 import json
 import re
 import uuid
+import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +87,7 @@ class Store:
 
     def __init__(self, index: Any, where: Connection, collection: Collection):
         self._index, self._where, self._collection = index, where, collection
+        weakref.finalize(self, where.close)
 
     def __len__(self) -> int:
         return len(self._index.catalogue.ids)

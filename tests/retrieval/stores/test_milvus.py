@@ -286,6 +286,17 @@ def test_another_process_has_the_file(tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def test_a_store_that_nobody_holds_lets_go_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus, "_generation", lambda folder: None)
+    index = Index(tmp_path, str(tmp_path / "own.db"), count=2)
+    write(index)
+    store = milvus.opened(index)
+    assert len(store) == 2
+    del store
+    with (tmp_path / "own.db" / "LOCK").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_a_server_that_is_away_is_named_without_the_token(monkeypatch):
     monkeypatch.setenv(connection.TOKEN, "root:secret")
     monkeypatch.setattr(connection, "_CONNECT", 0.3)
