@@ -2,6 +2,7 @@
 """The embedded store against the formula of a score, written out in numpy."""
 
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -247,6 +248,18 @@ def test_an_approximate_ranking_is_exact_on_a_cpu():
     assert set(case.want(query, 12)[0]) <= set(case.store._at[positions[0]])
     with pytest.raises(UserError, match=r"recall=1\.5; give a share above 0, at most 1"):
         Case(segments, recall=1.5)
+
+
+def test_an_index_says_what_an_approximate_ranking_aims_at():
+    none = np.zeros(0, np.int64)
+    catalogue = SimpleNamespace(ids=none, segment=none, row=none, table=pyarrow.table({}))
+    index = SimpleNamespace(
+        segments=(), catalogue=catalogue, rows_per_image=1, embedding=8, recall=1.5
+    )
+    with pytest.raises(UserError, match=r"recall=1\.5; give a share above 0, at most 1"):
+        embedded.opened(index)
+    index.recall = 0.5
+    assert embedded.opened(index)._recall == 0.5
 
 
 def test_rows_of_images():
