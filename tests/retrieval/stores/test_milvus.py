@@ -3,6 +3,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -256,6 +257,15 @@ def test_a_folder_that_was_filled_without_milvus_fills_it(index, monkeypatch):
     # What is whole is not looked at again.
     monkeypatch.setattr(collection.Collection, "images", None)
     milvus.writer(index.folder, index.store_place, 1, index.embedding).close()
+
+
+def test_a_writer_killed_over_a_new_collection_is_followed_by_a_newer(index, place):
+    """Milvus Lite has made its folder, and not yet written what the collection is."""
+    record = {"collection": "cir_jax_begun", "finished": False, "folder": str(index.folder)}
+    (index.folder / milvus.RECORD).write_text(json.dumps(record))
+    os.makedirs(os.path.join(place, "collections", "cir_jax_begun"))
+    write(index)
+    assert held(index) == (index.catalogue.ids.tolist(), [])
 
 
 def test_a_copy_of_a_folder_has_a_collection_of_its_own(index, tmp_path, monkeypatch):
