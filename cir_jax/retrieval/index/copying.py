@@ -27,7 +27,7 @@ def save(index: Any, path: str | os.PathLike[str]) -> Path:
     state = index.state
     single = [
         records.RECORD, records.UNREADABLE, records.QUERIES, state.catalogue, state.sample,
-        golden.beside(index.folder).name,
+        golden.beside(index.folder).name, records.GALLERY,
     ]  # fmt: skip
     try:
         for name in filter(None, single):

@@ -127,9 +127,12 @@ class _Update:
     def run(self) -> Report:
         """The update."""
         record = self.record
+        if self.asked.gallery:
+            questions.keep(self.folder, self.asked.gallery)
         found = looking.look(
             record["place"],
             self.folder,
+            only=questions.names(self.folder) if record["benchmark"] else (),
             allow_outside=record["allow_outside"],
             threads=self.asked.threads,
         )
