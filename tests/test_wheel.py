@@ -42,7 +42,8 @@ def wheel(tmp_path_factory):
 def test_files_of_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     vocabulary = [f"data/vocabulary/{p.name}" for p in (HERE / "cir_jax/data/vocabulary").iterdir()]
-    for needed in ("configs/base.py", "configs/clip_sum.py", "main.py", *vocabulary):
+    page = [f"serving/page/{p.name}" for p in (HERE / "cir_jax/serving/page").glob("*.*")]
+    for needed in ("configs/base.py", "configs/clip_sum.py", "main.py", *vocabulary, *page):
         assert f"cir_jax/{needed}" in names
     assert {n.partition("/")[0] for n in names if ".dist-info/" not in n} == {"cir_jax"}
     assert any(n.endswith("licenses/LICENSE") for n in names)

@@ -81,6 +81,7 @@ async function show(state, { again: anew = false, restored = null } = {}) {
   for (const part of [form, filter, references, rounds, benchmark]) part.sync(app, state, infos[0]);
   $("index").value = state.index;
   $("compare").value = state.compare;
+  for (const option of $("compare").options) option.disabled = option.value === state.index;
   $("why-label").hidden = !infos.some((info) => info.why);
   const said = state.text || (state.images.length ? "pictures alike" : "");
   document.title = [said.slice(0, 60), "Search by picture and words"].filter(Boolean).join(" - ");

@@ -82,7 +82,7 @@ function buttons(item, name, pane) {
   }
   const small = (icon, label, act, extra) =>
     iconButton(icon, label, () => act(item), { tabindex: -1, ...extra });
-  if (item.rank !== undefined) {
+  if (item.rank !== undefined && pane.app.info.clicks) {
     acts.append(
       small("good", `Save as the right answer: ${name}`, pane.acts.good, { class: "quiet good" }),
       small("bad", `Save as a wrong answer: ${name}`, pane.acts.bad, { class: "quiet bad" }));

@@ -11,7 +11,8 @@ export function open(item, pane) {
   const dialog = $("details-dialog");
   const name = title(item);
   $("details-title").textContent = name;
-  const said = [["Path", item.name], ["Number", item.id]];
+  const said = [["Number", item.id]];
+  if (item.fields && !item.alike) said.unshift(["Path", item.name]);
   if (item.rank !== undefined && item.rank !== null) said.push(["Rank", count(item.rank)]);
   if (item.score !== undefined) said.push(["Score", score(item.score)]);
   for (const [part, value] of parts(item.why)) said.push([`Score: ${part}`, score(value)]);

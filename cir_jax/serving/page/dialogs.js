@@ -7,7 +7,14 @@ import { $ } from "./dom.js";
 export function setUp() {
   for (const dialog of document.querySelectorAll("dialog")) {
     dialog.addEventListener("click", (event) => {
-      if (event.target === dialog || event.target.closest("[data-close]")) dialog.close("");
+      if (event.target.closest("[data-close]")) dialog.close("");
+    });
+    // Not "click": that also comes when a mark of text ends outside.
+    dialog.addEventListener("pointerdown", (event) => {
+      const { left, right, top, bottom } = dialog.getBoundingClientRect();
+      const { clientX: x, clientY: y } = event;
+      const beside = x < left || x > right || y < top || y > bottom;
+      if (event.target === dialog && beside) dialog.close("");
     });
   }
 }

@@ -39,7 +39,7 @@ export class Pane {
     if (pages) {
       this.clear();
       for (const page of pages) this.append(page);
-      this.app.redraw();
+      this.app.heard(this, pages[0], true);
       return true;
     }
     this.wait();
@@ -55,6 +55,7 @@ export class Pane {
   /** Empty places while nothing is there; what is there is dimmed until the answer comes. */
   wait() {
     this.element.setAttribute("aria-busy", "true");
+    this.list.inert = true; // what is still there answers an earlier question
     this.note.replaceChildren();
     this.more.hidden = true;
     if (this.list.childElementCount) return;
@@ -64,6 +65,7 @@ export class Pane {
 
   clear() {
     this.element.removeAttribute("aria-busy");
+    this.list.inert = false;
     this.pages = [];
     this.ids = new Set();
     this.targets = new Set();

@@ -30,8 +30,9 @@ def browser():
     if program is None:
         reason = "there is no Chromium: install one, or name it in the variable CHROMIUM"
         (pytest.fail if os.environ.get("CIR_JAX_NEEDS_CHROMIUM") else pytest.skip)(reason)
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
         launched = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield launched
         launched.close()
@@ -93,7 +94,7 @@ def visit(browser, server, tmp_path, request):
             contexts.append(context)
         page = context.new_page()
         pages.append(page)
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         page.errors, page.hosts, page.expected, page.at = [], set(), (), at
         page.on("console", lambda m: m.type in ("error", "warning") and page.errors.append(m.text))
         page.on("pageerror", lambda error: page.errors.append(str(error)))

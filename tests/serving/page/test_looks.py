@@ -105,6 +105,7 @@ def test_by_keyboard_alone(visit):
     assert shapes.ARABIC in active()
     press("ArrowRight")
     press("ArrowDown")
+    assert active().startswith("small blue circle")  # five are in a row
     press("ArrowUp")
     press("ArrowRight")
     press("ArrowLeft")
