@@ -23,7 +23,7 @@ from cir_jax.training import step
 from tests import readmes, runs
 from tests.readmes import HERE, TEXTS
 from tests.test_architecture import FLOORS
-from tools import bench, evidence, fuzz, models, plan, soak
+from tools import api_fuzz, bench, evidence, fuzz, models, plan, serve_load, soak
 
 FIRST = TEXTS["README.md"]
 FOLDERS = ("cir_jax", "configs", "launch", "tests", "tools", ".github")
@@ -215,6 +215,8 @@ RUN_BY = {
     "models.py": "test_models.py::test_quicktests_through_both_stages",
     "evidence.py": "test_evidence.py",
     "plan.py": "test_plan.py::test_a_page_of_gpus",
+    "api_fuzz.py": "../serving/test_description.py::test_requests_that_are_drawn",
+    "serve_load.py": "test_serve_load.py",
     "fuzz.py": "test_fuzz.py::test_spoiled_files_end_in_a_message",
     "soak.py": "test_soak.py::test_disturbed_runs_end_as_one_that_was_left_alone",
 }
@@ -234,7 +236,7 @@ def test_tools_take_their_command_lines(command, monkeypatch):
     with pytest.raises(Parsed):
         {
             "bench.py": bench, "models.py": models, "evidence.py": evidence, "plan.py": plan,
-            "soak.py": soak, "fuzz.py": fuzz,
+            "soak.py": soak, "fuzz.py": fuzz, "api_fuzz.py": api_fuzz, "serve_load.py": serve_load,
         }[name].main(flags)  # fmt: skip
     key = f"{name} {flags[0]}" if name == "bench.py" else name
     file, _, test = RUN_BY[key].partition("::")

@@ -34,8 +34,13 @@ TINY = (
 )  # fmt: skip
 
 
-# Run by test_launch_commands, by test_documentation.py, and by launch/test.sh itself.
-ELSEWHERE = ("bash launch/", "python tools/", "python -m pytest ", "ruff ", "mypy", "source .venv/")
+# Run by test_launch_commands, by test_documentation.py, by launch/test.sh itself, and against a
+# server by tests/serving/test_process.py.
+ELSEWHERE = (
+    "bash launch/", "python tools/", "python -m pytest ", "ruff ", "mypy", "source .venv/",
+    "cir-jax serve ", "curl ",
+)  # fmt: skip
+SERVED = "cir_jax/serving/README.md"  # its Python asks a server, see there
 
 
 def test_readme_has_the_commands():
@@ -167,7 +172,7 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
                 assert convert_weights.main(flags[1:]) == 0, capsys.readouterr().err
                 converted.append(flags[1])
                 continue
-            if name != "cir-jax":
+            if name != "cir-jax" or flags[0] == "serve":
                 assert command.startswith(ELSEWHERE), f"a command no test knows: {command}"
                 continue
             status = main(shrunk(flags, server.url))
@@ -198,6 +203,8 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
         cir_jax, "train", lambda config, changes: train(config, shrunk_changes(changes))
     )
     for name, script in readmes.SCRIPTS.items():
+        if name == SERVED:
+            continue
         exec(compile(script, name, "exec"), {"__name__": name})
 
 

@@ -14,6 +14,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own folder only
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             [*command, "--rate", "0"], stdout=subprocess.PIPE, stderr=log, text=True
         )
         try:
-            return asked(address(server, log), args.seconds, args.seed)
+            return asked(address(server, log), args.seed, [f"--max-time={args.seconds}"])
         finally:
             server.terminate()
             server.wait(60)
@@ -50,13 +51,13 @@ def address(server: subprocess.Popen, log: "object") -> str:
     sys.exit(f"api_fuzz: the server did not start:\n{log.read()[-3000:]}")  # type: ignore[attr-defined]
 
 
-def asked(url: str, seconds: int, seed: int) -> int:
-    """Runs Schemathesis; its exit status."""
+def asked(url: str, seed: int, limits: Sequence[str]) -> int:
+    """Runs Schemathesis with these flags, which end it; its exit status."""
     program = Path(sys.executable).with_name("schemathesis")
     flags = [
         f"{url}openapi.json",
-        f"--max-time={seconds}",
         f"--seed={seed}",
+        *limits,
         f"--exclude-checks={','.join(NOT_ASKED)}",
         "--continue-on-failure",
         "--generation-database=:memory:",

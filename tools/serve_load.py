@@ -8,12 +8,14 @@ A server of its own process answers over an index of made vectors; the clients, 
 ask `POST /search` about images of the index, one question after the other on a connection that
 stays open. Phases: 1 client, 32 clients, and ten times as many, who come again after the seconds of
 Retry-After when they are refused. A question needs no model, so what is measured is the server and
-the ranking. A table goes to stderr; the last line, on stdout, is the result as JSON.
+the ranking; on a shared machine look at `server_cpu_ms`, the processor time of an answer. A table
+goes to stderr; the last line, on stdout, is the result as JSON.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import random
 import subprocess
 import sys
@@ -43,6 +45,7 @@ class Phase:
       refused: seconds of every 429 or 503.
       statuses: how often each came; 0 is a connection that broke.
       memory: MB of the server at its end.
+      processor: seconds of processors that the server used.
       wall: seconds of the phase.
     """
 
@@ -51,6 +54,7 @@ class Phase:
     refused: list[float] = field(default_factory=list)
     statuses: Counter = field(default_factory=Counter)
     memory: float = 0.0
+    processor: float = 0.0
     wall: float = 0.0
 
     def result(self) -> dict[str, Any]:
@@ -66,6 +70,7 @@ class Phase:
             "refused_p99_ms": _ms(self.refused, 99),
             "statuses": dict(self.statuses),
             "server_mb": round(self.memory),
+            "server_cpu_ms": round(1000 * self.processor / max(len(self.seconds), 1), 1),
         }
 
 
@@ -79,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--other-seconds", type=float, default=15.0, help="of the other phases")
     parser.add_argument("--k", type=int, default=10, help="results of a question")
     parser.add_argument("--batch", type=int, default=32, help="of the server")
-    parser.add_argument("--queue", type=int, default=64, help="of the server")
+    parser.add_argument("--queue", type=int, default=48, help="of the server")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.serve:
@@ -132,12 +137,12 @@ async def _phases(args: argparse.Namespace, pid: int, port: int) -> list[Phase]:
         (args.clients, args.seconds),
         (10 * args.clients, args.other_seconds),
     ):
-        phase, begun = Phase(clients), time.perf_counter()
+        phase, begun, used = Phase(clients), time.perf_counter(), _processor(pid)
         until = begun + seconds
         work = [_client(args, port, phase, until, number) for number in range(clients)]
         await asyncio.gather(*work)
         phase.wall = time.perf_counter() - begun
-        phase.memory = _memory(pid)
+        phase.memory, phase.processor = _memory(pid), _processor(pid) - used
         found.append(phase)
         print(f"{clients} clients: {phase.result()}", file=sys.stderr)
     return found
@@ -255,6 +260,15 @@ def _memory(pid: int) -> float:
     return int(fields[0]) / 1024
 
 
+def _processor(pid: int) -> float:
+    """Seconds of processors that a process has used; 0 where the system does not say."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _ms(seconds: list[float], percentile: int) -> float | None:
     return round(1000 * float(np.percentile(seconds, percentile)), 1) if seconds else None
 
@@ -267,10 +281,11 @@ def _ratio(one: list[float], other: list[float]) -> float | None:
 
 def _show(result: dict[str, Any]) -> None:
     columns = ("clients", "answers", "per_second", "p50_ms", "p99_ms", "refused", "server_mb")
+    columns += ("server_cpu_ms",)
     print(f"{result['images']:,} x {result['width']}", file=sys.stderr)
-    print("  ".join(f"{name:>10}" for name in columns), file=sys.stderr)
+    print("  ".join(f"{name:>13}" for name in columns), file=sys.stderr)
     for phase in result["phases"]:
-        print("  ".join(f"{phase[name]!s:>10}" for name in columns), file=sys.stderr)
+        print("  ".join(f"{phase[name]!s:>13}" for name in columns), file=sys.stderr)
     print(f"p99 at ten times the load: {result['overload_p99_ratio']} times", file=sys.stderr)
 
 

@@ -12,6 +12,7 @@ given is as it was before.
 """
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cir_jax.commands.evaluate import add_code_arguments
@@ -76,6 +77,7 @@ def _add_content_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of a folder: gallery and queries of a benchmark",
     )
     parser.add_argument("--root", default="", help="with --benchmark: folder of its data set")
+    parser.add_argument("--split", default="", help="with --benchmark: another than its own")
     parser.add_argument(
         "--allow-outside", action="store_const", const=True,
         help="links and tables may lead out of the folder",
@@ -102,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax.retrieval import opening
     from cir_jax.retrieval.index import update
 
-    model = _model(args)
-    report = update.update(args.out, _options(args), model=model, load=opening.model_of)
+    options = _options(args)
+    report = update.update(args.out, options, model=_model(args), load=opening.model_of)
     _say(args.out, report)
     return 0
 
@@ -111,8 +113,18 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> "Options":
     from cir_jax.retrieval.index.options import Options
 
+    place, gallery = args.place, None
+    if args.benchmark:
+        from cir_jax.evals import indexing
+
+        if place:
+            raise UserError(f"--benchmark brings its own images; leave {place} out")
+        place, gallery = indexing.gallery(args.benchmark, args.root, args.split)
+    elif args.root or args.split:
+        raise UserError("--root and --split belong to --benchmark NAME; leave them out")
     return Options(
-        place=args.place,
+        place=place,
+        gallery=gallery,
         titles=args.titles,
         duplicates=args.duplicates,
         queries=args.queries,
@@ -126,7 +138,8 @@ def _options(args: argparse.Namespace) -> "Options":
 
 def _model(args: argparse.Namespace) -> Any:
     """The model that is named; None for that of the index."""
-    from cir_jax.retrieval import loading
+    from cir_jax.data.pixels import AUTO
+    from cir_jax.retrieval import image_loading, loading
     from cir_jax.retrieval.index import records
 
     if not args.model:
@@ -139,7 +152,12 @@ def _model(args: argparse.Namespace) -> Any:
         args.model_name, args.tower, args.pad, compute, args.loading,
         args.trust_code, args.ignore_remote_code,
     )  # fmt: skip
-    return loading.load(args.model, said)
+    model = loading.load(args.model, said)
+    if args.benchmark and model.config.data.loading == AUTO:
+        # As `cir-jax evaluate` reads them; an index keeps it for the queries.
+        chosen = image_loading.by_images(model.config.data, args.benchmark)
+        model = loading.load(args.model, replace(said, loading=chosen.name))
+    return model
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from cir_jax.commands.evaluate import add_code_arguments
+from cir_jax.commands import serve
 from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ _PREVIEWS = ("auto", "none", "blocks", "kitty", "iterm")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the command."""
-    parser.add_argument("index", metavar="INDEX", help="folder that `cir-jax index` has made")
+    parser.add_argument(
+        "index", nargs=1, metavar="INDEX", help="folder that `cir-jax index` has made"
+    )
     add = parser.add_argument_group("the question").add_argument
     add("--image", action="append", default=[], metavar="FILE",
         help="reference image; several times for several")  # fmt: skip
@@ -70,10 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="one JSON document instead of the table")
     add("--html", default="", metavar="FILE",
         help="also write a page with small pictures to FILE")  # fmt: skip
-    add = parser.add_argument_group("the model").add_argument
-    add("--model", nargs="+", default=[], metavar="WEIGHTS",
-        help="the weights of the index, where they are not where they were")  # fmt: skip
-    add_code_arguments(parser)
+    serve.add_model_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,27 +83,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--html {args.html}: its folder does not exist; make it first")
     # What loading a model says is no part of the answer.
     with contextlib.redirect_stdout(sys.stderr):
-        index, question = _index(args), _question(args)
+        index, question = serve.opened(args, args.index[0]), _question(args)
         [answer] = index.answer([question])
         if args.html:
-            html.write(args.html, index, args.index, question, answer)
+            html.write(args.html, index, args.index[0], question, answer)
     _show(args, index, answer)
     return 0 if answer.hits else 1
-
-
-def _index(args: argparse.Namespace) -> "Index":
-    from functools import partial
-
-    from cir_jax.retrieval import opening
-    from cir_jax.retrieval.index.opened import Index
-
-    load = partial(
-        opening.model_of,
-        places=tuple(map(os.path.expanduser, args.model)),
-        trust_code=args.trust_code,
-        ignore_remote_code=args.ignore_remote_code,
-    )
-    return Index(os.path.expanduser(args.index), load)
 
 
 def _question(args: argparse.Namespace) -> "Question":
@@ -131,7 +115,7 @@ def _show(args: argparse.Namespace, index: "Index", answer: "Answer") -> None:
     from cir_jax.retrieval.search import previews, printing
 
     if args.json:
-        print(json.dumps(printing.document(args.index, answer)))
+        print(json.dumps(printing.document(args.index[0], answer)))
         return
     kind = args.preview
     terminal = sys.stdout.isatty()

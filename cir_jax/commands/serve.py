@@ -13,6 +13,7 @@ way are answered first.
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cir_jax.commands.evaluate import add_code_arguments
@@ -44,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a further name under which this server is reached, e.g. of a proxy")  # fmt: skip
     add = parser.add_argument_group("how much").add_argument
     add("--batch", type=int, default=32, metavar="N", help="questions at a time on the device")
-    add("--queue", type=int, default=64, metavar="N",
-        help="questions under way; the next one is refused (503; default 64)")  # fmt: skip
+    add("--queue", type=int, default=48, metavar="N",
+        help="questions under way; the next one is refused (503; default 48)")  # fmt: skip
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
         help="an answer that takes longer is given up (503; default 30)")  # fmt: skip
     add("--rate", type=float, default=100.0, metavar="N",
@@ -106,6 +107,7 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
     indexes = dict(zip(served.named(args.index), opened_all, strict=True))
     for name, index in indexes.items():
         progress.say(f"{name}: {len(index):,} images; {index.model!r}")
+        check_vectors(index, args.model)
     progress.say(f"compiling for batches of up to {settings.batch}")
     held_out = [clicks.held_out_of("folder", os.path.expanduser(d)) for d in args.held_out]
     warm = partial(warming.warm, batch=settings.batch)
@@ -136,6 +138,23 @@ def opened(args: argparse.Namespace, folder: str) -> "Index":
         ignore_remote_code=args.ignore_remote_code,
     )
     return Index(os.path.expanduser(folder), load)
+
+
+def check_vectors(index: "Index", places: Sequence[str] = ()) -> None:
+    """Compares what the model makes of the golden inputs here with what is kept of it.
+
+    Args:
+      index: with its vectors, or those of the weights that it was made by, or none.
+      places: where its weights are now; () for where they were.
+
+    Raises:
+      UserError: they differ; what does is named.
+    """
+    from cir_jax.retrieval import golden
+
+    now, said = index.model.golden(), index.record["weights"]
+    golden.check(golden.kept_with(index.folder), now, f"the index {index.folder}")
+    golden.check_places(places or (said["places"] if said else ()), "best", now)
 
 
 def _settings(args: argparse.Namespace) -> "Settings":

@@ -10,9 +10,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cir_jax import progress
+from cir_jax.data.pixels import RELEASED
 from cir_jax.errors import UserError
 from cir_jax.generation import captioner as contract
-from cir_jax.generation import generate_text, images
+from cir_jax.generation import generate_text, images, journal
 from cir_jax.generation.dedupe import Groups
 from cir_jax.generation.images import Pool
 
@@ -42,7 +43,7 @@ def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[s
       UserError: see `generate_text.generate`; or there are fewer than two captions.
     """
     check_caption(config)
-    section = config.caption
+    section, loading = config.caption, images.loading_of(config)
     captioner = build_captioner(section, config.seed, pool, groups)
     asked = {group[0]: _asked(captioner, group) for group in groups.members}
     written = generate_text.generate(
@@ -51,7 +52,9 @@ def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[s
         seed=config.seed,
         title="captioning",
         images=generate_text.RequestImages(
-            {n: asked[group[0]] for group in groups.members for n in group}, groups.pixels
+            {n: asked[group[0]] for group in groups.members for n in group},
+            groups.pixels,
+            "" if loading == RELEASED else loading.fingerprint(),
         ),
     )
     generate_text.list_refused(workdir / REFUSED, written.refused, "image")
@@ -67,6 +70,15 @@ def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[s
             f"({generate_text.reasons(written.refused)}); see {workdir / REFUSED}"
         )
     return {name: written.texts[n] for name, n in asked.items() if n in written.texts}
+
+
+def was_released(file: Path) -> bool:
+    """Whether captions were begun before there was a choice of how images are opened."""
+    if not file.is_file():
+        return False
+    with journal.Journal(file) as kept:
+        first = next(iter(kept.records()), None)
+    return first is not None and first[1].keys().isdisjoint(("pixels", generate_text.LOADING))
 
 
 def _asked(captioner: contract.Captioner, group: tuple[str, ...]) -> str:

@@ -23,6 +23,8 @@ from cir_jax.generation import captioner as contract
 from cir_jax.generation import journal, replies
 from cir_jax.generation.captioner import Reply, Request
 
+LOADING = "loading"  # of a record: see `RequestImages`
+
 
 @dataclass
 class Texts:
@@ -48,14 +50,30 @@ class RequestImages:
       pixels: name -> hash of what the image shows, as far as it is known. It is noted beside each
         text, which goes with the picture: not with the name of one that was replaced, and with the
         new name of one that was renamed.
+      loading: how files become pictures, as `Loading.fingerprint` says it; "" for "released". It is
+        noted of images whose pixels are not known: opened otherwise they are other pictures.
     """
 
     stands_for: Mapping[str, str]
     pixels: Mapping[str, str]
+    loading: str = ""
 
     def of(self, name: str) -> dict[str, str]:
         """What a record of `name` says of it."""
-        return {"pixels": self.pixels[name]} if name in self.pixels else {}
+        if name in self.pixels:
+            return {"pixels": self.pixels[name]}
+        return {LOADING: self.loading} if self.loading else {}
+
+    def answered_by(self, record: Mapping[str, Any], name: str, keys: Mapping[str, str]) -> str:
+        """Key of the request that a record of `name` answers; `keys` as `keys()` gives it."""
+        then = record.get("pixels")
+        if then and keys and self.pixels.get(name) != then:
+            return keys.get(then, "")
+        return self.stands_for.get(name, name)
+
+    def opened_otherwise(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record without pixels is of files that were opened in another way."""
+        return "pixels" not in record and record.get(LOADING, "") != self.loading
 
     def keys(self) -> dict[str, str]:
         """Hash -> key of the request for a picture that shows this."""
@@ -201,17 +219,16 @@ def _earlier(
     free = getattr(captioner, "free", False)
     texts: dict[str, str] = {}
     shared: dict[str, str] = {}
-    keys = images.keys()
+    keys, otherwise = images.keys(), 0
     for where, record in kept.records():
         name, text = record.get(key), record.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
             raise UserError(f"{where} has no {key} or no text; remove that line")
-        then = record.get("pixels")
-        if then and keys and images.pixels.get(name) != then:
-            request = wanted.get(keys.get(then, ""))
-        else:
-            request = wanted.get(images.stands_for.get(name, name))
+        request = wanted.get(images.answered_by(record, name, keys))
         if request is None:
+            continue
+        if images.opened_otherwise(record):
+            otherwise += 1
             continue
         asked = {"captioner": "", **identity, "prompt": request.prompt}
         if identity.get("temperature") == 0:
@@ -226,6 +243,11 @@ def _earlier(
                 f"{where} was written with {other}={record.get(other)!r}, and this run asks for "
                 f"{asked[other]!r}; set it back, use another workdir, or remove the file"
             )
+    if otherwise and not free:
+        progress.say(
+            f"{otherwise:,} texts of {kept.path} are of pictures that were opened otherwise "
+            "(data.loading): they are asked for again, and what is there is kept"
+        )
     return shared | texts
 
 

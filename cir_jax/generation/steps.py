@@ -91,10 +91,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     Raises:
       UserError: `data.background` is no colour.
     """
-    loading, hashes = images.loading_of(config), Path(config.workdir) / dedupe.HASHES
+    loading, workdir = images.loading_of(config), Path(config.workdir)
     if config.data.loading != AUTO:
         return config
-    if loading.name == "natural" and image_hashes.was_released(hashes):
+    if loading.name == "natural" and _was_released(workdir):
         loading = RELEASED
         progress.say(
             f"{config.workdir} was begun before pictures were opened as a person sees them, and "
@@ -105,6 +105,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     with config.unlocked():
         config.data.loading = loading.name
     return config.lock()
+
+
+def _was_released(workdir: Path) -> bool:
+    hashes = workdir / dedupe.HASHES
+    if hashes.is_file():
+        return image_hashes.was_released(hashes)
+    return caption.was_released(workdir / caption.FILE)  # with dedupe.optimized nothing is hashed
 
 
 def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]:

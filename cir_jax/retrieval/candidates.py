@@ -30,8 +30,9 @@ from cir_jax.runtime import mesh as meshes
 
 _PRODUCTS, _PRODUCTS_CPU = 2**28, 2**24  # of vectors and rows, on a device at a time
 _MOST_QUERIES = 256  # in one program
-# Of small rows that are float32 at a time: on a CPU what a cache holds.
-_WIDENED_VALUES, _WIDENED_VALUES_CPU = 2**24, 2**18
+# Of small rows that are float32 at a time on a CPU, where a cache holds them. Elsewhere it is a
+# block: a TPU widens as it multiplies, and would copy all rows in every turn of a loop.
+_WIDENED_VALUES_CPU = 2**18
 _SPARE = 6  # columns beyond a block's share of the best
 _LOWEST = float(np.finfo(np.float32).min)  # the score of what is no number: behind all that are
 
@@ -192,8 +193,7 @@ def _mask(masks: NDArray[np.bool_], block: Block, held: int, mesh: Mesh) -> jax.
 def _program(mesh: Mesh, each: int, most: int, recall: float | None) -> Callable:
     """(groups, rows, scales, mask, which, first, images) -> index and values [Q, devices most]."""
 
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    widened = _WIDENED_VALUES_CPU if on_cpu else _WIDENED_VALUES
+    widened = _WIDENED_VALUES_CPU if mesh.devices.flat[0].platform == "cpu" else 0
 
     def best(groups, rows, scales, mask, which, first, images):
         score = _scores(groups, rows, scales, each, widened)
@@ -226,9 +226,9 @@ def _program(mesh: Mesh, each: int, most: int, recall: float | None) -> Callable
 def _scores(
     groups: Any, rows: jax.Array, scales: jax.Array | None, each: int, widened: int
 ) -> jax.Array:
-    """[Q, b] of rows [b K, D]; small rows are widened a few at a time, so that no copy exists."""
+    """[Q, b] of rows [b K, D]; small rows are widened `widened` values at a time, 0 for all."""
     count, width = rows.shape
-    pieces = min(count // each, power_below(count * width // widened))
+    pieces = min(count // each, power_below(count * width // widened)) if widened else 1
     if rows.dtype == jnp.float32 or pieces == 1:
         return _widened_scores(groups, rows.astype(jnp.float32), scales, each)
     size = count // pieces

@@ -286,7 +286,8 @@ def top_columns(score: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     cut = score[:, : pieces * _PIECE].reshape(rows, pieces, _PIECE)
     chosen = jnp.sort(jax.lax.top_k(cut.max(axis=-1), k)[1], axis=-1)
     values = jnp.take_along_axis(cut, chosen[..., None], axis=1).reshape(rows, k * _PIECE)
-    columns = (chosen[..., None] * _PIECE + jnp.arange(_PIECE)[None, None]).reshape(rows, k * _PIECE)
+    inside = jnp.arange(_PIECE)[None, None]
+    columns = (chosen[..., None] * _PIECE + inside).reshape(rows, k * _PIECE)
     if width > pieces * _PIECE:  # what no whole piece holds
         rest = jnp.arange(pieces * _PIECE, width)
         values = jnp.concatenate([values, score[:, pieces * _PIECE :]], axis=1)

@@ -23,7 +23,7 @@ from cir_jax.runtime import mesh as meshes
 
 # Values of a block on each device. The scores of a block should stay in the cache of a CPU; on an
 # accelerator starting a program takes longer than there, so that its blocks are larger.
-_BLOCK_VALUES, _BLOCK_VALUES_CPU = 2**28, 2**25
+_BLOCK_VALUES, _BLOCK_VALUES_CPU = 2**27, 2**25
 _LEAST_VALUES = 2**19  # of the smallest block: the end of a segment is filled up to a multiple
 _DEVICE_SHARE = 0.6  # of a device's memory that rows may take
 

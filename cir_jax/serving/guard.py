@@ -12,6 +12,7 @@ A line of JSON tells what was asked and how it went, with neither token nor addr
 import asyncio
 import hmac
 import json
+import random
 import socket
 import sys
 import time
@@ -40,6 +41,7 @@ _OPEN_FOLDER = "/page/"
 DEVICE = ("/search", "/v1/embeddings", "/v1/rerank", "/rerank", "/mcp")
 _RATED = (*DEVICE, "/api/uploads", "/triplets")
 HUNG_UP = 499
+_REST, _REST_SECONDS = 4, 10.0  # of a refused body: times the limit, seconds, that are still read
 _CLIENTS = 10_000  # whose rates are remembered
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; "
@@ -100,8 +102,11 @@ class Guard:
             self._rates.count((scope.get("client") or ("", 0))[0])
         passage.check_length(headers)
         if writes and path in DEVICE:
-            with self._load:
+            passage.leave = self._load.enter()
+            try:
                 await self._in_time(scope, passage)
+            finally:
+                passage.leave()
         else:
             await self._app(scope, passage.receive, passage.send)
 
@@ -148,16 +153,21 @@ async def _run(app: ASGIApp, scope: Scope, passage: "_Passage") -> None:
 
 
 class Load:
-    """Requests under way that need the device; `with` it: one of them.
+    """Requests under way that need the device.
 
-    Raises:
-      Refusal: 503, there are as many as may be, or the server has not warmed up.
+    Args:
+      most: as many as may be.
     """
 
     def __init__(self, most: int):
         self.most, self.count, self.ready = most, 0, False
 
-    def __enter__(self) -> None:
+    def enter(self) -> Callable[[], None]:
+        """Takes a place; what is returned frees it, once.
+
+        Raises:
+          Refusal: 503, there is none, or the server has not warmed up.
+        """
         if not self.ready:
             raise Refusal(
                 503, "the server has not started; come again", code="starting", headers=_soon(5)
@@ -168,12 +178,15 @@ class Load:
                 f"{self.count} requests are under way, and there is room for {self.most}; come "
                 "again after the seconds of Retry-After",
                 code="overloaded",
-                headers=_soon(1),
+                headers=_soon(random.randint(1, 3)),  # not all of them at once
             )
         self.count += 1
+        taken = [1]
 
-    def __exit__(self, *_: object) -> None:
-        self.count -= 1
+        def leave() -> None:
+            self.count -= taken.pop() if taken else 0
+
+        return leave
 
 
 class Rates:
@@ -295,6 +308,7 @@ class _Passage:
     given_send: Send
     most: int
     watched: bool = False  # `hung_up` is waited for, and receives in the place of the app
+    leave: Callable[[], None] = lambda: None  # frees its place, see `Load.enter`
 
     def __post_init__(self) -> None:
         self.since = time.perf_counter()
@@ -345,13 +359,31 @@ class _Passage:
         elif message["type"] == "http.response.body":
             self.sent += len(message.get("body", b""))
         await self.given_send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.leave()  # before the client, who has the answer now, can ask again
 
     async def instead(self, response: ASGIApp) -> None:
         """Sends this answer, if none has begun."""
         if self._begun:
             self.status = 500
             return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._rest_of_body(), _REST_SECONDS)
         await response(self.scope, self.given_receive, self.send)
+
+    async def _rest_of_body(self) -> None:
+        """Reads what is still sent of a body that is refused, and forgets it.
+
+        Most clients look at an answer when they have sent all; a connection that is closed before
+        tells them nothing. One that asks first, by `Expect`, is told before it sends anything.
+        """
+        if "expect" in Headers(scope=self.scope):
+            return
+        while not self._whole.is_set() and self._read <= _REST * self.most:
+            message = await self.given_receive()
+            self._read += len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                self._whole.set()
 
     def _too_large(self) -> Refusal:
         return Refusal(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`/api/info` and `/api/images`: what is served, and what is in it."""
 
-from functools import lru_cache
 from typing import Annotated, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow.compute as pc
@@ -27,6 +27,7 @@ from cir_jax.serving.refusals import Refusal, declared
 from cir_jax.serving.state import Here
 
 router = APIRouter()
+_told: WeakKeyDictionary[Any, IndexInfo] = WeakKeyDictionary()
 _FEW = 50  # values of a field that are listed
 _PAGE = 500  # images of one answer
 
@@ -103,8 +104,14 @@ def _images(index: Any, offset: int, limit: int, where: str) -> Images:
     return Images(images=images, total=len(chosen))
 
 
-@lru_cache(maxsize=16)
 def _info(name: str, index: Any) -> IndexInfo:
+    """What an index holds; read once for each generation, and forgotten with it."""
+    if index not in _told:
+        _told[index] = _described(name, index)
+    return _told[index]
+
+
+def _described(name: str, index: Any) -> IndexInfo:
     model = index.model
     return IndexInfo(
         name=name,

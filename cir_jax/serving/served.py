@@ -6,6 +6,7 @@ generation is whole it is opened and warmed up beside the old one, and takes its
 batches; questions under way end with the one they began with.
 """
 
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,11 @@ class Served:
                 if found is None:
                     continue
                 self.warm(found)
-            except (UserError, OSError) as error:
+            except Exception as error:  # whatever it is, the old one is whole
                 if self._refused.get(name) != str(error):
                     progress.say(f"index {name} goes on as it is: {error}")
+                    if not isinstance(error, UserError | OSError):
+                        traceback.print_exception(error)
                 self._refused[name] = str(error)
                 continue
             self.indexes[name] = found

@@ -40,7 +40,7 @@ class Settings:
     names: tuple[str, ...] = ()
     batch: int = 32
     gather: float = 0.003
-    queue: int = 64
+    queue: int = 48
     timeout: float = 30.0
     rate: float = 100.0
     upload_bytes: int = 25 * MB

@@ -6,14 +6,16 @@ each is run once. What is rare (more than `batch` images in one batch of questio
 results) is compiled when it first comes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
-from cir_jax import files
+from cir_jax import files, progress
 from cir_jax.data import tokens
 from cir_jax.retrieval.search import answering
 from cir_jax.retrieval.search.asking import Question
@@ -28,19 +30,35 @@ def warm(index: Any, batch: int) -> None:
       index: see `cir_jax.open_index`.
       batch: most questions at once.
     """
-    model, sizes = index.model, list(powers(batch))
-    for size in sizes:
-        model.encode_images(_pictures(size))
+    steps = [*_of_model(index.model, batch), *_of_index(index, batch)]
+    with progress.counter(len(steps), "compiling") as counter:
+        for step in steps:
+            step()
+            counter.update(1)
+
+
+def _of_model(model: Any, batch: int) -> Iterator[Callable[[], Any]]:
+    """Calls of the model."""
+    for size in powers(batch):
+        yield partial(model.encode_images, _pictures(size))
         for text in _texts(model):
-            model.encode_queries(_pictures(size), [text] * size)
+            yield partial(model.encode_queries, _pictures(size), [text] * size)
             if model.text_alone:
-                model.encode_queries(None, [text] * size)
+                yield partial(model.encode_queries, None, [text] * size)
+
+
+def _of_index(index: Any, batch: int) -> Iterator[Callable[[], Any]]:
+    """Questions to the index."""
     if not len(index.store):
         return
     where = _nearly_all(index)
     for k, condition, most in ((10, "", batch), (10, where, batch), (_SCREEN, "", 1)):
         for size in powers(most):
-            answering.answer(index, [_question(i, k, condition) for i in range(size)])
+            questions = [_question(f"a {i}", k, condition) for i in range(size)]
+            yield partial(answering.answer, index, questions)
+    if index.model.explains:  # one question at a time
+        for text in _texts(index.model):
+            yield partial(answering.answer, index, [replace(_question(text, 10), why=True)])
 
 
 def keep_programs() -> None:
@@ -64,9 +82,9 @@ def powers(most: int) -> Iterator[int]:
     yield size
 
 
-def _question(number: int, k: int, where: str) -> Question:
-    """One of several that differ, since equal ones are encoded once."""
-    return Question(images=tuple(_pictures(1)), text=f"a {number}", k=k, where=where)
+def _question(text: str, k: int, where: str = "") -> Question:
+    """One about a picture of its own; equal ones would be encoded once."""
+    return Question(images=tuple(_pictures(1)), text=text, k=k, where=where)
 
 
 def _pictures(count: int) -> list[Image.Image]:

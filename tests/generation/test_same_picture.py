@@ -66,3 +66,45 @@ def test_a_work_folder_goes_on_as_it_began(tmp_path, capsys, begun):
     assert ("goes on with data.loading=released" in capsys.readouterr().out) == (
         begun == "released"
     )
+
+
+def test_captions_of_pictures_that_are_opened_otherwise_are_asked_for_again(tmp_path, capsys):
+    """Where pixels are compared they tell it, else what is noted of the loading: with a file of
+    equal images nothing is decoded before."""
+    root, counting = pictures.folder(tmp_path / "in", 4), pictures.Counting(tmp_path)
+    optimized = tmp_path / "optimized_images.json"
+    names = [f"0{i}.png" for i in range(4)]
+    optimized.write_text(json.dumps([names, names, {n: i for i, n in enumerate(names)}]))
+    sets = (*counting.sets, f"dedupe.optimized={optimized}")
+
+    def asked(loading):
+        assert len(pictures.captions(tmp_path / "made", root, *sets, f"data.loading={loading}")) > 3
+        return [key for key, _, _ in counting.asked()]
+
+    assert asked("released") == names and asked("released") == []
+    written = pictures.lines(tmp_path / "made" / "captions.jsonl")
+    assert all({"pixels", "loading"}.isdisjoint(record) for record in written)  # as published
+    capsys.readouterr()
+    assert asked("natural") == names and asked("natural") == []
+    said = "4 texts of {} are of pictures that were opened otherwise".format(
+        tmp_path / "made" / "captions.jsonl"
+    )
+    assert said in " ".join("".join(capsys.readouterr()).split())
+    records = pictures.lines(tmp_path / "made" / "captions.jsonl")
+    assert records[:4] == written and {r["loading"] for r in records[4:]} == {NATURAL.fingerprint()}
+    assert asked("released") == []  # both are there
+
+
+@pytest.mark.parametrize(
+    ("record", "loading"),
+    [
+        ({}, "released"),
+        ({"pixels": "ab"}, "natural"),
+        ({"loading": NATURAL.fingerprint()}, "natural"),
+    ],
+)
+def test_without_hashes_captions_say_how_a_folder_began(tmp_path, record, loading):
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a", "text": "x", **record}))
+    with (tmp_path / "captions.jsonl").open("a") as file:
+        file.write("\n")
+    assert steps.resolve(pictures.config(tmp_path, "unused")).data.loading == loading

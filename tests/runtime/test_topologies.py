@@ -8,6 +8,7 @@ of their own. Nodes of GPUs are made up. What runs, runs on CPU devices in the s
 import collections
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -22,7 +23,7 @@ from cir_jax import contract, weights
 from cir_jax.data import loader, pipeline, tokens
 from cir_jax.training import train
 from tests import runs
-from tests.runtime.compiled import BANK, BATCH, QUERIES, SLICES
+from tests.runtime.compiled import BANK, BATCH, GALLERY, QUERIES, ROWS, SLICES, WIDTH
 from tests.runtime.layouts import EACH, MACHINES, MODELS
 from tests.runtime.test_processes import HERE, losses, train_with
 from tools import slices
@@ -169,6 +170,14 @@ def test_what_crosses_devices_in_encoding_and_ranking(on, model, programs):
     axes = "data" if model == 1 else "data+model"
     times = programs[on]["slices"]  # inside of a slice, then between two
     assert total(found["ranks"]) == {("all-reduce", axes): times * 2 * 4 * QUERIES}
+
+
+def test_a_search_leaves_rows_where_they_are(programs):
+    """Nothing crosses devices, and none holds a second copy of rows, not even of a part of them."""
+    found = programs[SLICES[0][0]]
+    one = found["programs"]["search"]
+    assert not total(one) and not one["whole"]
+    assert one["temporary"] < GALLERY // math.prod(found["shape"]) * ROWS * WIDTH / 8
 
 
 def total(program):

@@ -4,12 +4,16 @@
 import base64
 import io
 import json
+import threading
+import time
+from contextlib import contextmanager
 
 import pytest
+import uvicorn
 from PIL import Image
 from starlette.testclient import TestClient
 
-from cir_jax.serving import app
+from cir_jax.serving import app, running
 from cir_jax.serving.settings import Settings
 from tests.serving import made
 
@@ -42,6 +46,23 @@ def start(index):
 @pytest.fixture
 def client(start):
     return start()
+
+
+@contextmanager
+def listening(made_app, settings):
+    """The address of an app that listens at a free port, in a thread of this process."""
+    port = running.bound(settings)
+    server = uvicorn.Server(uvicorn.Config(made_app, log_config=None, lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield running.address(port, settings)
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def picture(colour="red", size=(40, 30), form="PNG", **options):

@@ -192,12 +192,16 @@ def test_an_answer_that_takes_too_long():
 def test_there_is_no_room_beyond_the_queue():
     load = Load(2)
     load.ready = True
-    with load, load, pytest.raises(Refusal) as refused, load:
-        pass
+    first, second = load.enter(), load.enter()
+    with pytest.raises(Refusal) as refused:
+        load.enter()
     assert refused.value.status_code == 503 and refused.value.headers["Retry-After"]
-    assert load.count == 0
-    with load:
-        assert load.count == 1
+    first()
+    first()  # it has one place to give back
+    assert load.count == 1
+    load.enter()
+    second()
+    assert load.count == 1
 
 
 def test_a_full_queue_is_told_before_the_body_is_read():

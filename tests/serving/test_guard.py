@@ -3,13 +3,22 @@
 
 import io
 import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
 
 import pytest
 from starlette.testclient import TestClient
 
+from cir_jax.serving import app
 from cir_jax.serving.guard import Rates
 from cir_jax.serving.refusals import Refusal
-from tests.serving.conftest import picture, problem, url
+from cir_jax.serving.settings import Settings
+from tests.serving import made
+from tests.serving.conftest import listening, picture, problem, url
 
 TOKEN = "a-token-of-some-length"
 ASK = {"text": "a secret wish"}
@@ -233,9 +242,6 @@ def test_a_defect_of_ours_is_told_without_its_words(start, index, monkeypatch, c
 
 
 def test_it_is_ready_only_after_it_has_warmed_up(index):
-    from cir_jax.serving import app
-    from cir_jax.serving.settings import Settings
-
     warmed = []
     made_app = app.make({"x": index}, Settings(), warm=warmed.append, log=lambda line: None)
     cold = TestClient(made_app, "http://localhost")
@@ -245,3 +251,45 @@ def test_it_is_ready_only_after_it_has_warmed_up(index):
     assert not warmed
     with cold:
         assert cold.get("/healthz").status_code == 200 and warmed == [index]
+
+
+def test_a_client_that_sends_too_much_is_told_and_not_cut_off(index):
+    """Over a connection: one that is closed while the client sends would be a reset to it."""
+    settings = Settings(rate=0, port=0, body_bytes=1 << 20)
+    made_app = app.make({"photos": index}, settings, log=lambda line: None)
+    with listening(made_app, settings) as url:
+        for length in (True, False):
+            head = {"Content-Type": "application/json"}
+            data = bytes(3 << 20) if length else iter([bytes(1 << 20)] * 3)  # without: in chunks
+            request = urllib.request.Request(f"{url}search", data, head)
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=60)
+            assert refused.value.code == 413
+
+
+def test_a_connection_that_is_closed_frees_its_place_while_the_device_works(tmp_path, monkeypatch):
+    index, busy, free = made.Index(tmp_path), threading.Event(), threading.Event()
+    top = index.store.top
+
+    def held(*given):
+        busy.set()
+        assert free.wait(60)
+        return top(*given)
+
+    monkeypatch.setattr(index.store, "top", held)
+    settings, lines = Settings(port=0, queue=1), []
+    made_app = app.make({"photos": index}, settings, log=lines.append)
+    load = made_app.state.server.load
+    with listening(made_app, settings) as url:
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        body = json.dumps(ASK).encode()
+        head = f"POST /search HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((host, port)) as gone:
+            gone.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert busy.wait(60) and load.count == 1
+        while load.count:
+            time.sleep(0.01)
+        free.set()
+        request = urllib.request.Request(f"{url}search", body, {"Content-Type": "application/json"})
+        assert urllib.request.urlopen(request, timeout=60).status == 200
+    assert [json.loads(line)["status"] for line in lines] == [499, 200]

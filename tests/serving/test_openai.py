@@ -2,14 +2,15 @@
 """`/v1`: what programs that speak OpenAI's, Cohere's or Jina's form get."""
 
 import base64
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cir_jax.serving import app
+from cir_jax.serving.settings import Settings
 from tests.serving import made
-from tests.serving.conftest import picture, problem, url
+from tests.serving.conftest import listening, picture, problem, url
 
 MODEL = made.Model()
 
@@ -206,19 +207,7 @@ def test_the_client_of_openai(serving, index):
 @pytest.fixture(scope="module")
 def serving(index):
     """The address of a server that listens, with a token."""
-    import uvicorn
-
-    from cir_jax.serving import app, running
-    from cir_jax.serving.settings import Settings
-
     settings = Settings(port=0, token="a-token-of-some-length")
-    port = running.bound(settings)
     made_app = app.make({"photos": index}, settings, log=lambda line: None)
-    server = uvicorn.Server(uvicorn.Config(made_app, log_config=None, lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    yield running.address(port, settings)
-    server.should_exit = True
-    thread.join()
+    with listening(made_app, settings) as url:
+        yield url

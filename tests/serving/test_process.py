@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -23,7 +24,9 @@ import cir_jax
 from cir_jax import contract
 from cir_jax.commands import serve as command
 from cir_jax.convert import exporting
+from cir_jax.errors import UserError
 from cir_jax.main import main
+from cir_jax.retrieval import golden
 from tests import readmes, runs
 
 README = "cir_jax/serving/README.md"
@@ -96,7 +99,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(place, index):
-    found = Server(place, "--port", "0", "--batch", "2")
+    found = Server(place, "--port", "0", "--batch", "1")
     yield found
     found.process.kill()
     found.process.wait()
@@ -130,23 +133,6 @@ def test_a_search_is_that_of_the_library(server, place, index):
             assert {k: v for k, v in one["why"].items() if v is not None} == pytest.approx(
                 dict(other.why), abs=1e-6
             )
-
-
-def test_several_clients_share_batches(server):
-    answers = [None] * 8
-
-    def ask(number):
-        answers[number] = server.ask("search", {"images": [{"id": 1 + number % 4}], "text": "b"})
-
-    threads = [threading.Thread(target=ask, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number in range(4):
-        one, other = answers[number]["results"], answers[number + 4]["results"]
-        assert [r["id"] for r in one] == [r["id"] for r in other]
-        np.testing.assert_allclose([r["score"] for r in one], [r["score"] for r in other], atol=1e-6)
 
 
 def test_commands_and_python_of_the_readme(server, place, monkeypatch):
@@ -187,6 +173,17 @@ def test_an_index_that_is_rebuilt_is_taken_over(server, place, model):
     id = updated.catalogue.number_of("green-new.png")
     assert server.ask(f"api/images?offset={before['images']}")["images"][0]["id"] == id
     assert server.ask("search", {"images": [{"id": id}], "text": "a"})["results"]
+
+
+def test_other_vectors_than_the_index_was_made_with(place, model, index):
+    command.check_vectors(index)
+    made = model.golden()
+    kept = golden.beside(place / "INDEX")
+    before = kept.read_bytes() if kept.exists() else None
+    kept.write_bytes(replace(made, queries=-made.queries).encoded())
+    with pytest.raises(UserError, match="does not give the vectors that are kept with the index"):
+        command.check_vectors(index)
+    kept.unlink() if before is None else kept.write_bytes(before)
 
 
 def test_its_port_is_in_use(server, place, monkeypatch, capsys):

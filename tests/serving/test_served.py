@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An index that is rebuilt goes on as it was until the new one is whole."""
 
+import gc
+import weakref
+
 import pytest
 
 from cir_jax.errors import UserError
@@ -12,6 +15,10 @@ from tests.serving.conftest import problem
 
 @pytest.fixture
 def two(tmp_path):
+    return pair(tmp_path)
+
+
+def pair(tmp_path):
     """An index, and the generation after it."""
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -44,6 +51,35 @@ def test_one_that_cannot_be_opened_is_told_of_once(two, capsys):
     old.newer = lambda: new
     held.renew()
     assert held.find("x")[1] is new
+
+
+def test_whatever_is_wrong_with_it_the_old_one_answers(two, capsys):
+    old, new = two
+    old.next = new
+
+    def warm(index):
+        raise KeyError("a defect")
+
+    held = served.Served({"x": old}, warm, Numbers())
+    held.renew()
+    held.renew()
+    said = capsys.readouterr()
+    assert held.find("x")[1] is old and said.out.count("goes on as it is") == 1
+    assert said.err.count("Traceback") == 1
+
+
+def test_nothing_holds_an_old_generation(start, tmp_path):
+    old, new = pair(tmp_path)
+    client, gone = start({"x": old}, poll=0.01), weakref.ref(old)
+    client.get("/api/info")
+    client.post("/search", json={"text": "a"})
+    old.next = new
+    del old
+    while client.get("/api/info").json()["indexes"][0]["generation"] == 1:
+        pass
+    client.post("/search", json={"text": "a"})
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_server_takes_it_while_it_runs(start, two):

@@ -130,24 +130,23 @@ class Catalogue:
 
     def with_content(self, content: bytes) -> list[int]:
         """The ids of the images whose file has this checksum."""
-        return self.ids[self._by_content[0][self._span(content)]].tolist()
+        order, high, low = self._by_content
+        one, other = np.frombuffer(content, ">u8").astype(np.uint64)
+        start = int(np.searchsorted(high, one))
+        stop = int(np.searchsorted(high, one, side="right"))
+        first = start + int(np.searchsorted(low[start:stop], other))
+        last = start + int(np.searchsorted(low[start:stop], other, side="right"))
+        return self.ids[order[first:last]].tolist()
 
     @cached_property
-    def _by_content(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """(order of the lines by checksum, the checksums in this order as two numbers each)."""
+    def _by_content(self) -> tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]:
+        """(order of the lines by checksum, the first and the second half of each in this order)."""
         held = b"".join(self.lines["content"].to_pylist())
-        parts = np.frombuffer(held, ">u8").reshape(-1, 2)
+        parts = np.frombuffer(held, ">u8").reshape(-1, 2).astype(np.uint64)
         order = np.lexsort((parts[:, 1], parts[:, 0]))
-        return order, parts[order]
-
-    def _span(self, content: bytes) -> slice:
-        parts = self._by_content[1]
-        high, low = np.frombuffer(content, ">u8")
-        start = int(np.searchsorted(parts[:, 0], high))
-        stop = int(np.searchsorted(parts[:, 0], high, side="right"))
-        first = start + int(np.searchsorted(parts[start:stop, 1], low))
-        last = start + int(np.searchsorted(parts[start:stop, 1], low, side="right"))
-        return slice(first, last)
+        # Columns of their own: a search in a strided one would copy all of it.
+        high, low = (np.ascontiguousarray(parts[order, column]) for column in (0, 1))
+        return order, high, low
 
     def write(self, path: Path) -> None:
         """Writes the file; whoever reads it does so through a generation, which is written last.

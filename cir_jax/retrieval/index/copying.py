@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from cir_jax import files, progress
 from cir_jax.errors import UserError
+from cir_jax.retrieval import golden
 from cir_jax.retrieval.index import records
 
 ROWS, IMAGES = "rows.npy", "images.parquet"
@@ -24,7 +25,10 @@ def save(index: Any, path: str | os.PathLike[str]) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; give a new folder")
     state = index.state
-    single = [records.RECORD, records.UNREADABLE, records.QUERIES, state.catalogue, state.sample]
+    single = [
+        records.RECORD, records.UNREADABLE, records.QUERIES, state.catalogue, state.sample,
+        golden.beside(index.folder).name, records.GALLERY,
+    ]  # fmt: skip
     try:
         for name in filter(None, single):
             if (index.folder / name).is_file():

@@ -8,7 +8,7 @@ names its images, relative to its own folder; it may write a name in any of the 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -54,13 +54,19 @@ class Found:
 
 
 def look(
-    place: str | Path, index: str | Path, *, allow_outside: bool = False, threads: int = 16
+    place: str | Path,
+    index: str | Path,
+    *,
+    only: Collection[str] = (),
+    allow_outside: bool = False,
+    threads: int = 16,
 ) -> Found:
     """What lies at a place.
 
     Args:
       place: a folder of images, or a table that names some.
       index: folder of the index, whose own files are none of them.
+      only: names of those that are wanted; () for all.
       allow_outside: links and names may lead out of the folder.
       threads: files that are asked for their size at a time.
 
@@ -81,6 +87,9 @@ def look(
             files = {n: f for n, f in listing.files.items() if n not in listing.same}
         else:
             files = _named(place, named_files(folder, listing))
+    if only:
+        names = (listing.same.get(name, name) for name in only)
+        files = {name: files[name] for name in dict.fromkeys(names) if name in files}
     files = _without(files, folder, index)
     left_out = [(n, f"the same file as {first}") for n, first in listing.same.items()]
     left_out += [

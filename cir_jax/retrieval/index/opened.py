@@ -13,7 +13,15 @@ import pyarrow as pa
 from cir_jax.data import places
 from cir_jax.errors import UserError
 from cir_jax.retrieval import store as stores
-from cir_jax.retrieval.index import copying, questions, reading, records, segments, update
+from cir_jax.retrieval.index import (
+    copying,
+    questions,
+    reading,
+    records,
+    segments,
+    update,
+    vectors,
+)
 from cir_jax.retrieval.index.options import Options
 from cir_jax.retrieval.index.segments import Segment
 from cir_jax.retrieval.pictures import Picture
@@ -158,7 +166,8 @@ class Index:
         """The model, loaded from where its weights were.
 
         Raises:
-          UserError: they are not there any more, or are another model now.
+          UserError: they are not there any more, are another model now, or give other vectors here
+            than when the rows were made.
         """
         if self._given is not None:
             return self._given
@@ -166,6 +175,7 @@ class Index:
             raise UserError(f"the index in {self.folder} was opened without a model; give it one")
         found = self._load(self.record)
         reading.check_model(self.folder, self.record, found.identity())
+        vectors.check(self.folder, found)
         return found
 
     @cached_property

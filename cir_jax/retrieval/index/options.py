@@ -15,8 +15,23 @@ from cir_jax.retrieval.index.fields import DUPLICATES
 EMBEDDED = "embedded"
 _DEFAULTS: dict[str, Any] = {
     "dtype": "float32", "store": EMBEDDED, "titles": [], "duplicates": "error", "queries": "",
-    "allow_outside": False,
+    "benchmark": "", "allow_outside": False,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Which images of a folder an index has, and what is asked about them.
+
+    Attributes:
+      benchmark: whose they are.
+      names: of the images.
+      queries: {"reference": name, "text", "targets": [names]}.
+    """
+
+    benchmark: str
+    names: tuple[str, ...]
+    queries: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,7 @@ class Options:
 
     Attributes:
       place: folder of the images, or a table that names some.
+      gallery: those of the images in the folder that are wanted; a place without one is all.
       titles: tables whose columns become fields; () for none.
       duplicates: of `fields.DUPLICATES`.
       queries: file of queries with right answers; "" for none.
@@ -36,6 +52,7 @@ class Options:
     """
 
     place: str | os.PathLike[str] | None = None
+    gallery: Gallery | None = None
     titles: Sequence[str | os.PathLike[str]] | None = None
     duplicates: str | None = None
     queries: str | os.PathLike[str] | None = None
@@ -74,25 +91,35 @@ def record(
             f"the rows of the index in {folder} are {made['dtype']}, not {options.dtype}; make "
             "another index with it, --out OTHER"
         )
-    for key in ("dtype", "duplicates", "allow_outside"):
-        if (asked := getattr(options, key)) is not None:
-            made[key] = asked
-    if options.store is not None:
-        made["store"] = _store(options.store)
-    if options.titles is not None:
-        made["titles"] = [_absolute(table) for table in options.titles]
-    if options.queries is not None:
-        made["queries"] = _absolute(options.queries) if str(options.queries) else ""
-    if options.place is not None:
-        made["place"] = _absolute(options.place)
-        is_folder = os.path.isdir(made["place"])
-        made["folder"] = made["place"] if is_folder else os.path.dirname(made["place"])
+    made |= _asked(made, options)
     source = model.source
     places = None if source is None else {
         "places": [_absolute(place) for place in source.places],
         "model": source.model, "tower": source.tower, "pad": source.pad, "loading": source.loading,
     }  # fmt: skip
     return {**made, "model": now, "weights": places or made.get("weights")}
+
+
+def _asked(made: dict[str, Any], options: Options) -> dict[str, Any]:
+    """What options change in a record."""
+    found = {key: made.get(key, "") for key in ("queries", "benchmark")}
+    for key in ("dtype", "duplicates", "allow_outside"):
+        if (asked := getattr(options, key)) is not None:
+            found[key] = asked
+    if options.store is not None:
+        found["store"] = _store(options.store)
+    if options.titles is not None:
+        found["titles"] = [_absolute(table) for table in options.titles]
+    if options.queries is not None:
+        found["queries"] = _absolute(options.queries) if str(options.queries) else ""
+    if found["queries"] and (options.gallery or (found["benchmark"] and options.place is None)):
+        raise UserError(f"queries={found['queries']}, but a benchmark brings its own; leave it out")
+    if options.place is not None:
+        found["benchmark"] = options.gallery.benchmark if options.gallery else ""
+        found["place"] = _absolute(options.place)
+        is_folder = os.path.isdir(found["place"])
+        found["folder"] = found["place"] if is_folder else os.path.dirname(found["place"])
+    return found
 
 
 def _check(options: Options) -> None:

@@ -20,6 +20,7 @@ from cir_jax.retrieval.index import found as looking
 from cir_jax.retrieval.index import records
 from cir_jax.retrieval.index.catalogue import Catalogue
 from cir_jax.retrieval.index.found import Found
+from cir_jax.retrieval.index.options import Gallery
 
 
 def write(folder: Path, record: dict[str, Any], found: Found) -> None:
@@ -31,7 +32,8 @@ def write(folder: Path, record: dict[str, Any], found: Found) -> None:
     path = folder / records.QUERIES
     source = record["queries"]
     if not source:
-        path.unlink(missing_ok=True)
+        if not record["benchmark"]:
+            path.unlink(missing_ok=True)
         return
     if not os.path.isfile(source):
         raise UserError(f"{source} is no file; name one of JSON lines, or give --queries ''")
@@ -43,6 +45,25 @@ def write(folder: Path, record: dict[str, Any], found: Found) -> None:
         reference = known.listing.same.get(one.reference, one.reference)
         lines.append({"reference": reference, "text": one.eval_text, "targets": targets})
     put(path, lines)
+
+
+def keep(folder: Path, gallery: Gallery) -> None:
+    """Writes the names and queries of a benchmark.
+
+    Raises:
+      UserError: the disk is full.
+    """
+    put(folder / records.GALLERY, [{"image": name} for name in gallery.names])
+    put(folder / records.QUERIES, list(gallery.queries))
+
+
+def names(folder: Path) -> list[str]:
+    """Names of the images of a benchmark.
+
+    Raises:
+      UserError: the file is damaged, or cannot be read.
+    """
+    return [line["image"] for line in records.lines(folder / records.GALLERY)]
 
 
 def put(path: Path, lines: list[dict[str, Any]]) -> None:

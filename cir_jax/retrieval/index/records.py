@@ -8,6 +8,8 @@
     segments/S/rows.npy ...     rows, see `segments`
     unreadable.jsonl            images that cannot be read, and why
     queries.jsonl               queries with known right answers, if there are any
+    gallery.jsonl               names of the images of a benchmark, where it is of one
+    golden.safetensors          what the model made of the golden inputs, see `cir_jax.retrieval`
     building/                   how far an index that is being made has come, see `building`
     lock, writer.json           held by the process that writes, and who that is
 
@@ -29,6 +31,7 @@ from cir_jax.runtime import checksums
 VERSION = 1
 RECORD, CURRENT, GENERATIONS, SEGMENTS = "index.json", "current", "generations", "segments"
 UNREADABLE, QUERIES, BUILDING = "unreadable.jsonl", "queries.jsonl", "building"
+GALLERY = "gallery.jsonl"
 
 
 @dataclass(frozen=True)

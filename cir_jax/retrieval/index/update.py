@@ -21,6 +21,7 @@ from cir_jax import files, progress
 from cir_jax.data import places
 from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError
+from cir_jax.retrieval import golden
 from cir_jax.retrieval.index import changes as comparing
 from cir_jax.retrieval.index import (
     finishing,
@@ -29,6 +30,7 @@ from cir_jax.retrieval.index import (
     reading,
     records,
     segments,
+    vectors,
     writing,
 )
 from cir_jax.retrieval.index import found as looking
@@ -125,9 +127,12 @@ class _Update:
     def run(self) -> Report:
         """The update."""
         record = self.record
+        if self.asked.gallery:
+            questions.keep(self.folder, self.asked.gallery)
         found = looking.look(
             record["place"],
             self.folder,
+            only=questions.names(self.folder) if record["benchmark"] else (),
             allow_outside=record["allow_outside"],
             threads=self.asked.threads,
         )
@@ -201,6 +206,7 @@ class _Update:
         encoder = Encoder(retriever, self.model.image_size, found)
         todo = self._readable(encoder, found, changed.todo, building)
         self._check_room(len(todo))
+        self._check_vectors(len(todo))
         with progress.counter(resumed + len(todo), "indexing", resumed) as bar:
             for reads, rows in encoder.batches(todo):
                 good = [i for i, read in enumerate(reads) if read.problem is None]
@@ -234,6 +240,13 @@ class _Update:
                 bad.add(place)
                 building.cannot_read(found.names[place], problem)
         return todo[~np.isin(todo, list(bad))] if bad else todo
+
+    def _check_vectors(self, images: int) -> None:
+        """Keeps the golden vectors of the model, or compares them before rows join others."""
+        same = self.there is not None and self.there["model"] == self.record["model"]
+        kept = golden.beside(self.folder).is_file()
+        if images or not (same and kept):
+            vectors.check(self.folder, self.model, keep=not (same and kept))
 
     def _check_room(self, images: int) -> None:
         need = images * segments.Writer(self.folder, 0, *self.shape).row_bytes

@@ -59,7 +59,8 @@ class Question:
       where: which images may be found, see `cir_jax.retrieval.search.where`; "" for all.
       fold: show images that are nearly the same once, under the best of them.
       keep_reference: let the reference images be found too.
-      exact: False allows a store to rank approximately, if it was made to.
+      exact: False allows a store to rank approximately, where it can; a second page may then repeat
+        or miss an image.
       why: of a model whose query is a sum, also the parts of each score, see `Hit.why`.
     """
 

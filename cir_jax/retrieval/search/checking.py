@@ -4,7 +4,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,6 +24,7 @@ from cir_jax.retrieval.search.asking import (
     TEXT_MOST,
     WEIGHT_MOST,
     Question,
+    Weights,
 )
 from cir_jax.retrieval.search.conditions import Kind
 from cir_jax.retrieval.store import Store
@@ -155,7 +156,11 @@ def _numbers(question: Question) -> None:
 
 def _weights(question: Question, text: bool, avoid: bool) -> dict[str, float]:
     """The weight of each part that counts; what a question has one of, image or text, weighs 1."""
-    given = {name: getattr(question.weights, name) for name in ("query", "image", "avoid")}
+    if not isinstance(question.weights, Weights):
+        raise UserError(
+            f"weights is {question.weights!r}; give Weights(query=1, image=0, avoid=0.5)"
+        )
+    given = asdict(question.weights)
     for name, value in given.items():
         if not _is_finite(value) or abs(value) > WEIGHT_MOST:
             limit = f"{WEIGHT_MOST:g}"

@@ -45,8 +45,8 @@ def show(index: Searched, hit: Hit, kind: str, environment: Mapping[str, str], w
     except UserError:  # it has gone since it was indexed
         image = None
     room = max(width - COLUMNS - 2, 8) if width else 0
-    drawn_ = drawn(image, printing.details(hit, room, LINES - 1), kind, environment)
-    sys.stdout.write(f"{drawn_}\n")
+    beside = printing.details(hit, room, LINES)
+    sys.stdout.write(drawn(image, beside, kind, environment) + "\n\n")
 
 
 def supported(environment: Mapping[str, str], encoding: str | None) -> str:
@@ -82,21 +82,23 @@ def drawn(
 
     Args:
       image: None leaves its place empty.
-      beside: at most `LINES` lines that are safe to print.
+      beside: lines that are safe to print.
       kind: one of `KINDS` but "auto" and "none".
       environment: of the process; says whether blocks have 24-bit colours.
     """
-    texts = [*beside, *[""] * (LINES - len(beside))]
+    lines = 0 if image is None else _cells(image)[1]
+    height = max(lines, len(beside), 2)
+    texts = [*beside, *[""] * (height - len(beside))]
     if kind == "blocks" or image is None:
         picture = _blocks(image, _true_colour(environment)) if image is not None else []
-        picture += [" " * COLUMNS] * (LINES - len(picture))
+        picture += [" " * COLUMNS] * (height - len(picture))
         both = zip(picture, texts, strict=True)
         return "\n".join(f"{left}  {text}".rstrip() for left, text in both)
     # Room first: a picture at the foot of the window would scroll under the text beside it.
-    room = "\n" * (LINES - 1) + f"{_ESC}[{LINES - 1}A\r"
+    room = "\n" * (height - 1) + f"{_ESC}[{height - 1}A\r"
     sent = (_kitty if kind == "kitty" else _iterm)(_fit(image, _SIDE, _SIDE))
-    lines = "\n".join(f"{_ESC}[{COLUMNS + 2}C{text}" if text else "" for text in texts)
-    return f"{room}{_SAVE}{sent}{_RESTORE}{lines}"
+    right = "\n".join(f"{_ESC}[{COLUMNS + 2}C{text}" if text else "" for text in texts)
+    return f"{room}{_SAVE}{sent}{_RESTORE}{right}"
 
 
 def _fit(image: Image.Image, width: int, height: int) -> Image.Image:

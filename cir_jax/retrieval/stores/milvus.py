@@ -14,6 +14,7 @@ Axis letters: N images, K rows of an image, D embedding, Q questions.
 import json
 import re
 import uuid
+import weakref
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +87,7 @@ class Store:
 
     def __init__(self, index: Any, where: Connection, collection: Collection):
         self._index, self._where, self._collection = index, where, collection
+        weakref.finalize(self, where.close)
 
     def __len__(self) -> int:
         return len(self._index.catalogue.ids)
@@ -135,13 +137,9 @@ class Writer:
     """Writes images to a collection; see `cir_jax.retrieval.store.Writer`; made by `writer`."""
 
     def __init__(self, folder: Path, where: Connection, each: int, width: int):
-        self._folder, self._where = folder, where
+        self._folder, self._where, self._each, self._width = folder, where, each, width
         self._record = _read(folder)
-        if not self._record["collection"] or _copied(self._record, folder):
-            # Kept before the collection is made, so that none is left without a name.
-            self._keep(f"cir_jax_{uuid.uuid4().hex}", finished=False)
         self._collection = Collection(where, self._record["collection"], each, width)
-        self._each = each
         self._mend()
 
     def add(self, ids: Sequence[int], rows: NDArray[np.float32], fields: "pyarrow.Table") -> None:
@@ -176,9 +174,9 @@ class Writer:
         """Makes the collection hold the images of the folder's generation and no others."""
         index = _generation(self._folder)
         ids = np.zeros(0, np.int64) if index is None else index.catalogue.ids
-        if not self._collection.there():
-            self._keep(self._record["collection"], finished=False)
-            self._collection.create()
+        unknown = not self._record["collection"] or _copied(self._record, self._folder)
+        if unknown or not self._collection.there():
+            self._create()
         self._collection.load()
         if self._record["finished"] and len(self._collection) == len(ids) * self._each:
             return
@@ -194,6 +192,18 @@ class Writer:
         if lacking.any():
             self._fill(index, np.flatnonzero(lacking))
         self._keep(self._record["collection"], finished=True)
+
+    def _create(self) -> None:
+        """A new collection under a name that was never used.
+
+        The name is kept first, so that no collection is left that nobody knows. One that Milvus
+        Lite was killed over is there for it and is not, so that its name is used up.
+        """
+        self._keep(f"cir_jax_{uuid.uuid4().hex}", finished=False)
+        self._collection = Collection(
+            self._where, self._record["collection"], self._each, self._width
+        )
+        self._collection.create()
 
     def _fill(self, index: Any, positions: NDArray[np.int64]) -> None:
         for start in range(0, len(positions), _REPAIRED):

@@ -11,7 +11,7 @@ import pytest
 
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Preprocess
-from cir_jax.retrieval import identity, pictures
+from cir_jax.retrieval import golden, identity, pictures
 from cir_jax.retrieval.index.opened import Index
 from cir_jax.retrieval.index.options import Options
 from cir_jax.retrieval.index.update import update
@@ -36,19 +36,21 @@ class Model:
         self.index_params = self.functions.init(seed)
         self.query_params = {**self.index_params, "text": self.functions.init(query_seed)["text"]}
         self.functions.abstract = self.index_params
-        self._preprocess = Preprocess(SIZE, pad)
+        self.functions.config = CONFIG.model
+        self.preprocess = Preprocess(SIZE, pad)
         self.opened = Counter()
 
     def identity(self):
         return identity.of(
-            CONFIG, self.functions, self.index_params, self.query_params, self._preprocess
+            CONFIG, self.functions, self.index_params, self.query_params, self.preprocess
         )
 
     def retriever(self, *, batch=8, threads=2, few=False):
-        read = pictures.reader(self._preprocess)
+        read = pictures.reader(self.preprocess)
 
         def opening(item):
-            self.opened[str(item)] += 1
+            if not isinstance(item, golden.Picture):
+                self.opened[str(item)] += 1
             return read(item)
 
         mesh = meshes.make(8, 1, jax.devices()[:8])

@@ -178,6 +178,7 @@ def test_min_score(index):
     found = ask(index, 5, k=23, min_score=limit)
     assert ids(found) == ids(everything)[:5] and not found.more
     assert found.candidates == 23
+    assert not ask(index, 5, k=5, min_score=limit).more and not ask(index, 5, k=23).more
     assert ask(index, 5, min_score=5.0).hits == ()
 
 
@@ -264,6 +265,7 @@ def test_a_model_that_is_no_sum_tells_no_why(files, make):
         ({"weights": Weights(query=float("inf"))}, "the query weight is inf"),
         ({"weights": Weights(image=1001)}, "the image weight is 1001"),
         ({"weights": Weights(avoid=None)}, "the avoid weight is None"),
+        ({"weights": (1, 0, 0.5)}, r"weights is \(1, 0, 0.5\); give Weights"),
         ({"weights": Weights(0, 0)}, "all weights are 0"),
         (
             {"text": "word " * 80},

@@ -3,6 +3,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -258,6 +259,15 @@ def test_a_folder_that_was_filled_without_milvus_fills_it(index, monkeypatch):
     milvus.writer(index.folder, index.store_place, 1, index.embedding).close()
 
 
+def test_a_writer_killed_over_a_new_collection_is_followed_by_a_newer(index, place):
+    """Milvus Lite has made its folder, and not yet written what the collection is."""
+    record = {"collection": "cir_jax_begun", "finished": False, "folder": str(index.folder)}
+    (index.folder / milvus.RECORD).write_text(json.dumps(record))
+    os.makedirs(os.path.join(place, "collections", "cir_jax_begun"))
+    write(index)
+    assert held(index) == (index.catalogue.ids.tolist(), [])
+
+
 def test_a_copy_of_a_folder_has_a_collection_of_its_own(index, tmp_path, monkeypatch):
     write(index)
     name = lambda folder: json.loads((folder / milvus.RECORD).read_text())["collection"]
@@ -283,6 +293,17 @@ def test_another_process_has_the_file(tmp_path):
             connection.Connection(str(place))
     connection.Connection(str(place)).close()
     with (place / "LOCK").open("w") as lock:  # closed means that others may have it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_store_that_nobody_holds_lets_go_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(milvus, "_generation", lambda folder: None)
+    index = Index(tmp_path, str(tmp_path / "own.db"), count=2)
+    write(index)
+    store = milvus.opened(index)
+    assert len(store) == 2
+    del store
+    with (tmp_path / "own.db" / "LOCK").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
