@@ -24,7 +24,7 @@ for flag in "$@"; do
 done
 prepare_environment search-demo
 cir_jax="$VENV/bin/cir-jax" shop="$ROOT/tools/icon_shop.py"
-icons=300 each=6 questions=1000 epochs=10
+icons=200 each=6 questions=1000 epochs=8
 [ "$quick" = 0 ] || { icons=24 each=4 questions=20 epochs=1; }
 data="$folder/cir" index="$folder/index"
 

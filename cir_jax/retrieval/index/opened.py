@@ -55,6 +55,8 @@ class Index:
       state: its record.
       catalogue: its images.
       segments: their rows.
+      recall: the share of the best that an approximate ranking on a TPU or GPU aims at; to be set
+        before the first question.
 
     Raises:
       UserError: there is no index, it is damaged, or it is of another model.
@@ -73,6 +75,7 @@ class Index:
         self.folder = Path(folder)
         self._load = load
         self._given, self._keep = model, keep
+        self.recall = stores.RECALL if share is None else share.recall
         self.record = records.read(folder)
         if model is not None:
             reading.check_model(self.folder, self.record, model.identity())
