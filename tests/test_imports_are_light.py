@@ -19,7 +19,7 @@ HERE = Path(__file__).parents[1]
 HEAVY = {
     "jax", "flax", "optax", "orbax", "grain", "torch", "transformers", "huggingface_hub",
     "tokenizers", "tensorflow", "tensorflow_datasets", "tensorboardX", "pyarrow", "openai",
-    "httpx2", "anyio",
+    "httpx2", "anyio", "fastapi", "uvicorn", "pydantic", "prometheus_client", "mcp",
 }  # fmt: skip
 OF_OTHERS = HEAVY - {"jax", "flax", "optax", "orbax", "grain", "tokenizers"}  # not of a trainer
 REPORT = "\nimport sys; print('imported:', *sys.modules)"

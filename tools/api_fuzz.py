@@ -62,7 +62,8 @@ def asked(url: str, seed: int, limits: Sequence[str]) -> int:
         "--continue-on-failure",
         "--generation-database=:memory:",
     ]
-    return subprocess.run([str(program), "run", *flags], check=False).returncode
+    with tempfile.TemporaryDirectory() as folder:  # it keeps files where it runs
+        return subprocess.run([str(program), "run", *flags], cwd=folder, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -163,8 +163,9 @@ def ask(shop: Path, data: Path, url: str, count: int, top: int, seed: int) -> No
             counts["not among the results"] += 1
             continue
         rank = shown.index(question["target"])
-        if rank:
-            post(url, "/triplets", said | {"excluded": results[0]["id"]})
+        wrong = [result["id"] for result in results[:rank] if result["name"] in names]
+        if wrong:  # the first of them that is not held out: those the server refuses
+            post(url, "/triplets", said | {"excluded": wrong[0]})
             counts["marked as no answer"] += 1
         post(url, "/triplets", said | {"target": results[rank]["id"]})
         counts["chosen"] += 1

@@ -147,7 +147,10 @@ class Batches:
 def _each(run: Run, items: Sequence[Any]) -> list[Any]:
     """The result of each item, or the exception that it raises: one is no fault of the others."""
     try:
-        return list(run(items))
+        results = list(run(items))
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(results)} results of {len(items)} items")
+        return results
     except UserError as error:
         if len(items) == 1:
             return [error]

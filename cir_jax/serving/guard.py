@@ -352,6 +352,9 @@ class _Passage:
         """A piece of the answer, with the headers that all have."""
         if message["type"] == "http.response.start":
             self._begun, self.status = True, message["status"]
+            if self.status >= 400:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._rest_of_body(), _REST_SECONDS)
             headers = MutableHeaders(scope=message)
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
@@ -367,8 +370,6 @@ class _Passage:
         if self._begun:
             self.status = 500
             return
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._rest_of_body(), _REST_SECONDS)
         await response(self.scope, self.given_receive, self.send)
 
     async def _rest_of_body(self) -> None:

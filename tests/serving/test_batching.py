@@ -86,6 +86,15 @@ def test_one_that_is_bad_is_no_fault_of_the_others():
     assert (one, three) == (2, 6) and isinstance(bad, UserError)
 
 
+def test_results_that_are_too_few_are_a_defect_and_the_work_goes_on():
+    async def work(batches):
+        with pytest.raises(RuntimeError, match="0 results of 1 items"):
+            await batches.result("a", lambda items: [], 1)
+        return await batches.result("a", Device(held=False), "x")
+
+    assert run(work) == "xx"
+
+
 def test_a_defect_reaches_all_of_a_batch_and_the_next_one_is_answered():
     device = Device(held=False)
 
@@ -157,7 +166,7 @@ def through_guard(app, disconnects=False, **settings):
     }  # fmt: skip
     lines = []
     guard = Guard(app(load), Settings(**settings), Numbers(), load, lines.append)
-    asyncio.run(guard(scope, receive, send))
+    asyncio.run(asyncio.wait_for(guard(scope, receive, send), 20))
     start = [message for message in sent if message["type"] == "http.response.start"]
     return start[0] if start else None, load, lines
 
@@ -178,7 +187,7 @@ def waits_forever(load):
 
 
 def test_a_client_that_hangs_up_frees_its_place():
-    start, load, lines = through_guard(waits_forever, disconnects=True)
+    start, load, lines = through_guard(waits_forever, disconnects=True, timeout=3600)
     assert start is None and load.count == 0 and waits_forever.cancelled
     assert '"status": 499' in lines[0]
 

@@ -255,12 +255,12 @@ def test_it_is_ready_only_after_it_has_warmed_up(index):
 
 def test_a_client_that_sends_too_much_is_told_and_not_cut_off(index):
     """Over a connection: one that is closed while the client sends would be a reset to it."""
-    settings = Settings(rate=0, port=0, body_bytes=1 << 20)
+    settings = Settings(rate=0, port=0, body_bytes=4 << 20)
     made_app = app.make({"photos": index}, settings, log=lambda line: None)
     with listening(made_app, settings) as url:
         for length in (True, False):
             head = {"Content-Type": "application/json"}
-            data = bytes(3 << 20) if length else iter([bytes(1 << 20)] * 3)  # without: in chunks
+            data = bytes(15 << 20) if length else iter([bytes(1 << 20)] * 15)  # without: in chunks
             request = urllib.request.Request(f"{url}search", data, head)
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request, timeout=60)

@@ -44,6 +44,8 @@ def test_an_image_is_an_id_an_upload_or_sent_and_gives_the_same(client, index):
     answers = [client.post("/search", json={"images": [i], **question}) for i in asked]
     scores = [[r["score"] for r in a.json()["results"]] for a in answers]
     assert scores[0] == scores[1] == scores[2]
+    for image in asked:  # it is the one of the index, and not found by itself
+        assert "red-0.png" not in names(client.post("/search", json={"images": [image]}))
     again = client.post("/api/uploads", files={"image": ("other.png", content)}).json()
     assert again == upload
 

@@ -96,3 +96,12 @@ def test_convert():
                            "run folder", "hash alone", "new memory alone"]  # fmt: skip
     assert tasks["whole file first"]["time_ratio"] > 0 and tasks["run folder"]["mib"] > 0
     assert "memory_ratio" in table
+
+
+def test_index():
+    result, table = bench(
+        "index", "--images=3", "--side=40", "--threads=2", "--files=1200", "--repeats=1"
+    )
+    assert result["images"] == 3 and result["speed_ratio"] > 0
+    assert result["files"] == 1200 and result["again_s"] > 0 and result["peak_gb"] > 0
+    assert "index_per_s" in table
