@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cir_jax import config as configs
-from cir_jax import plugins
+from cir_jax import files, plugins
 from cir_jax.data import places
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import loading as loaders
@@ -51,6 +51,7 @@ class Evaluation(TypedDict):
     protocol: dict[str, Any]
 
 
+@files.permitted()
 def load(
     path: StrPath | Sequence[StrPath],
     model: str | None = None,
@@ -109,6 +110,7 @@ def load(
     )
 
 
+@files.permitted()
 def open_index(path: StrPath, model: Model | None = None) -> "Index":
     """Opens an index that `cir-jax index` or `Model.index` has made.
 
@@ -128,6 +130,7 @@ def open_index(path: StrPath, model: Model | None = None) -> "Index":
     return opening.open_index(path, model)
 
 
+@files.permitted()
 def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -> Evaluation:
     """Scores a model on a benchmark, as `cir-jax evaluate` does.
 
@@ -153,6 +156,7 @@ def evaluate(model: Model, benchmark: str, root: StrPath = "", **options: Any) -
     return {"scores": result.scores, "selection": result.selection, "protocol": result.protocol}
 
 
+@files.permitted()
 def train(config: str, changes: Mapping[str, Any] | Sequence[str] = ()) -> dict[str, Any]:
     """Trains one stage of a model, as `cir-jax train` does; the same call again resumes it.
 

@@ -39,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         progress.show(f"cir-jax {argv[0]}: {error}", file=sys.stderr)
         return supervision.STOPPED if isinstance(error, supervision.Stopped) else 2
+    except MemoryError as error:
+        told = f" ({error})" if str(error) else ""
+        progress.show(
+            f"cir-jax {argv[0]}: out of memory{told}; what is written is kept. End other programs, "
+            "give it fewer or smaller files at a time, or use a machine with more memory",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # `cir-jax inspect ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -112,10 +112,8 @@ prepare_environment() {
     # Links to a Python that was removed are not replaced unless the dead environment goes.
     [ ! -f "$VENV/pyvenv.cfg" ] || clear=(--clear)
     execute "$python" -m venv ${clear[@]+"${clear[@]}"} "$VENV"
-  elif [ "$extra" = demo ] && is_installed demo test; then
-    return # [test] contains [demo]
-  elif is_installed "$extra"; then
-    return
+  elif is_installed "$extra" test; then
+    return # [test] contains [demo] and [search-demo]
   fi
   # An environment whose making was cut off has no pip yet; others are made without it.
   if [ "$DRY_RUN" = 0 ] && ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then

@@ -37,11 +37,10 @@ step "pictures of a shop, and a table of their titles"
 [ -e "$folder/shop/titles.csv" ] ||
   execute "$VENV/bin/python" "$shop" make "$folder/shop" --icons "$icons" --each "$each"
 step "a data set: a fifth of the products is held out"
-[ -e "$data/gallery.txt" ] || {
+[ -e "$data/gallery.txt" ] ||
   execute "$cir_jax" prepare "$folder/shop" --titles "$folder/shop/titles.csv" --group product \
     --out "$data"
-  execute "$VENV/bin/python" "$shop" questions "$folder/shop" "$data"
-}
+execute "$VENV/bin/python" "$shop" questions "$folder/shop" "$data"
 step "triplets from the titles, and a first model"
 execute "$cir_jax" positives --config positives:titles --set "data.root=$data" \
   --set "workdir=$data/positives"

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public API on tiny weights: what it loads, encodes, ranks, scores, trains and refuses."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -252,6 +254,34 @@ def test_what_is_left_out_is_not_found(model):
 def test_a_ranking_that_cannot_be(options, message, model):
     with pytest.raises(UserError, match=message):
         model.rank(*drawn(), **options)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, place: cir_jax.load(place),
+        lambda model, place: cir_jax.load([place / "a.pt", place / "b.pt"]),
+        lambda model, place: cir_jax.open_index(place),
+        lambda model, place: cir_jax.evaluate(model, "folder", root=place),
+        lambda model, place: cir_jax.train("clip_sum:tiny", {"data.root": place, "workdir": "no"}),
+        lambda model, place: model.encode_images([place / "a.jpg"]),
+        lambda model, place: model.index(place.parent, place.parent, titles=place / "a.csv"),
+    ],
+)
+def test_a_place_that_may_not_be_entered_is_named(call, model, tmp_path, monkeypatch):
+    """As the system says it where a folder lacks the right to be entered, also to a superuser."""
+    closed, stat = tmp_path / "closed", os.stat
+
+    def refused(path, *args, **options):
+        if closed in (Path(os.fsdecode(path)), *Path(os.fsdecode(path)).parents):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, *args, **options)
+
+    runs.write_image(tmp_path / "a.png", (9, 9, 9))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(UserError, match=rf"{closed}\S* (cannot be used|is no file)"):
+        call(model, closed)
 
 
 def test_arrays_that_do_not_fit(model):

@@ -23,7 +23,7 @@ from cir_jax.training import step
 from tests import readmes, runs
 from tests.readmes import HERE, TEXTS
 from tests.test_architecture import FLOORS
-from tools import api_fuzz, bench, evidence, fuzz, models, plan, serve_load, soak
+from tools import api_fuzz, bench, evidence, fuzz, index_kills, models, plan, serve_load, soak
 
 FIRST = TEXTS["README.md"]
 FOLDERS = ("cir_jax", "configs", "launch", "tests", "tools", ".github")
@@ -212,6 +212,8 @@ RUN_BY = {
     "bench.py positives": "test_bench.py::test_positives",
     "bench.py convert": "test_bench.py::test_convert",
     "bench.py evaluate": "test_bench.py::test_evaluate",
+    "bench.py index": "test_bench.py::test_index",
+    "index_kills.py": "test_index_kills.py::test_a_killed_index_is_as_one_that_was_left_alone",
     "models.py": "test_models.py::test_quicktests_through_both_stages",
     "evidence.py": "test_evidence.py",
     "plan.py": "test_plan.py::test_a_page_of_gpus",
@@ -237,6 +239,7 @@ def test_tools_take_their_command_lines(command, monkeypatch):
         {
             "bench.py": bench, "models.py": models, "evidence.py": evidence, "plan.py": plan,
             "soak.py": soak, "fuzz.py": fuzz, "api_fuzz.py": api_fuzz, "serve_load.py": serve_load,
+            "index_kills.py": index_kills,
         }[name].main(flags)  # fmt: skip
     key = f"{name} {flags[0]}" if name == "bench.py" else name
     file, _, test = RUN_BY[key].partition("::")

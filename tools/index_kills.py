@@ -61,6 +61,7 @@ class Kills:
         self.folder, self._images, self._dtype = folder, images, dtype
         self._random = random.Random(seed)
         self._drawn = self._rounds = 0
+        self._shortest = float(LIMIT)
         self.killed: Counter[str] = Counter()
         shutil.rmtree(folder, ignore_errors=True)
         self.photos = folder / "photos"
@@ -149,7 +150,9 @@ class Kills:
         while True:
             process = self._start(index)
             _wait_for_lock(process, index)
-            moment = self._random.uniform(0, 1.05) * seconds
+            began = time.monotonic()
+            # Early ones more often: what is left is shorter after each kill.
+            moment = self._random.uniform(0, 1) ** 2 * min(seconds, self._shortest)
             try:
                 status = process.wait(moment if count < left else LIMIT)
             except subprocess.TimeoutExpired:
@@ -160,6 +163,7 @@ class Kills:
                 continue
             if status:
                 raise SystemExit(f"status {status}: {Path(f'{index}.log').read_text()[-3000:]}")
+            self._shortest = min(self._shortest, max(time.monotonic() - began, 0.5))
             return count
 
     def _read(self, index: Path) -> str:
@@ -221,17 +225,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("runs/index-kills"), help="folder")
     args = parser.parse_args(argv)
     kills = Kills(args.out.absolute(), args.images, args.dtype, args.seed)
-    kills.alone()  # compiles
-    shutil.rmtree(kills.folder / "still")
     done = commands = 0
     while done < args.kills:
+        if commands:
+            kills.change()
         seconds = kills.alone()
         done += kills.disturbed(seconds, min(args.most, args.kills - done))
         commands += 1
         if differs := kills.compare():
             raise SystemExit(f"after {done} kills: {differs}; see {kills.folder}")
         progress.say(f"{done} kills, {commands} indexes as if left alone ({seconds:.1f} s alone)")
-        kills.change()
     found = Index(kills.folder / "killed")
     result = {
         "kills": done,

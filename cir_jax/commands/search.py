@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep-reference", action="store_true", help="the reference images may be found too")
     add("--approximate", action="store_true",
         help="rank approximately, on a TPU or GPU; rankings are exact otherwise")  # fmt: skip
+    serve.add_recall_argument(parser)
     add = parser.add_argument_group("what is shown").add_argument
     add("--why", action="store_true",
         help="what image, text and words to avoid each give to a score; for models whose query is "

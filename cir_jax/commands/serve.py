@@ -58,6 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders of data sets, as `prepare` makes them, whose images are evaluated with: none "
         "of these is saved as a triplet")  # fmt: skip
     add_model_arguments(parser)
+    add_recall_argument(parser)
+
+
+def add_recall_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of what approximate rankings aim at."""
+    parser.add_argument("--recall", type=float, metavar="SHARE",
+        help="of the best images, that approximate rankings on a TPU or GPU aim at (default 0.95)"
+    )  # fmt: skip
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +145,10 @@ def opened(args: argparse.Namespace, folder: str) -> "Index":
         trust_code=args.trust_code,
         ignore_remote_code=args.ignore_remote_code,
     )
-    return Index(os.path.expanduser(folder), load)
+    index = Index(os.path.expanduser(folder), load)
+    if getattr(args, "recall", None) is not None:
+        index.recall = args.recall
+    return index
 
 
 def check_vectors(index: "Index", places: Sequence[str] = ()) -> None:

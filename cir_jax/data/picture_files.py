@@ -10,7 +10,8 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ _UNDECODABLE = (
     UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError,
     # What Pillow's readers of tags and tables meet in damaged files.
     EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError, ZeroDivisionError,
-    struct.error, MemoryError, RuntimeError,
+    struct.error, RuntimeError,
 )  # fmt: skip
+_NO_MEMORY = ("out of memory error", "decoder error -9")  # Pillow's words, of its own decoders
+_A_PIXEL, _BESIDE = 12, 1 << 26  # bytes: what decoding takes of memory at most, see `_free_for`
+_SECOND_LOOK = threading.Lock()
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")  # plain, and with the preview of DOS
 _KINDS = {
@@ -105,8 +109,20 @@ def decoded(
     Raises:
       UserError: see `read`; or it is of another format, or damaged.
       TooLarge: it is larger than `pixels`.
+      MemoryError: this machine has too little memory for it, which says nothing of the file.
     """
     content, name = read(source), named(source)
+    size = [0, 0]  # once it is known
+
+    def opened() -> Image.Image:
+        with _decoding(name, content, formats):
+            image = Image.open(io.BytesIO(content), formats=formats)
+            _check_pixels(name, *image.size, most=pixels)
+            _check_tiles(name, image, pixels)
+            size[:] = image.size
+            image.load()
+        return image
+
     with pillow_warnings.named(source):
         if content.startswith(_EPS):
             raise UserError(
@@ -116,28 +132,67 @@ def decoded(
         if formats is not None and _is_heic(content):
             return _heic(content, name, pixels)
         _check_pixels(name, *_claimed(content), most=pixels)
-        with _decoding(name, content, formats):
-            image = Image.open(io.BytesIO(content), formats=formats)
-            _check_pixels(name, *image.size, most=pixels)
-            _check_tiles(name, image, pixels)
-            image.load()
-    return image
+        try:
+            return opened()
+        except MemoryError:
+            return _again(opened, name, content, size)
+
+
+def _again(
+    opened: Callable[[], Image.Image], name: str, content: bytes, size: list[int]
+) -> Image.Image:
+    """Decodes an image for which a decoder found no memory: the machine has none, or a small file
+    claims more than an image of its size takes.
+
+    It is the file's fault only where that happens again with all that such an image takes free
+    before and after; an image that was lost to other threads' memory is decoded after all.
+
+    Raises:
+      UserError: the file claims too much.
+      MemoryError: there is too little memory.
+    """
+    with _SECOND_LOOK:  # threads that lack memory must not look at one another's
+        try:
+            if _free_for(content, size):
+                return opened()
+        except MemoryError as error:
+            if _free_for(content, size):
+                why = MemoryError(
+                    "it asks for more memory than an image of its size takes"
+                    f"{f' ({error})' if str(error) else ''}"
+                )
+                raise _undecodable(name, content, why, None) from None
+        width, height = size
+        of = f" of {width:,} x {height:,} pixels" if width else ""
+        raise MemoryError(f"too little to decode {name}{of}") from None
+
+
+def _free_for(content: bytes, size: list[int]) -> bool:
+    """Whether there is as much memory as decoding an image of this size may take."""
+    try:
+        bytearray(len(content) + _A_PIXEL * size[0] * size[1] + _BESIDE)
+    except MemoryError:
+        return False
+    return True
 
 
 @contextmanager
 def _decoding(name: str, content: bytes, formats: tuple[str, ...] | None) -> Iterator[None]:
-    """Whatever a decoder raises in this `with` becomes an error that names the image."""
+    """Whatever a decoder raises in this `with` becomes an error that names the image; too little
+    memory becomes a MemoryError, also where Pillow tells of it in words."""
     try:
         yield
     except UserError:
         raise
     except _UNDECODABLE as error:
+        if str(error).startswith(_NO_MEMORY):
+            raise MemoryError(str(error)) from None
         raise _undecodable(name, content, error, formats) from None
 
 
 def format_of(path: str | Path) -> str:
     """The format of `NATURAL_FORMATS` that a file has, whatever its name says; "" if none."""
-    with suppress(*_UNDECODABLE), pillow_warnings.named(path):
+    with suppress(*_UNDECODABLE, MemoryError), pillow_warnings.named(path):
         with Image.open(path, formats=NATURAL_FORMATS) as image:
             return image.format or ""
     return ""
@@ -160,9 +215,7 @@ def _undecodable(
     name: str, content: bytes, error: BaseException, formats: tuple[str, ...] | None
 ) -> UserError:
     """What to say of a file that cannot be decoded."""
-    if isinstance(error, MemoryError):
-        why = "there is not enough memory"
-    elif not isinstance(error, UnidentifiedImageError):
+    if not isinstance(error, UnidentifiedImageError):
         why = str(error) or type(error).__name__
     else:  # Pillow's own words name a place in memory, another one each time
         kind = _kind(content)
@@ -245,8 +298,7 @@ def _heic(content: bytes, name: str, most: int) -> Image.Image:
     with _decoding(name, content, None):
         # Not registered with Pillow: that would change what everything else here opens.
         image = pillow_heif.HeifImageFile(io.BytesIO(content))
-        width, height = image.size
-        _check_pixels(name, width, height, most=most)
+        _check_pixels(name, image.width, image.height, most=most)
         image.load()
     return image
 

@@ -85,9 +85,11 @@ def _find(
     packed, lengths = packing.pack(queries)
     # Twice the bound of a sum of D products, for what scales, groups and accelerators add to it.
     off = 2 * (table.width + 16) * 2.0**-24 * lengths * table.longest()
-    share = max(b.images for b in table.blocks) / len(table)
     most = int(wanted.max())
-    asked = [packing.power(min(most, 2 * math.ceil(share * most)) + _SPARE)] * len(table.blocks)
+    if recall is None:  # of a block that turns out to have more, more is asked
+        share = max(b.images for b in table.blocks) / len(table)
+        most = min(most, 2 * math.ceil(share * most))
+    asked = [packing.power(most + _SPARE)] * len(table.blocks)
     best: dict[int, _Best] = {}
     again = list(range(len(table.blocks)))
     while again:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
+from cir_jax import files
 from cir_jax.contract import Functions
 from cir_jax.convert import exporting
 from cir_jax.data import tokens
@@ -137,6 +138,7 @@ class Model:
         """The tokens of each text, start and end included; its context is the limit."""
         return [len(ids) for ids in self._tokenizer.encode(_texts(texts, 0))]
 
+    @files.permitted()
     def encode_images(
         self, images: Iterable[Picture], *, batch: int = 128, threads: int = 8
     ) -> Floats:
@@ -161,6 +163,7 @@ class Model:
         rows.flags.writeable = True  # nobody else has them
         return rows
 
+    @files.permitted()
     def encode_queries(
         self,
         images: Iterable[Picture] | None = None,
@@ -256,6 +259,7 @@ class Model:
             return np.zeros((0, k), np.int64), np.zeros((0, k), np.float32)
         return ranking.top_in_blocks(queries, rows, k, left_out, block=block, mesh=self._mesh)
 
+    @files.permitted()
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes a .safetensors file that `cir_jax.load` reads without being told anything.
 
@@ -278,12 +282,13 @@ class Model:
         """What this model makes of the golden inputs, see `cir_jax.retrieval.golden`."""
         return golden.of(self.retriever(few=True), self._preprocess)
 
+    @files.permitted()
     def index(
         self,
         place: str | os.PathLike[str],
         out: str | os.PathLike[str] | None = None,
         *,
-        titles: Sequence[str | os.PathLike[str]] = (),
+        titles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         dtype: str = "float32",
         batch: int = 128,
         threads: int = 16,
@@ -293,7 +298,7 @@ class Model:
         Args:
           place: a folder of images, or a table that names some.
           out: folder of the index; None is a temporary one, which goes with the index: `save` it.
-          titles: tables of images whose columns become fields, to show and to filter by.
+          titles: table of images, or several: their columns become fields, to show and filter by.
           dtype: of the rows that are kept, "float32", "float16" or "int8".
           batch, threads: see `encode_images`.
 

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -69,7 +70,7 @@ def reader(preprocess: Preprocess) -> Callable[[Any], np.ndarray]:
     def read(item: Any) -> np.ndarray:
         if isinstance(item, Decoded):
             return preprocess(item.image)
-        if isinstance(item, str) and not os.path.isfile(item):
+        if isinstance(item, str) and not Path(item).exists():
             raise UserError(f"image {item} does not exist; give the path of an image file")
         return preprocess(item)
 

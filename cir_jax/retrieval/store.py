@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 PACKAGE = "cir_jax.retrieval.stores"
+RECALL = 0.95  # of the best, that an approximate ranking aims at
 
 
 class Store(Protocol):

@@ -25,7 +25,7 @@ from cir_jax.runtime import mesh as meshes
 # accelerator starting a program takes longer than there, so that its blocks are larger.
 _BLOCK_VALUES, _BLOCK_VALUES_CPU = 2**27, 2**25
 _LEAST_VALUES = 2**19  # of the smallest block: the end of a segment is filled up to a multiple
-_DEVICE_SHARE = 0.6  # of a device's memory that rows may take
+_DEVICE_SHARE = 0.8  # of what is free on a device that rows may take
 
 
 class Rows(NamedTuple):
@@ -126,7 +126,7 @@ class Table:
     def _room(self) -> float:
         if self.on_cpu:  # they read the host's memory
             return float("inf")
-        return _DEVICE_SHARE * memory.of_device(list(self.mesh.devices.flat))
+        return _DEVICE_SHARE * _free(list(self.mesh.devices.flat))
 
     def _cut(self, values: int) -> Iterator[Block]:
         """Blocks of sizes that are powers of two, so that few programs serve all of them."""
@@ -154,6 +154,15 @@ class Table:
 def power_below(number: int) -> int:
     """The largest power of two that is not larger; 1 for what is smaller."""
     return 1 << max(0, number.bit_length() - 1)
+
+
+def _free(devices: Sequence[Any]) -> int:
+    """Bytes that are free on each device, the least of them; 0 if unknown.
+
+    A model lies there too, and for a moment the generation of an index before this one.
+    """
+    held = max(int((device.memory_stats() or {}).get("bytes_in_use", 0)) for device in devices)
+    return max(0, memory.of_device(devices) - held)
 
 
 def _filled(rows: NDArray[Any], count: int) -> NDArray[Any]:

@@ -67,7 +67,7 @@ def test_every_flag_is_part_of_the_question(run, place):
         "green", "--not", "stripes", "--not", "dots", "--query-weight", "0.8", "--image-weight",
         "0.5", "--avoid-weight", "0.25", "--top", "3", "--offset", "1", "--min-score", "-0.5",
         "--where", "price < 100 or title is null", "--no-fold", "--keep-reference", "--why",
-        "--approximate",
+        "--approximate", "--recall", "0.9",
     ]  # fmt: skip
     status, out, err = run(*flags, "--json")
     found = json.loads(out)

@@ -2,6 +2,8 @@
 """Files that claim too much, run programs, or are of no kind: a sentence, in bounded memory."""
 
 import io
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from cir_jax.data import picture_files, pillow_warnings, squares
 from cir_jax.data.pixels import NATURAL, RELEASED, Preprocess, open_image
@@ -31,8 +33,11 @@ def png(width, height, rows=b"", extra=b"", colour=2, bits=8):
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def tiled(side):
-    tags = {256: 10, 257: 10, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: 9}
+def tiled(side, compression=8, channels=1):
+    """A TIFF of 10 x 10 pixels in one tile that claims to be larger."""
+    kind = 2 if channels > 1 else 1
+    tags = {256: 10, 257: 10, 258: 8, 259: compression, 262: kind, 277: channels,
+            322: side, 323: side, 324: 8, 325: 9}  # fmt: skip
     rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     return b"II" + struct.pack("<HI", 42, 17) + b"x" * 9 + struct.pack("<H", 10) + rows + bytes(4)
 
@@ -247,3 +252,81 @@ def test_other_errors_of_decoders(made, loading, tmp_path):
     (tmp_path / "a.png").write_bytes(made())
     with pytest.raises(UserError, match=r"image .*a.png cannot be decoded \(.+\); fetch it again"):
         open_image(tmp_path / "a.png", loading)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from cir_jax.data import kept_looks, screening
+kept_looks.LEAST = screening.LEAST = 1
+now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (now + (400 << 20),) * 2)
+root = Path(sys.argv[1])
+images = {file.name: str(file) for file in sorted(root.iterdir())}
+try:
+    screen = screening.Screen("drop", root=str(root), threads=1)
+    print([str(one) for one in screen.unusable(images).values()])
+except MemoryError as error:
+    print("MemoryError:", error)
+"""
+
+
+def looked_at(folder, content):
+    """What a process of 400 MB says of an image that may be left out, and the looks it keeps."""
+    images = folder / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(images)],
+        capture_output=True, text=True, check=True, timeout=300,
+        env={**os.environ, "CIR_JAX_CACHE": str(folder / "cache")},
+    )  # fmt: skip
+    return done.stdout, list((folder / "cache").rglob("*.json"))
+
+
+def test_too_little_memory_is_never_kept(tmp_path):
+    """With more memory the image may be as good as any: nothing is left out, the run stops."""
+    said, kept = looked_at(tmp_path, png(13000, 13000, bytes(100)))
+    assert re.search(r"MemoryError: too little to decode .*a.png of 13,000 x 13,000 pixels", said)
+    assert not kept
+
+
+def test_a_small_image_that_asks_for_too_much_is_damaged(tmp_path):
+    """10 x 10 pixels in a tile of 533 MB."""
+    said, kept = looked_at(tmp_path, tiled(13328, compression=5, channels=3))
+    assert "it asks for more memory than an image of its size takes (decoder error -9)" in said
+    assert kept
+
+
+@BOTH
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading")])
+def test_memory_that_comes_back_is_used(loading, error, monkeypatch):
+    """Other threads had it."""
+    load, failed = Image.Image.load, []
+
+    def once(image):
+        if not failed:
+            failed.append(1)
+            raise error
+        return load(image)
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", once)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    assert open_image(file.getvalue(), loading).size == (4, 4)
+    assert failed
+
+
+@BOTH
+def test_an_image_that_never_finds_memory(loading, monkeypatch):
+    def never(image):
+        raise MemoryError
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", never)
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    with pytest.raises(UserError, match=r"cannot be decoded \(it asks for more memory than an im"):
+        open_image(file.getvalue(), loading)
+    monkeypatch.setattr(picture_files, "_BESIDE", 1 << 60)  # what no machine has
+    with pytest.raises(MemoryError, match=r"^too little to decode \d+ bytes of 4 x 4 pixels$"):
+        open_image(file.getvalue(), loading)

@@ -59,6 +59,21 @@ def test_the_longest_row_of_all_types():
     assert Table([Rows(np.nan_to_num(rows).astype(np.int8), scales)], mesh()).longest() == 10
 
 
+class Device:
+    platform, process_index = "gpu", 0
+
+    def __init__(self, limit, held):
+        self.stats = {"bytes_limit": limit, "bytes_in_use": held}
+
+    def memory_stats(self):
+        return self.stats
+
+
+def test_rows_take_what_others_leave_free():
+    assert tables._free([Device(100, 30), Device(100, 70)]) == 30
+    assert tables._free([Device(100, 130)]) == 0
+
+
 def test_no_program_copies_a_block():
     """Of float32 rows nothing, of small ones a few at a time: temporaries are scores."""
     one, each, width, images = mesh(), 4, 256, 4096

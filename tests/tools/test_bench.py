@@ -44,6 +44,24 @@ def test_evaluate():
     assert "time_ratio" in table
 
 
+def test_search():
+    result, table = bench(
+        "search", "--sizes", "300x1x16", "40x3x8", "--batches", "1", "3", "--repeats=1"
+    )
+    found = result["results"]
+    engines = ["float32", "float16", "int8"]
+    want = [(300, name) for name in (*engines, "FAISS", "Milvus Lite")]
+    want += [(40, name) for name in engines]
+    assert [(one["images"], one["engine"]) for one in found[::2]] == want
+    assert [one["batch"] for one in found] == [1, 3] * len(want)
+    for one in found:
+        assert one["time_ratio"] > 0 and one["product_ms"] > 0 and one["search_ms"] > 0
+        small = one["engine"] in ("float16", "int8")
+        assert one["recall"] > 0.8 if small else one["recall"] == 1
+        assert float(one["difference"]) < (0.02 if small else 1e-6)
+    assert "grown_mib" in table
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"), [(("bnak",), "invalid choice: 'bnak'"), ((), "required: benchmark")]
 )
@@ -78,3 +96,12 @@ def test_convert():
                            "run folder", "hash alone", "new memory alone"]  # fmt: skip
     assert tasks["whole file first"]["time_ratio"] > 0 and tasks["run folder"]["mib"] > 0
     assert "memory_ratio" in table
+
+
+def test_index():
+    result, table = bench(
+        "index", "--images=3", "--side=40", "--threads=2", "--files=1200", "--repeats=1"
+    )
+    assert result["images"] == 3 and result["speed_ratio"] > 0
+    assert result["files"] == 1200 and result["again_s"] > 0 and result["peak_gb"] > 0
+    assert "index_per_s" in table

@@ -54,15 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures all sizes; ratios are to the product of the same round."""
     mesh = meshes.make(devices=jax.devices()[: args.devices])
-    found = []
+    found: list[dict[str, Any]] = []
     for size in args.sizes:
         images, each, width = map(int, size.split("x"))
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             rows = _made(Path(folder) / "rows.npy", (images, each, width))
-            for one in _measured(args, rows, Path(folder), mesh):
-                found.append({"images": images, "rows": each, "width": width, **one})
-    header = list(found[0])
-    timing.table(header, [[one[name] for name in header] for one in found])
+            lines = [
+                {"images": images, "rows": each, "width": width, **one}
+                for one in _measured(args, rows, Path(folder), mesh)
+            ]
+        timing.table(list(lines[0]), [list(line.values()) for line in lines])
+        found += lines
     return {"results": found}
 
 
@@ -96,14 +98,15 @@ def _measured(
         for batch in args.batches:
             part = queries[:batch]
             on_device = jax.device_put(part, meshes.replicated(mesh))
+            seconds = timing.alternate(
+                {
+                    "product": lambda q=on_device: product(q, placed),
+                    "search": lambda q=part, search=search: search(q)[1],
+                },
+                args.repeats,
+            )
             with _Memory() as memory:
-                seconds = timing.alternate(
-                    {
-                        "product": lambda q=on_device: product(q, placed),
-                        "search": lambda q=part, search=search: search(q)[1],
-                    },
-                    args.repeats,
-                )
+                search(part)
             yield {
                 "engine": name,
                 "batch": batch,
@@ -115,7 +118,7 @@ def _measured(
             }
 
 
-def _lost(rows: np.ndarray, queries: np.ndarray, truth: Any, best: Any) -> dict[str, float]:
+def _lost(rows: np.ndarray, queries: np.ndarray, truth: Any, best: Any) -> dict[str, Any]:
     """Share of the true best that was found, and how far scores are from the true ones."""
     pairs = list(zip(truth[0], best[0], strict=True))
     right = sum(len(np.intersect1d(*pair)) for pair in pairs)

@@ -36,13 +36,11 @@ class Changes:
     Attributes:
       kept: lines of a catalogue whose rows are good, with the names, sizes and times of now.
       todo: places in what is there that are to be encoded, in their order.
-      new, changed, moved, touched, gone: how many images; moved and touched ones are kept.
+      moved, touched, gone: how many images; moved and touched ones are kept.
     """
 
     kept: pa.Table
     todo: NDArray[np.int64]
-    new: int
-    changed: int
     moved: int
     touched: int
     gone: int
@@ -88,13 +86,10 @@ def compare(
     whole = good.copy()
     whole[good] = ~damaged[at[good]]
     todo = np.flatnonzero(readable & ~whole)
-    new = int((at[todo] < 0).sum())
     now = names.filter(pa.array(whole)), found.size[whole], found.time[whole]
     return Changes(
         _kept(known, at[whole], *now),
         todo,
-        new,
-        len(todo) - new,
         len(moved),
         len(touched),
         int(gone.sum()),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cir_jax import files
 from cir_jax.data import places
 from cir_jax.errors import UserError
 from cir_jax.retrieval import store as stores
@@ -55,6 +56,8 @@ class Index:
       state: its record.
       catalogue: its images.
       segments: their rows.
+      recall: the share of the best that an approximate ranking on a TPU or GPU aims at; to be set
+        before the first question.
 
     Raises:
       UserError: there is no index, it is damaged, or it is of another model.
@@ -73,6 +76,7 @@ class Index:
         self.folder = Path(folder)
         self._load = load
         self._given, self._keep = model, keep
+        self.recall: float = stores.RECALL if share is None else share.recall
         self.record = records.read(folder)
         if model is not None:
             reading.check_model(self.folder, self.record, model.identity())
@@ -209,6 +213,7 @@ class Index:
             places.Written(places.roots(self.root)).check(path, name, where)
         return path
 
+    @files.permitted()
     def search(
         self,
         image: Picture | int | Sequence[Picture | int] | None = None,
@@ -229,6 +234,7 @@ class Index:
         """
         return answering.search(self, image, text, **options)
 
+    @files.permitted()
     def answer(self, asked: Sequence[Question]) -> list[Answer]:
         """The answers of several questions, which share the calls of the model.
 
@@ -237,6 +243,7 @@ class Index:
         """
         return answering.answer(self, asked)
 
+    @files.permitted()
     def update(self, place: str | os.PathLike[str] | None = None, **options: Any) -> "Index":
         """Encodes what is new or has changed, and opens the index as it is then.
 
@@ -250,6 +257,7 @@ class Index:
         update.update(self.folder, Options(place=place, **options), model=self.model)
         return self.newer() or self
 
+    @files.permitted()
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Copies the index to a folder that does not exist yet, or is empty.
 
@@ -258,6 +266,7 @@ class Index:
         """
         return copying.save(self, path)
 
+    @files.permitted()
     def export(self, path: str | os.PathLike[str]) -> list[Path]:
         """Writes `rows.npy` and `images.parquet`, which other programs read; see the README.
 

@@ -41,7 +41,7 @@ class Options:
     Attributes:
       place: folder of the images, or a table that names some.
       gallery: those of the images in the folder that are wanted; a place without one is all.
-      titles: tables whose columns become fields; () for none.
+      titles: table, or several, whose columns become fields; () for none.
       duplicates: of `fields.DUPLICATES`.
       queries: file of queries with right answers; "" for none.
       dtype: type of the rows, of `quantized.DTYPES`.
@@ -53,7 +53,7 @@ class Options:
 
     place: str | os.PathLike[str] | None = None
     gallery: Gallery | None = None
-    titles: Sequence[str | os.PathLike[str]] | None = None
+    titles: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
     duplicates: str | None = None
     queries: str | os.PathLike[str] | None = None
     dtype: str | None = None
@@ -109,7 +109,9 @@ def _asked(made: dict[str, Any], options: Options) -> dict[str, Any]:
     if options.store is not None:
         found["store"] = _store(options.store)
     if options.titles is not None:
-        found["titles"] = [_absolute(table) for table in options.titles]
+        titles = options.titles
+        tables = [titles] if isinstance(titles, str | os.PathLike) else titles
+        found["titles"] = [_absolute(table) for table in tables]
     if options.queries is not None:
         found["queries"] = _absolute(options.queries) if str(options.queries) else ""
     if found["queries"] and (options.gallery or (found["benchmark"] and options.place is None)):

@@ -49,9 +49,10 @@ class Report:
 
     Attributes:
       images: that the index has now.
-      new, changed: those that were encoded, also by earlier calls that were stopped.
+      new, changed: those that were encoded since the last generation, by stopped calls too;
+        damaged rows that were made again count as changed.
       moved, touched: those that kept their rows though name or time is another.
-      gone: those that are not there any more.
+      gone: those that are not there any more, or cannot be read.
       unreadable: name -> why, of those that cannot be read.
       left_out: (name, why) of what is no image of the index.
       encoded: images that this call has encoded.
@@ -158,11 +159,12 @@ class _Update:
             fields = columns.table(lines["name"].to_pylist()) if columns else pa.table({})
             unreadable = _unreadable(found, building)
             encoded = len(building) - resumed
+            new, again, gone = _new(lines, old.catalogue.lines)
             made = finishing.next_generation(self.folder, record, old, lines, fields, building)
         self._list(unreadable)
         questions.write(self.folder, record, found)
         return Report(
-            made.images, changed.new, changed.changed, changed.moved, changed.touched, changed.gone,
+            made.images, new, again, changed.moved, changed.touched, gone,
             unreadable, found.left_out, encoded, seconds, made.number,
         )  # fmt: skip
 
@@ -288,6 +290,14 @@ def _together(
     again = pc.is_in(lines["name"], value_set=more["name"]).to_numpy()
     table = pa.concat_tables([lines.filter(pa.array(~again)), more]).combine_chunks()
     return table, np.concatenate([damaged[~again], np.zeros(len(more), bool)])
+
+
+def _new(lines: pa.Table, before: pa.Table) -> tuple[int, int, int]:
+    """(new images, images whose file has another content than before, images that are gone)."""
+    ids, old = lines["id"].to_numpy(), before["id"].to_numpy()
+    names = lines["name"].filter(pa.array(~np.isin(ids, old)))
+    again = int(pc.sum(pc.is_in(names, value_set=before["name"])).as_py() or 0)
+    return len(names) - again, again, int((~np.isin(old, ids)).sum()) - again
 
 
 def _lines(changed: Changes, building: Building, resumed: int) -> pa.Table:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -226,7 +227,7 @@ def _key(index: Searched, image: Any, id: int | None, text: str) -> str | pictur
     if id is not None:
         return index.path_of(id) if text else None
     [key] = pictures.items([image])
-    if isinstance(key, str) and not os.path.isfile(key):
+    if isinstance(key, str) and not Path(key).exists():
         raise UserError(f"image {key} does not exist; give the path of an image file")
     return key
 

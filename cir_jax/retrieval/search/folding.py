@@ -47,28 +47,37 @@ def fold(rows: NDArray[np.float32], contents: Sequence[bytes], within: float) ->
       For each image that is shown, in order: its place, and then those of the images under it.
     """
     flat = _flat(rows)
-    first: dict[bytes, int] = {}  # content -> the shown image that has it, or has it under it
+    first: dict[bytes, int] = {}  # content -> the group that has it
     shown: list[int] = []
     groups: list[list[int]] = []
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK]
-        apart = 1 - block @ np.concatenate([flat[shown], block]).T
         before = len(shown)
-        for i in range(len(block)):
-            place = start + i
-            # Columns: those shown before this block, then the images of the block itself.
-            columns = [*range(before), *(before + s - start for s in shown[before:])]
-            near = np.flatnonzero(apart[i, columns] <= within)
-            group = first.get(contents[place])
-            if len(near):
-                group = int(near[0]) if group is None else min(group, int(near[0]))
-            if group is None:
-                group = len(groups)
-                shown.append(place)
+        earlier = _first(1 - block @ flat[shown].T <= within)
+        near = 1 - block @ block.T <= within
+        inside: list[int] = []  # places in the block of those that it shows
+        for i, place in enumerate(range(start, start + len(block))):
+            found = [first[contents[place]]] if contents[place] in first else []
+            if earlier[i] >= 0:
+                found.append(int(earlier[i]))
+            elif near[i, inside].any():
+                found.append(before + int(near[i, inside].argmax()))
+            if not found:
+                found = [len(groups)]
                 groups.append([])
+                shown.append(place)
+                inside.append(i)
+            group = min(found)
             groups[group].append(place)
             first.setdefault(contents[place], group)
     return groups
+
+
+def _first(near: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[b, n] -> [b]: the first column that is true, or -1."""
+    if not near.shape[1]:
+        return np.full(len(near), -1)
+    return np.where(near.any(axis=1), near.argmax(axis=1), -1)
 
 
 def _flat(rows: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -21,25 +21,20 @@ from cir_jax.errors import UserError
 from cir_jax.retrieval import candidates, scoring
 from cir_jax.retrieval.search.asking import Terms
 from cir_jax.retrieval.search.where import Clause
+from cir_jax.retrieval.store import RECALL
 from cir_jax.retrieval.tables import Rows, Table
 from cir_jax.runtime import mesh as meshes
 
 if TYPE_CHECKING:
     import pyarrow
 
-RECALL = 0.95  # of the best, that an approximate ranking aims at
 _FEW_VALUES = 2**14  # of rows that are scored at once rather than searched
 _TAKEN_VALUES = 2**22  # of rows that are in memory at a time
 _KEPT_MASKS = 16  # of the conditions asked for last
 
 
-def opened(index: Any, recall: float = RECALL) -> "Store":
-    """The store of an index that is there.
-
-    Args:
-      index: with `segments`, `catalogue`, `rows_per_image` and `embedding`.
-      recall: see `Store`.
-    """
+def opened(index: Any) -> "Store":
+    """The store of an index that is there; its `recall` is that of `Store`."""
     catalogue = index.catalogue
     return Store(
         {s.number: Rows(s.rows, s.scales) for s in index.segments},
@@ -48,7 +43,7 @@ def opened(index: Any, recall: float = RECALL) -> "Store":
         catalogue.row,
         catalogue.table,
         shape=(index.rows_per_image, index.embedding),
-        recall=recall,
+        recall=index.recall,
     )
 
 

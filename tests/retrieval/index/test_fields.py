@@ -61,7 +61,7 @@ def test_columns_of_a_csv_become_fields(made, photos, capsys):
         "s2/02,,,,,\n"
         "gone.png,Gone,1,true,1,\n",
     )  # fmt: skip
-    photos.update(titles=[table])
+    photos.update(titles=table)
     index = photos.open()
     assert index.fields == (
         {"name": "name_", "type": "text"}, {"name": "price", "type": "number"},

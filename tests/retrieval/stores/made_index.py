@@ -53,7 +53,7 @@ class Index:
             "empty": pa.array([None] * count, pa.string()),
         })  # fmt: skip
         self.folder, self.store_place = folder, place
-        self.rows_per_image, self.embedding = each, width
+        self.rows_per_image, self.embedding, self.recall = each, width, 0.95
         self.segments = [SimpleNamespace(number=4, rows=rows, scales=None)]
         self.catalogue = SimpleNamespace(
             ids=ids, segment=np.full(count, 4), row=np.arange(count), table=table, fields=table,

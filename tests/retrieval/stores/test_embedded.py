@@ -2,6 +2,7 @@
 """The embedded store against the formula of a score, written out in numpy."""
 
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -238,15 +239,29 @@ def test_rows_that_do_not_fit_the_devices_are_sent_for_each_batch():
 def test_an_approximate_ranking_is_exact_on_a_cpu():
     """`approx_max_k` itself too, which is what other devices run."""
     segments, rng = draw(), np.random.default_rng(8)
-    case, query = Case(segments), folded(rng, whole=False)
+    query = folded(rng, whole=False)
+    segments[0].rows[256:356] = 2 * np.sign(query.vectors)  # all of the best, in one block
+    case = Case(segments, shuffled=False)
     for exact in (True, False):
         ids, _ = case.store.top([query], 12, exact=exact)
         np.testing.assert_array_equal(ids[0], case.want(query, 12)[0])
-    positions = candidates.find(case.store._on_devices(), [query], [12], recall=0.9)
-    assert len(positions[0]) < 100
-    assert set(case.want(query, 12)[0]) <= set(case.store._at[positions[0]])
+    positions = candidates.find(case.store._on_devices(), [query], [100], recall=0.9)
+    assert len(positions[0]) < 130
+    assert set(case.want(query, 100)[0]) <= set(case.store._at[positions[0]])
     with pytest.raises(UserError, match=r"recall=1\.5; give a share above 0, at most 1"):
         Case(segments, recall=1.5)
+
+
+def test_an_index_says_what_an_approximate_ranking_aims_at():
+    none = np.zeros(0, np.int64)
+    catalogue = SimpleNamespace(ids=none, segment=none, row=none, table=pyarrow.table({}))
+    index = SimpleNamespace(
+        segments=(), catalogue=catalogue, rows_per_image=1, embedding=8, recall=1.5
+    )
+    with pytest.raises(UserError, match=r"recall=1\.5; give a share above 0, at most 1"):
+        embedded.opened(index)
+    index.recall = 0.5
+    assert embedded.opened(index)._recall == 0.5
 
 
 def test_rows_of_images():

@@ -228,7 +228,7 @@ def test_every_control_has_a_name(visit):
 
 
 def test_what_a_screen_reader_is_told(visit):
-    page = visit()
+    page = visit(viewport={"width": 1280, "height": 400})  # one page of pictures is enough
     settle(page)
     status = page.get_by_role("status").first
     assert status.inner_text() == "24 pictures."
