@@ -176,7 +176,7 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
 
 
 def _captions_looked_over(root: str | Path, found: Examination) -> dict[str, ImageFile]:
-    """Name -> file of the captioned images; what keys of a run may decide is a problem, no error."""
+    """Name -> file of the captioned images; what a run's keys may decide is a problem, no error."""
     try:
         sets = captions(root)
     except UserError as error:
