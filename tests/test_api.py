@@ -265,7 +265,7 @@ def test_a_ranking_that_cannot_be(options, message, model):
         lambda model, place: cir_jax.evaluate(model, "folder", root=place),
         lambda model, place: cir_jax.train("clip_sum:tiny", {"data.root": place, "workdir": "no"}),
         lambda model, place: model.encode_images([place / "a.jpg"]),
-        lambda model, place: model.index(place.parent, place.parent, titles=place / "a.csv"),
+        lambda model, place: model.index(place.parent, place.parent / "i", titles=place / "a.csv"),
     ],
 )
 def test_a_place_that_may_not_be_entered_is_named(call, model, tmp_path, monkeypatch):
