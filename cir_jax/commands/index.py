@@ -79,7 +79,7 @@ def _add_content_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", default="", help="with --benchmark: folder of its data set")
     parser.add_argument("--split", default="", help="with --benchmark: another than its own")
     parser.add_argument(
-        "--allow-outside", action="store_const", const=True,
+        "--allow-outside", action=argparse.BooleanOptionalAction,
         help="links and tables may lead out of the folder",
     )  # fmt: skip
 

@@ -72,7 +72,10 @@ class Columns:
 
     def _read(self, table: str) -> None:
         if not Path(table).is_file():
-            raise UserError(f"{table} is no file; name a table of the images (.csv, .parquet, ...)")
+            raise UserError(
+                f"{table} is no file; name a table of the images (.csv, .parquet, ...), or give "
+                "--titles without any"
+            )
         for entry in image_lists.entries([table], wrong=self._wrong.append):
             try:
                 name = looking.name_of(entry, self._known)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,7 @@ def update(
             "devices of its host; start one"
         )
     folder = Path(folder)
+    _check_free(folder)
     with writing.alone(folder):
         there = records.read(folder) if records.exists(folder) else None
         if model is None:
@@ -109,6 +110,17 @@ def update(
             model = load(there)
         record = options.record(folder, there, asked, model)
         return _Update(folder, record, there, asked, model).run()
+
+
+def _check_free(folder: Path) -> None:
+    """Raises UserError if a folder holds something else than an index: an update deletes files."""
+    if records.exists(folder) or not folder.is_dir():
+        return
+    others = sorted({one.name for one in folder.iterdir()} - writing.OWN)
+    if others:
+        raise UserError(
+            f"{folder} is no index and is not empty ({', '.join(others[:3])}); give a new folder"
+        )
 
 
 class _Update:
@@ -128,12 +140,14 @@ class _Update:
     def run(self) -> Report:
         """The update."""
         record = self.record
-        if self.asked.gallery:
-            questions.keep(self.folder, self.asked.gallery)
+        gallery = self.asked.gallery
+        only: Sequence[str] = gallery.names if gallery else ()
+        if record["benchmark"] and not gallery:
+            only = questions.names(self.folder)
         found = looking.look(
             record["place"],
             self.folder,
-            only=questions.names(self.folder) if record["benchmark"] else (),
+            only=only,
             allow_outside=record["allow_outside"],
             threads=self.asked.threads,
         )
@@ -152,6 +166,8 @@ class _Update:
             self._check_place(known, changed)
             if {k: v for k, v in (self.there or {}).items() if k != "version"} != record:
                 records.write(self.folder, record)
+            if gallery:
+                questions.keep(self.folder, gallery)
             finishing.clean(self.folder, state, building)
             seconds = self._encode(found, changed, building, resumed)
             building.finish()

@@ -16,6 +16,8 @@ from cir_jax.errors import UserError
 
 LOCK = "lock"  # stays there: deleting it would let two writers in
 WRITER = "writer.json"
+# What a command may leave in a new folder that was stopped before it wrote a record.
+OWN = {LOCK, WRITER, f"{WRITER}.partial", "index.json.partial"}
 
 
 @contextlib.contextmanager

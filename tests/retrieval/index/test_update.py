@@ -123,8 +123,18 @@ def test_names_of_one_file_links_and_hidden_files(made, photos, tmp_path, capsys
     assert index.path_of(index.catalogue.number_of("s0/out/x.png"))
 
 
+def test_a_folder_that_is_no_index_is_left_alone(made, photos):
+    made.picture(photos.folder / "segments/mine/a.png", 1)
+    (photos.folder / "catalogue-1.parquet").write_text("mine")
+    with pytest.raises(UserError, match=r"is no index and is not empty .catalogue-1.parquet, seg"):
+        photos.update()
+    assert (photos.folder / "catalogue-1.parquet").read_text() == "mine"
+    assert sorted(p.name for p in photos.folder.iterdir()) == ["catalogue-1.parquet", "segments"]
+
+
 def test_an_index_below_the_images_is_none_of_them(made, photos):
     photos.folder = photos.photos / "index"
+    assert photos.update().images == 20
     made.picture(photos.folder / "thumbnails/t.png", 600)
     assert photos.update().images == 20
 
