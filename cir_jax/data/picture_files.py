@@ -298,7 +298,7 @@ def _heic(content: bytes, name: str, most: int) -> Image.Image:
     with _decoding(name, content, None):
         # Not registered with Pillow: that would change what everything else here opens.
         image = pillow_heif.HeifImageFile(io.BytesIO(content))
-        _check_pixels(name, *image.size, most=most)
+        _check_pixels(name, image.width, image.height, most=most)
         image.load()
     return image
 

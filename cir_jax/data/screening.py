@@ -5,7 +5,7 @@
 do not end as their format says; an image inside a larger file is read whole. `drop` decodes every
 file once, because nothing is left out later.
 Both are kept (`cir_jax.data.kept_looks`), so that the next start costs a stat per image. Where an
-image of `error` turns out to be broken later, all are decoded to say what else is.
+image of `error` is broken, at the start or later, all are decoded to say what else is.
 """
 
 import os
@@ -197,8 +197,17 @@ class Screen:
           UserError: there are some, and `on_missing` is "error"; the message has all of them. In
             `refusals.together` it comes when all of the start have been looked at.
         """
-        depth = DECODE if self.drops or decode else LOOK
-        return self.judged(images, self._scan(images, depth), what)
+        refused = any(part.found and not part.drops for part in self.gathering.parts)
+        depth = DECODE if self.drops or decode or refused else LOOK
+        found = self._scan(images, depth)
+        if found and depth < DECODE:  # the start is over, and shall tell of every one of them
+            progress.say(f"{next(iter(found.values()))}\nlooking for others ...")
+            found = self._scan(images, DECODE)
+            self.gathering.parts[:] = [
+                part if part.drops else part._replace(found=self._scan(part.images, DECODE))
+                for part in self.gathering.parts
+            ]
+        return self.judged(images, found, what)
 
     def judged(
         self, images: Mapping[str, ImageFile], found: dict[str, Problem], what: str = ""

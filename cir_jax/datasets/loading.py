@@ -4,6 +4,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -35,16 +36,18 @@ def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     data = config.data
     module = reader.load(data.name)
     if captions:
-        if data.captions:
+        own = None if data.captions else _own_captions(module, data.root)
+        if data.captions or own:
             choices = caption_files.Choices.of_stage_zero(
                 data.caption_text_field,
                 data.caption_empty,
                 data.caption_duplicates,
                 data.on_missing,
             )
-            sets = caption_files.read(data.captions, data.root, choices)
+            base = own.parent if own else data.root
+            sets = caption_files.read(own or data.captions, base, choices)
             gone = held_out.of(config)
-            return [gone.without(one, "data.captions") for one in sets]
+            return [gone.without(one, str(own or "data.captions")) for one in sets]
         if isinstance(module, reader.HasCaptions):
             return module.captions(data.root)
         raise UserError(
@@ -69,6 +72,14 @@ def _load(config: ConfigDict, captions: bool) -> list[TripletSet]:
         sets += [gone.without(one, "data.generated") for one in made]
     _say_several(sets, config.loss.exclude_positives)
     return [one.of_each_target() for one in sets]
+
+
+def _own_captions(module: reader.Reader, root: str) -> Path | None:
+    """The file of captions that lies in a data set; None if there is none."""
+    if not isinstance(module, reader.HasCaptionFile):
+        return None
+    file = module.caption_file(root)
+    return file if file.is_file() else None
 
 
 def _say_several(sets: Sequence[TripletSet], excluded: bool) -> None:

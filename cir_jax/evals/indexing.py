@@ -31,8 +31,9 @@ def gallery(name: str, root: str, split: str = "") -> tuple[str, Gallery]:
     tasks: list[Task] = [built.task] if hasattr(built, "task") else [*several.values()]
     if not tasks:
         raise UserError(f"benchmark {name!r} has no queries that an index could hold; name another")
-    files = [path for one in tasks for path in one.paths]
-    if not all(isinstance(path, str) for path in files):
+    listed = [path for one in tasks for path in one.paths]
+    files = [path for path in listed if isinstance(path, str)]
+    if len(files) < len(listed):
         raise UserError(
             f"the candidates of {name!r} are parts of images, and an index has whole ones; name "
             "another benchmark"

@@ -334,10 +334,10 @@ class _Passage:
             self._gone.set()
             return message
         self._read += len(message.get("body", b""))
-        if self._read > self.most:
-            raise self._too_large()
         if not message.get("more_body", False):
             self._whole.set()
+        if self._read > self.most:
+            raise self._too_large()
         return message
 
     async def hung_up(self) -> None:

@@ -109,6 +109,24 @@ def test_folder_gallery_without_a_target(tmp_path):
     ]
 
 
+def test_captions_of_a_folder_are_looked_over(tmp_path):
+    """As stage zero reads them: what would stop it is told, and their images are opened."""
+    for name in "ab":
+        runs.write_image(tmp_path / "images" / f"{name}.png", (1, 200, 3), seed=ord(name))
+    (tmp_path / "train.jsonl").write_text('{"reference": "a", "target": "b", "text": "x"}')
+    (tmp_path / "images" / "c.png").write_text("no image")
+    file = tmp_path / "captions.jsonl"
+    rows = [{"image": f"images/{name}.png", "text": f"{name} " * 99} for name in "ac"]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    found = doctor.examine("folder", tmp_path)
+    assert found["counts"][-1] == {"what": "captioned images", "found": 2, "official": None}
+    assert found["images"]["no image"] == ["images/c.png"]
+    assert len(found["images"]["texts over the context"]) == 2
+    file.write_text('{"image": "/etc/passwd.png", "text": "x"}')
+    (problem,) = doctor.examine("folder", tmp_path)["problems"]
+    assert "captions.jsonl:1: image '/etc/passwd.png'" in problem and "allow_outside" in problem
+
+
 def test_a_blank_text_of_cirr_is_told(tmp_path):
     root = runs.write_cirr(tmp_path)
     file = root / "cirr/captions/cap.rc2.test1.json"

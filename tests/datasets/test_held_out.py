@@ -12,6 +12,7 @@ from cir_jax import config
 from cir_jax.data.annotations import read_lines
 from cir_jax.data.pixels import NATURAL, open_image
 from cir_jax.datasets import loading
+from cir_jax.datasets.readers import folder
 from cir_jax.errors import UserError
 from cir_jax.generation import images
 from cir_jax.main import main
@@ -103,6 +104,27 @@ def test_captions_of_another_file(made, capsys):
         csv.writer(file).writerows([("image", "title"), *((name, "x") for name in held)])
     with pytest.raises(UserError, match=r"each of the \d+ records of 'captions' shows an image th"):
         loading.load(keyed(base, f"data.captions={base / 'held.csv'}"), captions=True)
+
+
+def test_captions_of_the_data_set_itself(tmp_path, capsys):
+    """Images are named by their paths there, and not as val.jsonl names them; the keys that the
+    message about two captions names are those that decide it."""
+    for name in "abcd":
+        runs.write_image(tmp_path / "images" / f"{name}.png", (1, 200, 3), seed=ord(name))
+    (tmp_path / "val.jsonl").write_text('{"reference": "a", "target": "b", "text": "x"}')
+    rows = [{"image": f"images/{name}.png", "text": name} for name in "abccd"]
+    rows[2]["text"] = "another"
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tiny = lambda *changes: runs.tiny(tmp_path / "run", tmp_path, *changes, data="folder")
+    with pytest.raises(UserError, match=r"set data.caption_duplicates to first, last or all"):
+        loading.load(tiny(), captions=True)
+    (pairs,) = loading.load(tiny("data.caption_duplicates=last"), captions=True)
+    assert [t.texts for t in pairs.triplets] == [("c",), ("d",)]
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "captions.jsonl: 2 of 4 records of 'captions' show images that are held out" in said
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, [*rows[:2], *rows[3:]])))
+    (own,) = folder.captions(tmp_path)
+    assert [t.target for t in own.triplets] == ["images/c.png", "images/d.png"]
 
 
 def test_generated_triplets(made):

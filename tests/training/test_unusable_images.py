@@ -41,6 +41,26 @@ def spoil(own):
     (own / "images/g1.png").write_bytes(b"")
 
 
+def spoil_within(file):
+    """The ends of the file stay those of a whole one."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("seen", ["g0.png", "t0.png"])
+def test_where_one_is_refused_all_others_are_decoded(seen, own, tmp_path):
+    """Of what was looked at before and after it, too."""
+    (own / "images" / seen).write_bytes(PAGE)
+    for name in ("t3.png", "g1.png"):
+        spoil_within(own / "images" / name)
+    with pytest.raises(
+        UserError, match=r"3 images cannot be used \(.* of 6 of val.jsonl; "
+    ) as error:
+        train.train(tiny(own, tmp_path))
+    assert all(f"/{name} (" in str(error.value) for name in (seen, "t3.png", "g1.png"))
+
+
 def test_one_start_tells_of_training_gallery_and_queries(own, tmp_path):
     spoil(own)
     with pytest.raises(UserError) as error:
@@ -86,9 +106,6 @@ def test_a_dry_run_tells_of_them_too(own, tmp_path, capsys):
 def test_an_image_that_breaks_later_tells_of_those_of_the_evaluation_too(own, tmp_path):
     loaded = tiny(own, tmp_path)
     for name in ("t3.png", "g1.png"):
-        file = own / "images" / name
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 255  # its ends are those of a whole file
-        file.write_bytes(content)
+        spoil_within(own / "images" / name)
     with pytest.raises(UserError, match=r"2 images .* \(1 of 6 of val.jsonl; 1 of 8 of the t"):
         train.train(loaded)

@@ -86,9 +86,11 @@ def captions(root: str | Path) -> list[TripletSet]:
             f"stage zero trains on image captions, and there is no {file}; write one, or set "
             "data.captions to a file of {image_id, image_path, caption} records"
         )
-    gone = held_out(root)
+    gone, identity = held_out(root), places.Identity()
+    files = {identity.of(path) for path in gone.values()}  # captions may name them otherwise
+    kept = lambda one, name: name not in gone and identity.of(one.paths[name]) not in files
     return [
-        replace(one, triplets=tuple(t for t in one.triplets if t.target not in gone))
+        replace(one, triplets=tuple(t for t in one.triplets if kept(one, t.target)))
         for one in caption_files.read(file, root)
     ]
 
@@ -138,11 +140,11 @@ def held_out(root: str | Path, splits: Sequence[str] = ("val",)) -> dict[str, Im
 
 
 def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
-    """Counts triplets and gallery images, and finds targets of val that the gallery lacks.
+    """Counts triplets, gallery images and captions; finds targets of val that the gallery lacks.
 
     Raises:
-      UserError: there is no such folder, neither train.jsonl nor val.jsonl is there, or a line is
-        malformed.
+      UserError: there is no such folder, neither train.jsonl nor val.jsonl is there, or a line of
+        them is malformed.
     """
     found, identity = Examination(), places.Identity()
     paths: dict[str, ImageFile] = {}
@@ -167,8 +169,24 @@ def examine(root: str | Path, categories: Sequence[str] = ()) -> Examination:
             found.check_names(alike, triplets, targets_only=True, split=split)
         else:
             found.look_over(triplets, split)
+    if _lies_there(caption_file(root)):
+        paths |= _captions_looked_over(root, found)
     found.images = places.distinct(paths, identity)
     return found
+
+
+def _captions_looked_over(root: str | Path, found: Examination) -> dict[str, ImageFile]:
+    """Name -> file of the captioned images; what a run's keys may decide is a problem, no error."""
+    try:
+        sets = captions(root)
+    except UserError as error:
+        found.problems.append(str(error))
+        return {}
+    found.count("captioned images", sum(len(one.triplets) for one in sets))
+    for one in sets:
+        found.look_over(one.triplets, "train")
+    used = {t.target for one in sets for t in one.triplets}
+    return {n: file for one in sets for n, file in one.paths.items() if n in used}
 
 
 def _listed(known: NamedFiles, file: Path) -> list[str]:

@@ -101,9 +101,9 @@ def look(
             f"{place} holds no image ({', '.join(SUFFIXES)}); name the folder of your images, or a "
             "table of them"
         )
-    names, paths = list(files), list(files.values())
-    size, time, problems = _stamps(names, paths, threads)
-    return Found(folder, listing, names, paths, size, time, problems, left_out)
+    found, paths = list(files), list(files.values())
+    size, time, problems = _stamps(found, paths, threads)
+    return Found(folder, listing, found, paths, size, time, problems, left_out)
 
 
 def named_files(folder: str, listing: Listing) -> NamedFiles:

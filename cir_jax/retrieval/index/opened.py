@@ -76,7 +76,7 @@ class Index:
         self.folder = Path(folder)
         self._load = load
         self._given, self._keep = model, keep
-        self.recall = stores.RECALL if share is None else share.recall
+        self.recall: float = stores.RECALL if share is None else share.recall
         self.record = records.read(folder)
         if model is not None:
             reading.check_model(self.folder, self.record, model.identity())

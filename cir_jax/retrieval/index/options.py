@@ -109,8 +109,9 @@ def _asked(made: dict[str, Any], options: Options) -> dict[str, Any]:
     if options.store is not None:
         found["store"] = _store(options.store)
     if options.titles is not None:
-        one = isinstance(options.titles, str | os.PathLike)
-        found["titles"] = [_absolute(t) for t in ([options.titles] if one else options.titles)]
+        titles = options.titles
+        tables = [titles] if isinstance(titles, str | os.PathLike) else titles
+        found["titles"] = [_absolute(table) for table in tables]
     if options.queries is not None:
         found["queries"] = _absolute(options.queries) if str(options.queries) else ""
     if found["queries"] and (options.gallery or (found["benchmark"] and options.place is None)):
