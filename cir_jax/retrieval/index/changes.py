@@ -36,7 +36,8 @@ class Changes:
     Attributes:
       kept: lines of a catalogue whose rows are good, with the names, sizes and times of now.
       todo: places in what is there that are to be encoded, in their order.
-      moved, touched, gone: how many images; moved and touched ones are kept.
+      moved, touched, gone: how many images; moved and touched ones are kept. Files that were
+        compared because they had just been written are not counted.
     """
 
     kept: pa.Table
@@ -91,7 +92,7 @@ def compare(
         _kept(known, at[whole], *now),
         todo,
         len(moved),
-        len(touched),
+        int((times[at[touched]] != UNCERTAIN).sum()),
         int(gone.sum()),
     )
 
