@@ -38,8 +38,11 @@ def seen(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
       background: red, green and blue behind what is transparent.
 
     Raises:
-      ValueError: a float image without one finite value, or a mode without a way to RGB.
+      ValueError: a float image without one finite value, colours by numbers without their table,
+        or a mode without a way to RGB.
     """
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise ValueError("its palette is missing")
     turn = _TURNS.get(orientation(image))
     found = _rgb(image, background)
     return found if turn is None else found.transpose(turn)

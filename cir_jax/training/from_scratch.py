@@ -20,6 +20,7 @@ from cir_jax.towers.clip import sizes as clip
 # Parameters from which on a model counts as of full size: above all that learn from OpenMoji in
 # minutes (8 M), below the least of the published encoders (RN50 of CLIP, 102 M).
 FULL_SIZE = 50_000_000
+AUTO = "auto"  # of `model.tower`: the size of the weights
 _VOCABULARY = {clip: clip.VOCABULARY, blip: blip.VOCABULARY, blip2: blip2.VOCABULARY}
 
 
@@ -29,11 +30,14 @@ def check(config: ConfigDict) -> None:
     A run that has steps resumes and needs nothing; whether there are any is seen later.
 
     Raises:
-      UserError: a tower of full size, and nothing to start from.
+      UserError: a tower of full size, or of that of the weights, and nothing to start from.
     """
     begun = config.workdir and (Path(config.workdir) / "checkpoints").is_dir()
-    if not (config.init_from or config.from_scratch or begun):
-        check_size(config, parameters(config.model.tower))
+    if config.init_from or config.from_scratch or begun:
+        return
+    if config.model.tower == AUTO:
+        raise _refusal(config, "takes the size of the weights that it starts from")
+    check_size(config, parameters(config.model.tower))
 
 
 def check_size(config: ConfigDict, size: int) -> None:
@@ -48,18 +52,24 @@ def check_size(config: ConfigDict, size: int) -> None:
     """
     if config.from_scratch or size < FULL_SIZE:
         return
+    raise _refusal(config, f"is of full size (about {size / 1e6:,.0f} M parameters)")
+
+
+def _refusal(config: ConfigDict, what: str) -> UserError:
+    """What to say of a model without weights to start from: `what` it is, and the ways."""
     before = (
         "a run of stage one"
         if config.stage == "two_bank"
         else "a run of stage zero or one, or of another data set"
     )
-    raise UserError(
-        f"model.name={config.model.name} model.tower={config.model.tower} is of full size (about "
-        f"{size / 1e6:,.0f} M parameters), and no weights are given to start from. Give them by "
+    sized = " and a size (model.tower)" if config.model.tower == AUTO else ""
+    return UserError(
+        f"model.name={config.model.name} model.tower={config.model.tower} {what}, and no weights "
+        "are given to start from. Give them by "
         f"--init-from, or the key init_from: (1) the folder of {before}; (2) a file or folder of "
         "published weights (OpenAI CLIP, open_clip, transformers, LAVIS, released runs of this "
         "field); (3) a folder that `cir-jax import WEIGHTS FOLDER` made of them. --from-scratch "
-        "(the key from_scratch=true) trains from random parameters on purpose"
+        f"(the key from_scratch=true){sized} trains from random parameters on purpose"
     )
 
 

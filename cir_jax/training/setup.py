@@ -173,6 +173,8 @@ def read_data(setup: Setup) -> Data:
         place = references.choose_place(config.loss, functions, len(plan), setup.mesh)
     per_epoch = pipeline.steps_per_epoch(triplets, config.batch)
     steps = config.steps or config.epochs * per_epoch
+    if not steps:
+        raise UserError("epochs=0 and steps=0 train nothing; set one of them to at least 1")
     return Data(triplets, plan, place, steps, per_epoch, fingerprints.of(triplets), screen)
 
 

@@ -112,6 +112,14 @@ def test_natural_opens_what_people_use(form):
     assert open_image(file.getvalue()).size == (16, 16)
 
 
+def test_a_palette_that_is_missing():
+    """Pillow asserts that there is one. As published runs opened such a file, it is grey."""
+    content = png(4, 4, bytes(20), colour=3)
+    with pytest.raises(UserError, match=r"cannot be used \(its palette is missing\); correct that"):
+        open_image(content, NATURAL)
+    assert open_image(content).size == (4, 4)
+
+
 def test_a_suffix_says_nothing(tmp_path):
     for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
         Image.new("RGB", (16, 16), "red").save(tmp_path / "a.txt", form)

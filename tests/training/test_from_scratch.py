@@ -38,6 +38,17 @@ def test_every_published_recipe_needs_weights(config):
 
 
 @pytest.mark.parametrize("name", ["clip_sum", "blip", "sprc", "tgcir", "clip_combiner"])
+def test_the_size_of_weights_needs_weights(name, tmp_path):
+    loaded = configs.load(f"{name}:folder", [f"workdir={tmp_path}"])
+    with pytest.raises(
+        UserError, match=r"=auto takes the size of the weights.* no weights ar"
+    ) as e:
+        from_scratch.check(loaded)
+    for way in ("--init-from", "a run of stage", "published", "cir-jax import", "--from-scratch"):
+        assert way in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["clip_sum", "blip", "sprc", "tgcir", "clip_combiner"])
 @pytest.mark.parametrize("argument", ["emoji", "quicktest,stage=2"])
 def test_the_tiny_ones_go_on_as_before(name, argument):
     from_scratch.check(configs.load(f"{name}:{argument}"))

@@ -145,6 +145,11 @@ def test_a_batch_of_one_has_no_negative(tmp_path, root):
             runs.set_up(config)
 
 
+def test_no_step_at_all(tmp_path, root):
+    with pytest.raises(UserError, match=r"^epochs=0 and steps=0 train nothing; set one of them"):
+        train.train(runs.tiny(tmp_path, root, "epochs=0", "steps=0"))
+
+
 def test_one_target_of_all(tmp_path, capsys):
     root = folder(tmp_path / "data", ["1.png"] * 8, [f"text {i}" for i in range(8)])
     with pytest.raises(UserError, match=REFUSED_TARGET):
