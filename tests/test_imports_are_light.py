@@ -21,7 +21,8 @@ HEAVY = {
     "tokenizers", "tensorflow", "tensorflow_datasets", "tensorboardX", "pyarrow", "openai",
     "httpx2", "anyio", "fastapi", "uvicorn", "pydantic", "prometheus_client", "mcp",
 }  # fmt: skip
-OF_OTHERS = HEAVY - {"jax", "flax", "optax", "orbax", "grain", "tokenizers"}  # not of a trainer
+# Not of a trainer; grain imports prometheus_client where that is installed.
+OF_OTHERS = HEAVY - {"jax", "flax", "optax", "orbax", "grain", "tokenizers", "prometheus_client"}
 REPORT = "\nimport sys; print('imported:', *sys.modules)"
 COMMAND = """
 import sys
