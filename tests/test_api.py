@@ -76,7 +76,9 @@ def test_importing_it_imports_no_jax():
         "print([m for m in ('jax', 'numpy', 'PIL', 'ml_collections') if m in sys.modules])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["['cir_jax', 'cir_jax.moved', 'cir_jax.version']", "[]"], done.stderr
+    assert done.stdout.splitlines() == ["['cir_jax', 'cir_jax.moved', 'cir_jax.version']", "[]"], (
+        done.stderr
+    )
 
 
 def test_public_names():
