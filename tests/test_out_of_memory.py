@@ -8,6 +8,7 @@ import pytest
 
 from cir_jax import config
 from cir_jax.commands.positives import _open_run
+from cir_jax.data import picture_files
 from cir_jax.evals import benchmark
 from cir_jax.generation import pair
 from cir_jax.generation.dedupe import Groups
@@ -156,3 +157,16 @@ def test_positives_without_host_memory(tmp_path, trained, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "out of memory while making triplets (MemoryError)" in said
     assert "a smaller data.threads (now 3)" in said and "the same command goes on" in said
+
+
+def test_a_command_without_a_training_says_it_too(tmp_path, monkeypatch, capsys):
+    """Also of one image alone, which is then none that cannot be used: nothing is left out."""
+    runs.write_image(tmp_path / "images" / "a.png", (1, 2, 3))
+    runs.write_image(tmp_path / "images" / "b.png", (3, 2, 1))
+    (tmp_path / "val.jsonl").write_text('{"reference": "a", "target": "b", "text": "x"}')
+    monkeypatch.setattr(picture_files.Image, "open", no_host_memory)
+    monkeypatch.setattr(picture_files, "_BESIDE", 1 << 60)
+    assert main(["doctor", "folder", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("cir-jax doctor: out of memory (too little to decode ")
+    assert said.count("\n") == 1 and ".png); what is written is kept" in said
