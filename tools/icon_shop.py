@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     three.add_argument("data", type=Path)
     three.add_argument("url")
     three.add_argument("--questions", type=int, default=1000, help="how many (default 1000)")
-    three.add_argument("--top", type=int, default=50, help="results looked at (default 50)")
+    three.add_argument("--top", type=int, default=200, help="results looked at (default 200)")
     three.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
     if args.command == "make":

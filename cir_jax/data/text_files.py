@@ -47,7 +47,7 @@ def encoding(head: bytes, path: str | Path) -> str:
         raise UserError(f"{path} is compressed by gzip, and is read as it is; unpack it (gunzip)")
     if b"\0" in head[:2]:
         raise UserError(
-            f"{path} is not UTF-8 text after line 0; it begins with {head[:4]!r}, like UTF-16 "
+            f"{path} is not UTF-8 text; it begins with {head[:4]!r}, like UTF-16 "
             "without a byte order mark: save it as UTF-8"
         )
     return _UTF_8
