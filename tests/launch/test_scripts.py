@@ -17,6 +17,7 @@ SCRIPTS = sorted(
 )
 DRY = {
     "demo.sh": ["--seeds", "3"],
+    "search_demo.sh": ["a-folder"],
     "test.sh": ["-k", "bank"],
     "local_gpu.sh": ["--config", "clip_sum:quicktest"],
     "local_processes.sh": ["train", "--config", "clip_sum:quicktest"],

@@ -2,6 +2,7 @@
 """A client of a Milvus server, or of Milvus Lite, which is a file and a thread of this process."""
 
 import logging
+import logging.config
 import os
 import threading
 from collections.abc import Iterator
@@ -133,9 +134,24 @@ class Connection:
         )
 
 
+@contextmanager
+def _logging_left_alone() -> Iterator[None]:
+    """pymilvus configures logging when it is imported, and that ends the handlers of everybody.
+
+    `logging.config.dictConfig` closes all handlers of the program, and some close their stream.
+    """
+    configure = logging.config.dictConfig
+    logging.config.dictConfig = lambda config: None
+    try:
+        yield
+    finally:
+        logging.config.dictConfig = configure
+
+
 def _library(local: bool) -> Any:
     try:
-        import pymilvus
+        with _logging_left_alone():
+            import pymilvus
 
         if local:
             import milvus_lite  # noqa: F401

@@ -411,3 +411,23 @@ def test_numbers_that_json_does_not_have():
     table = pa.table({"x": [float("inf"), float("-inf"), float("nan"), 1.0]})
     found = [entry.get("f_78") for entry in expressions.entries(range(4), table)]
     assert found == [sys.float_info.max, -sys.float_info.max, None, 1.0]
+
+
+def test_logging_of_the_program_is_left_alone(tmp_path):
+    """Importing pymilvus would close every handler that there is."""
+    program = """
+import io, logging
+class Closing(logging.StreamHandler):
+    def close(self):
+        self.stream.close()
+stream = io.StringIO()
+logging.getLogger().addHandler(Closing(stream))
+from cir_jax.retrieval.milvus import connection
+connection.Connection("made.db").close()
+logging.getLogger("mine").error("still here")
+print(stream.getvalue().count("still here"), logging.config.dictConfig.__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.split() == ["1", "dictConfig"], done.stderr
