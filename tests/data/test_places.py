@@ -10,7 +10,7 @@ import pytest
 from cir_jax import config as configs
 from cir_jax.data import places
 from cir_jax.data.listing import images_below
-from cir_jax.datasets import captions, doctor, generated, loading, unlabelled
+from cir_jax.datasets import captions, doctor, generated, held_out, loading, unlabelled
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import circo, cirr, fashioniq, folder
 from cir_jax.errors import UserError
@@ -233,17 +233,22 @@ def test_lists_of_images(tmp_path):
 def test_unlabelled_images(place, tmp_path, capsys):
     write_folder(place, "3.png")
     config = runs.tiny(tmp_path, place, stage=2, data="folder")
+
+    def read(changes):
+        changed = configs.override(config, changes)
+        return unlabelled.read(changed, held_out.of(changed))
+
     runs.dump(place / "list.json", ["more/m.png", "../secret/s.png"])
     with pytest.raises(UserError, match=r"list.json record 1: image .* outside of"):
-        unlabelled.read(configs.override(config, ["data.unlabelled=list.json"]))
+        read(["data.unlabelled=list.json"])
     with pytest.raises(UserError, match=r"data.unlabelled: no image in .*captions; give another"):
         (place / "captions").mkdir(exist_ok=True)
-        unlabelled.read(configs.override(config, ["data.unlabelled=captions"]))
-    found = unlabelled.read(configs.override(config, ["data.unlabelled=more"]))
+        read(["data.unlabelled=captions"])
+    found = read(["data.unlabelled=more"])
     assert list(found) == ["more/m.png"]
     (place / "val.jsonl").unlink()
     (place / "val.jsonl").write_text('{"reference": "0.png", "target": "1.png", "text": "x"}\n')
-    assert sorted(unlabelled.read(configs.override(config, ["data.unlabelled=split"]))) == [
+    assert sorted(read(["data.unlabelled=split"])) == [
         "2.png", "3.png",
     ]  # fmt: skip
     assert "links below" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import inspect
 import pytest
 
 from cir_jax import plugins
-from cir_jax.datasets import examination, reader, unlabelled
+from cir_jax.datasets import examination, held_out, reader, unlabelled
 from cir_jax.errors import UserError
 from tests import runs
 
@@ -66,7 +66,7 @@ def test_images_and_home_of_a_file(tmp_path):
     assert reader.home(str(file), "there") == "there"
     changes = (f"data.name={file}", "data.unlabelled=split")
     with pytest.raises(UserError, match=r"no images\(root, split\), which data.unlabelled=split t"):
-        unlabelled.read(runs.tiny(tmp_path, tmp_path, *changes, stage=2))
+        unlabelled.read(runs.tiny(tmp_path, tmp_path, *changes, stage=2), held_out.HeldOut({}))
     file = tmp_path / "other.py"
     file.write_text(
         "def read(root, split='train', categories=()): return []\n"
