@@ -26,7 +26,7 @@ from cir_jax import files
 from cir_jax.data import places
 from cir_jax.data.annotations import read_lines
 from cir_jax.data.pixels import ImageFile
-from cir_jax.datasets import reader
+from cir_jax.datasets import held_out
 from cir_jax.datasets.readers import folder as neutral
 from cir_jax.errors import UserError
 
@@ -44,8 +44,8 @@ class Refused(UserError):
 class HeldOut:
     """The pictures that somebody evaluates with.
 
-    A name does not tell: the picture may lie there under another one, or as a copy. Files of the
-    same size are compared byte by byte.
+    Beside what training leaves out, other names and links of a file (`cir_jax.datasets.held_out`),
+    copies are found: files of the same size are compared byte by byte.
 
     Args:
       pictures: files, or objects with `read_bytes()`.
@@ -90,10 +90,8 @@ def held_out_of(name: str, root: str | Path, splits: Iterable[str] = ("val", "te
     Raises:
       UserError: no such reader, or a malformed file.
     """
-    module = reader.load(name)
-    if not isinstance(module, reader.HasHeldOut):
-        return HeldOut((), str(root))
-    return HeldOut(module.held_out(root, tuple(splits)).values(), str(root))
+    images = held_out.of_reader(name, str(root), tuple(splits)).images
+    return HeldOut(images.values(), str(root))
 
 
 class Clicks:
@@ -102,7 +100,7 @@ class Clicks:
     Args:
       folder: of the index.
       path_of: name of an image -> its file.
-      held_out: sets whose pictures never get in.
+      evaluated: sets whose pictures never get in.
 
     Raises:
       UserError: a file of clicks is malformed; it and the record are named.
@@ -112,10 +110,10 @@ class Clicks:
         self,
         folder: str | Path,
         path_of: Callable[[str], str],
-        held_out: Iterable[HeldOut] = (),
+        evaluated: Iterable[HeldOut] = (),
     ):
         self.folder = Path(folder) / FOLDER
-        self._path_of, self._held_out = path_of, tuple(held_out)
+        self._path_of, self._evaluated = path_of, tuple(evaluated)
         self._threads = threading.Lock()
         self._servers = FileLock(self.folder / "lock", timeout=_PATIENCE, thread_local=False)
         self.counts()  # says now what cannot be read
@@ -197,7 +195,7 @@ class Clicks:
             raise Refused(f"{reference} is the reference itself; choose another image")
         for what, image in (("reference", reference), (role, other)):
             path = self._path_of(image)
-            for one in self._held_out:
+            for one in self._evaluated:
                 if one.holds(path):
                     raise Refused(
                         f"the {what} {image} is one of the pictures that {one.what} is evaluated "

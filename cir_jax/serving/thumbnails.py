@@ -2,8 +2,6 @@
 """Small pictures of images, made once and kept in bounded memory."""
 
 import io
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from PIL import Image
 from cir_jax.data import natural, picture_files
 from cir_jax.data.pixels import NATURAL
 from cir_jax.errors import UserError
+from cir_jax.serving.kept import Kept
 
 SIZES = (64, 128, 256, 512, 1024)
 MEDIA = "image/webp"
@@ -34,24 +33,14 @@ class Thumbnails:
     """
 
     def __init__(self, most: int):
-        self._most = most
-        self._bytes = 0
-        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept = Kept(most)
 
     def of(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
         """What is kept under `key`, or else what `make` gives. Two threads may make the same."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        made = make()
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = made
-                self._bytes += len(made)
-            while self._bytes > self._most and len(self._kept) > 1:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
+        made = self._kept.get(key)
+        if made is None:
+            made = make()
+            self._kept.put(key, made)
         return made
 
 

@@ -9,8 +9,6 @@ import base64
 import binascii
 import hashlib
 import re
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
@@ -18,6 +16,7 @@ from PIL import Image
 
 from cir_jax.data import picture_files
 from cir_jax.errors import UserError
+from cir_jax.serving.kept import Kept
 from cir_jax.serving.refusals import Refusal
 
 HASH = re.compile("[0-9a-f]{64}")
@@ -47,21 +46,12 @@ class Uploads:
     """
 
     def __init__(self, most: int):
-        self._most = most
-        self._bytes = 0
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._kept = Kept(most)
 
     def keep(self, content: bytes) -> str:
         """Keeps the content of an image file; the name under which it is found again."""
         name = hashlib.sha256(content).hexdigest()
-        with self._lock:
-            if name not in self._kept:
-                self._bytes += len(content)
-            self._kept[name] = content
-            self._kept.move_to_end(name)
-            while self._bytes > self._most and len(self._kept) > 1:
-                self._bytes -= len(self._kept.popitem(last=False)[1])
+        self._kept.put(name, content)
         return name
 
     def find(self, name: str) -> bytes:
@@ -70,10 +60,7 @@ class Uploads:
         Raises:
           Refusal: 404, there is none, or not any more.
         """
-        with self._lock:
-            content = self._kept.get(name)
-            if content is not None:
-                self._kept.move_to_end(name)
+        content = self._kept.get(name)
         if content is None:
             raise Refusal(
                 404,

@@ -4,6 +4,7 @@
 import base64
 
 import numpy as np
+import openai
 import pytest
 from PIL import Image
 
@@ -177,7 +178,6 @@ def test_what_cannot_be_ranked(client, body, status, word):
 
 
 def test_the_client_of_openai(serving, index):
-    openai = pytest.importorskip("openai")
     client = openai.OpenAI(base_url=f"{serving}v1", api_key="a-token-of-some-length", max_retries=0)
     expected = MODEL.encode_queries(None, ["a chair", "b"])
     for form in ("float", "base64"):
