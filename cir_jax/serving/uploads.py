@@ -9,33 +9,18 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
 from cir_jax.data import picture_files
 from cir_jax.errors import UserError
+from cir_jax.retrieval.pictures import Content
 from cir_jax.serving.kept import Kept
 from cir_jax.serving.refusals import Refusal
 
 HASH = re.compile("[0-9a-f]{64}")
 _DATA = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?P<more>(;[^,;]*)*),", re.ASCII)
-
-
-@dataclass(frozen=True)
-class Sent:
-    """The content of an image file, as messages name it: an image of the request."""
-
-    content: bytes = field(repr=False)
-    name: str = "of the request"
-
-    def read_bytes(self) -> bytes:
-        """See `picture_files.read`."""
-        return self.content
-
-    def __str__(self) -> str:
-        return self.name
 
 
 class Uploads:
@@ -120,7 +105,9 @@ def opened(content: bytes, pixels: int, most: int, param: str) -> Image.Image:
     if len(content) > most:
         raise too_many_bytes(len(content), most, param)
     try:
-        return picture_files.decoded(Sent(content), picture_files.NATURAL_FORMATS, pixels=pixels)
+        return picture_files.decoded(
+            Content(content, "of the request"), picture_files.NATURAL_FORMATS, pixels=pixels
+        )
     except picture_files.TooLarge as error:
         raise Refusal(413, str(error), param=param, code="too_large") from None
     except UserError as error:

@@ -18,6 +18,7 @@ from cir_jax.data.unusable import Problem, Stamp
 from cir_jax.errors import UserError
 from cir_jax.retrieval.index.changes import certain
 from cir_jax.retrieval.index.found import Found
+from cir_jax.retrieval.pictures import Content
 from cir_jax.retrieval.retriever import Retriever
 
 _SMALL = 8  # what is left over is encoded as a whole batch if it is more than an eighth of one
@@ -38,20 +39,6 @@ class Read:
     stamp: tuple[int, int]
     content: bytes = b""
     problem: Problem | None = None
-
-
-@dataclass(frozen=True)
-class _Content:
-    """A file that was read, as a preprocessing takes it: messages call it by its name."""
-
-    file: str
-    content: bytes
-
-    def read_bytes(self) -> bytes:
-        return self.content
-
-    def __str__(self) -> str:
-        return self.file
 
 
 class Encoder:
@@ -114,7 +101,7 @@ class Encoder:
         kept = _kept(stamp)
         try:
             content = picture_files.read(file)
-            pixels = self._retriever.preprocess(_Content(file, content))
+            pixels = self._retriever.preprocess(Content(content, file))
         except UserError as error:
             return self._blank, Read(item, kept, problem=unusable.problem(file, error))
         return pixels, Read(item, kept, xxhash.xxh3_128_digest(content))
