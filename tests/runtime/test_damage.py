@@ -342,6 +342,7 @@ for harm, want in ((False, ([entry], 7.5)), (True, ([], None)), (False, ([], Non
     assert found == want, found
     checkpoint.agreement.tell("read")
     assert run._evaluations.exists() == (want[1] is not None)
+    checkpoint.agreement.tell("looked")  # before process 0 writes the file of the next round
 with lease.hold(sys.argv[1], 60) as held:
     held.check()
     if this == 0:
