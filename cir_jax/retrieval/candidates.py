@@ -209,7 +209,7 @@ def _program(mesh: Mesh, each: int, most: int, recall: float | None) -> Callable
             score = jnp.where(jnp.abs(score) <= -_LOWEST, score, _LOWEST)  # NaN and infinite
             return jnp.where((index >= first) & (index < images), score, -jnp.inf)
 
-        read = guarded
+        read: Callable | None = guarded
         if mask is not None or recall is not None:
             score = guarded(score, jnp.arange(here)[None])
             read = None
