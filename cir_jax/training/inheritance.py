@@ -23,6 +23,7 @@ from cir_jax.errors import UserError
 from cir_jax.params import TEMPERATURE
 
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
+_BLOCK = "loss.bank_block"  # 0 may be another number of rows elsewhere, and sums are rounded
 _SIZES = (TOWER, "model.image_size", "model.context")
 
 
@@ -37,13 +38,20 @@ def take(config: ConfigDict) -> ConfigDict:
     """
     if (own := weights.resumed(config)) is not None:
         given = configs.given(config)  # another value is refused where the two are compared
-        return _with(config, {k: v for k, v in _of_run(own).items() if k not in given})
+        held = _of_run(own) | _only(own, config, _BLOCK)
+        return _with(config, {k: v for k, v in held.items() if k not in given})
     for place in weights.places(config.init_from):
         if weights.is_run(place):
             config = _from_run(config, place)
         else:
             config = _from_file(config, open_source(place))
     return config
+
+
+def _only(own: ConfigDict, config: ConfigDict, key: str) -> dict[str, Any]:
+    """A key as a run has it, if its stage and this one have it."""
+    flat = keys.flat(own)
+    return {key: flat[key]} if key in flat and key in keys.flat(config) else {}
 
 
 def _from_run(config: ConfigDict, place: str) -> ConfigDict:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The collectives of a compiled program: which, over which mesh axes, how often, of how many bytes.
+"""The collectives of a compiled program: which, over which mesh axes, how often, of how many bytes;
+and its instructions whose results are large.
 
 They are read from the text of the program. A loop's body stands there once, and how often it runs
 is not written beside it: it is the number that the loop's condition compares its counter with.
@@ -17,6 +18,10 @@ KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
+# Instructions whose result is a view of what goes in; a loop hands on what its body makes.
+_VIEWS = frozenset(
+    "parameter bitcast tuple get-tuple-element while conditional call opt-barrier".split()
+)
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -90,6 +95,35 @@ def collectives(text: str, mesh: Mesh) -> tuple[list[Collective], list[str]]:
             total[1] += times * size
     listed = [Collective(*key, int(n), size) for key, (n, size) in found.items()]
     return sorted(listed, key=lambda c: -c.bytes), unknown
+
+
+def large(text: str, least: float) -> list[tuple[str, float]]:
+    """Instructions that write at least so many bytes at a time on a device: (kind, bytes).
+
+    Parameters and views of them are left out, and so is what happens inside of a fusion, of which
+    only the result is written.
+
+    Args:
+      text: `compiled.as_text()`.
+      least: bytes.
+    """
+    lines, entry = _computations(text)
+    found, waiting, seen = [], [entry], {entry}
+    while waiting:
+        for shape, op, rest in lines[waiting.pop()]:
+            # What is started and waited for is counted where it is there.
+            if op not in _VIEWS and not op.endswith(("-start", "-update")):
+                size = _bytes(shape, largest=True)
+                found += [(op, size)] if size >= least else []
+            if op == "fusion" or op in KINDS:
+                continue
+            for role, several, single in _CALLED.findall(rest):
+                if role == "to_apply" and op != "call":
+                    continue
+                inner = set(re.findall(r"[\w.\-]+", several or single)) & lines.keys() - seen
+                waiting += inner
+                seen |= inner
+    return found
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:
