@@ -13,11 +13,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from cir_jax.runtime.mesh import AXES, DATA, MODEL
 
+_TOGETHER = 2**24  # bytes of entries that all devices exchange at a time
+
 
 def lookup(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
     """Entries of a table, [N, W] and [B] -> [B, W], each on the devices that have its row of ids.
 
-    Each device contributes the entries it holds, so the table itself never moves. -1 gives zeros.
+    Each device contributes the entries it holds, and gets those of its rows of the batch alone: the
+    table itself never moves. Large entries go a few at a time. -1 gives zeros.
 
     Args:
       table: [N, W], N a multiple of the number of devices.
@@ -27,11 +30,20 @@ def lookup(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
     Returns:
       [B, W], sharded over "data".
     """
+    shares, width = mesh.shape[DATA], table.shape[1]
+    each = len(ids) // shares
+    fitting = max(_TOGETHER // (shares * width * table.dtype.itemsize), 1)
+    size = next(n for n in range(min(fitting, each), 0, -1) if each % n == 0)
 
     def pick(local: jax.Array, ids: jax.Array) -> jax.Array:
-        found = own_rows(local, ids)[:, 0]
-        found = jax.lax.psum_scatter(found, DATA, scatter_dimension=0, tiled=True)
-        return jax.lax.psum(found, MODEL)
+        def some(ids: jax.Array) -> jax.Array:
+            """[devices of "data", size] -> [size, W], of this device's rows of the batch."""
+            found = own_rows(local, ids.reshape(-1))[:, 0]
+            return jax.lax.psum_scatter(found, DATA, scatter_dimension=0, tiled=True)
+
+        turns = ids.reshape(shares, -1, size).swapaxes(0, 1)
+        found = some(turns[0]) if len(turns) == 1 else jax.lax.map(some, turns)
+        return jax.lax.psum(found.reshape(each, width), MODEL)
 
     return jax.shard_map(
         pick,

@@ -148,7 +148,9 @@ def row_scores(
         def one(part: jax.Array) -> jax.Array:
             # Rows of other devices are zeros here, and so are their scores.
             rows = own_rows(local, part, per_row).astype(jnp.float32)
-            return jnp.einsum("bd,bnkd->bnk", query, rows, precision="highest").max(axis=2)
+            flat = rows.reshape(len(rows), -1, rows.shape[-1])
+            products = jnp.einsum("bd,bmd->bm", query, flat, precision="highest")
+            return products.reshape(rows.shape[:3]).max(axis=2)
 
         return jax.lax.psum(jax.lax.map(one, chunks), AXES)
 

@@ -25,6 +25,7 @@ _VIEWS = frozenset(
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b[a-z]\w*\[[\d,]*\](?:\{[^{}]*\})?")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 # Of an instruction, the computations that run when it runs. Those of `to_apply` are sums of two
 # numbers in all but calls.
@@ -97,11 +98,12 @@ def collectives(text: str, mesh: Mesh) -> tuple[list[Collective], list[str]]:
     return sorted(listed, key=lambda c: -c.bytes), unknown
 
 
-def large(text: str, least: float) -> list[tuple[str, float]]:
-    """Instructions that write at least so many bytes at a time on a device: (kind, bytes).
+def large(text: str, least: float) -> list[tuple[str, str, float]]:
+    """Instructions that write at least so many bytes on a device: (kind, result, bytes).
 
-    Parameters and views of them are left out, and so is what happens inside of a fusion, of which
-    only the result is written.
+    Parameters and views of them are left out; what lies in the memory on the chip, into which a
+    TPU fetches what it reads; and what happens inside of a fusion, of which only the result is
+    written.
 
     Args:
       text: `compiled.as_text()`.
@@ -113,8 +115,9 @@ def large(text: str, least: float) -> list[tuple[str, float]]:
         for shape, op, rest in lines[waiting.pop()]:
             # What is started and waited for is counted where it is there.
             if op not in _VIEWS and not op.endswith(("-start", "-update")):
-                size = _bytes(shape, largest=True)
-                found += [(op, size)] if size >= least else []
+                for one in _ARRAY.findall(shape):
+                    size = _bytes(one)
+                    found += [(op, one, size)] if size >= least and "S(1)" not in one else []
             if op == "fusion" or op in KINDS:
                 continue
             for role, several, single in _CALLED.findall(rest):
@@ -124,6 +127,11 @@ def large(text: str, least: float) -> list[tuple[str, float]]:
                 waiting += inner
                 seen |= inner
     return found
+
+
+def dimensions(shape: str) -> list[int]:
+    """[128, 640] of "f32[128,640]{1,0}", the result of an instruction."""
+    return [int(n) for _, dims in _SHAPE.findall(shape)[:1] for n in dims.split(",") if n]
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:

@@ -38,7 +38,7 @@ class Case:
       per_row: rows of an entry, K of targets or R of references.
       width: of a row, D or C.
       dtype: of the table.
-      batch: queries, over all devices.
+      batch: queries, over all devices; no other size of the case.
     """
 
     program: str
@@ -54,8 +54,8 @@ def compiled(on: str, cases: list[Case]) -> list[dict[str, Any]]:
 
     Returns:
       for each {its own fields; "table", "arguments" and "temporaries" in bytes; "copies": {kind of
-      instruction: bytes} of those that write as much as a large part of the table; "collectives":
-      {kind: bytes}}
+      instruction: bytes} of those that write a large part of the table to the device's memory;
+      "collectives": {kind: bytes}}
     """
     mesh = meshes.make(devices=slices.devices(on))
     found = []
@@ -68,8 +68,9 @@ def compiled(on: str, cases: list[Case]) -> list[dict[str, Any]]:
             case.entries // mesh.size * case.per_row * case.width * jnp.dtype(case.dtype).itemsize
         )
         copies: Counter[str] = Counter()
-        for kind, bytes_ in hlo.large(text, table / _SHARE):
-            copies[kind] += bytes_
+        for kind, result, size in hlo.large(text, table / _SHARE):
+            if case.batch not in hlo.dimensions(result):  # scores, and rows of queries, have it
+                copies[kind] += size
         listed, _ = hlo.collectives(text, mesh)
         collectives: Counter[str] = Counter()
         for one in listed:
