@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from cir_jax.losses.scores import scores
 from cir_jax.runtime import mesh as meshes
@@ -259,12 +259,27 @@ def _programs(mesh: Mesh) -> tuple[Callable, Callable]:
         return jnp.sum(ahead & candidate, axis=1, dtype=jnp.int32)
 
     def top(query, removed, gallery, rows, k):
-        score = _best(query, gallery)
-        row = jnp.arange(gallery.shape[0])[None]
-        candidate = (row < rows) & (row != removed[:, None])
-        best, index = top_columns(jnp.where(candidate, score, -jnp.inf), k)
-        return index, best
+        # The best of each device first, so that no device gets the scores of another.
+        def of_device(query, removed, gallery, rows):
+            score, first = _best(query, gallery), jax.lax.axis_index(meshes.AXES) * len(gallery)
+            row = first + jnp.arange(len(gallery))[None]
+            candidate = (row < rows) & (row != removed[:, None])
+            most = min(k, len(gallery))
+            best, column = top_columns(jnp.where(candidate, score, -jnp.inf), most)
+            return first + column, best
 
+        index, best = jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(whole, whole, along, whole),
+            out_specs=PartitionSpec(None, meshes.AXES),
+            check_vma=False,
+        )(query, removed, gallery, rows)
+        # Equal ones are in the order of rows: on a device, and one device behind the other.
+        best, place = jax.lax.top_k(best, k)
+        return jnp.take_along_axis(index, place, axis=1), best
+
+    along, whole = PartitionSpec(meshes.AXES), PartitionSpec()
     replicated = meshes.replicated(mesh)
     return (
         jax.jit(count, out_shardings=replicated),

@@ -24,6 +24,8 @@ from cir_jax.params import TEMPERATURE
 
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
 REMAT, ATTENTION = "model.remat", "model.attention"
+_BLOCK = "loss.bank_block"  # 0 may be another number of rows elsewhere, and sums are rounded
+_COMPUTED = (REMAT, ATTENTION, _BLOCK)  # how a run computes: its numbers differ in rounding
 _SIZES = (TOWER, "model.image_size", "model.context")
 
 
@@ -52,7 +54,8 @@ def of_resumed(config: ConfigDict) -> ConfigDict:
     if (own := weights.resumed(config)) is None:
         return config
     theirs, ours, given = keys.flat(own), keys.flat(config), configs.given(config)
-    other = {k: theirs[k] for k in (REMAT, ATTENTION) if k not in given and theirs[k] != ours[k]}
+    shared = {k for k in _COMPUTED if k in theirs and k in ours and k not in given}
+    other = {k: theirs[k] for k in sorted(shared) if theirs[k] != ours[k]}
     if REMAT in other:
         progress.say(f"{config.workdir} goes on with {REMAT}={other[REMAT]}, as it began")
     return with_values(config, other)
