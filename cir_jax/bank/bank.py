@@ -26,6 +26,7 @@ from cir_jax.data.pipeline import TrainingData
 from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.runtime import mesh as meshes
+from cir_jax.towers.attention import XLA
 
 DTYPES = ("float32", "bfloat16")
 
@@ -87,6 +88,9 @@ class Inputs:
             "images": self.data.images.fingerprint(),
             "preprocessing": self.preprocess.fingerprint(),
         }
+        kind = self.functions.config.attention
+        if kind != XLA:  # what all banks were made with before there was another
+            parts["model.attention"] = kind
         if self.place == "recompute":
             return parts
         plan, kind = self.plan, "by text" if self.plan.by_text else "by image"
