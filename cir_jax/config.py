@@ -227,7 +227,7 @@ def flag_hint(flag: str) -> str:
 
 
 # What runs did before there was a key, where its default is something else.
-_BEFORE = {"data.loading": "released"}
+_BEFORE = {"data.loading": "released", "data.pack_texts": False}
 
 
 def to_json(config: ConfigDict) -> str:

@@ -173,14 +173,19 @@ class Attention(nnx.Module):
         self.heads = heads
         self.causal = causal
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """`mask`: bool [B or 1, 1, T, T], which keys a query may see; None for all."""
         batch, length, width = x.shape
 
         def split(y: jax.Array) -> jax.Array:
             return y.reshape(batch, length, self.heads, width // self.heads)
 
         mixed = jax.nn.dot_product_attention(
-            split(self.query(x)), split(self.key(x)), split(self.value(x)), is_causal=self.causal
+            split(self.query(x)),
+            split(self.key(x)),
+            split(self.value(x)),
+            mask=mask,
+            is_causal=self.causal,
         )
         return self.out(mixed.reshape(batch, length, width))
 
@@ -247,8 +252,8 @@ class Block(nnx.Module):
         inner = size.mlp or 4 * width
         self.mlp = Mlp(width, inner, mlp_std, out_std, activation=activation, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.norm1(x))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        x = x + self.attention(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -312,9 +317,14 @@ def stacked_keys(model: nnx.Module) -> set[tuple]:
     }
 
 
-def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
-    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C]."""
-    return run_stack(blocks, x, lambda x, block, key: block(x), remat=remat)
+def run_blocks(
+    blocks: Block, x: jax.Array, mask: jax.Array | None = None, *, remat: bool
+) -> jax.Array:
+    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C].
+
+    `mask` is that of their attention.
+    """
+    return run_stack(blocks, x, lambda x, block, key: block(x, mask), remat=remat)
 
 
 def run_stack(

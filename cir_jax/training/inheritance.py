@@ -24,6 +24,20 @@ from cir_jax.params import TEMPERATURE
 
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
 _SIZES = (TOWER, "model.image_size", "model.context")
+_KEPT = ("data.pack_texts",)
+
+
+def keep(config: ConfigDict) -> ConfigDict:
+    """`config` with `_KEPT` as a run has them that it resumes, where they were not set by hand.
+
+    Their defaults have changed since there are runs, and another value changes what is rounded: a
+    run that is resumed goes on as it began.
+    """
+    own, given = weights.resumed(config), configs.given(config)
+    if own is None:
+        return config
+    flat = keys.flat(own)
+    return _with(config, {key: flat[key] for key in _KEPT if key not in given})
 
 
 def take(config: ConfigDict) -> ConfigDict:
