@@ -157,8 +157,8 @@ class _Ours:
         self.optimizer = optim.build(config.optim, paths, 1000)
         self.state = jax.jit(self.optimizer.init)(self.trained)
         # What goes in a second time must lie as it came out, or the step is compiled again.
-        where = jax.tree.map(lambda x: x.sharding, (self.trained, self.state))
-        self.step_of = step.make(self.stage, functions, self.optimizer, 1, where)
+        self.where = jax.tree.map(lambda x: x.sharding, (self.trained, self.state))
+        self.step_of = step.make(self.stage, functions, self.optimizer, 1, self.where)
         rows = {"targets": problem.targets, "references": problem.references}
         self.bank = banks.place(rows, mesh)
 
@@ -191,7 +191,9 @@ class _Ours:
     def update(self) -> Callable[[], Any]:
         """The optimizer alone, with gradients that are there."""
 
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        out = (*self.where, None)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1), out_shardings=out)
         def program(trained: Any, state: Any, grads: Any) -> Any:
             norm = optax.tree.norm(grads)
             updates, new = self.optimizer.update(grads, state, trained)
