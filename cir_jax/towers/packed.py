@@ -19,12 +19,12 @@ Text = jax.Array | Packed  # [B, T] ids, or B packed texts
 
 
 def same_text(packed: Packed) -> jax.Array:
-    """[P, 1, L, L] bool: whether two tokens of a row belong to one text.
+    """[P, L, L] bool: whether two tokens of a row belong to one text.
 
     Places without a text see each other, so that no softmax is over nothing.
     """
     segment = packed.segment
-    return (segment[:, :, None] == segment[:, None, :])[:, None]
+    return segment[:, :, None] == segment[:, None, :]
 
 
 def at_ends(x: jax.Array, packed: Packed) -> jax.Array:

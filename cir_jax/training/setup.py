@@ -31,7 +31,7 @@ from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding, watchdog
 from cir_jax.runtime import mesh as meshes
-from cir_jax.training import degenerate, inheritance
+from cir_jax.training import comparison, degenerate, inheritance
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -87,17 +87,16 @@ class Data:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """The config that is read from here on: what it leaves to its weights, or to the run that it
-    resumes, is filled in.
+    """The config that is read from here on: what it leaves to its weights is filled in.
 
     Raises:
       UserError: `model.tower=auto` without weights that say their size; or stage two is told
         another model, size or preprocessing than its weights were trained with.
     """
+    config = inheritance.of_resumed(config)
     trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True) is not False
     if not trains_index:
         config = inheritance.take(config)
-    config = inheritance.keep(config)
     return image_loading.of_training(weights.resolve(config), trains_index)
 
 
@@ -121,7 +120,10 @@ def make(config: ConfigDict) -> Setup:
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
-    return replace(assemble(config, mesh), benchmark=benchmarks.build(config))
+    setup = assemble(config, mesh)
+    kind = setup.config.model.attention
+    comparison.check("devices", {"config model.attention": kind})  # "auto" is decided by each alone
+    return replace(setup, benchmark=benchmarks.build(config))
 
 
 def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
@@ -140,8 +142,9 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     meshes.check_batch(config.batch, mesh)
     if stage.needs_bank or config.eval.benchmark != "none":
         meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
+    attention = {inheritance.ATTENTION: functions.config.attention}  # "auto" is decided
     return Setup(
-        config=config,
+        config=inheritance.with_values(config, attention),
         mesh=mesh,
         functions=functions,
         stage=stage,

@@ -77,6 +77,10 @@ def test_stage_two_takes_what_the_run_has(one, root, tmp_path, capsys):
     assert train.train(loaded)["config"]["data"]["pad"] == "square"
     again = resolved(tmp_path / "gone", *changes, "steps=2", workdir=workdir)
     assert held(again) == held(found)
+    # So do the blocks of its bank, whatever is chosen for a new run.
+    for change, block in (((), 16), (("loss.bank_block=8",), 8)):
+        loaded = configs.load("clip_sum:fashioniq,stage=2", [f"workdir={workdir}", *change])
+        assert setups.resolve(loaded).loss.bank_block == block
     assert train.train(again)["step"] == 2
 
 
@@ -170,17 +174,17 @@ def test_a_run_of_before_goes_on_with_padded_texts(monkeypatch, root, tmp_path):
     """Texts were padded before there was a key; packed ones are rounded otherwise."""
     config = runs.tiny(tmp_path, root, model="clip_sum", stage=2)
     assert config.data.pack_texts
-    assert inheritance.keep(config) is config  # a new run packs them
+    assert inheritance.of_resumed(config) is config  # a new run packs them
     content = json.loads(configs.to_json(config))
     del content["data"]["pack_texts"]
     before = configs.from_json(json.dumps(content))
     assert not before.data.pack_texts
     monkeypatch.setattr(weights, "resumed", lambda config: before)
-    kept = inheritance.keep(config)
+    kept = inheritance.of_resumed(config)
     assert not kept.data.pack_texts and not setups.packs_texts(setups.assemble(kept, mesh()))
     # Asked for by name it stays: the two configs are then compared, and the run refused.
     asked = runs.tiny(tmp_path, root, "data.pack_texts=true", model="clip_sum", stage=2)
-    assert inheritance.keep(asked).data.pack_texts
+    assert inheritance.of_resumed(asked).data.pack_texts
 
 
 @pytest.mark.parametrize(
