@@ -87,6 +87,10 @@ class TokenTable:
         """int64 [M] tokens of each text."""
         return np.diff(self.start)
 
+    def texts(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """int32 [its tokens] ids of each of some texts."""
+        return [self.flat[self.start[i] : self.start[i + 1]] for i in index]
+
     def rows(self, index: np.ndarray | slice, length: int) -> np.ndarray:
         """int32 [m, length] ids of some texts, padded; longer ones are cut."""
         first = self.start[:-1][index][:, None]

@@ -259,6 +259,13 @@ def _bank_folder(config: ConfigDict, place: str) -> Path:
     return folder if place == "device" else folder / place
 
 
+def packs_texts(setup: Setup) -> bool:
+    """Whether the texts of a batch are packed: if config, model and stage allow it."""
+    model, stage = setup.functions.module, setup.stage
+    allowed = getattr(model, "PACKS_TEXTS", False) and getattr(stage, "packs_texts", False)
+    return setup.config.data.pack_texts and allowed
+
+
 def make_batches(setup: Setup, data: Data, store: files.Store | None) -> DatasetIterator:
     """The input iterator of this process, see `pipeline.batches`.
 
@@ -281,6 +288,7 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         cache_pixels=config.data.cache_pixels,
         threads=config.data.threads,
         rows=encode.local_rows(config.batch, setup.mesh),
+        shares=setup.mesh.shape[meshes.DATA] if packs_texts(setup) else 0,
     )
     sources = loader.Sources(_preprocess(setup, data), data.references, store)
     return pipeline.batches(data.triplets, options, sources)

@@ -111,7 +111,7 @@ def _loop(
                 *(state.trained, state.optimizer, state.fixed, batch, bank),
                 jax.random.fold_in(key, state.step),
             )
-            shapes = tuple((name, x.shape) for name, x in batch.items())
+            shapes = tuple(x.shape for x in jax.tree.leaves(batch))
             if shapes not in programs:  # compiled off the clock: a longer text is another program
                 programs[shapes], paused = _compiled(update, arguments, notices)
                 began += paused
@@ -153,8 +153,7 @@ def _compiled(
 
 
 def _place(rows: dict[str, np.ndarray], mesh: Mesh, batch: int) -> dict[str, jax.Array]:
-    sharding = meshes.batch_sharding(mesh)
-    return {k: encode.place(v, sharding, batch) for k, v in rows.items()}
+    return encode.place_batch(rows, meshes.batch_sharding(mesh), batch)
 
 
 def _out_of_time(config: ConfigDict, state: State) -> bool:
