@@ -85,7 +85,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.loading = "auto"
     c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
     c.data.threads = 16  # threads that read and decode, per process
-    c.data.cache_pixels = False  # keep decoded images in memory (small sets)
+    # Each image is decoded once: its pixels are kept in "memory", or on "disk" for later runs, too
+    # (below CIR_JAX_CACHE, by default ~/.cache/cir_jax). "auto": in a quarter of the free memory if
+    # all fit, else on the disk if a fifth of it stays free, else "decode", each time.
+    c.data.pixels = "auto"
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
 
     c.loss = ConfigDict()  # its keys are those of the stages, see cir_jax/training/stages/
@@ -175,6 +178,7 @@ ALLOWED = {
     "data.target_ratio": "[1, 1000]",
     "data.loading": ("auto", "released", "natural"),
     "data.threads": "[1, 1024]",
+    "data.pixels": ("auto", "memory", "disk", "decode"),
     "data.text_lengths": "[1, 4096]",
     "optim.learning_rate": "[0, 10]",
     "optim.beta1": "[0, 1)",

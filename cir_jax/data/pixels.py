@@ -128,13 +128,20 @@ class Preprocess:
             try:
                 opened = isinstance(source, Image.Image)
                 image = self.loading.of(source) if opened else open_image(source, self.loading)
-                padding = self.padding(*image.size)
-                image = squares.square(image, padding, self.resized, self.size)
-                return np.asarray(image.convert("RGB"), dtype=np.uint8)
+                return self.square(image)
             except UserError:  # is a ValueError too, and names the file
                 raise
             except ValueError as error:
                 raise picture_files.unusable(name, error) from None
+
+    def square(self, image: Image.Image) -> np.ndarray:
+        """uint8 [S, S, 3] of an image as `open_image` gives it.
+
+        Raises:
+          ValueError: it is so long and thin that it makes no square.
+        """
+        image = squares.square(image, self.padding(*image.size), self.resized, self.size)
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
     def loaded(self, loading: Loading) -> "Preprocess":
         """The same with another loading."""
