@@ -234,7 +234,8 @@ class KeptPixels:
     def _opened(self) -> PixelFiles | None:
         left = DISK_LEFT.get(self.mode, 0.0)
         with suppress(RuntimeError):  # of a user without a home
-            return PixelFiles(self.preprocess.fingerprint(), self.preprocess.size, leave=left)
+            made = f"{self.preprocess.fingerprint()} {self.preprocess.made_by()}".strip()
+            return PixelFiles(made, self.preprocess.size, leave=left)
         return None
 
     def _place(self) -> str:

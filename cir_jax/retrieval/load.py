@@ -120,7 +120,8 @@ def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config; one that leaves the loading open opens all images that
     are not of a published data set, see `image_loading`."""
     size = functions.image_size
-    return Preprocess(size, config.data.pad, config.data.target_ratio, loading(config))
+    data = config.data
+    return Preprocess(size, data.pad, data.target_ratio, loading(config), data.resize)
 
 
 def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:
