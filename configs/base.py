@@ -84,8 +84,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # the weights they start from.
     c.data.loading = "auto"
     c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
-    # "pillow", bit for bit as published runs did, or "fast" (which needs the extra "fast"): it takes
-    # two thirds of the time for an image, and a value in 200 differs by one level of 255.
+    # "pillow", bit for bit as published runs did, or "fast", which needs the extra "fast": an image
+    # takes two thirds of the time, and a value in 200 differs by one level of 255.
     c.data.resize = "pillow"
     c.data.threads = 16  # threads that read and decode, per process
     # Each image is decoded once: its pixels are kept in "memory", or on "disk" for later runs, too
