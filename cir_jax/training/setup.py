@@ -32,7 +32,7 @@ from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding, watchdog
 from cir_jax.runtime import mesh as meshes
-from cir_jax.training import degenerate, inheritance
+from cir_jax.training import comparison, degenerate, inheritance
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -96,6 +96,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       UserError: `model.tower=auto` without weights that say their size; or stage two is told
         another model, size or preprocessing than its weights were trained with.
     """
+    config = inheritance.of_resumed(config)
     trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True) is not False
     if not trains_index:
         config = inheritance.take(config)
@@ -123,6 +124,8 @@ def make(config: ConfigDict) -> Setup:
             "differ; set steps instead"
         )
     setup = assemble(config, mesh)
+    kind = setup.config.model.attention
+    comparison.check("devices", {"config model.attention": kind})  # "auto" is decided by each alone
     setup = replace(setup, pixels=load.pixels(config, setup.preprocess))
     with kept_pixels.filling(setup.pixels.part(again=True)):
         return replace(setup, benchmark=benchmarks.build(config))
@@ -144,9 +147,10 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     meshes.check_batch(config.batch, mesh)
     if stage.needs_bank or config.eval.benchmark != "none":
         meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
+    attention = {inheritance.ATTENTION: functions.config.attention}  # "auto" is decided
     preprocess = load.preprocessing(config, functions)
     return Setup(
-        config=config,
+        config=inheritance.with_values(config, attention),
         mesh=mesh,
         functions=functions,
         stage=stage,
