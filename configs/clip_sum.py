@@ -61,7 +61,7 @@ RECIPES = {
 # Small enough for two CPU cores; on OpenMoji, from random parameters.
 EMOJI: dict[str, Any] = {
     "model.tower": "tiny-vit", "model.dtype": "float32", "data.pad": "none",
-    "data.cache_pixels": True, "data.threads": 4, "data.text_lengths": (16, 32),
+    "data.pixels": "memory", "data.threads": 4, "data.text_lengths": (16, 32),
     "eval.batch": 256, "data.pack_texts": False,  # rounded as the published results were
 }  # fmt: skip
 EMOJI_STAGES = {

@@ -33,7 +33,6 @@ class Options:
     cut_padding: bool = True
     exclude_reference: bool = False
     exclude_positives: bool = False
-    cache_pixels: bool = False
     threads: int = 16
     rows: Sequence[int] | np.ndarray | None = None
     shares: int = 0
@@ -64,7 +63,6 @@ class Loader:
         self._rows = slice(None) if options.rows is None else np.asarray(options.rows, np.int64)
         self._excluded = _exclusions(data, options)
         self._packs = _Packs(data, options) if options.shares else None
-        self._cache: dict[int, np.ndarray] = {}
         self._pool = ThreadPoolExecutor(max(options.threads, 1))  # threads start with its work
 
     def __call__(self, drawn: np.ndarray) -> dict[str, Any]:
@@ -107,12 +105,7 @@ class Loader:
         return token_tables.fit(longest, context, self.options.text_lengths)
 
     def _open(self, row: int) -> np.ndarray:
-        if row in self._cache:
-            return self._cache[row]
-        pixels = self.sources.preprocess(self.data.images.paths[row])
-        if self.options.cache_pixels:
-            self._cache[row] = pixels
-        return pixels
+        return self.sources.preprocess(self.data.images.paths[row])
 
 
 class _Packs:

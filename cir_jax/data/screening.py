@@ -18,12 +18,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cir_jax import progress
-from cir_jax.data import refusals, unusable
+from cir_jax.data import kept_pixels, refusals, unusable
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
 from cir_jax.data.refusals import Gathering, Part, in_words, summary
 from cir_jax.data.triplets import TripletSet
-from cir_jax.data.unusable import DECODE, LOOK, Problem, Stamp, look, source_of, stamp
+from cir_jax.data.unusable import (
+    DECODE,
+    LOOK,
+    Opener,
+    Problem,
+    Stamp,
+    look,
+    source_of,
+    stamp,
+)
 from cir_jax.errors import UserError, nearest
 
 CHOICES = ("error", "drop")
@@ -42,6 +51,7 @@ def scan(
     loading: Loading = RELEASED,
     threads: int = 16,
     progressed: Callable[[], None] = lambda: None,
+    opener: Opener | None = None,
 ) -> dict[str, Problem]:
     """The images that cannot be used: name -> why, in the order of `images`.
 
@@ -52,6 +62,7 @@ def scan(
       loading: how images are opened.
       threads: files that are looked at at a time.
       progressed: called now and then.
+      opener: what decodes images, with the same result as `open_image`, if not that.
     """
     sources = {name: source_of(image) for name, image in images.items()}
     places = {str(source): source for source in sources.values()}
@@ -60,7 +71,8 @@ def scan(
         stamps = dict(zip(places, _each(pool, stamp, list(places.values()), "stat"), strict=True))
         kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
-        known = _known(pool, kept, _Questions(places, stamps, depth, sized, loading), progressed)
+        opener = opener or partial(open_image, loading=loading)
+        known = _known(pool, kept, _Questions(places, stamps, depth, sized, opener), progressed)
     found: dict[str, Problem] = {}
     for name, image in images.items():
         place = str(sources[name])
@@ -82,14 +94,14 @@ class _Questions:
       depth: how closely they are looked at.
       sized: names of those whose images' size is asked, too: whether a box lies in one. It takes
         decoding them.
-      loading: how images are opened.
+      opener: what decodes images.
     """
 
     places: Mapping[str, Any]
     stamps: Mapping[str, Stamp | Problem]
     depth: int
     sized: Set[str]
-    loading: Loading
+    opener: Opener
 
     def open(self, kept: KeptLooks) -> dict[str, Stamp]:
         """The files that have to be looked at."""
@@ -105,7 +117,7 @@ class _Questions:
     def answer(self, place: str, now: Stamp, before: Known | None) -> Known:
         """What a closer look says, or has said about the same content."""
         source, depth = self.places[place], self._depth(place)
-        opener = partial(open_image, loading=self.loading)
+        opener = self.opener
         same = before is not None and before.size == now.size and not before.reason
         if before is not None and same and before.deep_enough(depth, place in self.sized):
             looked = look(source, LOOK, opener)
@@ -155,6 +167,7 @@ class Screen:
       progressed: called now and then.
       found: all that was found so far.
       gathering: what the screens of one start have looked at.
+      pixels: what keeps the squares of images that are decoded here; None for nothing.
 
     Raises:
       UserError: `on_missing` is neither of the two.
@@ -170,6 +183,7 @@ class Screen:
     progressed: Callable[[], None] = lambda: None
     found: dict[str, Problem] = field(default_factory=dict)
     gathering: Gathering = field(default_factory=refusals.current, compare=False)
+    pixels: kept_pixels.Part | None = field(default_factory=kept_pixels.current, compare=False)
 
     def __post_init__(self) -> None:
         if self.on_missing not in CHOICES:
@@ -184,7 +198,12 @@ class Screen:
         return self.on_missing == "drop"
 
     def unusable(
-        self, images: Mapping[str, ImageFile], what: str = "", *, decode: bool = False
+        self,
+        images: Mapping[str, ImageFile],
+        what: str = "",
+        *,
+        decode: bool = False,
+        used: Iterable[str] | None = None,
     ) -> dict[str, Problem]:
         """Those of `images` that are to be left out; they are listed in the folder.
 
@@ -192,11 +211,15 @@ class Screen:
           images: name -> file.
           what: they are, for the message, e.g. "val.jsonl".
           decode: every one, also where `on_missing` is "error".
+          used: names of those that will be opened, for `pixels`; None for all.
 
         Raises:
           UserError: there are some, and `on_missing` is "error"; the message has all of them. In
             `refusals.together` it comes when all of the start have been looked at.
         """
+        if self.pixels is not None:
+            names = images if used is None else [name for name in used if name in images]
+            self.pixels.expect([images[name] for name in names])
         refused = any(part.found and not part.drops for part in self.gathering.parts)
         depth = DECODE if self.drops or decode or refused else LOOK
         found = self._scan(images, depth)
@@ -280,7 +303,14 @@ class Screen:
             loading=self.loading,
             threads=self.threads,
             progressed=self.progressed,
+            opener=self._opener(depth),
         )
+
+    def _opener(self, depth: int) -> Opener | None:
+        """Opens images so that their squares are kept, where all are decoded anyway."""
+        if self.pixels is None or depth < DECODE or self.pixels.loading != self.loading:
+            return None
+        return self.pixels.open
 
 
 class Explained:
@@ -335,7 +365,7 @@ def drop_missing(
     paths: dict[str, Any] = {}
     for one in sets:
         paths |= one.paths
-    lost = screen.unusable(paths, TRAINING)
+    lost = screen.unusable(paths, TRAINING, used=_named(sets) if screen.drops else ())
     if not lost:
         return list(sets), {}
     kept, dropped = [], {}
@@ -350,6 +380,13 @@ def drop_missing(
             f"({in_words(summary(lost))}); fetch them again, or correct data.root"
         )
     return kept, dropped
+
+
+def _named(sets: Sequence[TripletSet]) -> dict[str, None]:
+    """Names of the images of all triplets."""
+    return dict.fromkeys(
+        name for one in sets for t in one.triplets for name in (t.reference, t.target)
+    )
 
 
 def _each(

@@ -11,6 +11,7 @@ import jax
 
 from cir_jax.errors import UserError
 
+_MEMORY = Path("/proc/meminfo")
 _GROUPS, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -84,6 +85,17 @@ def of_host(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *_limits(groups, mount)])
+
+
+def free_on_host() -> int:
+    """Bytes of memory that this process may still take; 0 if unknown."""
+    try:
+        told = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
+        available = int(told["MemAvailable"].split()[0]) * 1024
+        used = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, LookupError):  # no Linux
+        return 0
+    return max(min(available, of_host() - used), 1)
 
 
 def _limits(groups: Path, mount: Path) -> Iterator[int]:

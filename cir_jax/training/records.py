@@ -221,7 +221,12 @@ class Records:
         index = query if setup.stage.index_is_query else state.fixed
         if self._retriever is None:
             self._retriever = load.from_parameters(
-                setup.config, setup.functions, setup.mesh, index, query
+                setup.config,
+                setup.functions,
+                setup.mesh,
+                index,
+                query,
+                setup.pixels.part(again=True),
             )
         else:
             self._retriever.set_index(index)
