@@ -16,8 +16,8 @@ from cir_jax.evals import benchmark
 from cir_jax.retrieval import load
 from cir_jax.runtime import memory, metrics
 from cir_jax.training import degenerate, notices, train
-from cir_jax.training import step as steps
 from cir_jax.training import memory as memories
+from cir_jax.training import step as steps
 from tests import runs
 
 REFUSED_TARGET = r"all 8 triplets have one and the same image, '1.png'.* batch has no negative"

@@ -10,7 +10,14 @@ from cir_jax.training import train
 from tests import runs
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
-EXPECTED = Counter()
+NEEDED = (
+    *("stage", "_threefry_seed"),  # the key of the seed
+    *("draw", "init_fn", "convert_element_type"),  # parameters, moments, the count of steps
+    "update",  # the step: once for each length of text, here one
+    *("image", "compose"),  # the golden vectors of the report
+)
+# Orbax cuts what several devices hold alike into a part for each; none on one device.
+CUTS = "slice"
 
 
 @pytest.fixture
@@ -32,5 +39,5 @@ def test_programs_of_a_run(compiled, tmp_path):
     root = runs.write_fashioniq(tmp_path / "data")
     changes = ("steps=6", "eval.benchmark=none", "data.text_lengths=(16,)")
     train.train(runs.tiny(tmp_path / "run", root, *changes))
-    print(compiled)
-    assert compiled == EXPECTED
+    del compiled[f"jit({CUTS})"]
+    assert compiled == Counter(f"jit({name})" for name in NEEDED)
