@@ -157,8 +157,10 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         for key, text in (pair for pair in pairs if pair[0] in names):
             assign(config, key, text)
         keys.add(config)
+        _rename(config)  # a text is read as the type of the value that it takes the place of
         for key, text in (pair for pair in pairs if pair[0] not in names):
             assign(config, key, text)
+        _rename(config)
         keys.check(config, allowed)
     keys.check_read(config, [key for key, _ in pairs], allowed)
     return note_given(config.lock(), given(config) | {key for key, _ in pairs})
@@ -227,7 +229,19 @@ def flag_hint(flag: str) -> str:
 
 
 # What runs did before there was a key, where its default is something else.
-_BEFORE = {"data.loading": "released"}
+_BEFORE = {"data.loading": "released", "model.remat": "none", "model.attention": "xla"}
+
+# Key -> values it had in earlier versions, which configs, `--set` and records may have -> the same.
+_VALUES_BEFORE = {"model.remat": {"false": "none", "true": "layers"}}
+
+
+def _rename(config: ConfigDict) -> None:
+    """Gives the values of earlier versions in an unlocked config their names of today."""
+    values = keys.flat(config)
+    for key, names in _VALUES_BEFORE.items():
+        if (today := names.get(str(values.get(key)).lower())) is not None:
+            with config.ignore_type():  # the value before may be of another type
+                config.update_from_flattened_dict({key: today})
 
 
 def to_json(config: ConfigDict) -> str:
@@ -239,7 +253,7 @@ def from_json(text: str) -> ConfigDict:
     """The inverse of `to_json`; lists become tuples again, as in configs/base.py.
 
     A key that a run of an earlier version does not have gets its default: that is what it ran with,
-    or what `_BEFORE` says.
+    or what `_BEFORE` says. A value that is called otherwise today has its name of today.
     """
 
     def tuples(value: Any) -> Any:
@@ -248,6 +262,7 @@ def from_json(text: str) -> ConfigDict:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     config = ConfigDict(tuples(json.loads(text)))
+    _rename(config)
     if "stage" in config:
         defaults = keys.flat(module("base").get_config())
         known = keys.flat(config)

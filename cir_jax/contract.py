@@ -72,6 +72,7 @@ from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
 from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
+from cir_jax.towers import attention
 from cir_jax.towers.layers import stacked_keys
 
 ROLES = ("index", "query", "statistic", "pretrain")
@@ -359,11 +360,7 @@ def build(config: Any, fsdp: Mesh | None = None) -> Functions:
                 f"model {config.name!r} ({module.__file__}) has {', '.join(has)}, but "
                 f"{', '.join(together)} belong together; define all of them or none"
             )
-    if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
+    config, model = _on_these_devices(config, module)
     graph, state = nnx.split(model)
     flat = flatten_dict(nnx.to_pure_dict(state))
     # Not by flatten_dict(sep="/"): it wants keys that are words, and those of a list are numbers,
@@ -373,3 +370,23 @@ def build(config: Any, fsdp: Mesh | None = None) -> Functions:
     layered = stacked_keys(model)
     stacked = frozenset(path for path, key in keys.items() if key in layered)
     return Functions(module, config, graph, keys, abstract, stacked, fsdp)
+
+
+def _on_these_devices(config: Any, module: ModuleType) -> tuple[Any, Any]:
+    """(the section `model` with what it leaves to the devices, the module of it without values)."""
+
+    def make() -> Any:
+        return nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
+
+    config, asked = config.copy_and_resolve_references(), config.attention
+    config.unlock()
+    if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
+        config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config.attention = attention.XLA
+    model = make()
+    parts = (getattr(part, "attend", None) for _, part in nnx.iter_graph(model))
+    found = [part for part in parts if isinstance(part, attention.Attend)]
+    config.attention = attention.resolve(asked, config.dtype, found)
+    if config.attention != attention.XLA:
+        model = make()
+    return config.lock(), model

@@ -8,7 +8,7 @@ Defaults of the optimizer are those of the released runs of arXiv 2404.11317: Ad
 1e-7 and weight decay 0.01 on every trained parameter, constant learning rate, no clipping.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from cir_jax import keys
 
@@ -46,7 +46,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.image_size = 0  # input side in pixels; 0 = the tower's own
     c.model.context = 0  # text positions; 0 = the tower's own
     c.model.dtype = "auto"  # compute type: "float32", "bfloat16"; "auto" = bfloat16 on GPU and TPU
-    c.model.remat = False  # recompute activations of a block in the backward pass
+    # What is kept of each layer for the backward pass: "none" of it is computed again; "products":
+    # the outputs of products of weights and activations are kept, and what lies between is computed
+    # again; "layers": the input of each layer is kept. Results differ in rounding at most. False
+    # and True, as it was before, are "none" and "layers", so it takes values of any type.
+    c.model.remat = config_dict.FieldReference("products", field_type=object)
+    # What computes attention: "xla", or "cudnn", a kernel that never stores the scores (NVIDIA GPUs
+    # in bfloat16); "auto" = cudnn where it can, and what a run began with where it is resumed.
+    c.model.attention = "auto"
 
     c.data = ConfigDict()
     c.data.name = "fashioniq"  # module of cir_jax.datasets.readers (or a .py file)
@@ -157,6 +164,8 @@ ALLOWED = {
     "model.image_size": "[0, 4096]",
     "model.context": "[0, 4096]",
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.remat": ("none", "products", "layers"),
+    "model.attention": ("auto", "xla", "cudnn"),
     "data.name": "plug-in cir_jax.datasets.readers",
     "data.root": "path",
     "data.annotated": "[-1, 1e9]",

@@ -123,7 +123,7 @@ def test_overrides_keep_types():
         "clip_sum:emoji",
         ["batch=64", "optim.learning_rate=1", "data.categories=people,hands", "model.remat=true"],
     )
-    assert (c.batch, c.optim.learning_rate, c.model.remat) == (64, 1.0, True)
+    assert (c.batch, c.optim.learning_rate, c.model.remat) == (64, 1.0, "layers")
     assert c.data.categories == ("people", "hands")
 
 

@@ -208,6 +208,7 @@ class Parsed(Exception):
 # Which tests run the scripts of tools/, at a small size.
 RUN_BY = {
     "bench.py bank": "test_bench.py::test_bank",
+    "bench.py tables": "../runtime/test_topologies.py::test_no_program_copies_a_table",
     "bench.py stage2": "test_stage2.py",
     "bench.py positives": "test_bench.py::test_positives",
     "bench.py convert": "test_bench.py::test_convert",

@@ -22,6 +22,7 @@ from cir_jax.retrieval import image_loading, memory
 from cir_jax.retrieval.retriever import Retriever
 from cir_jax.runtime import mesh as meshes
 from cir_jax.runtime import sharding
+from cir_jax.towers import attention
 
 
 def from_run(
@@ -39,9 +40,17 @@ def from_run(
       UserError: no such run or step, a bad override, or the run names code that is not known to be
         the user's own, see `cir_jax.trust`.
     """
-    config = weights.config_of(workdir, which)
+    config = _anywhere(weights.config_of(workdir, which))
     trust.check(config, workdir, overrides)
     return from_weights(configs.override(config, overrides), workdir, which, dataset)
+
+
+def _anywhere(config: ConfigDict) -> ConfigDict:
+    """The config of a run, which may be used on machines that have not what it was trained with."""
+    if config.model.attention == attention.CUDNN:
+        with config.unlocked():
+            config.model.attention = attention.AUTO
+    return config
 
 
 def from_weights(
@@ -135,7 +144,7 @@ def config_of(
     named = [f"model.name={model}"] if model else []
     runs = [place for place in places if weights.is_run(place)]
     if len(places) == 1 and runs:
-        config = weights.config_of(joined, which)
+        config = _anywhere(weights.config_of(joined, which))
         trust.check(config, joined, [*named, *overrides])
         return weights.resolve(configs.override(config, [*named, *overrides]), joined), True
     if runs and not model:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run takes of the memory that is there, and what takes less where it is too little."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cir_jax.files import gigabytes
 from cir_jax.runtime import memory, optim
+from cir_jax.towers import attention
 from cir_jax.training import dry_run
 from cir_jax.training import stage as stages
 from cir_jax.training.setup import Data, Setup
@@ -56,15 +59,20 @@ def told(setup: Setup, data: Data, program: Any) -> str:
     return line
 
 
-def guard(setup: Setup, place: str = "", doing: str = "training") -> Any:
+@contextlib.contextmanager
+def guard(setup: Setup, place: str = "", doing: str = "training") -> Iterator[None]:
     """A context in which running out of memory is an error that says what takes less.
+
+    An error of the kernel of attention names its key there, too.
 
     Args:
       setup: of the run.
       place: where its references lie.
       doing: for the message.
     """
-    return memory.guard(doing, lambda: advice(setup, place))
+    kernel = attention.named(lambda: setup.config.model.attention)
+    with kernel, memory.guard(doing, lambda: advice(setup, place)):
+        yield
 
 
 def reading(config: ConfigDict) -> Any:
@@ -114,8 +122,9 @@ def _of_a_step(setup: Setup) -> list[str]:
             f"loss.chunk={few} (now {config.loss.chunk}): encodes so many images at a time, with "
             "the same loss"
         )
-    if not config.model.remat:
-        choices.append("model.remat=true (now false): less memory for more computing")
+    if config.model.remat != "layers":
+        now = config.model.remat
+        choices.append(f"model.remat=layers (now {now}): less memory for more computing")
     if _dtype(config) == "float32":
         choices.append("model.dtype=bfloat16 (now float32)")
     if setup.benchmark is not None or setup.stage.needs_bank:

@@ -31,7 +31,7 @@ from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding, watchdog
 from cir_jax.runtime import mesh as meshes
-from cir_jax.training import degenerate, inheritance
+from cir_jax.training import comparison, degenerate, inheritance
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -97,6 +97,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       UserError: `model.tower=auto` without weights that say their size; or stage two is told
         another model, size or preprocessing than its weights were trained with.
     """
+    config = inheritance.of_resumed(config)
     trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True) is not False
     if not trains_index:
         config = inheritance.take(config)
@@ -123,7 +124,10 @@ def make(config: ConfigDict) -> Setup:
             f"max_seconds={config.max_seconds} on {jax.process_count()} processes, whose clocks "
             "differ; set steps instead"
         )
-    return replace(assemble(config, mesh), benchmark=benchmarks.build(config))
+    setup = assemble(config, mesh)
+    kind = setup.config.model.attention
+    comparison.check("devices", {"config model.attention": kind})  # "auto" is decided by each alone
+    return replace(setup, benchmark=benchmarks.build(config))
 
 
 def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
@@ -142,8 +146,9 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     meshes.check_batch(config.batch, mesh)
     if stage.needs_bank or config.eval.benchmark != "none":
         meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
+    attention = {inheritance.ATTENTION: functions.config.attention}  # "auto" is decided
     return Setup(
-        config=config,
+        config=inheritance.with_values(config, attention),
         mesh=mesh,
         functions=functions,
         stage=stage,

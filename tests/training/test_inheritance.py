@@ -74,6 +74,10 @@ def test_stage_two_takes_what_the_run_has(one, root, tmp_path, capsys):
     assert train.train(loaded)["config"]["data"]["pad"] == "square"
     again = resolved(tmp_path / "gone", *changes, "steps=2", workdir=workdir)
     assert held(again) == held(found)
+    # So do the blocks of its bank, whatever is chosen for a new run.
+    for change, block in (((), 16), (("loss.bank_block=8",), 8)):
+        loaded = configs.load("clip_sum:fashioniq,stage=2", [f"workdir={workdir}", *change])
+        assert setups.resolve(loaded).loss.bank_block == block
     assert train.train(again)["step"] == 2
 
 

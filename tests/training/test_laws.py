@@ -188,12 +188,12 @@ def test_gradients_of_stage_two_reach_the_query_side_only(model):
 def test_bank_loss_by_blocks_is_the_plain_one_at_the_rows_of_each_model(model):
     functions, two, mesh, params, batch, bank, _ = prepared(model, "two_bank", (2, 1))
     batch, functions = placed(batch, mesh), without_dropout(functions)
-    assert bank.targets.shape[1:] == functions.target_shape
+    targets = bank.targets.reshape(-1, *functions.target_shape)
     got, _ = two.loss(functions, params, params, batch, bank, jax.random.key(0))
-    reference = bank.references[batch["reference_row"]]
+    reference = bank.references[batch["reference_row"]].reshape(-1, *functions.reference_shape)
     query = functions.compose(params, reference, batch["text"])
     want = in_bank.bank_loss_plain(
-        query, bank.targets, batch["target_id"], two.temperature, rows=bank.rows
+        query, targets, batch["target_id"], two.temperature, rows=bank.rows
     )
     np.testing.assert_allclose(got, want, rtol=2e-5)
 

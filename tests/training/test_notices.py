@@ -123,7 +123,7 @@ def test_too_little_memory_is_said_before_the_first_step(tmp_path, root, monkeyp
         train.train(config)
     made, data = runs.set_up(config)
     program = jax.jit(lambda x: x + 1).lower(jax.numpy.zeros(10**6)).compile()
-    advice = r"batch=8\); loss.chunk=4 \(now 0\).*model.remat=true .*bfloat16.*cache_pixels=false"
+    advice = r"batch=8\); loss.chunk=4 \(now 0\).*model.remat=layers .*bfloat16.*cache_pixels=false"
     with pytest.raises(
         memory.OutOfMemory, match=f"takes .* of 1.0 kB on each cpu device.*{advice}"
     ):

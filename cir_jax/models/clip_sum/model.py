@@ -39,14 +39,16 @@ class Model(nnx.Module):
             )
         options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "remat": config.remat}
         options["rngs"] = rngs
-        smooth: dict[str, Any] = {"activation": size.activation}
+        transformer: dict[str, Any] = {
+            "activation": size.activation, "attention": config.attention, **options,
+        }  # fmt: skip
         self.visual: Any  # models on this one also take the tokens of a ViT
         if isinstance(size.vision, sizes.VisionTransformerSize):
-            self.visual = VisionTransformer(size.vision, size.embedding, **smooth, **options)
+            self.visual = VisionTransformer(size.vision, size.embedding, **transformer)
         else:
             self.visual = ModifiedResNet(size.vision, size.embedding, **options)
         self.text = TextTransformer(
-            size.text, size.embedding, context=config.context, **smooth, **options
+            size.text, size.embedding, context=config.context, **transformer
         )
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The text transformer of CLIP: token ids -> one feature, not normalised."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
 from cir_jax.runtime.sharding import keep_rows
+from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.sizes import CONTEXT, VOCABULARY, TextSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
 
@@ -23,7 +26,9 @@ class TextTransformer(nnx.Module):
       context: positions; 0 means CLIP's 77.
       activation: one of `cir_jax.towers.layers.ACTIVATIONS`.
       dtype: compute type.
-      remat: recompute blocks in the backward pass.
+      remat: what of a block is computed again in the backward pass, see `rematerialised` of
+        `cir_jax.towers.layers`.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
     def __init__(
@@ -34,15 +39,15 @@ class TextTransformer(nnx.Module):
         context: int = 0,
         activation: str = "quick_gelu",
         dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = "none",
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         self.token_embedding = normal(rngs, (VOCABULARY, size.width), 0.02)
         self.position = normal(rngs, (context or CONTEXT, size.width), 0.01)
+        options: dict[str, Any] = {"activation": activation, "attention": attention}
         self.blocks = stack(
-            lambda rngs: Block(size, causal=True, activation=activation, rngs=rngs),
-            size.layers,
-            rngs,
+            lambda rngs: Block(size, causal=True, rngs=rngs, **options), size.layers, rngs
         )
         self.norm_out = LayerNorm(size.width)
         self.proj = normal(rngs, (size.width, embedding), size.width**-0.5)
