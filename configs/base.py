@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.steps = 0  # if > 0, this many steps instead of `epochs`
     c.max_seconds = 0.0  # if > 0, stop after this many seconds of training steps
     c.log_every = 10  # steps between two lines of metrics.jsonl
+    c.profile = False  # trace five steps into <workdir>/tensorboard, for TensorBoard and Perfetto
 
     c.model = ConfigDict()
     c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)

@@ -88,6 +88,10 @@ class Data:
         """The batch fields of the stage, with that of its references."""
         return (*stage.fields, *((references.FIELDS[self.place],) if self.place else ()))
 
+    def images(self, stage: StageProtocol) -> int:
+        """Images of an example that are opened and encoded in a step of the stage."""
+        return sum(field.endswith("pixels") for field in self.fields(stage))
+
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """The config that is read from here on: what it leaves to its weights is filled in.
