@@ -105,3 +105,16 @@ def test_index():
     assert result["images"] == 3 and result["speed_ratio"] > 0
     assert result["files"] == 1200 and result["again_s"] > 0 and result["peak_gb"] > 0
     assert "index_per_s" in table
+
+
+def test_pixels():
+    result, table = bench("pixels", "--images", "6", "--size", "16", "--threads=2", "--repeats=1")
+    assert result["benchmark"] == "pixels" and result["images"] == 6
+    ratios = (
+        "second_epoch_of_first",
+        "later_run_of_decoding",
+        "row_of_decoding",
+        "fast_of_decoding",
+    )
+    assert all(result[name] > 0 for name in ratios)
+    assert "disk, epoch two, 2 threads" in table and "row, one thread" in table
