@@ -137,3 +137,16 @@ def test_loop(monkeypatch, capsys):
     assert [one for one, _ in commands[5:7]] == [f"-c {loop.LIBRARIES}", f"-c {loop.TRAINER}"]
     with pytest.raises(SystemExit, match="ended with 3"):
         real("-c", "raise SystemExit(3)")
+
+
+def test_pixels():
+    result, table = bench("pixels", "--images", "6", "--size", "16", "--threads=2", "--repeats=1")
+    assert result["benchmark"] == "pixels" and result["images"] == 6
+    ratios = (
+        "second_epoch_of_first",
+        "later_run_of_decoding",
+        "row_of_decoding",
+        "fast_of_decoding",
+    )
+    assert all(result[name] > 0 for name in ratios)
+    assert "disk, epoch two, 2 threads" in table and "row, one thread" in table
