@@ -10,7 +10,7 @@ image of `error` is broken, at the start or later, all are decoded to say what e
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 
 from cir_jax import progress
 from cir_jax.data import refusals, unusable
+from cir_jax.data.column_images import Images, both, without
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
 from cir_jax.data.refusals import Gathering, Part, in_words, summary
-from cir_jax.data.triplets import TripletSet
+from cir_jax.data.triplet_columns import Columns
+from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.data.unusable import DECODE, LOOK, Problem, Stamp, look, source_of, stamp
 from cir_jax.errors import UserError, nearest
 
@@ -332,24 +334,31 @@ def drop_missing(
       UserError: there are such images and `on_missing` is "error", or nothing is left.
     """
     screen = on_missing if isinstance(on_missing, Screen) else Screen(on_missing)
-    paths: dict[str, Any] = {}
+    paths: Mapping[str, Any] = {}
     for one in sets:
-        paths |= one.paths
+        paths = both(paths, one.paths)
     lost = screen.unusable(paths, TRAINING)
     if not lost:
         return list(sets), {}
     kept, dropped = [], {}
     for one in sets:
-        good = tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
+        good = _without(one, lost)
         if len(good) < len(one.triplets):
             dropped[one.name] = len(one.triplets) - len(good)
         kept.append(replace(one, triplets=good))
-    if not any(one.triplets for one in kept):
+    if not any(len(one.triplets) for one in kept):
         raise UserError(
             f"no triplet is left after dropping {len(lost)} images that cannot be used "
             f"({in_words(summary(lost))}); fetch them again, or correct data.root"
         )
     return kept, dropped
+
+
+def _without(one: TripletSet, lost: Collection[str]) -> Sequence[Triplet]:
+    """The triplets of a set whose images are none of those."""
+    if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
+        return without(one.triplets, one.paths.named(lost), answers=False)
+    return tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
 
 
 def _each(

@@ -199,9 +199,7 @@ def _list_folder(config: ConfigDict) -> str:
 
 def _preprocess(setup: Setup, data: Data) -> Any:
     """The preprocessing, whose error names all images that cannot be used."""
-    images = data.triplets.images
-    paths = dict(zip(images.names, images.paths, strict=True))
-    return Explained(setup.preprocess, data.screen, paths)
+    return Explained(setup.preprocess, data.screen, data.triplets.images.files())
 
 
 def _unlabelled(setup: Setup, screen: Screen) -> Any:
