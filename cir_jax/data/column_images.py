@@ -8,6 +8,7 @@ that is not in it, a file that is met again) is looked at one by one, as in smal
 
 import os
 import stat
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,6 +26,7 @@ from cir_jax.data.triplet_columns import Columns, Part, Share
 NOWHERE, BELOW, BESIDE, SPECIAL = range(4)
 _FEW = 16  # files of a folder that are asked for without listing it
 _THREADS = 16  # that list folders: on a network disk each waits
+_JUST_NOW = 2_000_000_000  # ns; a folder may change again without another time
 _WINDOW = 64  # folders whose listings are in memory at a time
 
 
@@ -55,6 +57,7 @@ class PartImages:
       left: bool, whether a name is left for `cir_jax.datasets.placing` to place one by one.
       special: number of a name -> its file.
       number: uint64, `places.file_number` of each file; 0 where a listing does not tell.
+      state: uint64, the same with the time of the folder; 0 if that may change and not be told.
     """
 
     def __init__(self, part: Part, below: str | Path):
@@ -65,6 +68,11 @@ class PartImages:
         self.left = np.zeros(0, bool)
         self.special: dict[int, Any] = {}
         self.number = np.zeros(len(part.names), np.uint64)
+        self.state = np.zeros(len(part.names), np.uint64)
+
+    def bases(self) -> tuple[str, ...]:
+        """The folders that names and paths are joined to."""
+        return tuple(self._bases.values())
 
     def file(self, number: int) -> Any:
         """The file of a name; None if nobody says which."""
@@ -137,7 +145,11 @@ class PartImages:
                     inode = np.fromiter((found.inodes.get(leaf, 0) for leaf in leaves), np.int64)
                     known = inode > 0
                     device = np.uint64(file_number(found.device, 0))
-                    self.number[group.numbers[known]] = inode[known].astype(np.uint64) ^ device
+                    numbers = inode[known].astype(np.uint64) ^ device
+                    self.number[group.numbers[known]] = numbers
+                    if found.time:
+                        changed = np.uint64(file_number(found.time, 0))
+                        self.state[group.numbers[known]] = numbers ^ changed
                     if not allowed.everywhere:
                         inside = allowed.hold(_real(group.folder))
                         odd = group.numbers[inode < 0] if inside else group.numbers
@@ -217,7 +229,7 @@ class Images(Mapping[str, Any]):
         }
 
 
-class _Both(Mapping[str, Any]):
+class Both(Mapping[str, Any]):
     """The images of two mappings; of a name of both the file of the second one."""
 
     def __init__(self, first: Mapping[str, Any], second: Mapping[str, Any]):
@@ -241,7 +253,7 @@ def both(first: Mapping[str, Any], second: Mapping[str, Any]) -> Mapping[str, An
     """The images of two mappings; of a name of both the file of the second one."""
     if isinstance(first, dict) and isinstance(second, dict):
         return first | second
-    return _Both(first, second)
+    return Both(first, second)
 
 
 def shown(shares: Iterable[Share]) -> dict[Part, np.ndarray]:
@@ -274,17 +286,22 @@ def without(columns: Columns, gone: Mapping[Part, np.ndarray], answers: bool) ->
 
 
 class _Listed(NamedTuple):
-    """What a folder holds: name -> inode, -1 of a link; and its device."""
+    """What a folder holds: name -> inode, -1 of a link; its device, and its time in nanoseconds.
+
+    The time is 0 if the folder had just been changed.
+    """
 
     inodes: Mapping[str, int]
     device: int
+    time: int
 
 
 def _listed(folder: str, leaves: Sequence[str]) -> _Listed:
     """The listing of a folder, or of some files of it; nothing of one that is not there."""
     inodes: dict[str, int] = {}
     try:
-        device = os.stat(folder or ".").st_dev
+        here = os.stat(folder or ".")  # before it is listed: what comes later changes it again
+        settled = time.time_ns() - here.st_mtime_ns >= _JUST_NOW
         if len(leaves) <= _FEW or os.name == "nt":  # there, a listing has no inodes
             for leaf in leaves:
                 with suppress(OSError, ValueError):  # it is not there
@@ -295,8 +312,8 @@ def _listed(folder: str, leaves: Sequence[str]) -> _Listed:
                 for entry in entries:
                     inodes[entry.name] = -1 if entry.is_symlink() else _usable(entry.inode())
     except (OSError, ValueError):
-        return _Listed({}, 0)
-    return _Listed(inodes, device)
+        return _Listed({}, 0, 0)
+    return _Listed(inodes, here.st_dev, here.st_mtime_ns if settled else 0)
 
 
 def _usable(inode: int) -> int:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cir_jax import progress
-from cir_jax.data import refusals, unusable
+from cir_jax.data import column_looks, refusals, unusable
 from cir_jax.data.column_images import Images, both, without
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
@@ -226,7 +226,8 @@ class Screen:
         """
         if self.drops:
             found = self.agree(found)
-            found = {name: found[name] for name in images if name in found}
+            if isinstance(images, dict):
+                found = {name: found[name] for name in images if name in found}
         self.found.update(found)
         refusals.write_list(self.folder, self.found.items())
         part = Part(what, images, found, self.key, self.drops)
@@ -275,14 +276,34 @@ class Screen:
         return refusals.refusal(parts, self.folder or self.gathering.folder)
 
     def _scan(self, images: Mapping[str, ImageFile], depth: int) -> dict[str, Problem]:
+        found: dict[str, Problem] = {}
+        for part in column_looks.parts_of(images):
+            if isinstance(part, Images):
+                one_by_one = partial(self._scan_some, depth=depth, root="")
+                found |= column_looks.scan(
+                    part, depth, self.loading.name, one_by_one, partial(_stamps, self.threads)
+                )
+            else:
+                found |= self._scan_some(part, depth, self.root)
+        return found
+
+    def _scan_some(
+        self, images: Mapping[str, ImageFile], depth: int, root: str
+    ) -> dict[str, Problem]:
         return scan(
             images,
             depth,
-            root=self.root,
+            root=root,
             loading=self.loading,
             threads=self.threads,
             progressed=self.progressed,
         )
+
+
+def _stamps(threads: int, places: Sequence[Any]) -> list[Stamp | Problem]:
+    """The stamps of some files."""
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        return list(_each(pool, stamp, places, "stat"))
 
 
 class Explained:
