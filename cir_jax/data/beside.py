@@ -115,7 +115,8 @@ def kept(
       what: name of what is made of it, a part of a file name.
       key: values of JSON that it depends on beside the file.
       make: writes files into an empty folder; returns what else is to be noted, values of JSON.
-      load: (folder, what `make` has returned) -> what is wanted.
+      load: (folder, what `make` has returned) -> what is wanted; it opens all files it needs, for
+        the folder may go or get another name afterwards.
 
     Raises:
       UserError: the file cannot be read, or neither place can be written.
@@ -136,14 +137,15 @@ def kept(
                     _clear(place)
                 partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=_prefix(place)))
                 try:
-                    _make(partial, source, key, make)
+                    # Loaded before it has its place, which another process may take where there
+                    # are no locks: what is mapped stays.
+                    found = load(partial, _make(partial, source, key, make))
                     _swap(partial, place)
+                    return found
                 finally:
                     shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
             refusals.append(f"{place.parent} ({error.strerror or error})")
-            continue
-        return load(place, _noted(place, source, key))
     raise UserError(
         f"{what} of {source} has no place: neither can be written, {' nor '.join(refusals)}; "
         "correct the permissions of one, or set CIR_JAX_CACHE to a folder with room"
@@ -190,7 +192,8 @@ def _noted(place: Path, source: Path, key: Mapping[str, Any]) -> Mapping[str, An
 
 def _make(
     partial: Path, source: Path, key: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]]
-) -> None:
+) -> Mapping[str, Any]:
+    """Makes all files of a folder; what is noted of them."""
     origin = Origin.of(source)
     try:
         noted = make(partial)
@@ -205,6 +208,7 @@ def _make(
         raise files.full(partial, error) from None
     if not origin.is_of(source):
         raise UserError(f"{source} changed while it was read; start again when it is complete")
+    return noted
 
 
 def _prefix(place: Path) -> str:
@@ -231,8 +235,8 @@ def _swap(partial: Path, place: Path) -> None:
 @contextmanager
 def _alone(place: Path) -> Iterator[bool]:
     """Waits until no other process makes this; False if the file system has no locks."""
-    lock = FileLock(f"{place}.lock")
     try:
+        lock = FileLock(f"{place}.lock")
         lock.acquire()
     except (OSError, NotImplementedError):
         yield False

@@ -92,7 +92,8 @@ class _Kept:
                 looks = np.memmap(self._file, _LOOK, "r", _DIGEST)
                 with self._file.open("rb") as file:
                     digest = file.read(_DIGEST)
-                if len(looks) == count and xxhash.xxh3_128_digest(looks.view(np.uint8).data) == digest:
+                content = looks.view(np.uint8).data
+                if len(looks) == count and xxhash.xxh3_128_digest(content) == digest:
                     return looks
         return np.zeros(count, _LOOK)
 
