@@ -21,6 +21,10 @@ A model is one module of `cir_jax.models` (or a file of yours) that defines
 
 and where it needs them
 
+    PACKS_TEXTS     True if its methods take packed texts (`cir_jax.towers.packed`) in place of
+                    [B, T] ids; training then computes hardly any padding. For towers that see each
+                    text apart from all others; not for one that reads its padding too, or looks at
+                    the image of a text's row
     NEW             regexes of paths that start at random, with a message, beside weights that lack
                     them
     AUXILIARY       {name: what it is}: losses of its own for stage one, see `loss.auxiliary` of
@@ -72,7 +76,9 @@ from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
 from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
+from cir_jax.towers import attention
 from cir_jax.towers.layers import stacked_keys
+from cir_jax.towers.packed import Text
 
 ROLES = ("index", "query", "statistic", "pretrain")
 PACKAGE = "cir_jax.models"
@@ -115,7 +121,7 @@ class Functions:
     fsdp: Mesh | None = None
 
     def reference(
-        self, params: Params, pixels: jax.Array, text: jax.Array, key: jax.Array | None = None
+        self, params: Params, pixels: jax.Array, text: Text, key: jax.Array | None = None
     ) -> jax.Array:
         """[B, S, S, 3] and [B, T] -> [B, R, C], on index parameters."""
         return self._call(params, "reference", normalize(pixels), text, key=key)
@@ -129,7 +135,7 @@ class Functions:
         params: Params,
         reference_pixels: jax.Array,
         target_pixels: jax.Array,
-        text: jax.Array,
+        text: Text,
         keys: tuple[jax.Array | None, jax.Array | None] = (None, None),
     ) -> tuple[jax.Array, jax.Array]:
         """`reference` of the first pixels and `target` of the second, in one pass if the model can.
@@ -162,7 +168,7 @@ class Functions:
         return first[name] < len(classes) and first[name] <= min(first[o] for o in others)
 
     def compose(
-        self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
+        self, params: Params, reference: jax.Array, text: Text, key: jax.Array | None = None
     ) -> jax.Array:
         """[B, R, C] and [B, T] -> [B, D] unit queries, on query parameters.
 
@@ -171,7 +177,7 @@ class Functions:
         return self._call(params, "compose", reference, text, key=key)
 
     def halves(
-        self, params: Params, reference: jax.Array, text: jax.Array
+        self, params: Params, reference: jax.Array, text: Text
     ) -> tuple[jax.Array, jax.Array]:
         """[B, R, C] and [B, T] -> [B, D] twice: `compose` as a sum of image and text; if `sums`."""
         return self._call(params, "halves", reference, text, key=None)
@@ -191,7 +197,7 @@ class Functions:
         params: Params,
         reference_pixels: jax.Array,
         target_pixels: jax.Array,
-        text: jax.Array,
+        text: Text,
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
@@ -211,7 +217,7 @@ class Functions:
         with sharding.split_over(self.fsdp):
             return self.merged(params).auxiliary(query, targets, extras, temperature)
 
-    def text_features(self, params: Params, text: jax.Array, key: jax.Array | None) -> jax.Array:
+    def text_features(self, params: Params, text: Text, key: jax.Array | None) -> jax.Array:
         """[B, T] -> [B, ...] what `fuse` takes, on query parameters; only if `fuses`."""
         return self._call(params, "text_features", text, key=key)
 
@@ -226,7 +232,7 @@ class Functions:
         """True if the model composes in two steps, `text_features` and `fuse`."""
         return hasattr(self.module.Model, "fuse")
 
-    def _call(self, params: Params, name: str, *inputs: jax.Array, key: jax.Array | None) -> Any:
+    def _call(self, params: Params, name: str, *inputs: Text, key: jax.Array | None) -> Any:
         method = getattr(self.merged(params), name)
         takes_key = "key" in inspect.signature(method).parameters
         with sharding.split_over(self.fsdp):
@@ -359,11 +365,7 @@ def build(config: Any, fsdp: Mesh | None = None) -> Functions:
                 f"model {config.name!r} ({module.__file__}) has {', '.join(has)}, but "
                 f"{', '.join(together)} belong together; define all of them or none"
             )
-    if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
+    config, model = _on_these_devices(config, module)
     graph, state = nnx.split(model)
     flat = flatten_dict(nnx.to_pure_dict(state))
     # Not by flatten_dict(sep="/"): it wants keys that are words, and those of a list are numbers,
@@ -373,3 +375,23 @@ def build(config: Any, fsdp: Mesh | None = None) -> Functions:
     layered = stacked_keys(model)
     stacked = frozenset(path for path, key in keys.items() if key in layered)
     return Functions(module, config, graph, keys, abstract, stacked, fsdp)
+
+
+def _on_these_devices(config: Any, module: ModuleType) -> tuple[Any, Any]:
+    """(the section `model` with what it leaves to the devices, the module of it without values)."""
+
+    def make() -> Any:
+        return nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
+
+    config, asked = config.copy_and_resolve_references(), config.attention
+    config.unlock()
+    if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
+        config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    config.attention = attention.XLA
+    model = make()
+    parts = (getattr(part, "attend", None) for _, part in nnx.iter_graph(model))
+    found = [part for part in parts if isinstance(part, attention.Attend)]
+    config.attention = attention.resolve(asked, config.dtype, found)
+    if config.attention != attention.XLA:
+        model = make()
+    return config.lock(), model

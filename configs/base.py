@@ -8,7 +8,7 @@ Defaults of the optimizer are those of the released runs of arXiv 2404.11317: Ad
 1e-7 and weight decay 0.01 on every trained parameter, constant learning rate, no clipping.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from cir_jax import keys
 
@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.steps = 0  # if > 0, this many steps instead of `epochs`
     c.max_seconds = 0.0  # if > 0, stop after this many seconds of training steps
     c.log_every = 10  # steps between two lines of metrics.jsonl
+    c.profile = False  # trace five steps into <workdir>/tensorboard, for TensorBoard and Perfetto
 
     c.model = ConfigDict()
     c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)
@@ -45,7 +46,14 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.image_size = 0  # input side in pixels; 0 = the tower's own
     c.model.context = 0  # text positions; 0 = the tower's own
     c.model.dtype = "auto"  # compute type: "float32", "bfloat16"; "auto" = bfloat16 on GPU and TPU
-    c.model.remat = False  # recompute activations of a block in the backward pass
+    # What is kept of each layer for the backward pass: "none" of it is computed again; "products":
+    # the outputs of products of weights and activations are kept, and what lies between is computed
+    # again; "layers": the input of each layer is kept. Results differ in rounding at most. False
+    # and True, as it was before, are "none" and "layers", so it takes values of any type.
+    c.model.remat = config_dict.FieldReference("products", field_type=object)
+    # What computes attention: "xla", or "cudnn", a kernel that never stores the scores (NVIDIA GPUs
+    # in bfloat16); "auto" = cudnn where it can, and what a run began with where it is resumed.
+    c.model.attention = "auto"
 
     c.data = ConfigDict()
     c.data.name = "fashioniq"  # module of cir_jax.datasets.readers (or a .py file)
@@ -84,9 +92,18 @@ def get_config(arg: str = "") -> ConfigDict:
     # the weights they start from.
     c.data.loading = "auto"
     c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
+    # "pillow", bit for bit as published runs did, or "fast", which needs the extra "fast": an image
+    # takes two thirds of the time, and a value in 200 differs by one level of 255.
+    c.data.resize = "pillow"
     c.data.threads = 16  # threads that read and decode, per process
-    c.data.cache_pixels = False  # keep decoded images in memory (small sets)
+    # Each image is decoded once: its pixels are kept in "memory", or on "disk" for later runs, too
+    # (below CIR_JAX_CACHE, by default ~/.cache/cir_jax). "auto": in a quarter of the free memory if
+    # all fit, else on the disk if a fifth of it stays free, else "decode", each time.
+    c.data.pixels = "auto"
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
+    # In training, texts of a batch lie one behind the other instead, where the model takes them so
+    # (PACKS_TEXTS): the same but for rounding, in less time. A run that is resumed keeps its own.
+    c.data.pack_texts = True
 
     c.loss = ConfigDict()  # its keys are those of the stages, see cir_jax/training/stages/
 
@@ -156,6 +173,8 @@ ALLOWED = {
     "model.image_size": "[0, 4096]",
     "model.context": "[0, 4096]",
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "model.remat": ("none", "products", "layers"),
+    "model.attention": ("auto", "xla", "cudnn"),
     "data.name": "plug-in cir_jax.datasets.readers",
     "data.root": "path",
     "data.annotated": "[-1, 1e9]",
@@ -174,7 +193,9 @@ ALLOWED = {
     "data.pad": ("target", "square", "none"),
     "data.target_ratio": "[1, 1000]",
     "data.loading": ("auto", "released", "natural"),
+    "data.resize": ("pillow", "fast"),
     "data.threads": "[1, 1024]",
+    "data.pixels": ("auto", "memory", "disk", "decode"),
     "data.text_lengths": "[1, 4096]",
     "optim.learning_rate": "[0, 10]",
     "optim.beta1": "[0, 1)",

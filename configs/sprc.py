@@ -29,7 +29,7 @@ stays in the ranking of FashionIQ.
 
 Hardware: parameters take 4.7 GB, AdamW of stage one 2.2 GB more and of stage two 1.3 GB. A batch of
 128 in stage one encodes 256 images by ViT-g, forward only; the Q-Former is what keeps activations,
-and `loss.chunk=32` or `model.remat=true` bound them. With `mesh.fsdp=true` each of 16 chips holds
+and `loss.chunk=32` or `model.remat=layers` bound them. With `mesh.fsdp=true` each of 16 chips holds
 0.4 GB of parameters and moments instead of 6.2. Stage two opens no image; the released runs used
 one 32 GB GPU.
 

@@ -18,7 +18,7 @@ Commands, in domain and out of domain (IMAGES: files of images and captions):
 data.root as in GENERATED.
 
 Hardware: 428 M parameters, 1.7 GB, and twice as much for AdamW of what trains; the released runs
-used one 32 GB GPU, and stage one rematerialises there (`model.remat=true`). This project has not
+used one 32 GB GPU, and stage one rematerialises there (`model.remat=layers`). This project has not
 reproduced the published figures yet.
 """
 

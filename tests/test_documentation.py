@@ -208,12 +208,14 @@ class Parsed(Exception):
 # Which tests run the scripts of tools/, at a small size.
 RUN_BY = {
     "bench.py bank": "test_bench.py::test_bank",
+    "bench.py tables": "../runtime/test_topologies.py::test_no_program_copies_a_table",
     "bench.py stage2": "test_stage2.py",
     "bench.py positives": "test_bench.py::test_positives",
     "bench.py convert": "test_bench.py::test_convert",
     "bench.py evaluate": "test_bench.py::test_evaluate",
     "bench.py search": "test_bench.py::test_search",
     "bench.py index": "test_bench.py::test_index",
+    "bench.py loop": "test_bench.py::test_loop",
     "index_kills.py": "test_index_kills.py::test_a_killed_index_is_as_one_that_was_left_alone",
     "models.py": "test_models.py::test_quicktests_through_both_stages",
     "evidence.py": "test_evidence.py",

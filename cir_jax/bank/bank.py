@@ -8,6 +8,7 @@ preprocessing it was made of, and is refused by anything else.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from cir_jax.data.pipeline import TrainingData
 from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.runtime import mesh as meshes
+from cir_jax.towers.attention import XLA
 
 DTYPES = ("float32", "bfloat16")
 
@@ -34,12 +36,13 @@ DTYPES = ("float32", "bfloat16")
 )
 @dataclass(frozen=True)
 class Bank:
-    """Rows on the devices.
+    """Rows on the devices, two-dimensional: see `cir_jax.losses.rows`.
 
     Attributes:
-      targets: [N', K, D] unit rows, row i is image i of the table; N' fills up to the devices.
-      references: [M', R, C], row i is reference i of the plan; None where they are not on devices.
-      rows: N, valid rows of `targets`; static.
+      targets: [N' K, D] unit rows, from row i K on those of image i of the table; N' fills up to
+        the devices.
+      references: [M', R C], row i is reference i of the plan; None where they are not on devices.
+      rows: N, images; static.
     """
 
     targets: jax.Array
@@ -85,6 +88,9 @@ class Inputs:
             "images": self.data.images.fingerprint(),
             "preprocessing": self.preprocess.fingerprint(),
         }
+        kind = self.functions.config.attention
+        if kind != XLA:  # what all banks were made with before there was another
+            parts["model.attention"] = kind
         if self.place == "recompute":
             return parts
         plan, kind = self.plan, "by text" if self.plan.by_text else "by image"
@@ -113,7 +119,7 @@ def place(rows: dict[str, np.ndarray], mesh: Mesh, dtype: str = "float32") -> Ba
     """Puts a bank on the devices, filled up with zero rows to a multiple of their number.
 
     Args:
-      rows: {"targets"} and, if they are to be there, {"references"}.
+      rows: {"targets" [N, K, D]} and, if they are to be there, {"references" [M, R, C]}.
       mesh: the device mesh.
       dtype: of the targets.
 
@@ -122,23 +128,27 @@ def place(rows: dict[str, np.ndarray], mesh: Mesh, dtype: str = "float32") -> Ba
     """
     if dtype not in DTYPES:
         raise UserError(f"loss.bank_dtype={dtype!r} is unknown; use {' or '.join(DTYPES)}")
-    sharding = meshes.row_sharding(mesh)
+    targets, references = rows["targets"], rows.get("references")
+    return Bank(
+        _placed(targets, targets.shape[1], mesh, jnp.dtype(dtype)),
+        # References enter the query side raw, so they keep float32.
+        None if references is None else _placed(references, 1, mesh, np.float32),
+        len(targets),
+    )
 
-    def put(x: np.ndarray, kind: Any) -> jax.Array:
-        fill = -len(x) % mesh.size
-        shape = (len(x) + fill, *x.shape[1:])
 
-        def part(span: tuple[slice, ...] | None) -> np.ndarray:
-            start, stop, _ = (span[0] if span else slice(None)).indices(shape[0])
-            valid = x[start : min(stop, len(x))].astype(kind)
-            short = stop - start - len(valid)
-            return np.pad(valid, ((0, short), (0, 0), (0, 0))) if short else valid
+def _placed(x: np.ndarray, per_row: int, mesh: Mesh, dtype: Any) -> jax.Array:
+    """[N, ...] -> [N' per_row, values of an entry / per_row], N' a multiple of the devices."""
+    width = math.prod(x.shape[1:]) // per_row
+    shape = ((len(x) + -len(x) % mesh.size) * per_row, width)
 
-        return jax.make_array_from_callback(shape, sharding, part)
+    def part(span: tuple[slice, ...] | None) -> np.ndarray:
+        start, stop, _ = (span[0] if span else slice(None)).indices(shape[0])
+        valid = x[start // per_row : min(stop // per_row, len(x))].astype(dtype).reshape(-1, width)
+        short = stop - start - len(valid)
+        return np.pad(valid, ((0, short), (0, 0))) if short else valid
 
-    # References enter the query side raw, so they keep float32.
-    references = put(rows["references"], np.float32) if "references" in rows else None
-    return Bank(put(rows["targets"], jnp.dtype(dtype)), references, len(rows["targets"]))
+    return jax.make_array_from_callback(shape, meshes.row_sharding(mesh), part)
 
 
 def _whole(x: Any) -> np.ndarray:

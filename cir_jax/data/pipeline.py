@@ -3,8 +3,9 @@
 
 A batch is made of indices first: shuffled, given a text variant, cut into global batches. Only then
 does each process open the images of its own rows. So every process knows the whole global batch
-without talking to the others (all pad their texts to the same length), and the position in the
-stream is one number that does not depend on the number of processes: a run may resume on another.
+without talking to the others (all pad their texts to the same length, or pack them alike), and the
+position in the stream is one number that does not depend on the number of processes: a run may
+resume on another.
 This module must not import jax: worker processes import it.
 """
 
@@ -140,14 +141,15 @@ def batches(
 
     Returns:
       A Grain iterator of dicts of numpy arrays, the b rows of this process, `options.rows`:
-      reference_id, target_id, text_id, source_id int32 [b]; text int32 [b, T];
+      reference_id, target_id, text_id, source_id int32 [b]; text int32 [b, T], or with
+      `options.shares` a `packing.Packed`, this process's shares of the batch;
       reference_pixels, target_pixels uint8 [b, S, S, 3]; exclude_id int32 [b, E], -1 for none;
       reference_row int32 [b], row of the plan of references; reference bfloat16 [b, R, C].
 
     Raises:
       UserError: the batch is larger than the data, pixels of references that do not exist are
         asked for, or the weights do not fit the sources.
-      ValueError: `options.rows` are no rows of a batch.
+      ValueError: `options.rows` are no rows of a batch, or no whole shares of packed texts.
     """
     _check(data, options)
     stream = _indices(data, options).map(Loader(data, options, sources or Sources()))

@@ -83,8 +83,10 @@ class Joined:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def __getitem__(self, place: np.ndarray) -> np.ndarray:
-        """The values at some places, in the shape of `place`."""
+    def __getitem__(self, place: np.ndarray | slice) -> np.ndarray:
+        """The values at some places, in the shape of `place`, or from a place to another."""
+        if isinstance(place, slice):
+            place = np.arange(*place.indices(len(self)))
         places = np.asarray(place)
         part = np.searchsorted(self._starts, places, side="right") - 1
         array, first, _ = np.moveaxis(self._parts[part], -1, 0)
@@ -132,6 +134,10 @@ class TokenTable:
             yield from self.flat.blocks()
         else:
             yield self.flat
+
+    def texts(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """int32 [its tokens] ids of each of some texts."""
+        return [self.flat[self.start[i] : self.start[i + 1]] for i in index]
 
     def rows(self, index: np.ndarray | slice, length: int) -> np.ndarray:
         """int32 [m, length] ids of some texts, padded; longer ones are cut."""

@@ -19,9 +19,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from cir_jax.losses.rows import own_rows
 from cir_jax.losses.scores import scores
-from cir_jax.runtime.mesh import AXES, DATA, MODEL
+from cir_jax.runtime.mesh import AXES
 
+# Bank rows x K of a block on a CPU: products of some hundred queries stay in its cache.
+_BLOCK_CPU = 4096
+# Bytes elsewhere of the largest part of a block: its products, or its rows in float32. The more a
+# device does in a turn of the loop, the less the turns cost; a GPU starts several programs in each.
+_BLOCK_BYTES = {"tpu": 2**25, "gpu": 2**27}
 _LEAST = -1e30  # start of a running maximum: finite, so that (masked - maximum) is never nan
 _ROWS = PartitionSpec(AXES)
 _ALL = PartitionSpec()
@@ -35,7 +41,7 @@ def bank_loss_plain(
     exclude: jax.Array | None = None,
     rows: int | None = None,
 ) -> jax.Array:
-    """The definition of `bank_loss`, holding [B, N, K]; arguments as there."""
+    """The definition of `bank_loss`, holding [B, N, K]; `bank` is [N, K, D], the rest as there."""
     logits = scores(query, jax.lax.stop_gradient(bank)) / temperature
     if exclude is not None or rows not in (None, bank.shape[0]):
         ids = jnp.arange(bank.shape[0])
@@ -54,9 +60,10 @@ def bank_loss(
     temperature: jax.Array | float,
     *,
     mesh: Mesh,
+    per_row: int = 1,
     rows: int | None = None,
     exclude: jax.Array | None = None,
-    block: int = 4096,
+    block: int = 0,
 ) -> jax.Array:
     """Cross-entropy of each query over all rows of the bank.
 
@@ -65,54 +72,42 @@ def bank_loss(
 
     Args:
       query: [B, D] unit queries.
-      bank: [N, K, D] unit rows, N a multiple of the number of devices, sharded over both axes.
-      label: [B] row of the positive.
+      bank: [N K, D] unit rows, the K of a candidate one after the other, sharded over both axes; N
+        a multiple of the number of devices. See `cir_jax.losses.rows`.
+      label: [B] candidate of the positive, 0 to N - 1.
       temperature: scalar.
       mesh: the device mesh.
-      rows: valid rows; the rest is padding. All if None.
-      exclude: [B, E] rows that are no negatives of a query, -1 for none. The positive stays even
-        if it is named here.
+      per_row: K.
+      rows: valid candidates; the rest is padding. All if None.
+      exclude: [B, E] candidates that are no negatives of a query, -1 for none. The positive stays
+        even if it is named here.
       block: bank rows x K that a device holds products of at a time, [B, block] float32; blocks
-        are made equal, of at most 1.5 times as many.
+        are made equal, of at most 1.5 times as many. 0 chooses, see `block_size`. Another block is
+        another order of sums, and so changes a loss by rounding and by nothing else.
 
     Returns:
       [B] float32.
     """
     if exclude is not None:
         exclude = jnp.where(exclude == label[:, None], -1, exclude)
-    static = (mesh, rows or bank.shape[0], block)
+    block = block or block_size(*query.shape, mesh)
+    static = (mesh, per_row, rows or bank.shape[0] // per_row, block)
     return _loss(static, query, jnp.asarray(temperature, jnp.float32), bank, label, exclude)
 
 
-def lookup(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
-    """Rows of a table that is sharded by rows over all devices, [N, ...] and [B] -> [B, ...].
-
-    Each device contributes the rows it holds, so the table itself never moves. -1 gives zeros.
+def block_size(batch: int, width: int, mesh: Mesh) -> int:
+    """Bank rows x K of a block where none are asked for, the same on every process.
 
     Args:
-      table: [N, ...], N a multiple of the number of devices.
-      ids: [B], B a multiple of the devices of axis "data".
-      mesh: the device mesh.
-
-    Returns:
-      [B, ...], sharded over "data".
+      batch: B, queries over all devices.
+      width: D.
+      mesh: the device mesh; what is chosen depends on its kind of device.
     """
-
-    def pick(local: jax.Array, ids: jax.Array) -> jax.Array:
-        rows = jax.lax.psum_scatter(own_rows(local, ids), DATA, scatter_dimension=0, tiled=True)
-        return jax.lax.psum(rows, MODEL)
-
-    return jax.shard_map(
-        pick, mesh=mesh, in_specs=(_ROWS, _ALL), out_specs=PartitionSpec(DATA), check_vma=False
-    )(table, ids)
-
-
-def own_rows(local: jax.Array, ids: jax.Array) -> jax.Array:
-    """Inside shard_map: rows `ids` of the whole table where this device holds them, else zeros."""
-    at = ids - jax.lax.axis_index(AXES) * local.shape[0]
-    mine = (at >= 0) & (at < local.shape[0])
-    rows = local[jnp.clip(at, 0, local.shape[0] - 1)]
-    return jnp.where(mine.reshape(mine.shape + (1,) * (rows.ndim - mine.ndim)), rows, 0)
+    platform = mesh.devices.flat[0].platform
+    if platform == "cpu":
+        return _BLOCK_CPU
+    room = _BLOCK_BYTES.get(platform, min(_BLOCK_BYTES.values()))
+    return 1 << max(room // (4 * max(batch, width)), 1).bit_length() - 1
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -135,9 +130,9 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 
 def _sharded(static: tuple, gradient: bool, *arguments: Any) -> Any:
-    mesh, rows, block = static
+    mesh, *sizes = static
     return jax.shard_map(
-        partial(_on_device, rows, block, gradient),
+        partial(_on_device, *sizes, gradient),
         mesh=mesh,
         in_specs=(_ALL, _ALL, _ROWS, _ALL, _ALL),
         out_specs=_ALL,
@@ -146,6 +141,7 @@ def _sharded(static: tuple, gradient: bool, *arguments: Any) -> Any:
 
 
 def _on_device(
+    per_row: int,
     rows: int,
     block: int,
     gradient: bool,
@@ -156,7 +152,7 @@ def _on_device(
     exclude: jax.Array | None,
 ) -> tuple:
     """(loss [B], d loss / d query [B, D], d loss / d temperature [B]) from this device's rows."""
-    count, per_row, _ = bank.shape
+    count = bank.shape[0] // per_row
     scaled = query.astype(jnp.float32) / temperature
     first = jax.lax.axis_index(AXES) * count
     # Blocks of equal size, as near to `block` as that allows: a short last one would be paid for in
@@ -170,7 +166,7 @@ def _on_device(
         # Where a bfloat16 bank is computed with in float32 (a CPU), the compiler would convert all
         # of it before the loop. The barrier makes the bank seem to change with the block.
         whole, start = jax.lax.optimization_barrier((bank, start))
-        part = jax.lax.dynamic_slice_in_dim(whole, start, size)
+        part = jax.lax.dynamic_slice_in_dim(whole, start * per_row, size * per_row)
         local = start + jnp.arange(size)
         valid = (first + local < rows) & (local >= i * size)
         left_out = None if exclude is None else exclude - (first + start)
@@ -186,7 +182,7 @@ def _on_device(
     highest = jax.lax.pmax(top, AXES)
     share = jnp.exp(top - highest)
     total = jax.lax.psum(total * share, AXES)
-    positive = own_rows(bank, label).astype(jnp.float32)  # zeros where another device holds it
+    positive = own_rows(bank, label, per_row).astype(jnp.float32)  # zeros: another device's
     products = jnp.einsum("bd,bkd->bk", scaled, positive, precision=_precision(bank))
     best = jax.lax.psum(products.max(axis=1), AXES)
     loss = highest + jnp.log(total) - best
@@ -212,14 +208,14 @@ def _accumulate(
     Args:
       carry: [B], [B], [B, D].
       scaled: [B, D] queries over the temperature.
-      part: [b, K, D] bank rows.
+      part: [b K, D] bank rows.
       valid: [b] rows that count.
       exclude: [B, E] rows of this block to leave out; anything outside 0..b-1 is ignored.
       gradient: False leaves the last sum alone.
     """
     top, total, weighted = carry
-    size, per_row, width = part.shape
-    flat = part.reshape(size * per_row, width).astype(jnp.float32)
+    size, flat = len(valid), part.astype(jnp.float32)
+    per_row = len(part) // size
     precision = _precision(part)
     products = jnp.dot(scaled, flat.T, precision=precision)
     if per_row > 1:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from cir_jax.errors import UserError
-from cir_jax.losses.in_bank import own_rows
+from cir_jax.losses.rows import own_rows
 from cir_jax.runtime.mesh import AXES
 
 _CHUNK = 64  # bank rows x K per query that are held at a time
@@ -109,33 +109,37 @@ def sampled_bank_loss(
     temperature: jax.Array | float,
     *,
     mesh: Mesh,
+    per_row: int = 1,
 ) -> jax.Array:
     """Cross-entropy of each query over its positive and its own negatives.
 
     Args:
       query: [B, D] unit queries.
-      bank: [N, K, D] unit rows, sharded over all devices.
-      label: [B] row of the positive.
-      negative_id: [B, n] rows of the negatives.
+      bank: [N K, D] unit rows, sharded over all devices, see `cir_jax.losses.rows`.
+      label: [B] candidate of the positive.
+      negative_id: [B, n] candidates that are negatives.
       temperature: scalar.
       mesh: the device mesh.
+      per_row: K.
 
     Returns:
       [B] float32; gradients reach the query and the temperature.
     """
     ids = jnp.concatenate([label[:, None], negative_id], axis=1)
-    logits = row_scores(query, bank, ids, mesh) / temperature
+    logits = row_scores(query, bank, ids, mesh, per_row) / temperature
     return jax.nn.logsumexp(logits, axis=1) - logits[:, 0]
 
 
-def row_scores(query: jax.Array, bank: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
-    """Scores of each query with its own rows, [B, D], [N, K, D] and [B, n] -> [B, n] float32.
+def row_scores(
+    query: jax.Array, bank: jax.Array, ids: jax.Array, mesh: Mesh, per_row: int = 1
+) -> jax.Array:
+    """Scores of each query with candidates of its own, [B, D], [N K, D], [B, n] -> [B, n] float32.
 
     Each device scores the rows it holds, a few at a time and again in the backward pass: memory is
     [B, 64, D], and only scores travel.
     """
     count = ids.shape[1]
-    chunk = min(max(_CHUNK // bank.shape[1], 1), count)
+    chunk = min(max(_CHUNK // per_row, 1), count)
     padded = jnp.pad(ids, ((0, 0), (0, -count % chunk)), constant_values=-1)
     chunks = padded.reshape(ids.shape[0], -1, chunk).swapaxes(0, 1)
 
@@ -143,8 +147,10 @@ def row_scores(query: jax.Array, bank: jax.Array, ids: jax.Array, mesh: Mesh) ->
         @jax.checkpoint
         def one(part: jax.Array) -> jax.Array:
             # Rows of other devices are zeros here, and so are their scores.
-            rows = own_rows(local, part).astype(jnp.float32)
-            return jnp.einsum("bd,bnkd->bnk", query, rows, precision="highest").max(axis=2)
+            rows = own_rows(local, part, per_row).astype(jnp.float32)
+            flat = rows.reshape(len(rows), -1, rows.shape[-1])
+            products = jnp.einsum("bd,bmd->bm", query, flat, precision="highest")
+            return products.reshape(rows.shape[:3]).max(axis=2)
 
         return jax.lax.psum(jax.lax.map(one, chunks), AXES)
 

@@ -32,7 +32,7 @@ _PRODUCTS, _PRODUCTS_CPU = 2**28, 2**24  # of vectors and rows, on a device at a
 _MOST_QUERIES = 256  # in one program
 # Of small rows that are float32 at a time on a CPU, where a cache holds them. Elsewhere it is a
 # block: a TPU widens as it multiplies, and would copy all rows in every turn of a loop.
-_WIDENED_VALUES_CPU = 2**18
+_WIDENED_VALUES_CPU = 2**20
 _SPARE = 6  # columns beyond a block's share of the best
 _LOWEST = float(np.finfo(np.float32).min)  # the score of what is no number: behind all that are
 
@@ -176,7 +176,9 @@ def _run(
         with meshes.LAUNCH:
             out = program(packed, block.rows, block.scales, mask, which, block.first, block.images)
         running.append((number, out, most))
-        if len(running) > 2:  # bounds what is in flight
+        # Bounds what is in flight. Products of many queries side by side take a CPU's cores from
+        # each other; those of few wait for memory, and for being started.
+        while len(running) > (0 if table.on_cpu and count > 4 else 2):
             finish()
     while running:
         finish()
@@ -200,17 +202,24 @@ def _program(mesh: Mesh, each: int, most: int, recall: float | None) -> Callable
     def best(groups, rows, scales, mask, which, first, images):
         score = _scores(groups, rows, scales, each, widened)
         here = score.shape[1]
-        index = jax.lax.axis_index(meshes.AXES) * here + jnp.arange(here)
-        score = jnp.where(jnp.abs(score) <= -_LOWEST, score, _LOWEST)  # no NaN, nothing infinite
-        candidate = ((index >= first) & (index < images))[None]
+        start = jax.lax.axis_index(meshes.AXES) * here
+
+        def guarded(score: jax.Array, column: jax.Array) -> jax.Array:
+            index = start + column
+            score = jnp.where(jnp.abs(score) <= -_LOWEST, score, _LOWEST)  # NaN and infinite
+            return jnp.where((index >= first) & (index < images), score, -jnp.inf)
+
+        read: Callable | None = guarded
+        if mask is not None or recall is not None:
+            score = guarded(score, jnp.arange(here)[None])
+            read = None
         if mask is not None:
-            candidate &= mask[which]
-        score = jnp.where(candidate, score, -jnp.inf)
+            score = jnp.where(mask[which], score, -jnp.inf)
         if recall is None:
-            values, column = ranking.top_columns(score, most)
+            values, column = ranking.top_columns(score, most, read)
         else:
             values, column = jax.lax.approx_max_k(score, most, recall_target=recall)
-        return index[0] + column, values
+        return start + column, values
 
     along, whole = PartitionSpec(meshes.AXES), PartitionSpec()
     columns = PartitionSpec(None, meshes.AXES)

@@ -65,6 +65,8 @@ def _load(named: list[str], said: Arguments, mesh: Mesh) -> Model:
     if config.model.dtype == "auto":
         cpu = mesh.devices.flat[0].platform == "cpu"
         config = configs.override(config, [f"model.dtype={'float32' if cpu else 'bfloat16'}"])
+    if mesh.devices.flat[0].platform != jax.default_backend():  # on which "auto" is decided
+        config = configs.override(config, ["model.attention=xla"])
     functions = contract.build(config.model)
     preprocess = loaders.preprocessing(config, functions)
     arguments.check(parts, functions, said.pad)

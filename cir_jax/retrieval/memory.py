@@ -4,7 +4,8 @@
 Each context is `cir_jax.runtime.memory.guard` with the advice of its place.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from cir_jax.contract import Functions
 from cir_jax.files import gigabytes
 from cir_jax.runtime import memory, optim
+from cir_jax.towers import attention
 
 _HOST = "JAX_PLATFORMS=cpu, with which the memory of the host counts"
 
@@ -33,10 +35,9 @@ def loading(functions: Functions, mesh: Mesh) -> AbstractContextManager[None]:
     return memory.guard("loading the parameters", advice)
 
 
-def encoding(
-    doing: str, functions: Functions, mesh: Mesh, key: str, batch: int
-) -> AbstractContextManager[None]:
-    """For encoding images and composing queries.
+@contextlib.contextmanager
+def encoding(doing: str, functions: Functions, mesh: Mesh, key: str, batch: int) -> Iterator[None]:
+    """For encoding images and composing queries; an error of the kernel of attention names its key.
 
     Args:
       doing: for the message.
@@ -52,7 +53,9 @@ def encoding(
             choices.append(f"model.dtype=bfloat16 (now {functions.config.dtype})")
         return _less([*choices, *_split(functions, mesh)])
 
-    return memory.guard(doing, advice)
+    kernel = attention.named(lambda: functions.config.attention)
+    with kernel, memory.guard(doing, advice):
+        yield
 
 
 def ranking(doing: str, gallery: Sequence[int], mesh: Mesh) -> AbstractContextManager[None]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from cir_jax.losses.scores import scores
 from cir_jax.runtime import mesh as meshes
@@ -259,12 +259,27 @@ def _programs(mesh: Mesh) -> tuple[Callable, Callable]:
         return jnp.sum(ahead & candidate, axis=1, dtype=jnp.int32)
 
     def top(query, removed, gallery, rows, k):
-        score = _best(query, gallery)
-        row = jnp.arange(gallery.shape[0])[None]
-        candidate = (row < rows) & (row != removed[:, None])
-        best, index = top_columns(jnp.where(candidate, score, -jnp.inf), k)
-        return index, best
+        # The best of each device first, so that no device gets the scores of another.
+        def of_device(query, removed, gallery, rows):
+            score, first = _best(query, gallery), jax.lax.axis_index(meshes.AXES) * len(gallery)
+            row = first + jnp.arange(len(gallery))[None]
+            candidate = (row < rows) & (row != removed[:, None])
+            most = min(k, len(gallery))
+            best, column = top_columns(jnp.where(candidate, score, -jnp.inf), most)
+            return first + column, best
 
+        index, best = jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(whole, whole, along, whole),
+            out_specs=PartitionSpec(None, meshes.AXES),
+            check_vma=False,
+        )(query, removed, gallery, rows)
+        # Equal ones are in the order of rows: on a device, and one device behind the other.
+        best, place = jax.lax.top_k(best, k)
+        return jnp.take_along_axis(index, place, axis=1), best
+
+    along, whole = PartitionSpec(meshes.AXES), PartitionSpec()
     replicated = meshes.replicated(mesh)
     return (
         jax.jit(count, out_shardings=replicated),
@@ -272,27 +287,37 @@ def _programs(mesh: Mesh) -> tuple[Callable, Callable]:
     )
 
 
-def top_columns(score: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+def top_columns(
+    score: jax.Array, k: int, read: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+) -> tuple[jax.Array, jax.Array]:
     """As `jax.lax.top_k` of [B, N]: values and columns [B, k], equal ones in the order of columns.
 
     A CPU sorts wide rows slowly (32 x 1,000,000: a third of the time of their product). So these
     are cut into pieces, and only the k pieces with the highest maxima are sorted: whatever is among
     the best k lies in one of them, because each of the others has k values ahead of it.
+
+    Args:
+      score: [B, N].
+      k: at most N.
+      read: (scores, their columns) -> the values that are ranked, element by element. What it gives
+        is never written down for all N, which would take a tenth of the time of a product.
     """
     rows, width = score.shape
+    read = read or (lambda score, column: score)
     pieces = width // _PIECE
     if pieces <= 2 * k:  # most of them would be sorted
-        return jax.lax.top_k(score, k)
-    cut = score[:, : pieces * _PIECE].reshape(rows, pieces, _PIECE)
-    chosen = jnp.sort(jax.lax.top_k(cut.max(axis=-1), k)[1], axis=-1)
-    values = jnp.take_along_axis(cut, chosen[..., None], axis=1).reshape(rows, k * _PIECE)
+        return jax.lax.top_k(read(score, jnp.arange(width)[None]), k)
     inside = jnp.arange(_PIECE)[None, None]
+    cut = score[:, : pieces * _PIECE].reshape(rows, pieces, _PIECE)
+    highest = read(cut, jnp.arange(pieces)[None, :, None] * _PIECE + inside).max(axis=-1)
+    chosen = jnp.sort(jax.lax.top_k(highest, k)[1], axis=-1)
+    values = jnp.take_along_axis(cut, chosen[..., None], axis=1).reshape(rows, k * _PIECE)
     columns = (chosen[..., None] * _PIECE + inside).reshape(rows, k * _PIECE)
     if width > pieces * _PIECE:  # what no whole piece holds
         rest = jnp.arange(pieces * _PIECE, width)
         values = jnp.concatenate([values, score[:, pieces * _PIECE :]], axis=1)
         columns = jnp.concatenate([columns, jnp.broadcast_to(rest, (rows, len(rest)))], axis=1)
-    best, place = jax.lax.top_k(values, k)
+    best, place = jax.lax.top_k(read(values, columns), k)
     return best, jnp.take_along_axis(columns, place, axis=1)
 
 

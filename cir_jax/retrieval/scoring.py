@@ -113,7 +113,33 @@ def best(
       ids, scores: [n] of candidates, in any order.
       k: how many are wanted.
     """
-    order = np.lexsort((ids, -scores))[:k]
-    found = np.full(k, -1, np.int64), np.full(k, -np.inf, np.float32)
-    found[0][: len(order)], found[1][: len(order)] = ids[order], scores[order]
+    found = best_of_each(np.zeros(len(ids), np.intp), ids, scores, 1, k)
+    return found[0][0], found[1][0]
+
+
+def best_of_each(
+    which: NDArray[np.intp],
+    ids: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    questions: int,
+    k: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """[questions, k]: the best k of each, best first, equal scores by id; -1 and -inf fill up.
+
+    Args:
+      which: [n] the question of each candidate, ascending.
+      ids, scores: [n] of candidates, in any order.
+      questions, k: how many there are, and how many images are wanted of each.
+    """
+    found = nothing(questions, k)
+    order = np.lexsort((ids, -scores, which))
+    place = np.arange(len(which)) - np.searchsorted(which, which)
+    mine = place < k
+    found[0][which[mine], place[mine]] = ids[order][mine]
+    found[1][which[mine], place[mine]] = scores[order][mine]
     return found
+
+
+def nothing(questions: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """[questions, k]: ids -1 and scores -inf, of images that do not exist."""
+    return np.full((questions, k), -1, np.int64), np.full((questions, k), -np.inf, np.float32)

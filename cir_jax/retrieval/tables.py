@@ -138,6 +138,9 @@ class Table:
             while start < images:
                 while size > images - start and size > least:
                     size //= 2
+                left = images - start
+                if size < left <= 2 * size <= min(most, left + least):  # one block instead of two
+                    size *= 2
                 # The last block begins earlier rather than being filled up: so it is no copy.
                 begin = max(0, min(start, images - size))
                 part = slice(begin, begin + size)

@@ -6,16 +6,17 @@ what.
 Source: Devlin et al., arXiv 1810.04805; sizes, epsilon and dropout are those of BERT-base.
 """
 
+import functools
+
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.runtime.sharding import keep_rows
+from cir_jax.towers.attention import XLA, Attend
 from cir_jax.towers.layers import Dense, LayerNorm, dropout, gelu, normal
 
 EPSILON = 1e-12  # of every norm, as in the released BERT
 STD = 0.02  # of every random parameter, unless kernels are told otherwise
-_LEAST = -1e30  # logit of a masked key: its weight is exactly zero in float32
 
 
 class Embeddings(nnx.Module):
@@ -51,6 +52,7 @@ class Attention(nnx.Module):
       source: width of what is attended to; 0 means `width`.
       rate: dropout of the attention weights and of the result.
       std: of the random kernels.
+      attention: what computes it where no weight is dropped, see `cir_jax.towers.attention`.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Attention(nnx.Module):
         source: int = 0,
         rate: float = 0.0,
         std: float = STD,
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         self.query = Dense(width, width, std, rngs=rngs)
@@ -68,7 +71,9 @@ class Attention(nnx.Module):
         self.value = Dense(source or width, width, std, rngs=rngs)
         self.out = Dense(width, width, std, rngs=rngs)
         self.norm = LayerNorm(width, epsilon=EPSILON)
-        self.heads = heads
+        self.attend = Attend(
+            heads, width // heads, masks=not source, written_out=True, kind=attention
+        )
         self.rate = rate
 
     def __call__(
@@ -83,25 +88,16 @@ class Attention(nnx.Module):
         Args:
           x: queries.
           source: keys and values.
-          mask: [B, U] bool, False for what nobody sees; None if all is seen.
+          mask: see `cir_jax.towers.attention.Attend`; None if all is seen.
           key: dropout key; None for none.
         """
         keys = (None, None) if key is None else jax.random.split(key)
-
-        def split(y: jax.Array) -> jax.Array:
-            return y.reshape(*y.shape[:2], self.heads, -1)
-
-        # Written out, since jax.nn.dot_product_attention has no dropout of the weights.
-        query, value = split(self.query(x)), split(self.value(source))
-        logits = jnp.einsum(
-            "bthd,buhd->bhtu", query, split(self.key(source)), preferred_element_type=jnp.float32
-        )
-        logits = logits * query.shape[-1] ** -0.5
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None], logits, _LEAST)
-        weights = dropout(jax.nn.softmax(logits, axis=-1), self.rate, keys[0])
-        mixed = jnp.einsum("bhtu,buhd->bthd", weights.astype(x.dtype), value)
-        return self.norm(x + dropout(self.out(mixed.reshape(x.shape)), self.rate, keys[1]))
+        drop = None
+        if key is not None and self.rate:
+            drop = functools.partial(dropout, rate=self.rate, key=keys[0])
+        query, seen = self.query(x), (self.key(source), self.value(source))
+        mixed = self.attend(query, *seen, mask, drop)
+        return self.norm(x + dropout(self.out(mixed), self.rate, keys[1]))
 
 
 class Mlp(nnx.Module):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.sizes import VisionTransformerSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, patches, run_blocks, stack
 
@@ -31,7 +32,9 @@ class ImageTransformer(nnx.Module):
       key_bias: False leaves the bias of the attention keys out.
       final_norm: a norm of every token after the last block.
       dtype: compute type.
-      remat: recompute blocks in the backward pass.
+      remat: what of a block is computed again in the backward pass, see `rematerialised` of
+        `cir_jax.towers.layers`.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
     def __init__(
@@ -41,7 +44,8 @@ class ImageTransformer(nnx.Module):
         key_bias: bool = True,
         final_norm: bool = True,
         dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = "none",
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         width, patch = size.width, size.patch
@@ -49,7 +53,9 @@ class ImageTransformer(nnx.Module):
         self.patch_bias = nnx.Param(jnp.zeros((width,), jnp.float32))
         self.class_token = normal(rngs, (1, 1, width), STD)
         self.position = normal(rngs, (1, positions(size), width), STD)
-        options: dict[str, Any] = {"activation": "gelu", "epsilon": EPSILON, "key_bias": key_bias}
+        options: dict[str, Any] = {
+            "activation": "gelu", "epsilon": EPSILON, "key_bias": key_bias, "attention": attention,
+        }  # fmt: skip
         self.blocks = stack(
             lambda rngs: Block(size, causal=False, rngs=rngs, **options), size.layers, rngs
         )

@@ -18,13 +18,15 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from cir_jax.errors import UserError
+from cir_jax.errors import UserError, nearest
 from cir_jax.runtime.sharding import keep_rows
+from cir_jax.towers.attention import XLA, Attend
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 LAYERS = "layers"  # name of the axis over which `stack` maps
 STACKED = "stacked"  # attribute of a module that `stack` made
 M = TypeVar("M", bound=nnx.Module)
+F = TypeVar("F", bound=Callable)
 
 
 def draw(key: jax.Array, shape: tuple[int, ...], std: float) -> jax.Array:
@@ -150,6 +152,7 @@ class Attention(nnx.Module):
       causal: a token sees itself and what is before it.
       key_bias: False leaves the bias of the keys out, as EVA does. It would add the same to all
         logits of a query, so the softmax does not see it.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
     # nnx.MultiHeadAttention splits its kernels by heads, [C, H, C / H]; ours are [C, C], as
@@ -163,6 +166,7 @@ class Attention(nnx.Module):
         *,
         causal: bool,
         key_bias: bool = True,
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         # Separate kernels: a shard of the fused one would mix queries, keys and values.
@@ -170,19 +174,11 @@ class Attention(nnx.Module):
         self.key = Dense(width, width, std, bias=key_bias, rngs=rngs)
         self.value = Dense(width, width, std, rngs=rngs)
         self.out = Dense(width, width, out_std, rngs=rngs)
-        self.heads = heads
-        self.causal = causal
+        self.attend = Attend(heads, width // heads, causal, kind=attention)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        batch, length, width = x.shape
-
-        def split(y: jax.Array) -> jax.Array:
-            return y.reshape(batch, length, self.heads, width // self.heads)
-
-        mixed = jax.nn.dot_product_attention(
-            split(self.query(x)), split(self.key(x)), split(self.value(x)), is_causal=self.causal
-        )
-        return self.out(mixed.reshape(batch, length, width))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """`mask`: bool, as `Attend` takes it; None if all is seen."""
+        return self.out(self.attend(self.query(x), self.key(x), self.value(x), mask))
 
 
 class Mlp(nnx.Module):
@@ -223,6 +219,7 @@ class Block(nnx.Module):
       activation: one of ACTIVATIONS.
       epsilon: of both norms.
       key_bias: False leaves the bias of the attention keys out.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
     def __init__(
@@ -233,6 +230,7 @@ class Block(nnx.Module):
         activation: str,
         epsilon: float = 1e-5,
         key_bias: bool = True,
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         width, heads, layers = size.width, size.heads, size.layers
@@ -240,15 +238,14 @@ class Block(nnx.Module):
         # stream are smaller in a deeper tower, so that its variance does not grow with the depth.
         std, out_std, mlp_std = width**-0.5, (width * 2 * layers) ** -0.5, (2 * width) ** -0.5
         self.norm1 = LayerNorm(width, epsilon=epsilon)
-        self.attention = Attention(
-            width, heads, std, out_std, causal=causal, key_bias=key_bias, rngs=rngs
-        )
+        options: dict[str, Any] = {"key_bias": key_bias, "attention": attention, "rngs": rngs}
+        self.attention = Attention(width, heads, std, out_std, causal=causal, **options)
         self.norm2 = LayerNorm(width, epsilon=epsilon)
         inner = size.mlp or 4 * width
         self.mlp = Mlp(width, inner, mlp_std, out_std, activation=activation, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.norm1(x))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        x = x + self.attention(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -312,9 +309,55 @@ def stacked_keys(model: nnx.Module) -> set[tuple]:
     }
 
 
-def run_blocks(blocks: Block, x: jax.Array, *, remat: bool) -> jax.Array:
-    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C]."""
-    return run_stack(blocks, x, lambda x, block, key: block(x), remat=remat)
+def weights_times_values(primitive: Any, *operands: Any, **parameters: Any) -> bool:
+    """Which values `model.remat=products` keeps: products of weights and activations.
+
+    Convolutions are such products. Those within attention are of activations alone: the scores are
+    the largest values of a layer, and both products together 1-3 % of its work, so they are made
+    again, as norms and activation functions are.
+    """
+    return primitive is jax.lax.conv_general_dilated_p or (
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)
+    )
+
+
+# What is kept of a layer for the backward pass: name -> policy of `jax.checkpoint`.
+_KEEPS: dict[str, Callable | None] = {"products": weights_times_values, "layers": None}
+REMAT = ("none", *_KEEPS)
+_REMAT_BEFORE = {False: "none", True: "layers"}
+
+
+def rematerialised(layer: F, remat: str | bool, *, apart: bool) -> F:
+    """A function that makes a part of its values again in the backward pass.
+
+    Args:
+      layer: of arrays and modules.
+      remat: one of REMAT: "none" gives the function as it is; "products" keeps what
+        `weights_times_values` says; "layers" keeps the inputs alone. False and True are "none" and
+        "layers".
+      apart: the compiler must be kept from joining the two passes, which a scan does by itself; the
+        barriers that this takes cost time.
+
+    Raises:
+      UserError: there is no such way.
+    """
+    name = _REMAT_BEFORE[remat] if isinstance(remat, bool) else remat
+    if name not in REMAT:
+        near = nearest(name, REMAT)
+        raise UserError(f"remat={remat!r} is unknown; use {', '.join(REMAT)}.{near}")
+    if name == "none":
+        return layer
+    return nnx.remat(layer, prevent_cse=apart, policy=_KEEPS[name], graph=False)
+
+
+def run_blocks(
+    blocks: Block, x: jax.Array, mask: jax.Array | None = None, *, remat: str | bool
+) -> jax.Array:
+    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C].
+
+    `mask` is that of their attention.
+    """
+    return run_stack(blocks, x, lambda x, block, key: block(x, mask), remat=remat)
 
 
 def run_stack(
@@ -323,7 +366,7 @@ def run_stack(
     apply: Callable[[jax.Array, Any, jax.Array | None], jax.Array],
     key: jax.Array | None = None,
     *,
-    remat: bool,
+    remat: str | bool,
 ) -> jax.Array:
     """Applies the layers of what `stack` gives one after the other, by one scan.
 
@@ -332,17 +375,16 @@ def run_stack(
       x: what goes through, [B, T, C].
       apply: (x, one layer, its dropout key or None) -> x.
       key: of the dropout; None for none.
-      remat: keep only the input of each layer and compute the rest again in the backward pass.
+      remat: what of each layer is computed again in the backward pass, see `rematerialised`.
     """
     layers = len(jax.tree.leaves(nnx.state(stacked))[0])
     keys = None if key is None else jax.random.split(key, layers)
     # graph=False takes a module as its arrays. Otherwise flax would also write them back after the
     # scan, which it refuses for a module that was made outside of the function being traced.
-    # A scan already keeps the two passes apart; the barriers of prevent_cse would only cost time.
 
     def layer(x: jax.Array, block: Any, key: jax.Array | None) -> jax.Array:
         return keep_rows(apply(keep_rows(x), block, key))
 
-    body = nnx.remat(layer, prevent_cse=False, graph=False) if remat else layer
+    body = rematerialised(layer, remat, apart=False)
     scan = nnx.scan(body, in_axes=(nnx.Carry, 0, 0), out_axes=nnx.Carry, graph=False)
     return scan(x, stacked, keys)

@@ -23,6 +23,10 @@ from cir_jax.errors import UserError
 from cir_jax.params import TEMPERATURE
 
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
+REMAT, ATTENTION = "model.remat", "model.attention"
+_BLOCK = "loss.bank_block"  # 0 may be another number of rows elsewhere, and sums are rounded
+_PACKS = "data.pack_texts"
+_COMPUTED = (REMAT, ATTENTION, _BLOCK, _PACKS)  # how a run computes: its numbers differ in rounding
 _SIZES = (TOWER, "model.image_size", "model.context")
 
 
@@ -37,13 +41,25 @@ def take(config: ConfigDict) -> ConfigDict:
     """
     if (own := weights.resumed(config)) is not None:
         given = configs.given(config)  # another value is refused where the two are compared
-        return _with(config, {k: v for k, v in _of_run(own).items() if k not in given})
+        return with_values(config, {k: v for k, v in _of_run(own).items() if k not in given})
     for place in weights.places(config.init_from):
         if weights.is_run(place):
             config = _from_run(config, place)
         else:
             config = _from_file(config, open_source(place))
     return config
+
+
+def of_resumed(config: ConfigDict) -> ConfigDict:
+    """`config`, of which a run that is resumed computes as it began to, unless told by hand."""
+    if (own := weights.resumed(config)) is None:
+        return config
+    theirs, ours, given = keys.flat(own), keys.flat(config), configs.given(config)
+    shared = {k for k in _COMPUTED if k in theirs and k in ours and k not in given}
+    other = {k: theirs[k] for k in sorted(shared) if theirs[k] != ours[k]}
+    if REMAT in other:
+        progress.say(f"{config.workdir} goes on with {REMAT}={other[REMAT]}, as it began")
+    return with_values(config, other)
 
 
 def _from_run(config: ConfigDict, place: str) -> ConfigDict:
@@ -53,7 +69,7 @@ def _from_run(config: ConfigDict, place: str) -> ConfigDict:
         theirs = {key: value for key, value in theirs.items() if key not in _SIZES}
     if held.model.name == config.model.name:
         return _taken(config, place, theirs)
-    sized = _with(config, {key: theirs[key] for key in _SIZES if key in theirs})
+    sized = with_values(config, {key: theirs[key] for key in _SIZES if key in theirs})
     if _holds(place, sized):  # such as a CLIP, of which a Combiner starts
         return _taken(config, place, theirs)
     _refuse_if_given(config, place, {MODEL: held.model.name})
@@ -129,7 +145,7 @@ def _taken(config: ConfigDict, place: str, theirs: Mapping[str, Any]) -> ConfigD
     _refuse_if_given(config, place, other)
     said = ", ".join(f"{key}={value} (not {ours[key]})" for key, value in other.items())
     progress.say(f"stage {config.stage} takes from {place}: {said}")
-    return _with(config, other)
+    return with_values(config, other)
 
 
 def _refuse_if_given(config: ConfigDict, place: str, other: Mapping[str, Any]) -> None:
@@ -154,7 +170,7 @@ def _is_own_size(config: ConfigDict, key: str, other: Mapping[str, Any]) -> bool
         return False
 
     def measured(values: Mapping[str, Any]) -> int:
-        one = _with(config, values)
+        one = with_values(config, values)
         functions = contract.build(one.model)
         if key == "model.image_size":
             return functions.image_size
@@ -166,7 +182,8 @@ def _is_own_size(config: ConfigDict, key: str, other: Mapping[str, Any]) -> bool
         return False
 
 
-def _with(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A locked copy with these values, for which the same keys count as set by hand."""
     if not values:
         return config
     given = configs.given(config)

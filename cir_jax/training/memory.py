@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run takes of the memory that is there, and what takes less where it is too little."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from cir_jax.data import kept_pixels
 from cir_jax.files import gigabytes
 from cir_jax.runtime import memory, optim
+from cir_jax.towers import attention
 from cir_jax.training import dry_run
 from cir_jax.training import stage as stages
 from cir_jax.training.setup import Data, Setup
@@ -56,15 +60,20 @@ def told(setup: Setup, data: Data, program: Any) -> str:
     return line
 
 
-def guard(setup: Setup, place: str = "", doing: str = "training") -> Any:
+@contextlib.contextmanager
+def guard(setup: Setup, place: str = "", doing: str = "training") -> Iterator[None]:
     """A context in which running out of memory is an error that says what takes less.
+
+    An error of the kernel of attention names its key there, too.
 
     Args:
       setup: of the run.
       place: where its references lie.
       doing: for the message.
     """
-    return memory.guard(doing, lambda: advice(setup, place))
+    kernel = attention.named(lambda: setup.config.model.attention)
+    with kernel, memory.guard(doing, lambda: advice(setup, place)):
+        yield
 
 
 def reading(config: ConfigDict) -> Any:
@@ -114,8 +123,9 @@ def _of_a_step(setup: Setup) -> list[str]:
             f"loss.chunk={few} (now {config.loss.chunk}): encodes so many images at a time, with "
             "the same loss"
         )
-    if not config.model.remat:
-        choices.append("model.remat=true (now false): less memory for more computing")
+    if config.model.remat != "layers":
+        now = config.model.remat
+        choices.append(f"model.remat=layers (now {now}): less memory for more computing")
     if _dtype(config) == "float32":
         choices.append("model.dtype=bfloat16 (now float32)")
     if setup.benchmark is not None or setup.stage.needs_bank:
@@ -132,8 +142,11 @@ def _of_the_run(setup: Setup, place: str) -> list[str]:
             choices.append("loss.bank_dtype=bfloat16 (now float32)")
         if place == "device":
             choices.append(f"loss.references=disk (now {config.loss.references}, on the devices)")
-    if config.data.cache_pixels:
-        choices.append("data.cache_pixels=false (now true): images are decoded anew")
+    if setup.pixels.kind == kept_pixels.MEMORY:
+        choices.append(
+            f"data.pixels=disk or decode (now {config.data.pixels}, in memory): decoded images are "
+            "kept elsewhere, or decoded anew"
+        )
     return choices
 
 

@@ -120,12 +120,13 @@ def test_rows_are_sharded_and_filled_up(shape):
     mesh = devices(*shape)
     bank = banks.place(rows, mesh, "bfloat16")
     assert bank.rows == 7
-    assert len(bank.targets) % mesh.size == 0 and len(bank.references) % mesh.size == 0
+    targets, references = rows["targets"].reshape(14, 4), rows["references"].reshape(10, 3)
+    assert len(bank.targets) % (2 * mesh.size) == 0 and len(bank.references) % mesh.size == 0
     assert bank.targets.dtype == jnp.bfloat16 and bank.references.dtype == jnp.float32
-    np.testing.assert_allclose(bank.targets[:7].astype(jnp.float32), rows["targets"], atol=4e-3)
-    np.testing.assert_array_equal(bank.references[:10], rows["references"].astype(np.float32))
-    assert not bank.targets[7:].any()
-    assert bank.targets.sharding.is_equivalent_to(meshes.row_sharding(mesh), 3)
+    np.testing.assert_allclose(bank.targets[:14].astype(jnp.float32), targets, atol=4e-3)
+    np.testing.assert_array_equal(bank.references[:10], references.astype(np.float32))
+    assert not bank.targets[14:].any() and not bank.references[10:].any()
+    assert bank.targets.sharding.is_equivalent_to(meshes.row_sharding(mesh), 2)
     assert jax.jit(lambda b: b.targets.sum() * b.rows)(bank) > 0  # a pytree, `rows` static
 
 

@@ -22,8 +22,8 @@ def devices(data, model=1):
 
 
 def place(bank, mesh):
-    """Rows over all devices."""
-    return jax.device_put(bank, meshes.row_sharding(mesh))
+    """[N, K, D] over all devices, as [N K, D]."""
+    return jax.device_put(bank.reshape(-1, bank.shape[-1]), meshes.row_sharding(mesh))
 
 
 def problem(rows=45, padding=3, per_row=1, batch=8, width=16, excluded=2, seed=0):

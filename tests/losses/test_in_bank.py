@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The blockwise bank loss is the plain one, on every mesh; lookups; the laws between the losses."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,10 +35,10 @@ def test_blockwise_equals_plain(shape, per_row):
     def plain(query, tau):
         return in_bank.bank_loss_plain(query, bank, label, tau, exclude, rows)
 
+    options = {"mesh": mesh, "per_row": per_row, "rows": rows, "block": 4 * per_row}
+
     def blockwise(query, tau, bank):
-        return in_bank.bank_loss(
-            query, bank, label, tau, mesh=mesh, rows=rows, exclude=exclude, block=4 * per_row
-        )
+        return in_bank.bank_loss(query, bank, label, tau, exclude=exclude, **options)
 
     want = value_and_grad(plain)(query, 0.05)
     data = mesh.shape[meshes.DATA]
@@ -55,18 +57,18 @@ def test_any_block_size(block, rows):
     want = value_and_grad(lambda q, t: in_bank.bank_loss_plain(q, bank, label, t, exclude, rows))(
         query, 0.02
     )
-    got = value_and_grad(
-        lambda q, t: in_bank.bank_loss(
-            q, place(bank, mesh), label, t, mesh=mesh, rows=rows, exclude=exclude, block=block
-        )
-    )(query, 0.02)
+    options = {"mesh": mesh, "per_row": 2, "rows": rows, "exclude": exclude, "block": block}
+    got = value_and_grad(lambda q, t: in_bank.bank_loss(q, place(bank, mesh), label, t, **options))(
+        query, 0.02
+    )
     assert_close(want, got, atol=1e-5)
 
 
 def test_best_of_rows_golden():
     query, bank, label = unit(wave((2, 8), 0)), unit(wave((5, 3, 8), 1)), jnp.asarray([3, 1])
     mesh = devices(5)
-    loss = jax.jit(lambda q, b: in_bank.bank_loss(q, b, label, 0.05, mesh=mesh, block=2))
+    options = {"mesh": mesh, "per_row": 3, "block": 2}
+    loss = jax.jit(lambda q, b: in_bank.bank_loss(q, b, label, 0.05, **options))
     assert float(loss(query, place(bank, mesh)).mean()) == pytest.approx(3.2899561, rel=1e-5)
 
 
@@ -130,20 +132,28 @@ def test_bank_of_the_batch_equals_in_batch(per_row):
     query, bank, _, _, _ = problem(rows=8, padding=0, per_row=per_row)
     mesh, label = devices(8), jnp.arange(8)
     want = value_and_grad(lambda q, t: in_batch.in_batch_loss(q, bank, t))(query, 0.07)
-    got = value_and_grad(lambda q, t: in_bank.bank_loss(q, place(bank, mesh), label, t, mesh=mesh))(
+    options = {"mesh": mesh, "per_row": per_row}
+    got = value_and_grad(lambda q, t: in_bank.bank_loss(q, place(bank, mesh), label, t, **options))(
         query, 0.07
     )
     assert_close(want, got)
 
 
-@pytest.mark.parametrize("trailing", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)])
-def test_lookup(shape, trailing):
-    mesh = devices(*shape)
-    table = np.arange(16 * np.prod(trailing, dtype=int)).reshape(16, *trailing) + 1.0
-    ids = np.asarray([0, 15, -1, 7, 8, 1, 1, 3])
-    look = jax.jit(lambda t, i: in_bank.lookup(t, i, mesh))
-    got = look(place(jnp.asarray(table, jnp.float32), mesh), ids)
-    want = np.where((ids >= 0).reshape(-1, *(1 for _ in trailing)), table[ids], 0)
-    np.testing.assert_array_equal(got, want)
-    assert got.sharding.is_equivalent_to(meshes.batch_sharding(mesh), got.ndim)
+@pytest.mark.parametrize(("batch", "width"), [(1, 1), (8, 64), (32, 256), (256, 640), (4096, 256)])
+@pytest.mark.parametrize(("kind", "most"), [("tpu", 2**25), ("gpu", 2**27), ("other", 2**25)])
+def test_a_block_that_is_chosen_takes_bounded_memory(kind, most, batch, width):
+    mesh = SimpleNamespace(devices=np.asarray([SimpleNamespace(platform=kind)]))
+    block = in_bank.block_size(batch, width, mesh)
+    assert most // 2 < 4 * block * max(batch, width) <= most
+    assert in_bank.block_size(batch, width, devices(2)) == 4096  # a CPU: as it always was
+
+
+def test_the_chosen_block_is_what_a_loss_runs_with():
+    query, bank, label, _, _ = problem(rows=6000, padding=0)
+    mesh = devices(1)
+
+    def text(block):
+        loss = lambda q, b: in_bank.bank_loss(q, b, label, 0.1, mesh=mesh, block=block).mean()
+        return str(jax.make_jaxpr(loss)(query, bank[:, 0]))
+
+    assert text(0) == text(4096) != text(1000)

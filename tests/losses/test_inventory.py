@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cir_jax.losses import in_bank
+from cir_jax.losses import in_bank, rows
 from cir_jax.runtime import mesh as meshes
 from tests.losses.problems import devices
 
@@ -48,19 +48,19 @@ def compiled(loss, mesh, per_row, dtype, excluded):
     """The text of value_and_grad of a step's loss: references looked up, queries composed."""
 
     def objective(shift, references, bank, reference_id, label, exclude):
-        query = in_bank.lookup(references, reference_id, mesh)[:, 0] + shift
+        query = rows.lookup(references, reference_id, mesh) + shift
         query = query / jnp.linalg.norm(query, axis=-1, keepdims=True)
         return loss(query, bank, label, exclude if excluded else None).mean()
 
-    rows, batch = meshes.row_sharding(mesh), meshes.batch_sharding(mesh)
+    along, batch = meshes.row_sharding(mesh), meshes.batch_sharding(mesh)
 
     def array(shape, kind, sharding):
         return jax.ShapeDtypeStruct(shape, kind, sharding=sharding)
 
     step = jax.jit(jax.value_and_grad(objective)).lower(
         array((BATCH, WIDTH), jnp.float32, batch),
-        array((ROWS, 1, WIDTH), jnp.float32, rows),
-        array((ROWS, per_row, WIDTH), dtype, rows),
+        array((ROWS, WIDTH), jnp.float32, along),
+        array((ROWS * per_row, WIDTH), dtype, along),
         array((BATCH,), jnp.int32, batch),
         array((BATCH,), jnp.int32, batch),
         array((BATCH, 2), jnp.int32, batch),
@@ -89,8 +89,9 @@ def test_no_array_of_bank_size(shape, per_row, dtype, excluded):
 
     def blockwise(query, bank, label, exclude):
         return in_bank.bank_loss(
-            query, bank, label, 0.02, mesh=mesh, rows=ROWS - 3, exclude=exclude, block=BLOCK
-        )
+            *(query, bank, label, 0.02), mesh=mesh, per_row=per_row, rows=ROWS - 3,
+            exclude=exclude, block=BLOCK,
+        )  # fmt: skip
 
     found = inventory(compiled(blockwise, mesh, per_row, dtype, excluded))
     limit = limits(mesh, per_row)
@@ -107,7 +108,7 @@ def test_plain_loss_would_be_caught(shape):
     mesh = devices(*shape)
 
     def plain(query, bank, label, exclude):
-        return in_bank.bank_loss_plain(query, bank, label, 0.02, exclude)
+        return in_bank.bank_loss_plain(query, bank[:, None], label, 0.02, exclude)
 
     found = inventory(compiled(plain, mesh, 1, jnp.float32, False))
     assert any(size >= limits(mesh, 1) for _, size in found)
@@ -118,7 +119,7 @@ def test_a_gathered_bank_would_be_caught():
 
     def gathered(query, bank, label, exclude):
         whole = jax.lax.with_sharding_constraint(bank, meshes.replicated(mesh))
-        return in_bank.bank_loss_plain(query, whole, label, 0.02, exclude)
+        return in_bank.bank_loss_plain(query, whole[:, None], label, 0.02, exclude)
 
     found = inventory(compiled(gathered, mesh, 1, jnp.float32, False))
     assert any(size >= ROWS * WIDTH for _, size in found)

@@ -34,7 +34,9 @@ def test_all_negatives_equal_the_whole_bank(shape, per_row):
     ids = sampled.sample_negatives(jax.random.key(0), label, rows - 1, rows)
 
     def some(query, tau):
-        return sampled.sampled_bank_loss(query, placed, label, ids, tau, mesh=mesh).mean()
+        return sampled.sampled_bank_loss(
+            query, placed, label, ids, tau, mesh=mesh, per_row=per_row
+        ).mean()
 
     def whole(query, tau):
         return in_bank.bank_loss_plain(query, bank, label, tau, None, rows).mean()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, references
-from cir_jax.retrieval import candidates, ranking
+from cir_jax.retrieval import ranking
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import setup as setups
@@ -28,7 +28,6 @@ SLICES = (("v5e:4x4", 1), ("v6e:4x4", 2), ("2xv5p:2x2x2", 1))
 BATCH, TEXT, QUERIES = 32, 16, 64
 # Far more than all else together, so that moving a part of a bank would stand out.
 BANK, GALLERY = 2**24, 2**17
-ROWS, WIDTH = 32, 256  # of an image, in a search
 
 
 def array(shape, dtype, place):
@@ -55,8 +54,9 @@ def training(mesh, stage):
     held = None
     if setup.stage.needs_bank:
         everywhere = meshes.row_sharding(mesh)
-        parts = (setup.functions.target_shape, setup.functions.reference_shape)
-        held = banks.Bank(*(array((BANK, *p), jnp.float32, everywhere) for p in parts), BANK - 5)
+        (per_row, width), each = setup.functions.target_shape, setup.functions.reference_shape
+        shapes_of = (BANK * per_row, width), (BANK, math.prod(each))
+        held = banks.Bank(*(array(p, jnp.float32, everywhere) for p in shapes_of), BANK - 5)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = (shapes["trained"], shapes["optimizer"], shapes["fixed"])
     return update, (*state, fields, held, array(key.shape, key.dtype, one)), setup
@@ -80,34 +80,18 @@ def counting(mesh, setup):
     return ranking._programs(mesh)[0], (query, column, column, gallery, GALLERY - 5)
 
 
-def searching(mesh, dtype, recall):
-    """(program, arguments) of a search in a block of an index of 32 rows an image."""
-    everywhere, one = meshes.row_sharding(mesh), meshes.replicated(mesh)
-    groups = (
-        (array((QUERIES, 1, 1, WIDTH), jnp.float32, one), array((QUERIES, 1), jnp.float32, one)),
-    )
-    rows = array((GALLERY * ROWS, WIDTH), dtype, everywhere)
-    scales = array((GALLERY * ROWS,), jnp.float32, everywhere) if dtype == jnp.int8 else None
-    program = candidates._program(mesh, ROWS, 16, recall)
-    return program, (groups, rows, scales, None, None, 0, GALLERY)
-
-
 def compiled(on, model):
     """The programs of a machine.
 
     {"shape" of the mesh; "slices"; "width": D; "reference": R x C; "trained": bytes on a device of
     the parameters that train in stage two; "programs": {name: {"collectives": [[kind, axes, times,
-    bytes]], "temporary": bytes on a device, "whole": whether all that a host reads lies on every
-    device}}}
+    bytes]], "whole": whether all that a host reads lies on every device}}}
     """
     mesh = meshes.make(model=model, devices=slices.devices(on))
     *first, setup = training(mesh, 1)
     *second, _ = training(mesh, 2)
     steps = {"stage one": first, "stage two": second}
     others = {"bank": encoding(mesh, setup), "ranks": counting(mesh, setup)}
-    searches = {}
-    if on == SLICES[0][0]:  # as on all others: no device reads what another has
-        searches["search"] = searching(mesh, jnp.float32, 0.95)
     trained = jax.tree.leaves(second[1][0])
     found = {
         "shape": mesh.devices.shape,
@@ -117,14 +101,13 @@ def compiled(on, model):
         "trained": sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in trained),
         "programs": {},
     }
-    for name, (program, arguments) in (steps | others | searches).items():
+    for name, (program, arguments) in (steps | others).items():
         done = program.lower(*arguments).compile()
         listed, unknown = hlo.collectives(done.as_text(), mesh)
         assert not unknown, (name, unknown)
         read = done.output_shardings[2] if name in steps else done.output_shardings
         found["programs"][name] = {
             "collectives": [(c.kind, c.axes, c.times, c.bytes) for c in listed],
-            "temporary": done.memory_analysis().temp_size_in_bytes,
             "whole": all(x.is_fully_replicated for x in jax.tree.leaves(read)),
         }
     return found

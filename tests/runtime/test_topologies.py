@@ -8,7 +8,6 @@ of their own. Nodes of GPUs are made up. What runs, runs on CPU devices in the s
 import collections
 import itertools
 import json
-import math
 import os
 import platform
 import subprocess
@@ -23,7 +22,7 @@ from cir_jax import contract, weights
 from cir_jax.data import loader, pipeline, tokens
 from cir_jax.training import train
 from tests import runs
-from tests.runtime.compiled import BANK, BATCH, GALLERY, QUERIES, ROWS, SLICES, WIDTH
+from tests.runtime.compiled import BANK, BATCH, QUERIES, SLICES
 from tests.runtime.layouts import EACH, MACHINES, MODELS
 from tests.runtime.test_processes import HERE, losses, train_with
 from tools import slices
@@ -172,12 +171,46 @@ def test_what_crosses_devices_in_encoding_and_ranking(on, model, programs):
     assert total(found["ranks"]) == {("all-reduce", axes): times * 2 * 4 * QUERIES}
 
 
-def test_a_search_leaves_rows_where_they_are(programs):
-    """Nothing crosses devices, and none holds a second copy of rows, not even of a part of them."""
-    found = programs[SLICES[0][0]]
-    one = found["programs"]["search"]
-    assert not total(one) and not one["whole"]
-    assert one["temporary"] < GALLERY // math.prod(found["shape"]) * ROWS * WIDTH / 8
+# Programs that read a table: (program, entries, rows of an entry, width, type). Tables are larger
+# than the fast memory of a TPU's core, into which it may copy a small one on purpose.
+TABLES = [
+    *(("bank loss", 2**21 // k, k, 256, kind) for k in (1, 32) for kind in ("float32", "bfloat16")),
+    *(("sampled loss", 2**21 // k, k, 256, "float32") for k in (1, 32)),
+    ("lookup", 2**13, 577, 768, "float32"),
+    *((p, 2**21 // k, k, 256, "float32") for p in ("ranks", "top", "search") for k in (1, 32)),
+]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """What `tools/bench.py tables` says of TABLES."""
+    names = ("program", "entries", "per_row", "width", "dtype")
+    cases = [dict(zip(names, case, strict=True), batch=QUERIES) for case in TABLES]
+    found = described("tools.bench", "tables", "--on=v5e:2x4", "--cases", json.dumps(cases))
+    return dict(zip(TABLES, found["cases"], strict=True))
+
+
+@pytest.mark.parametrize("case", TABLES, ids=lambda case: "-".join(map(str, case)))
+def test_no_program_copies_a_table(case, tables):
+    """Nothing but the argument has the size of a table, or of an eighth of it."""
+    found = tables[case]
+    assert found["arguments"] > found["table"] >= 2**27
+    assert not found["copies"]
+    assert found["temporaries"] < found["table"] / 32
+
+
+def test_a_search_leaves_rows_where_they_are(tables):
+    """Nothing crosses devices."""
+    assert not any(tables[case]["collectives"] for case in TABLES if case[0] == "search")
+
+
+def test_a_lookup_moves_a_row_once(tables):
+    """Not the rows of the whole batch to all devices."""
+    [case] = [case for case in TABLES if case[0] == "lookup"]
+    moved = tables[case]["collectives"]
+    rows = QUERIES * case[2] * case[3] * 4
+    assert moved.pop("all-to-all") == rows
+    assert sum(moved.values()) < rows / 1000  # their numbers
 
 
 def total(program):

@@ -105,3 +105,12 @@ def test_index():
     assert result["images"] == 3 and result["speed_ratio"] > 0
     assert result["files"] == 1200 and result["again_s"] > 0 and result["peak_gb"] > 0
     assert "index_per_s" in table
+
+
+def test_loop():
+    result, table = bench("loop", "--steps=2", "--batch=4", "--repeats=1", "--starts=1")
+    for name in ("loop_ratio", "start_ratio", "import_ratio"):
+        assert result[name] > 0
+    assert set(result["step_s"]) == {"loop", "update"}
+    assert set(result["start_cpu_s"]) == {"warm", "cold"}
+    assert "loop / update alone" in table and "trainer / libraries" in table

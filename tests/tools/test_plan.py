@@ -79,7 +79,7 @@ def test_what_does_not_fit_says_what_would(monkeypatch):
     found = analysis.make("clip_sum:quicktest", "2xL4", options)
     assert found.memory.fits == "no"
     every = list(remedies.candidates(found))
-    assert {("model.remat=true",), ("loss.chunk=256",), ("mesh.model=2",)} <= set(every)
+    assert {("model.remat=layers",), ("loss.chunk=256",), ("mesh.model=2",)} <= set(every)
     tried = [("loss.chunk=3",), ("mesh.model=2",), ("loss.chunk=256",)]  # 3 does not divide
     monkeypatch.setattr(remedies, "candidates", lambda plan: tried)
     offered = remedies.find(found, options)
@@ -314,12 +314,12 @@ def test_changes_that_fit_are_planned_again():
             "refused_bytes": 0.0 if fits else 20e9, "fits": "yes" if fits else "no",
             "compiled": True, "bound": "memory", "step_seconds": 0.02, "run_seconds": 7300.0,
             "remedies": [{"changes": [c], "fits": f} for c, f in
-                         (("model.remat=true", True), ("mesh.model=2", False),
+                         (("model.remat=layers", True), ("mesh.model=2", False),
                           ("loss.chunk=32", True))],
         }  # fmt: skip
 
     said = recipes.row("sprc:cirr,stage=1", "v5e:4x4", one)
-    assert asked == [(), ("model.remat=true",), ("loss.chunk=32",)]
+    assert asked == [(), ("model.remat=layers",), ("loss.chunk=32",)]
     assert said == ("| `sprc:cirr,stage=1` | over 20.0 of 16.0 GB | memory | 20 ms | 2.0 h | "
                     "`loss.chunk=32`: 8.0 GB |")  # fmt: skip
 

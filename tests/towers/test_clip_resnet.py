@@ -148,7 +148,8 @@ def test_attention_pool_golden_values():
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_remat_changes_no_value():
+@pytest.mark.parametrize("remat", ["products", "layers"])
+def test_remat_changes_no_value(remat):
     size = sizes.ResNetSize(image=32, blocks=(1, 1, 1, 1), width=8, heads=4)
     pixels = jnp.asarray(PIXELS[:, :32, :32])
 
@@ -164,7 +165,7 @@ def test_remat_changes_no_value():
         along = jax.jit(lambda p: jax.jvp(total, (p,), (p,)))
         return jax.make_jaxpr(total)(params), along(params)
 
-    (plain, want), (marked, got) = run(False), run(True)
+    (plain, want), (marked, got) = run("none"), run(remat)
     assert str(marked).count("remat") == sum(size.blocks) and "remat" not in str(plain)
     np.testing.assert_allclose(got, want, rtol=1e-4)
     assert abs(want[1]) > 1e-3

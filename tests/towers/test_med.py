@@ -122,7 +122,7 @@ def test_dropout_needs_a_rate_and_a_key(values):
 
 
 def test_bfloat16_and_remat(values):
-    made = encoder(values, dtype=jnp.bfloat16, remat=True)
+    made = encoder(values, dtype=jnp.bfloat16, remat="products")
     assert "remat" in str(jax.make_jaxpr(made.__call__)(TEXT, IMAGE))
     want = jax.jit(encoder(values).__call__)(TEXT, IMAGE)
     got = jax.jit(made.__call__)(TEXT, IMAGE)

@@ -160,7 +160,7 @@ def test_dropout_is_in_every_part_and_needs_a_key(former, monkeypatch):
     assert [shape for _, shape in drawn] == [mixed, *[*self_attention, mixed] * 2]
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "products", "layers"])
 def test_remat_reaches_the_layers(remat):
     slots, text, image = inputs()
     size = QFormerSize(24, 4, 2, SLOTS)
@@ -171,7 +171,7 @@ def test_remat_reaches_the_layers(remat):
         return nnx.merge(graph, params)(slots, text, image, jax.random.key(1)).std()
 
     program = str(jax.make_jaxpr(total)(params))
-    assert ("remat" in program or "checkpoint" in program) == remat
+    assert ("remat" in program or "checkpoint" in program) == (remat != "none")
 
 
 def test_a_text_over_the_positions_is_an_error(former):

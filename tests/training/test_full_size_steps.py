@@ -63,8 +63,9 @@ def abstract_bank(config, functions, mesh):
     place, rows = meshes.row_sharding(mesh), -(-ROWS // mesh.size) * mesh.size
     held = None
     if reference_field(config) == "reference_row":
-        held = described((rows, *functions.reference_shape), jnp.float32, place)
-    targets = described((rows, *functions.target_shape), jnp.float32, place)
+        held = described((rows, math.prod(functions.reference_shape)), jnp.float32, place)
+    per_row, width = functions.target_shape
+    targets = described((rows * per_row, width), jnp.float32, place)
     return banks.Bank(targets, held, ROWS)
 
 
@@ -97,9 +98,8 @@ def test_step_is_lowered(name, number):
     assert {p: x.shape for p, x in out.items()} == {p: x.shape for p, x in trained.items()}
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
     if stage.needs_bank:  # it is passed over in blocks: nothing has a value per query and row
-        rows = {
-            bank.targets.shape[0] * k // d for k in (1, functions.target_shape[0]) for d in (1, 8)
-        }
+        count, per_row = bank.targets.shape[0], functions.target_shape[0]
+        rows = {count // (k * d) for k in (1, per_row) for d in (1, 8)}
         shapes = set(intermediates(traced.jaxpr.jaxpr))
         assert any(rows & set(shape) for shape in shapes)
         assert not [s for s in shapes if rows & set(s) and per_query(s, rows, functions)]

@@ -34,13 +34,19 @@ def layers(
       mlp: inner width; 0 is four times the width.
       image: tokens and width of what each layer attends to beside itself; (0, 0) is nothing.
     """
-    one = 8 * tokens * width**2 + 4 * tokens * width * (mlp or 4 * width) + 4 * tokens**2 * width
+    one = 8 * tokens * width**2 + 4 * tokens * width * (mlp or 4 * width)
+    one += scores(tokens, width, tokens)
     return count * (one + (cross(tokens, width, *image) if image[0] else 0.0))
+
+
+def scores(tokens: int, width: int, others: int) -> float:
+    """Forward FLOP of the scores of `tokens` for `others`, and of mixing by them."""
+    return 4 * tokens * others * width
 
 
 def cross(tokens: int, width: int, others: int, other_width: int) -> float:
     """Forward FLOP of attention from `tokens` of `width` to `others` of `other_width`."""
-    own = 4 * tokens * width**2 + 4 * tokens * others * width
+    own = 4 * tokens * width**2 + scores(tokens, width, others)
     return own + 4 * others * other_width * width
 
 
@@ -73,6 +79,25 @@ def resnet(size: clip_sizes.ResNetSize, embedding: int) -> float:
 
 
 @dataclass(frozen=True)
+class Again:
+    """FLOP of one pass of what trains that the backward pass makes again, by `model.remat`.
+
+    Attributes:
+      products: scores, and what is mixed by them.
+      layers: all but the last product of a layer that ends in one.
+      none: nothing.
+    """
+
+    products: float = 0.0
+    layers: float = 0.0
+    none: float = 0.0
+
+    def of(self, remat: str) -> float:
+        """Of one of the three."""
+        return float(getattr(self, remat))
+
+
+@dataclass(frozen=True)
 class Passes:
     """Forward FLOP of one example, and how often each side is passed.
 
@@ -80,8 +105,8 @@ class Passes:
       image: of one image.
       text: of one query, beside its images.
       image_trains: whether the image encoder does.
-      image_again, text_again: what `model.remat` computes again of one pass of what trains: all but
-        the last product of a layer that ends in one.
+      image_again: of one pass of an image, by what it trains.
+      text_again: of one pass of the text.
       passes: of the text.
       image_read: images of an example whose tokens a frozen encoder makes again under gradient
         caching, since the gradient of the text side needs them.
@@ -90,8 +115,8 @@ class Passes:
     image: float
     text: float
     image_trains: bool
-    image_again: float
-    text_again: float
+    image_again: Again
+    text_again: Again
     passes: int = TRAINED
     image_read: int = 0
 
@@ -107,10 +132,10 @@ def step(program: Program) -> float | None:
     if find is None or config.stage not in ("one_in_batch", "two_bank"):
         return None
     one, first = find(config, program.text), config.stage == "one_in_batch"
-    total = one.text * one.passes + config.model.remat * one.text_again
+    total = one.text * one.passes + one.text_again.of(config.model.remat)
     if first:
         total += 2 * one.image * (TRAINED if one.image_trains else FROZEN)
-        total += 2 * config.model.remat * one.image_again
+        total += 2 * one.image_again.of(config.model.remat)
     elif program.place == "recompute":
         total += one.image
     if first and 0 < config.loss.chunk < config.batch:
@@ -133,6 +158,13 @@ def _last(size: Any, tokens: int) -> float:
     return size.layers * 2 * tokens * size.width * (size.mlp or 4 * size.width)
 
 
+def _again(size: Any, tokens: int) -> Again:
+    """Of a pre-norm transformer, whose layers end in a product."""
+    whole = layers(tokens, size.width, size.layers, size.mlp)
+    mixing = size.layers * scores(tokens, size.width, tokens)
+    return Again(mixing, whole - _last(size, tokens))
+
+
 def _tokens(size: clip_sizes.VisionTransformerSize) -> int:
     return (size.image // size.patch) ** 2 + 1
 
@@ -140,13 +172,12 @@ def _tokens(size: clip_sizes.VisionTransformerSize) -> int:
 def _clip(config: Any, text: int) -> Passes:
     size = clip_sizes.find(config.model.tower)
     if isinstance(size.vision, clip_sizes.VisionTransformerSize):
-        tokens, vision = _tokens(size.vision), size.vision
-        image = image_transformer(vision)
-        again = layers(tokens, vision.width, vision.layers, vision.mlp) - _last(vision, tokens)
+        image, again = image_transformer(size.vision), _again(size.vision, _tokens(size.vision))
     else:
-        image = again = resnet(size.vision, size.embedding)
+        image = resnet(size.vision, size.embedding)
+        again = Again(layers=image)
     words = layers(text, size.text.width, size.text.layers, size.text.mlp)
-    return Passes(image, words, True, again, words - _last(size.text, text))
+    return Passes(image, words, True, again, _again(size.text, text))
 
 
 def _combiner(config: Any, text: int) -> Passes:
@@ -154,7 +185,7 @@ def _combiner(config: Any, text: int) -> Passes:
     # Two projections to 4 D, whose input does not train, two layers from 8 D to 8 D, one back to D.
     first, rest = 2 * 2 * width * 4 * width, 2 * (2 * (8 * width) ** 2 + 8 * width * width)
     words = clip.text + 2 * first + TRAINED * rest
-    return Passes(clip.image, words, False, 0.0, 0.0, FROZEN)
+    return Passes(clip.image, words, False, Again(), Again(), FROZEN)
 
 
 def _tgcir(config: Any, text: int) -> Passes:
@@ -172,9 +203,10 @@ def _blip(config: Any, text: int) -> Passes:
     one = layers(text, words.width, words.layers, words.mlp, (tokens, vision.width))
     # Keys and values of a frozen image: no gradient of their input.
     unread = 0 if trains else words.layers * 4 * tokens * vision.width * words.width
-    again = layers(tokens, vision.width, vision.layers, vision.mlp) - _last(vision, tokens)
+    again = _again(vision, tokens) if trains else Again()
+    mixing = words.layers * scores(text, words.width, text + tokens)
     return Passes(
-        *(image_transformer(vision), one - unread / TRAINED, trains, trains * again, one),
+        *(image_transformer(vision), one - unread / TRAINED, trains, again, Again(mixing, one)),
         image_read=int(not trains),
     )
 
@@ -187,17 +219,21 @@ def _sprc(config: Any, text: int) -> Passes:
     def run(length: int) -> float:
         return layers(length, former.width, former.layers, former.mlp)
 
-    words = run(former.queries + text)
+    def mixed(length: int, others: int) -> float:
+        return former.layers * scores(length, former.width, others)
+
+    both = former.queries + text
+    words, mixing = run(both), mixed(both, both)
     if config.stage == "one_in_batch":  # prompts and targets as well, and the text alone
         seen = former.layers // 2 * cross(former.queries, former.width, tokens, vision.width)
-        words += words + run(former.queries) + 2 * seen
         alone = any(str(name).startswith("rtc") for name in config.loss.auxiliary)
-        words += alone * run(former.queries + text)
-        both = 2 if config.loss.auxiliary else 1  # images that go through the encoder in one pass
-    again = layers(tokens, vision.width, vision.layers, vision.mlp) - _last(vision, tokens)
-    read = 0 if trains or config.stage != "one_in_batch" else both
+        words = (2 + alone) * words + run(former.queries) + 2 * seen
+        mixing = (2 + alone) * mixing + mixed(former.queries, former.queries + tokens)
+        paired = 2 if config.loss.auxiliary else 1  # images that go through in one pass
+    again = _again(vision, tokens) if trains else Again()
+    read = 0 if trains or config.stage != "one_in_batch" else paired
     return Passes(
-        *(image_transformer(vision), words, trains, trains * again, words), image_read=read
+        *(image_transformer(vision), words, trains, again, Again(mixing, words)), image_read=read
     )
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The collectives of a compiled program: which, over which mesh axes, how often, of how many bytes.
+"""The collectives of a compiled program: which, over which mesh axes, how often, of how many bytes;
+and its instructions whose results are large.
 
 They are read from the text of the program. A loop's body stands there once, and how often it runs
 is not written beside it: it is the number that the loop's condition compares its counter with.
@@ -17,9 +18,14 @@ KINDS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all",
     "collective-permute", "collective-broadcast",
 )  # fmt: skip
+# Instructions whose result is a view of what goes in; a loop hands on what its body makes.
+_VIEWS = frozenset(
+    "parameter bitcast tuple get-tuple-element while conditional call opt-barrier".split()
+)
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b[a-z]\w*\[[\d,]*\](?:\{[^{}]*\})?")
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 # Of an instruction, the computations that run when it runs. Those of `to_apply` are sums of two
 # numbers in all but calls.
@@ -90,6 +96,42 @@ def collectives(text: str, mesh: Mesh) -> tuple[list[Collective], list[str]]:
             total[1] += times * size
     listed = [Collective(*key, int(n), size) for key, (n, size) in found.items()]
     return sorted(listed, key=lambda c: -c.bytes), unknown
+
+
+def large(text: str, least: float) -> list[tuple[str, str, float]]:
+    """Instructions that write at least so many bytes on a device: (kind, result, bytes).
+
+    Parameters and views of them are left out; what lies in the memory on the chip, into which a
+    TPU fetches what it reads; and what happens inside of a fusion, of which only the result is
+    written.
+
+    Args:
+      text: `compiled.as_text()`.
+      least: bytes.
+    """
+    lines, entry = _computations(text)
+    found, waiting, seen = [], [entry], {entry}
+    while waiting:
+        for shape, op, rest in lines[waiting.pop()]:
+            # What is started and waited for is counted where it is there.
+            if op not in _VIEWS and not op.endswith(("-start", "-update")):
+                for one in _ARRAY.findall(shape):
+                    size = _bytes(one)
+                    found += [(op, one, size)] if size >= least and "S(1)" not in one else []
+            if op == "fusion" or op in KINDS:
+                continue
+            for role, several, single in _CALLED.findall(rest):
+                if role == "to_apply" and op != "call":
+                    continue
+                inner = set(re.findall(r"[\w.\-]+", several or single)) & lines.keys() - seen
+                waiting += inner
+                seen |= inner
+    return found
+
+
+def dimensions(shape: str) -> list[int]:
+    """[128, 640] of "f32[128,640]{1,0}", the result of an instruction."""
+    return [int(n) for _, dims in _SHAPE.findall(shape)[:1] for n in dims.split(",") if n]
 
 
 def _computations(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:

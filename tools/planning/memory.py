@@ -122,7 +122,7 @@ def by_shapes(program: Program, chip: Chip) -> float:
     rows, width = setup.functions.target_shape
     across = others * rows * width * 4  # targets, or queries, of other devices' rows
     if program.place:
-        across = others * (3 * setup.config.loss.bank_block + 3 * width) * 4
+        across = others * (3 * programs.block(setup) + 3 * width) * 4
     return max(found - (whole - split), split) + across
 
 

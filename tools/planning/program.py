@@ -6,6 +6,7 @@ devices of a machine that is elsewhere, and `training.step` makes its update.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from cir_jax.bank import bank as banks
 from cir_jax.bank import references
 from cir_jax.data import tokens
 from cir_jax.errors import UserError
+from cir_jax.losses import in_bank
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import setup as setups
 from cir_jax.training import state as states
@@ -129,12 +131,19 @@ def on_one_device(program: Program, chip: Chip) -> Program:
             config.loss.chunk //= data
         if program.place:
             config.loss.references = program.place
+            config.loss.bank_block = block(setup)
     own = dataclasses.replace(
         counts,
         images=-(-counts.images // size),
         references=-(-program.references // size),
     )
     return build(config, meshes.make(1, 1, jax.devices()[:1]), chip, own, program.text)
+
+
+def block(setup: Setup) -> int:
+    """Rows of a block of the bank loss on a device of the machine."""
+    config, (_, width) = setup.config, setup.functions.target_shape
+    return config.loss.bank_block or in_bank.block_size(config.batch, width, setup.mesh)
 
 
 def text_length(setup: Setup, wanted: int) -> int:
@@ -185,14 +194,15 @@ def _bank(setup: Setup, place: str, images: int, references: int) -> Any:
     if not place:
         return None
     rows, devices = meshes.row_sharding(setup.mesh), setup.mesh.size
+    (per_row, width), each = setup.functions.target_shape, setup.functions.reference_shape
 
-    def filled(number: int, shape: tuple[int, ...], dtype: Any) -> Any:
-        return _put((-(-number // devices) * devices, *shape), dtype, rows)
+    def filled(number: int, per_row: int, width: int, dtype: Any) -> Any:
+        return _put((-(-number // devices) * devices * per_row, width), dtype, rows)
 
     kind, held = jnp.dtype(setup.config.loss.bank_dtype), None
     if place == "device":
-        held = filled(references, setup.functions.reference_shape, jnp.float32)
-    return banks.Bank(filled(images, setup.functions.target_shape, kind), held, images)
+        held = filled(references, 1, math.prod(each), jnp.float32)
+    return banks.Bank(filled(images, per_row, width, kind), held, images)
 
 
 def _put(shape: tuple[int, ...], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:

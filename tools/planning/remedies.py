@@ -65,7 +65,7 @@ def candidates(plan: Plan) -> Iterator[tuple[str, ...]]:
         yield ("loss.references=disk",)
     if program.place and config.loss.bank_dtype == "float32":
         yield ("loss.bank_dtype=bfloat16",)
-    shorter = [("model.remat=true",)] if not config.model.remat else []
+    shorter = [("model.remat=layers",)] if config.model.remat != "layers" else []
     split = [("mesh.fsdp=true",)] if known.get("mesh.fsdp") is False and data > 1 else []
     yield from (*shorter, *split)
     chunks = []

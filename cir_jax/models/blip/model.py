@@ -39,7 +39,8 @@ class Model(nnx.Module):
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         size = size_of(config)
-        options = {"dtype": DTYPES[config.dtype], "remat": config.remat, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "remat": config.remat}
+        options |= {"attention": config.attention, "rngs": rngs}
         width, text_width = size.vision.width, size.text.width
         self.visual = ImageTransformer(size.vision, **options)
         self.text = TextEncoder(

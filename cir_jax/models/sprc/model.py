@@ -53,7 +53,8 @@ class Model(nnx.Module):
                 f"model.image_size={side}, but tower {config.tower!r} takes "
                 f"{size.vision.image}; set model.image_size=0"
             )
-        options = {"dtype": DTYPES[config.dtype], "remat": config.remat, "rngs": rngs}
+        options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "remat": config.remat}
+        options |= {"attention": config.attention, "rngs": rngs}
         former, width = size.former, size.vision.width
         self.visual = ImageTransformer(size.vision, key_bias=False, final_norm=False, **options)
         self.norm_image = LayerNorm(width)

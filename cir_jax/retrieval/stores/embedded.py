@@ -9,7 +9,7 @@ by products in float32, and scored exactly.
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -107,13 +107,9 @@ class Store:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """See `cir_jax.retrieval.store.Store`."""
         scoring.check(queries, k, self._shape[1])
-        ids = np.full((len(queries), k), -1, np.int64)
-        scores = np.full((len(queries), k), -np.inf, np.float32)
         if queries and len(self):
-            found = self._candidates(queries, k, exact)
-            for number, best in enumerate(self._best(queries, found, k)):
-                ids[number], scores[number] = best
-        return ids, scores
+            return self._best(queries, self._candidates(queries, k, exact), k)
+        return scoring.nothing(len(queries), k)
 
     def rows(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """See `cir_jax.retrieval.store.Store`."""
@@ -132,25 +128,25 @@ class Store:
 
     def _best(
         self, queries: Sequence[Terms], found: Sequence[NDArray[np.int64]], k: int
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The best k of the candidates that each question does not leave out, by exact scores."""
-        kept = []
-        for terms, positions in zip(queries, found, strict=True):
-            if terms.leave_out:
-                gone = np.isin(self._at[positions], list(terms.leave_out))
-                positions = positions[~gone]
-            kept.append(np.sort(positions))
+        kept = [
+            positions[~np.isin(self._at[positions], list(terms.leave_out))]
+            if terms.leave_out
+            else positions
+            for terms, positions in zip(queries, found, strict=True)
+        ]
         which = np.repeat(np.arange(len(kept)), [len(positions) for positions in kept])
         positions = np.concatenate(kept)
+        order = np.lexsort((positions, which))  # rows are read in the order in which they lie
+        positions = positions[order]
         scores, table = np.empty(len(positions), np.float32), self._on_devices()
         size = max(1, _TAKEN_VALUES // math.prod(self._shape))
         for start in range(0, len(positions), size):  # so that few rows are in memory at a time
             part = slice(start, start + size)
             rows = table.taken(positions[part])
             scores[part] = scoring.scores_of_pairs(queries, which[part], rows)
-        ends = np.cumsum([len(one) for one in kept])
-        for one, values in zip(kept, np.split(scores, ends[:-1]), strict=True):
-            yield scoring.best(self._at[one], values, k)
+        return scoring.best_of_each(which, self._at[positions], scores, len(queries), k)
 
     def _candidates(self, queries: Sequence[Terms], k: int, exact: bool) -> list[NDArray[np.int64]]:
         """For each question positions among which its best k are."""

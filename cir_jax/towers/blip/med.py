@@ -14,6 +14,7 @@ from flax import nnx
 
 from cir_jax.errors import UserError
 from cir_jax.towers import bert
+from cir_jax.towers.attention import XLA
 from cir_jax.towers.blip.sizes import CONTEXT, VOCABULARY
 from cir_jax.towers.clip.sizes import TextSize
 from cir_jax.towers.layers import run_stack, stack
@@ -28,12 +29,22 @@ class Layer(nnx.Module):
       size: see `cir_jax.towers.clip.sizes`.
       image_width: C', width of the image tokens.
       rate: dropout.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
-    def __init__(self, size: TextSize, image_width: int, *, rate: float = 0.0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        size: TextSize,
+        image_width: int,
+        *,
+        rate: float = 0.0,
+        attention: str = XLA,
+        rngs: nnx.Rngs,
+    ):
         options: dict[str, Any] = {"rate": rate, "rngs": rngs}
-        self.attention = bert.Attention(size.width, size.heads, **options)
-        self.cross = bert.Attention(size.width, size.heads, source=image_width, **options)
+        both = {"attention": attention, **options}
+        self.attention = bert.Attention(size.width, size.heads, **both)
+        self.cross = bert.Attention(size.width, size.heads, source=image_width, **both)
         self.mlp = bert.Mlp(size.width, size.mlp or 4 * size.width, **options)
 
     def __call__(
@@ -57,7 +68,9 @@ class TextEncoder(nnx.Module):
       rate: dropout, behind the embeddings, in both attentions and behind every product that ends
         in a norm.
       dtype: compute type.
-      remat: recompute layers in the backward pass.
+      remat: what of a layer is computed again in the backward pass, see `rematerialised` of
+        `cir_jax.towers.layers`.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
     def __init__(
@@ -68,12 +81,14 @@ class TextEncoder(nnx.Module):
         context: int = 0,
         rate: float = 0.0,
         dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = "none",
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         self.embeddings = bert.Embeddings(VOCABULARY, context or CONTEXT, size.width, rngs=rngs)
+        options: dict[str, Any] = {"rate": rate, "attention": attention}
         self.layers = stack(
-            lambda rngs: Layer(size, image_width, rate=rate, rngs=rngs), size.layers, rngs
+            lambda rngs: Layer(size, image_width, rngs=rngs, **options), size.layers, rngs
         )
         self.rate = rate
         self.dtype = dtype

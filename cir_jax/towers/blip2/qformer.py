@@ -20,6 +20,7 @@ from flax import nnx
 from cir_jax.errors import UserError
 from cir_jax.runtime.sharding import keep_rows
 from cir_jax.towers import bert
+from cir_jax.towers.attention import XLA
 from cir_jax.towers.blip2.sizes import POSITIONS, VOCABULARY, QFormerSize
 from cir_jax.towers.layers import run_stack, stack
 
@@ -34,16 +35,20 @@ class Layer(nnx.Module):
     Args:
       size: see `cir_jax.towers.blip2.sizes`.
       image_width: C', width of the image tokens; 0 for a layer that does not look at them.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
-    def __init__(self, size: QFormerSize, image_width: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, size: QFormerSize, image_width: int, *, attention: str = XLA, rngs: nnx.Rngs
+    ):
         width, inner = size.width, size.mlp or 4 * size.width
         # BERT's deviation is right for its width: in a narrow Q-Former slots, which are the same
         # tokens for all images, would at first hardly see any of them.
         std = bert.STD * (BERT_WIDTH / width) ** 0.5
         options = {"rate": DROPOUT, "std": std, "rngs": rngs}
-        self.attention = bert.Attention(width, size.heads, **options)
-        cross = {"source": image_width, **options}
+        both = {"attention": attention, **options}
+        self.attention = bert.Attention(width, size.heads, **both)
+        cross = {"source": image_width, **both}
         self.cross = bert.Attention(width, size.heads, **cross) if image_width else None
         self.mlp = bert.Mlp(width, inner, **options)
         self.slot_mlp = bert.Mlp(width, inner, **options)
@@ -71,9 +76,11 @@ class Layer(nnx.Module):
 class Pair(nnx.Module):
     """Two layers, of which the first looks at the image: what a scan runs over."""
 
-    def __init__(self, size: QFormerSize, image_width: int, *, rngs: nnx.Rngs):
-        self.even = Layer(size, image_width, rngs=rngs)
-        self.odd = Layer(size, 0, rngs=rngs)
+    def __init__(
+        self, size: QFormerSize, image_width: int, *, attention: str = XLA, rngs: nnx.Rngs
+    ):
+        self.even = Layer(size, image_width, attention=attention, rngs=rngs)
+        self.odd = Layer(size, 0, attention=attention, rngs=rngs)
 
     def __call__(
         self,
@@ -97,7 +104,9 @@ class QFormer(nnx.Module):
       size: see `cir_jax.towers.blip2.sizes`.
       image_width: width of the image tokens.
       dtype: compute type.
-      remat: recompute layers in the backward pass.
+      remat: what of two layers is computed again in the backward pass, see `rematerialised` of
+        `cir_jax.towers.layers`.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
     def __init__(
@@ -106,11 +115,16 @@ class QFormer(nnx.Module):
         image_width: int,
         *,
         dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = "none",
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         self.embeddings = bert.Embeddings(VOCABULARY, POSITIONS, size.width, rngs=rngs)
-        self.pairs = stack(lambda rngs: Pair(size, image_width, rngs=rngs), size.layers // 2, rngs)
+        self.pairs = stack(
+            lambda rngs: Pair(size, image_width, attention=attention, rngs=rngs),
+            size.layers // 2,
+            rngs,
+        )
         self.dtype = dtype
         self.remat = remat
 

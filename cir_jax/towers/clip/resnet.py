@@ -15,8 +15,9 @@ from flax import nnx
 
 from cir_jax.errors import UserError
 from cir_jax.runtime.sharding import keep_rows
+from cir_jax.towers.attention import Attend
 from cir_jax.towers.clip.sizes import ResNetSize
-from cir_jax.towers.layers import Dense, draw, in_type_of_input, normal
+from cir_jax.towers.layers import Dense, draw, in_type_of_input, normal, rematerialised
 
 EXPANSION = 4  # output channels of a bottleneck per inner channel
 
@@ -142,20 +143,14 @@ class AttentionPool(nnx.Module):
         self.key = Dense(width, width, std, rngs=rngs)
         self.value = Dense(width, width, std, rngs=rngs)
         self.out = Dense(width, outputs, std, rngs=rngs)
-        self.heads = heads
+        self.attend = Attend(heads, width // heads)  # one query has no scores worth a kernel
 
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, _, _, width = x.shape
         x = x.reshape(batch, -1, width)
         x = jnp.concatenate([x.mean(axis=1, keepdims=True), x], axis=1)
         x = x + self.position[...].astype(x.dtype)[None]
-
-        def split(y: jax.Array) -> jax.Array:
-            return y.reshape(batch, -1, self.heads, width // self.heads)
-
-        mixed = jax.nn.dot_product_attention(
-            split(self.query(x[:, :1])), split(self.key(x)), split(self.value(x))
-        )
+        mixed = self.attend(self.query(x[:, :1]), self.key(x), self.value(x))
         # One row per image costs nothing: no rounding to the compute type in the feature itself.
         return self.out(mixed.reshape(batch, width).astype(jnp.float32))
 
@@ -167,7 +162,8 @@ class ModifiedResNet(nnx.Module):
       size: see `cir_jax.towers.clip.sizes`.
       embedding: D.
       dtype: compute type.
-      remat: recompute bottlenecks in the backward pass.
+      remat: what of a bottleneck is computed again in the backward pass, see `rematerialised` of
+        `cir_jax.towers.layers`.
     """
 
     def __init__(
@@ -176,7 +172,7 @@ class ModifiedResNet(nnx.Module):
         embedding: int,
         *,
         dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = "none",
         rngs: nnx.Rngs,
     ):
         width = size.width
@@ -228,6 +224,4 @@ class ModifiedResNet(nnx.Module):
         return self.pool(self.features(pixels))
 
     def _run(self, block: Bottleneck, x: jax.Array) -> jax.Array:
-        if not self.remat:
-            return block(x)
-        return nnx.remat(Bottleneck.__call__, graph=False)(block, x)
+        return rematerialised(Bottleneck.__call__, self.remat, apart=True)(block, x)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Vision Transformer of CLIP: image -> one feature, not normalised."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.sizes import VisionTransformerSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, patches, run_blocks, stack
 
@@ -19,7 +22,9 @@ class VisionTransformer(nnx.Module):
       embedding: D.
       activation: one of `cir_jax.towers.layers.ACTIVATIONS`.
       dtype: compute type.
-      remat: recompute blocks in the backward pass.
+      remat: what of a block is computed again in the backward pass, see `rematerialised` of
+        `cir_jax.towers.layers`.
+      attention: what computes it, see `cir_jax.towers.attention`.
     """
 
     def __init__(
@@ -29,7 +34,8 @@ class VisionTransformer(nnx.Module):
         *,
         activation: str = "quick_gelu",
         dtype: jnp.dtype = jnp.float32,
-        remat: bool = False,
+        remat: str | bool = "none",
+        attention: str = XLA,
         rngs: nnx.Rngs,
     ):
         width, patch = size.width, size.patch
@@ -38,10 +44,9 @@ class VisionTransformer(nnx.Module):
         self.class_token = normal(rngs, (width,), scale)
         self.position = normal(rngs, ((size.image // patch) ** 2 + 1, width), scale)
         self.norm_in = LayerNorm(width)
+        options: dict[str, Any] = {"activation": activation, "attention": attention}
         self.blocks = stack(
-            lambda rngs: Block(size, causal=False, activation=activation, rngs=rngs),
-            size.layers,
-            rngs,
+            lambda rngs: Block(size, causal=False, rngs=rngs, **options), size.layers, rngs
         )
         self.norm_out = LayerNorm(width)
         self.proj = normal(rngs, (width, embedding), scale)

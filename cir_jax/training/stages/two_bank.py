@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from cir_jax.bank import references
 from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
-from cir_jax.losses import in_bank, sampled
+from cir_jax.losses import in_bank, rows, sampled
 from cir_jax.params import Params
 from cir_jax.training import stage
 
@@ -26,7 +26,8 @@ KEYS = {
     "temperature": (0.02, "of the softmax", "(0, 100]"),
     "learn_temperature": (False, "train it with the query, as BLIP4CIR and SPRC do", None),
     "bank_negatives": (0, "sampled negatives per query; 0 = the whole bank", "[0, 1e9]"),
-    "bank_block": (4096, "bank rows per block on each device", "[1, 1e9]"),
+    "bank_block": (0, "bank rows per block on each device; 0 = by batch, width and kind of device, "
+                   "4096 on a CPU; the loss is the same but for rounding", "[0, 1e9]"),
     "bank_dtype": ("float32", "of the bank on the devices; bfloat16 takes half the memory",
                    ("float32", "bfloat16")),
     "bank_path": ("", "where the bank is kept; '' = <workdir>/bank (in a mounted bucket: a copy of "
@@ -52,7 +53,7 @@ class Stage:
     temperature: float
     mesh: Mesh
     negatives: int = 0
-    block: int = 4096
+    block: int = 0
     recompute: bool = False  # references are encoded in every step
     extra: dict[str, float] = field(default_factory=dict)
     fields: tuple[str, ...] = ("text",)
@@ -60,6 +61,7 @@ class Stage:
     index_is_query: bool = False
     reads: str = "triplets"
     needs_bank: bool = True
+    packs_texts: bool = True
 
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
@@ -92,10 +94,11 @@ class Stage:
         composed = functions.compose(query, reference, batch["text"], dropout_key)
         tau = stage.temperature(self, query)
         label, exclude = batch["target_id"], batch.get("exclude_id")
+        per_row = functions.target_shape[0]
         if self.negatives:
             ids = sampled.sample_negatives(sample_key, label, self.negatives, bank.rows, exclude)
             losses = sampled.sampled_bank_loss(
-                composed, bank.targets, label, ids, tau, mesh=self.mesh
+                composed, bank.targets, label, ids, tau, mesh=self.mesh, per_row=per_row
             )
         else:
             losses = in_bank.bank_loss(
@@ -103,6 +106,7 @@ class Stage:
                 bank.targets,
                 label,
                 tau,
+                per_row=per_row,
                 exclude=exclude,
                 rows=bank.rows,
                 block=self.block,
@@ -120,4 +124,5 @@ class Stage:
         if "reference" in batch:  # read from disk with the batch
             return batch["reference"].astype(jnp.float32)
         assert bank.references is not None  # they lie there where they are neither of the above
-        return in_bank.lookup(bank.references, batch["reference_row"], self.mesh)
+        found = rows.lookup(bank.references, batch["reference_row"], self.mesh)
+        return found.reshape(-1, *functions.reference_shape)
