@@ -150,10 +150,11 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         key, equals, text = item.partition("=")
         if not equals:
             raise UserError(f"override {item!r} has no value; write key=value")
-        pairs.append((key.strip(), text))
+        pairs.append(_renamed(key.strip(), text))
     names = {kind.key for kind in keys.KINDS}
     allowed = module(_base(config)).ALLOWED
     with config.unlocked():
+        _renew(config)
         for key, text in (pair for pair in pairs if pair[0] in names):
             assign(config, key, text)
         keys.add(config)
@@ -229,7 +230,10 @@ def flag_hint(flag: str) -> str:
 
 
 # What runs did before there was a key, where its default is something else.
-_BEFORE = {"data.loading": "released", "model.remat": "none", "model.attention": "xla"}
+_BEFORE = {
+    "data.loading": "released", "data.pack_texts": False, "model.remat": "none",
+    "model.attention": "xla",
+}  # fmt: skip
 
 # Key -> values it had in earlier versions, which configs, `--set` and records may have -> the same.
 _VALUES_BEFORE = {"model.remat": {"false": "none", "true": "layers"}}
@@ -242,6 +246,36 @@ def _rename(config: ConfigDict) -> None:
         if (today := names.get(str(values.get(key)).lower())) is not None:
             with config.ignore_type():  # the value before may be of another type
                 config.update_from_flattened_dict({key: today})
+
+
+# Keys of before -> the key of now, and its value for each of theirs.
+_RENAMED = {"data.cache_pixels": ("data.pixels", {"true": "memory", "false": "decode"})}
+
+
+def _renamed(key: str, text: str) -> tuple[str, str]:
+    """A key and its value, of a key of before the one of now.
+
+    Raises:
+      UserError: the old key never had such a value.
+    """
+    if key not in _RENAMED:
+        return key, text
+    new, values = _RENAMED[key]
+    value = values.get(text.strip().lower())
+    if value is None:
+        told = ", ".join(f"{new}={now} for {then}" for then, now in values.items())
+        raise UserError(f"{key}={text} is unknown, and the key is {new} now; write {told}")
+    return new, value
+
+
+def _renew(config: ConfigDict) -> None:
+    """Gives keys of before that a config file or a record has the names of now."""
+    found = keys.flat(config)
+    for old in _RENAMED.keys() & found.keys():
+        new, value = _renamed(old, str(found[old]))
+        section, _, name = old.rpartition(".")
+        del config[section][name]
+        config.update_from_flattened_dict({new: value})
 
 
 def to_json(config: ConfigDict) -> str:
@@ -264,6 +298,7 @@ def from_json(text: str) -> ConfigDict:
     config = ConfigDict(tuples(json.loads(text)))
     _rename(config)
     if "stage" in config:
+        _renew(config)
         defaults = keys.flat(module("base").get_config())
         known = keys.flat(config)
         missing = {k: _BEFORE.get(k, value) for k, value in defaults.items() if k not in known}

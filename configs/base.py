@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.steps = 0  # if > 0, this many steps instead of `epochs`
     c.max_seconds = 0.0  # if > 0, stop after this many seconds of training steps
     c.log_every = 10  # steps between two lines of metrics.jsonl
+    c.profile = False  # trace five steps into <workdir>/tensorboard, for TensorBoard and Perfetto
 
     c.model = ConfigDict()
     c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)
@@ -91,9 +92,18 @@ def get_config(arg: str = "") -> ConfigDict:
     # the weights they start from.
     c.data.loading = "auto"
     c.data.background = "white"  # of "natural", behind transparency: a name, or "#rrggbb"
+    # "pillow", bit for bit as published runs did, or "fast", which needs the extra "fast": an image
+    # takes two thirds of the time, and a value in 200 differs by one level of 255.
+    c.data.resize = "pillow"
     c.data.threads = 16  # threads that read and decode, per process
-    c.data.cache_pixels = False  # keep decoded images in memory (small sets)
+    # Each image is decoded once: its pixels are kept in "memory", or on "disk" for later runs, too
+    # (below CIR_JAX_CACHE, by default ~/.cache/cir_jax). "auto": in a quarter of the free memory if
+    # all fit, else on the disk if a fifth of it stays free, else "decode", each time.
+    c.data.pixels = "auto"
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
+    # In training, texts of a batch lie one behind the other instead, where the model takes them so
+    # (PACKS_TEXTS): the same but for rounding, in less time. A run that is resumed keeps its own.
+    c.data.pack_texts = True
 
     c.loss = ConfigDict()  # its keys are those of the stages, see cir_jax/training/stages/
 
@@ -183,7 +193,9 @@ ALLOWED = {
     "data.pad": ("target", "square", "none"),
     "data.target_ratio": "[1, 1000]",
     "data.loading": ("auto", "released", "natural"),
+    "data.resize": ("pillow", "fast"),
     "data.threads": "[1, 1024]",
+    "data.pixels": ("auto", "memory", "disk", "decode"),
     "data.text_lengths": "[1, 4096]",
     "optim.learning_rate": "[0, 10]",
     "optim.beta1": "[0, 1)",

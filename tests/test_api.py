@@ -366,7 +366,7 @@ def trained(fashion, tmp_path_factory):
         "model.name": runs.stand_in("cross_attention"), "model.tower": "tiny-vit", "batch": 8,
         "steps": np.int64(1), "data.threads": 2, "eval.batch": 16, "eval.examples": 2,
         "loss.temperature": 0.1, "data.pad": "none", "data.categories": ["dress"],
-        "data.on_long": "truncate", "data.cache_pixels": True,
+        "data.on_long": "truncate", "data.pixels": "memory",
     }  # fmt: skip
     return cir_jax.train("clip_sum:fashioniq,stage=1", changes)
 
@@ -387,7 +387,7 @@ def test_a_run_is_loaded_as_it_was_trained(trained, paths, fashion):
 def test_training_goes_by_the_changes(trained, capsys):
     assert trained["step"] == 1 and trained["finished"] and trained["scores"]
     section = weights.config_of(trained["workdir"])
-    assert section.data.categories == ("dress",) and section.data.cache_pixels is True
+    assert section.data.categories == ("dress",) and section.data.pixels == "memory"
     for config, changes, message in (
         ("clip_sum:fashioniq", {"optim.learning": 1}, "unknown config key 'optim.learning'"),
         ("clip_sum:fashioniq", ["batch=many"], "batch=many"),

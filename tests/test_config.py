@@ -223,6 +223,27 @@ def test_a_run_of_an_earlier_version_gets_the_defaults_of_keys_it_does_not_know(
     assert config.from_json(json.dumps(content)) == now
 
 
+@pytest.mark.parametrize("then, now", [(True, "memory"), (False, "decode")])
+def test_a_key_of_before_is_taken_for_the_one_of_now(tmp_path, then, now):
+    assert config.load("clip_sum", [f"data.cache_pixels={then}"]).data.pixels == now
+    assert config.given(config.load("clip_sum", [f"data.cache_pixels={then}"])) == {"data.pixels"}
+    content = json.loads(config.to_json(config.load("clip_sum")))
+    del content["data"]["pixels"]
+    content["data"]["cache_pixels"] = then
+    assert config.from_json(json.dumps(content)) == config.load("clip_sum", [f"data.pixels={now}"])
+    (tmp_path / "mine.py").write_text(
+        "from cir_jax.config import sibling\n"
+        "def get_config(arg=''):\n"
+        "    config = sibling(__file__, 'clip_sum').get_config()\n"
+        f"    config.data.cache_pixels = {then}\n"
+        "    return config\n"
+    )
+    found = config.load(str(tmp_path / "mine.py"))
+    assert found.data.pixels == now and "cache_pixels" not in found.data
+    with pytest.raises(UserError, match=r"cache_pixels=2 is unknown, .* data.pixels=memory for tr"):
+        config.load("clip_sum", ["data.cache_pixels=2"])
+
+
 # What trains on your own triplets, by name: no data set of others is in it.
 OWN = [
     (model, argument, stage)

@@ -89,7 +89,7 @@ def test_what_is_imported_is_declared():
     extras = project["optional-dependencies"]
     kinds = {
         *("cuda", "cuda12", "tpu", "torch", "caption", "demo", "heic", "serve", "milvus"),
-        *("search-demo", "test"),
+        *("search-demo", "test", "fast"),
     }
     assert kinds == set(extras)
     other_names = {"pil": "pillow", "orbax": "orbax_checkpoint", "grpc": "grpcio"}
@@ -97,7 +97,11 @@ def test_what_is_imported_is_declared():
         re.match(r"[\w-]+", line)[0].replace("-", "_").lower()
         for line in [
             *project["dependencies"],
-            *(line for kind in ("caption", "demo", "serve", "milvus") for line in extras[kind]),
+            *(
+                line
+                for kind in ("caption", "demo", "fast", "serve", "milvus")
+                for line in extras[kind]
+            ),
         ]
     }
     for path, names in imported(["cir_jax", "configs"]).items():

@@ -144,11 +144,15 @@ def _scored(
     import jax
 
     from cir_jax import progress
+    from cir_jax.data import kept_pixels
     from cir_jax.evals import benchmark, saving
     from cir_jax.evals.reports import run_report
     from cir_jax.evals.reports.sections import text_table
 
-    chosen = benchmark.build(loaded)
+    with kept_pixels.filling(found.preprocess):
+        chosen = benchmark.build(loaded)
+    if isinstance(found.preprocess, kept_pixels.Part):
+        found.preprocess.say()
     if chosen is None:
         raise UserError(f"{what} has eval.benchmark=none; name one, --set eval.benchmark=fashioniq")
     result, answers = (

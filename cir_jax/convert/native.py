@@ -30,10 +30,10 @@ GOLDEN = "cir_jax_golden"  # of the metadata: base64, see `cir_jax.retrieval.gol
 SIZE_KEYS = {"name": str, "tower": str, "context": int, "image_size": int}
 INPUT_KEYS = {
     "pad": str, "target_ratio": float, "text_lengths": list, "on_long": str,
-    "loading": str, "background": str,
+    "loading": str, "background": str, "resize": str,
 }  # fmt: skip
 # Of files that were written before there was the key.
-_BEFORE = {"loading": "released", "background": "white"}
+_BEFORE = {"loading": "released", "background": "white", "resize": "pillow"}
 
 
 def find(source: Source) -> Found | None:

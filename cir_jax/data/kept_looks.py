@@ -49,12 +49,12 @@ class Known(NamedTuple):
         """Of a file that was looked at just now; `inspected`: `pixels` and `unusual`."""
         problem, sample, width, height = looked
         reason, why = (problem.reason, problem.why) if problem else ("", "")
-        when = _settled(stamp)
+        when = settled(stamp)
         return cls(stamp.size, when, sample, depth, reason, why, width, height, *inspected)
 
     def still(self, stamp: Stamp) -> "Known":
         """Of the same content with another time."""
-        return self._replace(time=_settled(stamp))
+        return self._replace(time=settled(stamp))
 
     def problem(self, place: str) -> Problem | None:
         """Why the file, which messages call `place`, cannot be used; None if it can."""
@@ -80,8 +80,8 @@ class Known(NamedTuple):
         return same and self.deep_enough(depth, sized)
 
 
-def _settled(stamp: Stamp) -> int:
-    """The time to keep of a file that was looked at just now."""
+def settled(stamp: Stamp) -> int:
+    """The time to keep of a file that was looked at just now; -1 if it may change within it."""
     return -1 if time.time_ns() - stamp.time < _JUST_NOW else stamp.time
 
 

@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ _KINDS = {
     b"GIF8": "a damaged GIF",
     b"RIFF": "a damaged WebP, or another file of RIFF",
 }
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of an image file that was read already; messages call it by its name."""
+
+    content: bytes = field(repr=False)
+    name: str
+
+    def read_bytes(self) -> bytes:
+        """See `read`."""
+        return self.content
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class TooLarge(UserError):

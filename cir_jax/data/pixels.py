@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageColor
 
-from cir_jax.data import natural, picture_files, pillow_warnings, squares
+from cir_jax.data import fast_resize, natural, picture_files, pillow_warnings, squares
 from cir_jax.errors import UserError, nearest
 
 # Of OpenAI CLIP; the released code uses them for every backbone.
@@ -31,6 +31,8 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 PADS = ("target", "square", "none")
 AUTO = "auto"  # of data.loading: what weights or data say
 LOADINGS = ("released", "natural")
+RESIZES = ("pillow", "fast")
+FAST = RESIZES[1]
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,10 @@ class Preprocess:
         "square" until it is 1; "none" is plain CLIP (resize and crop).
       target_ratio: for "target"; 1.25 in every released run.
       loading: how files become pictures.
+      resize: "pillow", bit for bit as the released code, or "fast", see `cir_jax.data.fast_resize`.
 
     Raises:
-      UserError: an unknown `pad`, or a ratio below 1.
+      UserError: an unknown `pad` or `resize`, a ratio below 1, or a package that is not there.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Preprocess:
         pad: str = "target",
         target_ratio: float = 1.25,
         loading: Loading = RELEASED,
+        resize: str = RESIZES[0],
     ):
         if pad not in PADS:
             raise UserError(
@@ -112,7 +116,15 @@ class Preprocess:
             )
         if target_ratio < 1:
             raise UserError(f"data.target_ratio={target_ratio} is below 1; the default is 1.25")
+        if resize not in RESIZES:
+            raise UserError(
+                f"data.resize={resize!r} is unknown; there are: {', '.join(RESIZES)}."
+                f"{nearest(resize, RESIZES)}"
+            )
+        if resize == FAST:
+            fast_resize.check()
         self.size = size
+        self.resize = resize
         self.pad = pad
         self.target_ratio = target_ratio
         self.loading = loading
@@ -128,17 +140,25 @@ class Preprocess:
             try:
                 opened = isinstance(source, Image.Image)
                 image = self.loading.of(source) if opened else open_image(source, self.loading)
-                padding = self.padding(*image.size)
-                image = squares.square(image, padding, self.resized, self.size)
-                return np.asarray(image.convert("RGB"), dtype=np.uint8)
+                return self.square(image)
             except UserError:  # is a ValueError too, and names the file
                 raise
             except ValueError as error:
                 raise picture_files.unusable(name, error) from None
 
+    def square(self, image: Image.Image) -> np.ndarray:
+        """uint8 [S, S, 3] of an image as `open_image` gives it.
+
+        Raises:
+          ValueError: it is so long and thin that it makes no square.
+        """
+        resize = fast_resize.resized if self.resize == FAST else None
+        image = squares.square(image, self.padding(*image.size), self.resized, self.size, resize)
+        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+
     def loaded(self, loading: Loading) -> "Preprocess":
         """The same with another loading."""
-        return Preprocess(self.size, self.pad, self.target_ratio, loading)
+        return Preprocess(self.size, self.pad, self.target_ratio, loading, self.resize)
 
     def padding(self, width: int, height: int) -> tuple[int, int]:
         """(left = right, top = bottom) zeros for an image of this size, in pixels."""
@@ -159,7 +179,12 @@ class Preprocess:
         """Names everything that changes a pixel."""
         ratio = f" {self.target_ratio}" if self.pad == "target" else ""
         loading = self.loading.fingerprint()
-        return f"pad={self.pad}{ratio} size={self.size} bicubic centre {loading}"
+        how = f" by {fast_resize.PACKAGE}" * (self.resize == FAST)
+        return f"pad={self.pad}{ratio} size={self.size} bicubic{how} centre {loading}"
+
+    def made_by(self) -> str:
+        """Names what else may change a pixel: versions of packages, beside that of Pillow."""
+        return fast_resize.made_by() if self.resize == FAST else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,20 +10,35 @@ image of `error` is broken, at the start or later, all are decoded to say what e
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+
 from cir_jax import progress
-from cir_jax.data import refusals, unusable
+from cir_jax.data import column_looks, kept_pixels, refusals, unusable
+from cir_jax.data.column_images import Images, both, without
+from cir_jax.data.column_table import PartFiles
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
 from cir_jax.data.refusals import Gathering, Part, in_words, summary
-from cir_jax.data.triplets import TripletSet
-from cir_jax.data.unusable import DECODE, LOOK, Problem, Stamp, look, source_of, stamp
+from cir_jax.data.stacked import Stacked
+from cir_jax.data.triplet_columns import Columns
+from cir_jax.data.triplets import Triplet, TripletSet
+from cir_jax.data.unusable import (
+    DECODE,
+    LOOK,
+    Opener,
+    Problem,
+    Stamp,
+    look,
+    source_of,
+    stamp,
+)
 from cir_jax.errors import UserError, nearest
 
 CHOICES = ("error", "drop")
@@ -42,6 +57,7 @@ def scan(
     loading: Loading = RELEASED,
     threads: int = 16,
     progressed: Callable[[], None] = lambda: None,
+    opener: Opener | None = None,
 ) -> dict[str, Problem]:
     """The images that cannot be used: name -> why, in the order of `images`.
 
@@ -52,6 +68,7 @@ def scan(
       loading: how images are opened.
       threads: files that are looked at at a time.
       progressed: called now and then.
+      opener: what decodes images, with the same result as `open_image`, if not that.
     """
     sources = {name: source_of(image) for name, image in images.items()}
     places = {str(source): source for source in sources.values()}
@@ -60,7 +77,8 @@ def scan(
         stamps = dict(zip(places, _each(pool, stamp, list(places.values()), "stat"), strict=True))
         kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
-        known = _known(pool, kept, _Questions(places, stamps, depth, sized, loading), progressed)
+        opener = opener or partial(open_image, loading=loading)
+        known = _known(pool, kept, _Questions(places, stamps, depth, sized, opener), progressed)
     found: dict[str, Problem] = {}
     for name, image in images.items():
         place = str(sources[name])
@@ -82,14 +100,14 @@ class _Questions:
       depth: how closely they are looked at.
       sized: names of those whose images' size is asked, too: whether a box lies in one. It takes
         decoding them.
-      loading: how images are opened.
+      opener: what decodes images.
     """
 
     places: Mapping[str, Any]
     stamps: Mapping[str, Stamp | Problem]
     depth: int
     sized: Set[str]
-    loading: Loading
+    opener: Opener
 
     def open(self, kept: KeptLooks) -> dict[str, Stamp]:
         """The files that have to be looked at."""
@@ -105,7 +123,7 @@ class _Questions:
     def answer(self, place: str, now: Stamp, before: Known | None) -> Known:
         """What a closer look says, or has said about the same content."""
         source, depth = self.places[place], self._depth(place)
-        opener = partial(open_image, loading=self.loading)
+        opener = self.opener
         same = before is not None and before.size == now.size and not before.reason
         if before is not None and same and before.deep_enough(depth, place in self.sized):
             looked = look(source, LOOK, opener)
@@ -155,6 +173,7 @@ class Screen:
       progressed: called now and then.
       found: all that was found so far.
       gathering: what the screens of one start have looked at.
+      pixels: what keeps the squares of images that are decoded here; None for nothing.
 
     Raises:
       UserError: `on_missing` is neither of the two.
@@ -170,6 +189,7 @@ class Screen:
     progressed: Callable[[], None] = lambda: None
     found: dict[str, Problem] = field(default_factory=dict)
     gathering: Gathering = field(default_factory=refusals.current, compare=False)
+    pixels: kept_pixels.Part | None = field(default_factory=kept_pixels.current, compare=False)
 
     def __post_init__(self) -> None:
         if self.on_missing not in CHOICES:
@@ -184,7 +204,12 @@ class Screen:
         return self.on_missing == "drop"
 
     def unusable(
-        self, images: Mapping[str, ImageFile], what: str = "", *, decode: bool = False
+        self,
+        images: Mapping[str, ImageFile],
+        what: str = "",
+        *,
+        decode: bool = False,
+        used: Collection[ImageFile] | None = None,
     ) -> dict[str, Problem]:
         """Those of `images` that are to be left out; they are listed in the folder.
 
@@ -192,11 +217,14 @@ class Screen:
           images: name -> file.
           what: they are, for the message, e.g. "val.jsonl".
           decode: every one, also where `on_missing` is "error".
+          used: files of those that will be opened, for `pixels`; None for all.
 
         Raises:
           UserError: there are some, and `on_missing` is "error"; the message has all of them. In
             `refusals.together` it comes when all of the start have been looked at.
         """
+        if self.pixels is not None:
+            self.pixels.expect(list(images.values()) if used is None else used)
         refused = any(part.found and not part.drops for part in self.gathering.parts)
         depth = DECODE if self.drops or decode or refused else LOOK
         found = self._scan(images, depth)
@@ -224,7 +252,8 @@ class Screen:
         """
         if self.drops:
             found = self.agree(found)
-            found = {name: found[name] for name in images if name in found}
+            if isinstance(images, dict):
+                found = {name: found[name] for name in images if name in found}
         self.found.update(found)
         refusals.write_list(self.folder, self.found.items())
         part = Part(what, images, found, self.key, self.drops)
@@ -273,14 +302,41 @@ class Screen:
         return refusals.refusal(parts, self.folder or self.gathering.folder)
 
     def _scan(self, images: Mapping[str, ImageFile], depth: int) -> dict[str, Problem]:
+        found: dict[str, Problem] = {}
+        for part in column_looks.parts_of(images):
+            if isinstance(part, Images):
+                one_by_one = partial(self._scan_some, depth=depth, root="")
+                found |= column_looks.scan(
+                    part, depth, self.loading.name, one_by_one, partial(_stamps, self.threads)
+                )
+            else:
+                found |= self._scan_some(part, depth, self.root)
+        return found
+
+    def _scan_some(
+        self, images: Mapping[str, ImageFile], depth: int, root: str
+    ) -> dict[str, Problem]:
         return scan(
             images,
             depth,
-            root=self.root,
+            root=root,
             loading=self.loading,
             threads=self.threads,
             progressed=self.progressed,
+            opener=self._opener(depth),
         )
+
+    def _opener(self, depth: int) -> Opener | None:
+        """Opens images so that their squares are kept, where all are decoded anyway."""
+        if self.pixels is None or depth < DECODE or self.pixels.loading != self.loading:
+            return None
+        return self.pixels.open
+
+
+def _stamps(threads: int, places: Sequence[Any]) -> list[Stamp | Problem]:
+    """The stamps of some files."""
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        return list(_each(pool, stamp, places, "stat"))
 
 
 class Explained:
@@ -332,24 +388,43 @@ def drop_missing(
       UserError: there are such images and `on_missing` is "error", or nothing is left.
     """
     screen = on_missing if isinstance(on_missing, Screen) else Screen(on_missing)
-    paths: dict[str, Any] = {}
+    paths: Mapping[str, Any] = {}
     for one in sets:
-        paths |= one.paths
-    lost = screen.unusable(paths, TRAINING)
+        paths = both(paths, one.paths)
+    lost = screen.unusable(paths, TRAINING, used=_opened(sets, paths) if screen.drops else ())
     if not lost:
         return list(sets), {}
     kept, dropped = [], {}
     for one in sets:
-        good = tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
+        good = _without(one, lost)
         if len(good) < len(one.triplets):
             dropped[one.name] = len(one.triplets) - len(good)
         kept.append(replace(one, triplets=good))
-    if not any(one.triplets for one in kept):
+    if not any(len(one.triplets) for one in kept):
         raise UserError(
             f"no triplet is left after dropping {len(lost)} images that cannot be used "
             f"({in_words(summary(lost))}); fetch them again, or correct data.root"
         )
     return kept, dropped
+
+
+def _without(one: TripletSet, lost: Collection[str]) -> Sequence[Triplet]:
+    """The triplets of a set whose images are none of those."""
+    if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
+        return without(one.triplets, one.paths.named(lost), answers=False)
+    return tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
+
+
+def _opened(sets: Sequence[TripletSet], paths: Mapping[str, Any]) -> Sequence[Any]:
+    """Files of the images of all triplets."""
+    names: dict[str, None] = {}
+    files: list[Sequence[Any]] = []
+    for one in sets:
+        if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
+            files += [PartFiles(p, np.flatnonzero(shown)) for p, shown in one.paths.parts.items()]
+        else:
+            names |= dict.fromkeys(n for t in one.triplets for n in (t.reference, t.target))
+    return Stacked([[paths[name] for name in names if name in paths], *files])
 
 
 def _each(

@@ -25,6 +25,7 @@ def square(
     padding: tuple[int, int],
     resized: Callable[[int, int], tuple[int, int]],
     side: int,
+    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] | None = None,
 ) -> Image.Image:
     """The centre, `side` x `side` pixels, of the padded and resized image.
 
@@ -33,6 +34,7 @@ def square(
       padding: (left = right, top = bottom) zeros, in pixels.
       resized: size of the padded image -> its size when its short side is `side`.
       side: of the square, in pixels.
+      resize: image, size -> resized image, where the canvas is made in one piece; None is Pillow.
 
     Raises:
       ValueError: it is so long and thin that it has more than `MAX_CANVAS` pixels padded, or
@@ -54,7 +56,7 @@ def square(
         return _in_strips(image, padding, new, side)
     if left or top:
         image = ImageOps.expand(image, (left, top, left, top), fill=0)
-    image = image.resize(new, Image.Resampling.BICUBIC)
+    image = resize(image, new) if resize else image.resize(new, Image.Resampling.BICUBIC)
     x, y = _centre(new, side)
     return image.crop((x, y, x + side, y + side))
 

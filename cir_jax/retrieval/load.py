@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A trained run, or any weights, as a `Retriever`; and the config that weights are used with."""
 
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from cir_jax.convert import identify, native
 from cir_jax.convert.layout import Found
 from cir_jax.convert.opened import sources_of
 from cir_jax.data import tokens
+from cir_jax.data.kept_pixels import KeptPixels, Part
 from cir_jax.data.pixels import AUTO, Loading, Preprocess
 from cir_jax.errors import UserError
 from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, memory
 from cir_jax.retrieval.retriever import Retriever
+from cir_jax.runtime import agreement, sharding
+from cir_jax.runtime import memory as memory_of
 from cir_jax.runtime import mesh as meshes
-from cir_jax.runtime import sharding
 from cir_jax.towers import attention
 
 
@@ -77,19 +80,34 @@ def from_weights(
     with memory.loading(functions, mesh):
         loaded = weights.load(str(init_from), functions, which)
         index, query = placed(loaded, functions, mesh)
-    return config, from_parameters(config, functions, mesh, index, query)
+    # Each image is encoded once.
+    kept = pixels(config, preprocessing(config, functions)).part(again=False)
+    return config, from_parameters(config, functions, mesh, index, query, kept)
 
 
 def from_parameters(
-    config: ConfigDict, functions: Functions, mesh: Mesh, index: Params, query: Params
+    config: ConfigDict,
+    functions: Functions,
+    mesh: Mesh,
+    index: Params,
+    query: Params,
+    kept: Part | None = None,
 ) -> Retriever:
-    """A retriever with these parameters, encoding and ranking as a config says."""
+    """A retriever with these parameters, encoding and ranking as a config says.
+
+    Args:
+      config: of the run.
+      functions: the model.
+      mesh: the devices.
+      index, query: parameters on the devices.
+      kept: what opens images, and keeps their pixels; None for the preprocessing alone.
+    """
     return Retriever(
         functions,
         index,
         query,
         tokens.load(functions.module.TOKENIZER, config.model.context),
-        preprocessing(config, functions),
+        kept or preprocessing(config, functions),
         mesh,
         batch=config.eval.batch,
         batch_key="eval.batch",
@@ -111,7 +129,20 @@ def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config; one that leaves the loading open opens all images that
     are not of a published data set, see `image_loading`."""
     size = functions.image_size
-    return Preprocess(size, config.data.pad, config.data.target_ratio, loading(config))
+    data = config.data
+    return Preprocess(size, data.pad, data.target_ratio, loading(config), data.resize)
+
+
+def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:
+    """What is kept of the pixels of a run, by `data.pixels`. Every process calls this.
+
+    Args:
+      config: of the run.
+      preprocess: its preprocessing.
+    """
+    here = platform.node()
+    processes = agreement.tell(here).count(here)
+    return KeptPixels(config.data.pixels, preprocess, memory_of.free_on_host() // processes)
 
 
 def loading(config: ConfigDict) -> Loading:

@@ -4,7 +4,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,21 +24,6 @@ class Decoded:
     """An image that is no file. A key of its own, where PIL images and arrays can be none."""
 
     image: Image.Image
-
-
-@dataclass(frozen=True)
-class Content:
-    """The content of an image file that was read already; messages call it by its name."""
-
-    content: bytes = field(repr=False)
-    name: str
-
-    def read_bytes(self) -> bytes:
-        """See `cir_jax.data.picture_files.read`."""
-        return self.content
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def items(images: Iterable[Picture]) -> list[str | Decoded]:

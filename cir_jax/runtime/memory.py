@@ -3,6 +3,8 @@
 
 import contextlib
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import jax
 
 from cir_jax.errors import UserError
 
+_MEMORY = Path("/proc/meminfo")
 _GROUPS, _MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
@@ -75,6 +78,15 @@ def of_device(devices: Sequence[jax.Device]) -> int:
     return min(limits)
 
 
+def peak(devices: Sequence[jax.Device]) -> int:
+    """Bytes that this process has taken at most so far: of each of these devices, the most of them;
+    of the host, where they are devices of a CPU; 0 if unknown."""
+    if devices[0].platform == "cpu":
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
+    return max(int((d.memory_stats() or {}).get("peak_bytes_in_use", 0)) for d in devices)
+
+
 def of_host(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
     """Bytes of memory of this host, or of the container that this process runs in.
 
@@ -84,6 +96,17 @@ def of_host(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:
     """
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([total, *_limits(groups, mount)])
+
+
+def free_on_host() -> int:
+    """Bytes of memory that this process may still take; 0 if unknown."""
+    try:
+        told = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines())
+        available = int(told["MemAvailable"].split()[0]) * 1024
+        used = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, LookupError):  # no Linux
+        return 0
+    return max(min(available, of_host() - used), 1)
 
 
 def _limits(groups: Path, mount: Path) -> Iterator[int]:

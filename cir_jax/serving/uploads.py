@@ -15,7 +15,6 @@ from PIL import Image
 
 from cir_jax.data import picture_files
 from cir_jax.errors import UserError
-from cir_jax.retrieval.pictures import Content
 from cir_jax.serving.kept import Kept
 from cir_jax.serving.refusals import Refusal
 
@@ -106,7 +105,9 @@ def opened(content: bytes, pixels: int, most: int, param: str) -> Image.Image:
         raise too_many_bytes(len(content), most, param)
     try:
         return picture_files.decoded(
-            Content(content, "of the request"), picture_files.NATURAL_FORMATS, pixels=pixels
+            picture_files.Content(content, "of the request"),
+            picture_files.NATURAL_FORMATS,
+            pixels=pixels,
         )
     except picture_files.TooLarge as error:
         raise Refusal(413, str(error), param=param, code="too_large") from None

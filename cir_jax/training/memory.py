@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from cir_jax.data import kept_pixels
 from cir_jax.files import gigabytes
 from cir_jax.runtime import memory, optim
 from cir_jax.towers import attention
@@ -141,8 +142,11 @@ def _of_the_run(setup: Setup, place: str) -> list[str]:
             choices.append("loss.bank_dtype=bfloat16 (now float32)")
         if place == "device":
             choices.append(f"loss.references=disk (now {config.loss.references}, on the devices)")
-    if config.data.cache_pixels:
-        choices.append("data.cache_pixels=false (now true): images are decoded anew")
+    if setup.pixels.kind == kept_pixels.MEMORY:
+        choices.append(
+            f"data.pixels=disk or decode (now {config.data.pixels}, in memory): decoded images are "
+            "kept elsewhere, or decoded anew"
+        )
     return choices
 
 

@@ -19,7 +19,8 @@ from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
-from cir_jax.data import fingerprints, loader, pipeline, refusals, tokens
+from cir_jax.data import fingerprints, kept_pixels, loader, pipeline, refusals, tokens
+from cir_jax.data.kept_pixels import KeptPixels
 from cir_jax.data.pixels import Preprocess
 from cir_jax.data.screening import Explained, Screen
 from cir_jax.datasets import held_out, loading, unlabelled
@@ -47,6 +48,7 @@ class Setup:
       stage: what trains, and the loss.
       shardings: parameter path -> where it lies.
       preprocess: path -> uint8 [S, S, 3].
+      pixels: what is kept of what it gives.
       benchmark: what the model is evaluated with; None for none.
     """
 
@@ -56,6 +58,7 @@ class Setup:
     stage: StageProtocol
     shardings: dict[str, jax.sharding.NamedSharding]
     preprocess: Preprocess
+    pixels: KeptPixels
     benchmark: Benchmark | None
 
 
@@ -84,6 +87,10 @@ class Data:
     def fields(self, stage: StageProtocol) -> tuple[str, ...]:
         """The batch fields of the stage, with that of its references."""
         return (*stage.fields, *((references.FIELDS[self.place],) if self.place else ()))
+
+    def images(self, stage: StageProtocol) -> int:
+        """Images of an example that are opened and encoded in a step of the stage."""
+        return sum(field.endswith("pixels") for field in self.fields(stage))
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -123,7 +130,9 @@ def make(config: ConfigDict) -> Setup:
     setup = assemble(config, mesh)
     kind = setup.config.model.attention
     comparison.check("devices", {"config model.attention": kind})  # "auto" is decided by each alone
-    return replace(setup, benchmark=benchmarks.build(config))
+    setup = replace(setup, pixels=load.pixels(config, setup.preprocess))
+    with kept_pixels.filling(setup.pixels.part(again=True)):
+        return replace(setup, benchmark=benchmarks.build(config))
 
 
 def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
@@ -143,13 +152,15 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     if stage.needs_bank or config.eval.benchmark != "none":
         meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
     attention = {inheritance.ATTENTION: functions.config.attention}  # "auto" is decided
+    preprocess = load.preprocessing(config, functions)
     return Setup(
         config=inheritance.with_values(config, attention),
         mesh=mesh,
         functions=functions,
         stage=stage,
         shardings=sharding.parameter_shardings(functions, mesh),
-        preprocess=load.preprocessing(config, functions),
+        preprocess=preprocess,
+        pixels=KeptPixels(kept_pixels.DECODE, preprocess),
         benchmark=None,
     )
 
@@ -171,6 +182,8 @@ def read_data(setup: Setup) -> Data:
         unlabelled=_unlabelled(setup, screen),
     )
     screen.gathering.settle()  # before anything opens an image
+    setup.pixels.part(_opens_again(setup)).expect(triplets.images.paths)
+    setup.pixels.say()
     degenerate.check(config, stage, triplets)
     plan, place = None, ""
     if stage.needs_bank:
@@ -194,7 +207,14 @@ def _screen(setup: Setup) -> Screen:
         loading=setup.preprocess.loading,
         agree=screens.agree,
         progressed=watchdog.progress,
+        pixels=setup.pixels.part(_opens_again(setup)),
     )
+
+
+def _opens_again(setup: Setup) -> bool:
+    """Whether images of the training set are opened in each pass, and not for the bank alone."""
+    recomputes = setup.stage.needs_bank and setup.config.loss.references == "recompute"
+    return recomputes or any(field in loader.PIXELS for field in setup.stage.fields)
 
 
 def _list_folder(config: ConfigDict) -> str:
@@ -203,10 +223,9 @@ def _list_folder(config: ConfigDict) -> str:
 
 
 def _preprocess(setup: Setup, data: Data) -> Any:
-    """The preprocessing, whose error names all images that cannot be used."""
-    images = data.triplets.images
-    paths = dict(zip(images.names, images.paths, strict=True))
-    return Explained(setup.preprocess, data.screen, paths)
+    """The preprocessing, whose error names all images that cannot be used, and what is kept."""
+    pixels = setup.pixels.part(_opens_again(setup))
+    return Explained(pixels, data.screen, data.triplets.images.files())
 
 
 def _unlabelled(setup: Setup, screen: Screen) -> Any:
@@ -259,6 +278,13 @@ def _bank_folder(config: ConfigDict, place: str) -> Path:
     return folder if place == "device" else folder / place
 
 
+def packs_texts(setup: Setup) -> bool:
+    """Whether the texts of a batch are packed: if config, model and stage allow it."""
+    model, stage = setup.functions.module, setup.stage
+    allowed = getattr(model, "PACKS_TEXTS", False) and getattr(stage, "packs_texts", False)
+    return setup.config.data.pack_texts and allowed
+
+
 def make_batches(setup: Setup, data: Data, store: files.Store | None) -> DatasetIterator:
     """The input iterator of this process, see `pipeline.batches`.
 
@@ -278,9 +304,9 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         cut_padding=setup.functions.module.CUT_PADDING,
         exclude_reference=config.loss.exclude_reference,
         exclude_positives=config.loss.exclude_positives,
-        cache_pixels=config.data.cache_pixels,
         threads=config.data.threads,
         rows=encode.local_rows(config.batch, setup.mesh),
+        shares=setup.mesh.shape[meshes.DATA] if packs_texts(setup) else 0,
     )
     sources = loader.Sources(_preprocess(setup, data), data.references, store)
     return pipeline.batches(data.triplets, options, sources)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cir_jax.data import kept_pixels
 from tools.planning import traced
 from tools.planning.hlo import Collective
 from tools.planning.machines import Machine
@@ -95,7 +96,7 @@ def find(
     parts = memory.parts
     opened = sum("pixels" in name for name in program.arguments[3])
     images = opened * setup.config.batch
-    if setup.config.data.cache_pixels:
+    if setup.config.data.pixels in (kept_pixels.MEMORY, kept_pixels.DISK):
         images = 0
     # Read in the forward pass and, what trains, in the backward pass; then gradients are written
     # and read, the optimizer and what trains are read and written, activations written and read.

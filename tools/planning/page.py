@@ -224,8 +224,8 @@ def _faster_images(plan: Plan) -> Iterator[str]:
         yield f"a host has {cores:.0f} cores: --set data.threads={int(cores / each)} uses them"
     size = plan.program.counts.images * plan.program.setup.functions.image_size**2 * 3
     yield (
-        f"--set data.cache_pixels=true opens each image once; a process then keeps up to "
-        f"{gigabytes(size)}"
+        f"--set data.pixels=memory decodes each image once; a process then keeps up to "
+        f"{gigabytes(size)}, and with data.pixels=disk its host, for later runs too"
     )
 
 

@@ -18,7 +18,6 @@ from cir_jax.data.unusable import Problem, Stamp
 from cir_jax.errors import UserError
 from cir_jax.retrieval.index.changes import certain
 from cir_jax.retrieval.index.found import Found
-from cir_jax.retrieval.pictures import Content
 from cir_jax.retrieval.retriever import Retriever
 
 _SMALL = 8  # what is left over is encoded as a whole batch if it is more than an eighth of one
@@ -101,7 +100,7 @@ class Encoder:
         kept = _kept(stamp)
         try:
             content = picture_files.read(file)
-            pixels = self._retriever.preprocess(Content(content, file))
+            pixels = self._retriever.preprocess(picture_files.Content(content, file))
         except UserError as error:
             return self._blank, Read(item, kept, problem=unusable.problem(file, error))
         return pixels, Read(item, kept, xxhash.xxh3_128_digest(content))
