@@ -128,9 +128,14 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     batch reads more than the table's rows over _FEW, it is `table[ids]`.
     """
     mesh = _BATCH.get()
-    if mesh is None or mesh.shape[meshes.DATA] == 1 or _FEW * ids.size > len(table):
+    if mesh is None or not as_rows(len(table), ids.size, mesh):
         return table[ids]
     return _looked_up(mesh, len(table), table, ids)
+
+
+def as_rows(rows: int, ids: int, mesh: Mesh) -> bool:
+    """Whether gradients of a table of so many rows, of which a batch reads `ids`, cross as rows."""
+    return mesh.shape[meshes.DATA] > 1 and _FEW * ids <= rows
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
