@@ -224,9 +224,8 @@ def _list_folder(config: ConfigDict) -> str:
 
 def _preprocess(setup: Setup, data: Data) -> Any:
     """The preprocessing, whose error names all images that cannot be used, and what is kept."""
-    images = data.triplets.images
-    paths = dict(zip(images.names, images.paths, strict=True))
-    return Explained(setup.pixels.part(_opens_again(setup)), data.screen, paths)
+    pixels = setup.pixels.part(_opens_again(setup))
+    return Explained(pixels, data.screen, data.triplets.images.files())
 
 
 def _unlabelled(setup: Setup, screen: Screen) -> Any:
