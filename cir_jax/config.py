@@ -230,7 +230,10 @@ def flag_hint(flag: str) -> str:
 
 
 # What runs did before there was a key, where its default is something else.
-_BEFORE = {"data.loading": "released", "model.remat": "none", "model.attention": "xla"}
+_BEFORE = {
+    "data.loading": "released", "data.pack_texts": False, "model.remat": "none",
+    "model.attention": "xla",
+}  # fmt: skip
 
 # Key -> values it had in earlier versions, which configs, `--set` and records may have -> the same.
 _VALUES_BEFORE = {"model.remat": {"false": "none", "true": "layers"}}

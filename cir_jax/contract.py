@@ -21,6 +21,10 @@ A model is one module of `cir_jax.models` (or a file of yours) that defines
 
 and where it needs them
 
+    PACKS_TEXTS     True if its methods take packed texts (`cir_jax.towers.packed`) in place of
+                    [B, T] ids; training then computes hardly any padding. For towers that see each
+                    text apart from all others; not for one that reads its padding too, or looks at
+                    the image of a text's row
     NEW             regexes of paths that start at random, with a message, beside weights that lack
                     them
     AUXILIARY       {name: what it is}: losses of its own for stage one, see `loss.auxiliary` of
@@ -74,6 +78,7 @@ from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
 from cir_jax.towers import attention
 from cir_jax.towers.layers import stacked_keys
+from cir_jax.towers.packed import Text
 
 ROLES = ("index", "query", "statistic", "pretrain")
 PACKAGE = "cir_jax.models"
@@ -116,7 +121,7 @@ class Functions:
     fsdp: Mesh | None = None
 
     def reference(
-        self, params: Params, pixels: jax.Array, text: jax.Array, key: jax.Array | None = None
+        self, params: Params, pixels: jax.Array, text: Text, key: jax.Array | None = None
     ) -> jax.Array:
         """[B, S, S, 3] and [B, T] -> [B, R, C], on index parameters."""
         return self._call(params, "reference", normalize(pixels), text, key=key)
@@ -130,7 +135,7 @@ class Functions:
         params: Params,
         reference_pixels: jax.Array,
         target_pixels: jax.Array,
-        text: jax.Array,
+        text: Text,
         keys: tuple[jax.Array | None, jax.Array | None] = (None, None),
     ) -> tuple[jax.Array, jax.Array]:
         """`reference` of the first pixels and `target` of the second, in one pass if the model can.
@@ -163,7 +168,7 @@ class Functions:
         return first[name] < len(classes) and first[name] <= min(first[o] for o in others)
 
     def compose(
-        self, params: Params, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
+        self, params: Params, reference: jax.Array, text: Text, key: jax.Array | None = None
     ) -> jax.Array:
         """[B, R, C] and [B, T] -> [B, D] unit queries, on query parameters.
 
@@ -172,7 +177,7 @@ class Functions:
         return self._call(params, "compose", reference, text, key=key)
 
     def halves(
-        self, params: Params, reference: jax.Array, text: jax.Array
+        self, params: Params, reference: jax.Array, text: Text
     ) -> tuple[jax.Array, jax.Array]:
         """[B, R, C] and [B, T] -> [B, D] twice: `compose` as a sum of image and text; if `sums`."""
         return self._call(params, "halves", reference, text, key=None)
@@ -192,7 +197,7 @@ class Functions:
         params: Params,
         reference_pixels: jax.Array,
         target_pixels: jax.Array,
-        text: jax.Array,
+        text: Text,
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
@@ -212,7 +217,7 @@ class Functions:
         with sharding.split_over(self.fsdp):
             return self.merged(params).auxiliary(query, targets, extras, temperature)
 
-    def text_features(self, params: Params, text: jax.Array, key: jax.Array | None) -> jax.Array:
+    def text_features(self, params: Params, text: Text, key: jax.Array | None) -> jax.Array:
         """[B, T] -> [B, ...] what `fuse` takes, on query parameters; only if `fuses`."""
         return self._call(params, "text_features", text, key=key)
 
@@ -227,7 +232,7 @@ class Functions:
         """True if the model composes in two steps, `text_features` and `fuse`."""
         return hasattr(self.module.Model, "fuse")
 
-    def _call(self, params: Params, name: str, *inputs: jax.Array, key: jax.Array | None) -> Any:
+    def _call(self, params: Params, name: str, *inputs: Text, key: jax.Array | None) -> Any:
         method = getattr(self.merged(params), name)
         takes_key = "key" in inspect.signature(method).parameters
         with sharding.split_over(self.fsdp):

@@ -12,7 +12,7 @@ import cir_jax
 from cir_jax import config as configs
 from cir_jax import files, plugins, progress
 from cir_jax.errors import UserError, nearest
-from cir_jax.runtime import supervision
+from cir_jax.runtime import programs, supervision
 
 COMMANDS = "cir_jax.commands"
 
@@ -77,6 +77,7 @@ def _run(name: str, argv: list[str], commands: dict[str, str]) -> int:
         for text in value if isinstance(value, list) else [value]:
             for place in str(text).split(","):
                 files.check_local(f"--{flag.replace('_', '-')}", place)
+    programs.keep()
     if not getattr(module, "WATCHED", False):
         with files.permitted():
             return module.run(args) or 0

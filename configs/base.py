@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.steps = 0  # if > 0, this many steps instead of `epochs`
     c.max_seconds = 0.0  # if > 0, stop after this many seconds of training steps
     c.log_every = 10  # steps between two lines of metrics.jsonl
+    c.profile = False  # trace five steps into <workdir>/tensorboard, for TensorBoard and Perfetto
 
     c.model = ConfigDict()
     c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)
@@ -100,6 +101,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # all fit, else on the disk if a fifth of it stays free, else "decode", each time.
     c.data.pixels = "auto"
     c.data.text_lengths = (16, 24, 32, 48, 77)  # a batch is padded to the smallest that fits
+    # In training, texts of a batch lie one behind the other instead, where the model takes them so
+    # (PACKS_TEXTS): the same but for rounding, in less time. A run that is resumed keeps its own.
+    c.data.pack_texts = True
 
     c.loss = ConfigDict()  # its keys are those of the stages, see cir_jax/training/stages/
 

@@ -216,6 +216,7 @@ RUN_BY = {
     "bench.py search": "test_bench.py::test_search",
     "bench.py pixels": "test_bench.py::test_pixels",
     "bench.py index": "test_bench.py::test_index",
+    "bench.py loop": "test_bench.py::test_loop",
     "index_kills.py": "test_index_kills.py::test_a_killed_index_is_as_one_that_was_left_alone",
     "models.py": "test_models.py::test_quicktests_through_both_stages",
     "evidence.py": "test_evidence.py",

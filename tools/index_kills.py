@@ -38,6 +38,7 @@ HERE = Path(__file__).parents[1]
 LIMIT = 300  # seconds in which a command that is left alone must have ended
 SIDE = 96  # pixels of a picture
 # The command with commits so often, and segments so small, that a kill can hit every moment.
+STATE = "building/state.json"  # written with every commit
 PROGRAM = """
 import sys
 from cir_jax import main
@@ -151,8 +152,11 @@ class Kills:
             process = self._start(index)
             _wait_for_lock(process, index)
             began = time.monotonic()
-            # Early ones more often: what is left is shorter after each kill.
-            moment = self._random.uniform(0, 1) ** 2 * min(seconds, self._shortest)
+            if count < left and count % 2:  # every other one amid its images
+                _wait_for_commits(process, index, self._random.randrange(1, 9))
+                moment = self._random.uniform(0, 0.1)
+            else:  # early ones more often: what is left is shorter after each kill
+                moment = self._random.uniform(0, 1) ** 2 * min(seconds, self._shortest)
             try:
                 status = process.wait(moment if count < left else LIMIT)
             except subprocess.TimeoutExpired:
@@ -168,7 +172,7 @@ class Kills:
 
     def _read(self, index: Path) -> str:
         """What a reader finds after a kill; in words, with what was begun."""
-        begun = (index / "building" / "state.json").is_file()
+        begun = (index / STATE).is_file()
         try:
             found = f"generation {Index(index).generation}"
         except UserError as error:
@@ -191,6 +195,22 @@ def _wait_for_lock(process: subprocess.Popen, index: Path) -> None:
             process.kill()
             raise SystemExit(f"not begun after {LIMIT} s; see {index}.log")
         time.sleep(0.01)
+
+
+def _wait_for_commits(process: subprocess.Popen, index: Path, count: int) -> None:
+    """Returns when a command has written so many commits, or has ended."""
+
+    def written() -> int:
+        try:
+            return (index / STATE).stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    last = written()
+    while process.poll() is None and count:
+        if (now := written()) not in (last, 0):
+            last, count = now, count - 1
+        time.sleep(0.001)
 
 
 def difference(want: Index, got: Index) -> str:

@@ -166,6 +166,15 @@ def _export(args: argparse.Namespace) -> int:
 
     if args.place or args.model:
         raise UserError("--export writes an index that is there; leave folder and model out")
+    fresh = argparse.ArgumentParser()
+    add_arguments(fresh)
+    given = (key for key, value in vars(args).items() if value != fresh.get_default(key))
+    others = [f"--{key.replace('_', '-')}" for key in given if key not in ("out", "export")]
+    if others:
+        raise UserError(
+            f"--export writes an index as it is, float32 and with all fields; leave "
+            f"{', '.join(others)} out, or bring the index up to date with it first"
+        )
     for path in Index(args.out).export(args.export):
         progress.say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0

@@ -110,7 +110,6 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
             f"{jax.process_count()} processes would serve one port; start one, which uses all "
             "devices of its machine"
         )
-    warming.keep_programs()
     opened_all = [opened(args, folder) for folder in args.index]
     indexes = dict(zip(served.named(args.index), opened_all, strict=True))
     for name, index in indexes.items():

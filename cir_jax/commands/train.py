@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the resolved config, parameters, memory and steps, and train nothing",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="trace five steps into the run folder, for TensorBoard and Perfetto",
+    )
     parser.epilog = f"configs and their arguments:\n{configs.listing()}"
 
 
@@ -92,8 +97,8 @@ def _load(args: argparse.Namespace) -> ConfigDict:
     loaded = configs.with_init_from(configs.from_args(args), args.init_from)
     if "stage" not in loaded:
         raise UserError(f"--config {args.config} makes triplets; use it with `cir-jax positives`")
-    if args.from_scratch:
-        with loaded.unlocked():
-            loaded.from_scratch = True
+    with loaded.unlocked():
+        loaded.from_scratch = loaded.from_scratch or args.from_scratch
+        loaded.profile = loaded.profile or args.profile
     from_scratch.check(loaded)
     return loaded

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax.data import packing
 from cir_jax.data import tokens as token_tables
+from cir_jax.data.exclusions import Exclusions
 
 PIXELS = ("reference_pixels", "target_pixels")
 
@@ -20,7 +22,8 @@ PIXELS = ("reference_pixels", "target_pixels")
 class Options:
     """How batches are drawn. `fields` beyond the ids: text, reference_pixels, target_pixels,
     reference_row, reference, exclude_id. `rows` of each global batch are those of this process, in
-    their order; None for all. They need not be adjacent."""
+    their order; None for all. They need not be adjacent. `shares`: texts are packed for so many
+    devices along the batch, see `cir_jax.data.packing`; 0 pads them."""
 
     batch: int
     seed: int
@@ -33,6 +36,7 @@ class Options:
     exclude_positives: bool = False
     threads: int = 16
     rows: Sequence[int] | np.ndarray | None = None
+    shares: int = 0
 
 
 @dataclass(frozen=True)
@@ -58,20 +62,24 @@ class Loader:
         self.options = options
         self.sources = sources
         self._rows = slice(None) if options.rows is None else np.asarray(options.rows, np.int64)
-        self._excluded = _exclusions(data, options)
+        self._excluded: Any = None
+        if "exclude_id" in options.fields:
+            chosen = options.exclude_reference, options.exclude_positives
+            self._excluded = Exclusions(data, *chosen)
+        self._packs = _Packs(data, options) if options.shares else None
         self._pool = ThreadPoolExecutor(max(options.threads, 1))  # threads start with its work
 
-    def __call__(self, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    def __call__(self, drawn: np.ndarray) -> dict[str, Any]:
         options, data = self.options, self.data
         triplet, text_id = drawn[self._rows].T
-        batch = {
+        batch: dict[str, Any] = {
             "reference_id": data.reference_id[triplet],
             "target_id": data.target_id[triplet],
             "text_id": text_id.astype(np.int32),
             "source_id": data.source_of[triplet],
         }
         if "text" in options.fields:
-            batch["text"] = data.tokens.rows(text_id, self._length(drawn[:, 1]))
+            batch["text"] = self._text(drawn[:, 1], text_id)
         if "exclude_id" in options.fields:
             batch["exclude_id"] = self._excluded[text_id]
         if "reference_row" in options.fields:
@@ -84,6 +92,12 @@ class Loader:
                 ids = batch[name.replace("pixels", "id")]
                 batch[name] = np.stack(list(self._pool.map(self._open, ids.tolist())))
         return batch
+
+    def _text(self, everyone: np.ndarray, mine: np.ndarray) -> np.ndarray | packing.Packed:
+        """The texts of `mine`, the rows of this process in a batch of the texts of `everyone`."""
+        if self._packs is not None:
+            return self._packs(everyone)
+        return self.data.tokens.rows(mine, self._length(everyone))
 
     def _length(self, text_ids: np.ndarray) -> int:
         """Length of the text field, from all rows of the global batch."""
@@ -98,24 +112,28 @@ class Loader:
         return self.sources.preprocess(self.data.images.paths[row])
 
 
-def _exclusions(data: Any, options: Options) -> np.ndarray:
-    """[M, E] rows of the image table that are no negatives of each text, -1 for none."""
-    if "exclude_id" not in options.fields:
-        return np.zeros((0, 0), np.int32)
-    owner = data.triplet_of_text()
-    columns = []
-    if options.exclude_reference:
-        columns.append(data.reference_id[owner][:, None])
-    if options.exclude_positives:
-        targets: dict[tuple[int, str], list[int]] = {}
-        texts = [text for t in data.triplets for text in t.texts]
-        keys = [(int(data.reference_id[i]), t) for i, t in zip(owner, texts, strict=True)]
-        for key, i in zip(keys, owner, strict=True):
-            found = targets.setdefault(key, [])
-            if data.target_id[i] not in found:
-                found.append(int(data.target_id[i]))
-        others = np.full((len(keys), max(map(len, targets.values()))), -1, np.int32)
-        for row, key in enumerate(keys):
-            others[row, : len(targets[key])] = targets[key]
-        columns.append(others)
-    return np.concatenate(columns, axis=1).astype(np.int32)
+class _Packs:
+    """Rows of the token table of a global batch -> this process's shares of them, packed.
+
+    Raises:
+      ValueError: the rows of this process are no whole shares.
+    """
+
+    def __init__(self, data: Any, options: Options):
+        each = options.batch // options.shares
+        rows = np.arange(options.batch) if options.rows is None else np.asarray(options.rows)
+        mine = rows.reshape(-1, each) if len(rows) % each == 0 else rows[:, None]
+        if (mine != mine[:, :1] // each * each + np.arange(each)).any():
+            raise ValueError(
+                f"rows {rows.tolist()} of a process are no whole shares of {each} rows, as each of "
+                f"{options.shares} devices has of a batch of {options.batch}"
+            )
+        self._mine = mine[:, 0] // each
+        self._tokens = data.tokens
+        self._sizes = packing.Sizes.of(
+            data.tokens, options.batch, options.shares, options.text_lengths
+        )
+
+    def __call__(self, text_ids: np.ndarray) -> packing.Packed:
+        table = self._tokens
+        return packing.pack(table.texts(text_ids), self._sizes, table.pad).of(self._mine)

@@ -3,8 +3,9 @@
 
 A batch is made of indices first: shuffled, given a text variant, cut into global batches. Only then
 does each process open the images of its own rows. So every process knows the whole global batch
-without talking to the others (all pad their texts to the same length), and the position in the
-stream is one number that does not depend on the number of processes: a run may resume on another.
+without talking to the others (all pad their texts to the same length, or pack them alike), and the
+position in the stream is one number that does not depend on the number of processes: a run may
+resume on another.
 This module must not import jax: worker processes import it.
 """
 
@@ -15,11 +16,13 @@ import grain
 import numpy as np
 
 from cir_jax import progress
-from cir_jax.data import tokens as token_tables
+from cir_jax.data import token_files
 from cir_jax.data.image_table import ImageTable
 from cir_jax.data.loader import Loader, Options, Sources
 from cir_jax.data.screening import Screen, drop_missing
+from cir_jax.data.stacked import stacked
 from cir_jax.data.tokens import Tokenizer, TokenTable
+from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
 
@@ -29,7 +32,8 @@ class TrainingData:
     """All triplets of a run, numbered.
 
     Attributes:
-      triplets: annotated first, then generated.
+      triplets: annotated first, then generated; a tuple, or a sequence that makes each when it is
+        asked for.
       images: the image table.
       tokens: one row per (triplet, text).
       text_start: [triplets + 1] first row of each triplet's texts in `tokens`.
@@ -39,7 +43,7 @@ class TrainingData:
       dropped: source -> triplets left out for an image that cannot be used.
     """
 
-    triplets: tuple[Triplet, ...]
+    triplets: Sequence[Triplet]
     images: ImageTable
     tokens: TokenTable
     text_start: np.ndarray
@@ -75,33 +79,38 @@ def prepare(
     sets, dropped = drop_missing(sets, on_missing)
     for source, count in dropped.items():
         progress.say(f"warning: {count} triplets of {source} left out, their images cannot be used")
-    triplets = tuple(t for one in sets for t in one.triplets)
-    if not triplets:
+    triplets = stacked([one.triplets for one in sets])
+    if not len(triplets):
         raise UserError("no triplet to train on; check data.name, data.root and the split")
     images = ImageTable.from_sets(sets, optimized)
     if unlabelled is not None:
         images = unlabelled(images)
-    owner = [t for t in triplets for _ in t.texts]
-    table = token_tables.table(
-        [text for t in triplets for text in t.texts],
-        tokenizer,
-        on_long,
-        where=lambda i: f"{owner[i].source} triplet {owner[i].query_id}",
-    )
-    counts = [len(t.texts) for t in triplets]
+    table = token_files.table(sets, tokenizer, on_long)
     names = tuple(dict.fromkeys(one.name for one in sets))
-    source_of = [names.index(one.name) for one in sets for _ in one.triplets]
+    pairs = [images.pairs(one.triplets) for one in sets]
     return TrainingData(
         triplets=triplets,
         images=images,
         tokens=table,
-        text_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        text_start=np.concatenate([[0], np.cumsum(_text_counts(triplets))]).astype(np.int64),
         sources=names,
-        source_of=np.asarray(source_of, np.int32),
-        reference_id=images.rows(t.reference for t in triplets),
-        target_id=images.rows(t.target for t in triplets),
+        source_of=np.repeat(
+            np.asarray([names.index(one.name) for one in sets], np.int32),
+            [len(one.triplets) for one in sets],
+        ),
+        reference_id=np.concatenate([reference for reference, _ in pairs]),
+        target_id=np.concatenate([target for _, target in pairs]),
         dropped=dropped,
     )
+
+
+def _text_counts(triplets: Sequence[Triplet]) -> np.ndarray:
+    """int64: how many texts each triplet has."""
+    return np.concatenate([
+        part.text_counts() if isinstance(part, Columns)
+        else np.asarray([len(t.texts) for t in part], np.int64)
+        for part in getattr(triplets, "parts", [triplets])
+    ])  # fmt: skip
 
 
 def steps_per_epoch(data: TrainingData, batch: int) -> int:
@@ -132,14 +141,15 @@ def batches(
 
     Returns:
       A Grain iterator of dicts of numpy arrays, the b rows of this process, `options.rows`:
-      reference_id, target_id, text_id, source_id int32 [b]; text int32 [b, T];
+      reference_id, target_id, text_id, source_id int32 [b]; text int32 [b, T], or with
+      `options.shares` a `packing.Packed`, this process's shares of the batch;
       reference_pixels, target_pixels uint8 [b, S, S, 3]; exclude_id int32 [b, E], -1 for none;
       reference_row int32 [b], row of the plan of references; reference bfloat16 [b, R, C].
 
     Raises:
       UserError: the batch is larger than the data, pixels of references that do not exist are
         asked for, or the weights do not fit the sources.
-      ValueError: `options.rows` are no rows of a batch.
+      ValueError: `options.rows` are no rows of a batch, or no whole shares of packed texts.
     """
     _check(data, options)
     stream = _indices(data, options).map(Loader(data, options, sources or Sources()))

@@ -19,8 +19,9 @@ _TOGETHER = 2**24  # bytes of entries that all devices exchange at a time
 def lookup(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
     """Entries of a table, [N, W] and [B] -> [B, W], each on the devices that have its row of ids.
 
-    Each device contributes the entries it holds, and gets those of its rows of the batch alone: the
-    table itself never moves. Large entries go a few at a time. -1 gives zeros.
+    Each device sends the entries it holds to those that ask for them, zeros where it holds none:
+    the table itself never moves, and no device gets entries of another's rows of the batch. Large
+    entries go a few at a time. -1 gives zeros.
 
     Args:
       table: [N, W], N a multiple of the number of devices.
@@ -38,8 +39,9 @@ def lookup(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
     def pick(local: jax.Array, ids: jax.Array) -> jax.Array:
         def some(ids: jax.Array) -> jax.Array:
             """[devices of "data", size] -> [size, W], of this device's rows of the batch."""
-            found = own_rows(local, ids.reshape(-1))[:, 0]
-            return jax.lax.psum_scatter(found, DATA, scatter_dimension=0, tiled=True)
+            found = own_rows(local, ids)[:, :, 0]
+            # Of the sum of all devices a TPU would give each device all rows, at twice the bytes.
+            return jax.lax.all_to_all(found, DATA, 0, 0, tiled=True).sum(axis=0)
 
         turns = ids.reshape(shares, -1, size).swapaxes(0, 1)
         found = some(turns[0]) if len(turns) == 1 else jax.lax.map(some, turns)

@@ -175,6 +175,19 @@ def local_rows(batch: int, mesh: Mesh, process: int | None = None) -> np.ndarray
     return found
 
 
+def place_batch(fields: dict[str, Any], sharding: jax.sharding.NamedSharding, batch: int) -> Any:
+    """The fields of a global batch, of each of which this process holds its share.
+
+    Args:
+      fields: pytrees of arrays, split over the processes along their first axis as its rows are;
+        those of a text that is packed have another length, see `cir_jax.data.packing`.
+      sharding: of the rows.
+      batch: rows of the global batch.
+    """
+    mine = len(local_rows(batch, sharding.mesh))
+    return jax.tree.map(lambda x: place(x, sharding, len(x) * batch // mine), fields)
+
+
 def place(rows: np.ndarray, sharding: jax.sharding.NamedSharding, batch: int) -> jax.Array:
     """The global array [batch, ...] of which this process holds `rows`, those of `local_rows`."""
     if jax.process_count() == 1:

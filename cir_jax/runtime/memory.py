@@ -3,6 +3,8 @@
 
 import contextlib
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,15 @@ def of_device(devices: Sequence[jax.Device]) -> int:
         return of_host() // len(mine)
     limits = [int((d.memory_stats() or {}).get("bytes_limit", 0)) for d in mine]
     return min(limits)
+
+
+def peak(devices: Sequence[jax.Device]) -> int:
+    """Bytes that this process has taken at most so far: of each of these devices, the most of them;
+    of the host, where they are devices of a CPU; 0 if unknown."""
+    if devices[0].platform == "cpu":
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else 1024 * most
+    return max(int((d.memory_stats() or {}).get("peak_bytes_in_use", 0)) for d in devices)
 
 
 def of_host(groups: Path = _GROUPS, mount: Path = _MOUNT) -> int:

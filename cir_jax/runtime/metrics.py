@@ -17,8 +17,11 @@ from cir_jax import files, progress
 from cir_jax.runtime import storage
 
 FILE = "metrics.jsonl"
-# Of a clock: all other values are the same in a run that was stopped and resumed.
-TIMED = ("seconds", "examples_per_second", "images_per_second")
+# Of a clock or of the machine: all others are the same in a run that was stopped and resumed.
+TIMED = (
+    *("seconds", "step_seconds", "input_seconds", "examples_per_second", "images_per_second"),
+    "memory_bytes",
+)
 REOPEN = 60.0  # seconds after which what was logged is certain to be in a mounted bucket
 
 

@@ -11,11 +11,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 
-from cir_jax import files, progress
+from cir_jax import progress
 from cir_jax.data import tokens
 from cir_jax.retrieval.search import answering
 from cir_jax.retrieval.search.asking import Question
@@ -59,18 +58,6 @@ def _of_index(index: Any, batch: int) -> Iterator[Callable[[], Any]]:
     if index.model.explains:  # one question at a time
         for text in _texts(index.model):
             yield partial(answering.answer, index, [replace(_question(text, 10), why=True)])
-
-
-def keep_programs() -> None:
-    """Later starts read compiled programs from the cache of this host rather than compile them.
-
-    It is left as it is where JAX_COMPILATION_CACHE_DIR names another.
-    """
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        return
-    jax.config.update("jax_compilation_cache_dir", str(files.cache() / "programs"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def powers(most: int) -> Iterator[int]:

@@ -176,8 +176,9 @@ class Attention(nnx.Module):
         self.out = Dense(width, width, out_std, rngs=rngs)
         self.attend = Attend(heads, width // heads, causal, kind=attention)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.out(self.attend(self.query(x), self.key(x), self.value(x)))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """`mask`: bool, as `Attend` takes it; None if all is seen."""
+        return self.out(self.attend(self.query(x), self.key(x), self.value(x), mask))
 
 
 class Mlp(nnx.Module):
@@ -243,8 +244,8 @@ class Block(nnx.Module):
         inner = size.mlp or 4 * width
         self.mlp = Mlp(width, inner, mlp_std, out_std, activation=activation, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.norm1(x))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        x = x + self.attention(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 
@@ -349,9 +350,14 @@ def rematerialised(layer: F, remat: str | bool, *, apart: bool) -> F:
     return nnx.remat(layer, prevent_cse=apart, policy=_KEEPS[name], graph=False)
 
 
-def run_blocks(blocks: Block, x: jax.Array, *, remat: str | bool) -> jax.Array:
-    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C]."""
-    return run_stack(blocks, x, lambda x, block, key: block(x), remat=remat)
+def run_blocks(
+    blocks: Block, x: jax.Array, mask: jax.Array | None = None, *, remat: str | bool
+) -> jax.Array:
+    """Applies the stacked layers of `blocks` one after the other, [B, T, C] -> [B, T, C].
+
+    `mask` is that of their attention.
+    """
+    return run_stack(blocks, x, lambda x, block, key: block(x, mask), remat=remat)
 
 
 def run_stack(

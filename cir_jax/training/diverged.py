@@ -18,6 +18,7 @@ from cir_jax.training.setup import Data, Setup
 
 FILE = "not_finite.jsonl"  # in the run folder
 KEPT = 3  # batches
+LATE = 2  # batches at most that are drawn after the one whose loss is looked at
 
 
 class Diverged(UserError, FloatingPointError):
@@ -34,24 +35,26 @@ class Recent:
 
     def __init__(self, setup: Setup, data: Data):
         self._setup, self._data = setup, data
-        self._batches: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT)
+        self._batches: deque[tuple[int, np.ndarray]] = deque(maxlen=KEPT + LATE)
 
     def add(self, step: int, rows: dict[str, np.ndarray]) -> None:
         """Notes the rows of this process of the batch of `step`."""
         self._batches.append((step, rows["text_id"]))
 
-    def diverged(self, values: dict[str, jax.Array]) -> Diverged:
+    def diverged(self, step: int, values: dict[str, jax.Array]) -> Diverged:
         """Writes the batches to FILE; the exception to raise, on all processes.
 
         Args:
-          values: the metrics of the step.
+          step: the first that is not finite; later ones may have been drawn.
+          values: its metrics.
         """
         loss, norm = float(values["loss"]), float(values["gradient_norm"])
-        config, step = self._setup.config, self._batches[-1][0]
+        config = self._setup.config
+        batches = [(number, mine) for number, mine in self._batches if number <= step][-KEPT:]
         path = Path(config.workdir) / FILE
         lines = [
             json.dumps({"step": number} | self._triplet(text), ensure_ascii=False)
-            for number, mine in self._batches
+            for number, mine in batches
             for text in self._global(mine).tolist()
         ]
         if jax.process_index() == 0:
@@ -62,7 +65,7 @@ class Recent:
         return Diverged(
             f"loss {loss} at step {step}; gradient norm {norm}: not finite. The step changed "
             f"nothing, and the checkpoints before it are kept. {path} names the triplets of this "
-            f"step and of the {len(self._batches) - 1} before it: look at their images. Else "
+            f"step and of the {len(batches) - 1} before it: look at their images. Else "
             f"lower optim.learning_rate={config.optim.learning_rate}, raise loss.temperature="
             f"{config.loss.temperature}, or set optim.clip_norm"
         )

@@ -25,7 +25,8 @@ from cir_jax.params import TEMPERATURE
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
 REMAT, ATTENTION = "model.remat", "model.attention"
 _BLOCK = "loss.bank_block"  # 0 may be another number of rows elsewhere, and sums are rounded
-_COMPUTED = (REMAT, ATTENTION, _BLOCK)  # how a run computes: its numbers differ in rounding
+_PACKS = "data.pack_texts"
+_COMPUTED = (REMAT, ATTENTION, _BLOCK, _PACKS)  # how a run computes: its numbers differ in rounding
 _SIZES = (TOWER, "model.image_size", "model.context")
 
 

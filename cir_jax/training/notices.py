@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says of itself once it trains: memory, pace, and steps that teach or are nothing."""
 
+import os
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.training import degenerate, diverged, memory
@@ -13,6 +13,8 @@ from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
 
 FIRST, MEASURED = 2, 8  # steps that warm up, and those after them of which the pace is taken
+WINDOW = 20  # steps of which it is looked at how long they waited for input
+WAITED = 0.05  # the share of their time from which on that is said
 
 
 class Notices:
@@ -28,6 +30,8 @@ class Notices:
         self._setup, self._data = setup, data
         self._began, self._told = state.step, False
         self._marked: tuple[int, float] | None = None
+        self._window: tuple[float, float] | None = None
+        self._slow = False
         self._watch = degenerate.Watch(setup.config.batch)
         self._recent = diverged.Recent(setup, data)
 
@@ -54,31 +58,72 @@ class Notices:
             self._marked = state.step, state.seconds
         elif made == FIRST + MEASURED and self._marked is not None:
             seconds = (state.seconds - self._marked[1]) / MEASURED
-            progress.say(pace(self._setup.config, self._data, state, seconds))
+            progress.say(pace(self._setup, self._data, state, seconds))
+        if made >= FIRST and (made - FIRST) % WINDOW == 0:
+            self._look_at_input(state)
 
-    def diverged(self, values: dict[str, jax.Array]) -> diverged.Diverged:
+    def _look_at_input(self, state: State) -> None:
+        """Says, once, that the devices wait for input, and what makes them wait less."""
+        before, self._window = self._window, (state.seconds, state.waited)
+        if before is None or self._slow:
+            return
+        seconds, waited = state.seconds - before[0], state.waited - before[1]
+        if waited > WAITED * seconds:
+            self._slow = True
+            progress.say(
+                f"warning: in the last {WINDOW} steps the devices waited {waited / seconds:.0%} of "
+                f"the time for input, {waited / WINDOW:.2g} of {seconds / WINDOW:.2g} s a step. "
+                f"{quicker_input(self._setup, self._data)}"
+            )
+
+    def diverged(self, step: int, values: dict[str, jax.Array]) -> diverged.Diverged:
         """Of a step whose metrics are not finite: the exception to raise, on all processes."""
-        return self._recent.diverged(values)
+        return self._recent.diverged(step, values)
 
 
-def pace(config: ConfigDict, data: Data, state: State, seconds: float) -> str:
-    """How long an epoch and the whole run take.
+def pace(setup: Setup, data: Data, state: State, seconds: float) -> str:
+    """The speed of steps, and how long an epoch and the whole run take.
 
     Args:
-      config: of the run.
+      setup: of the run.
       data: its triplets.
       state: in which it is.
       seconds: a step takes.
     """
+    config = setup.config
     left = seconds * (data.steps - state.step)
     whole = state.seconds + left
     if 0 < config.max_seconds < whole:
         whole, left = config.max_seconds, max(config.max_seconds - state.seconds, 0.0)
+    speed = config.batch / seconds
+    images = data.images(setup.stage)
     return (
-        f"{seconds:.3g} s a step, {config.batch / seconds:,.3g} examples per second: "
+        f"{seconds:.3g} s a step, {speed:,.3g} examples "
+        f"{f'and {speed * images:,.3g} images ' if images else ''}per second: "
         f"{duration(seconds * data.steps_per_epoch)} an epoch, {duration(whole)} the whole run, of "
         f"which {duration(left)} are left (evaluations and compiling are not counted)"
     )
+
+
+def quicker_input(setup: Setup, data: Data) -> str:
+    """What makes batches come sooner, with the present values; only what this run has."""
+    config, cores = setup.config, os.cpu_count() or 1
+    fields, choices = data.fields(setup.stage), []
+    if data.images(setup.stage):
+        if not config.data.cache_pixels:
+            choices.append(
+                "data.cache_pixels=true (now false), if the pixels fit into memory: each image is "
+                "decoded once"
+            )
+        if config.data.threads < cores:
+            choices.append(f"data.threads={cores} (now {config.data.threads}), one for each core")
+    if "reference" in fields:
+        choices.append("loss.references=device (now disk), or a faster disk")
+    choices.append(
+        f"a larger batch (now batch={config.batch}), where a step is so short that drawing its "
+        "batch takes as long"
+    )
+    return "What takes less: " + "; ".join(choices)
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,7 @@ from cir_jax.runtime import (
     agreement,
     checkpoint,
     checksums,
+    memory,
     metrics,
     optim,
     supervision,
@@ -54,7 +55,7 @@ class Records:
         self._last = checkpoint.Checkpoints(folder / checkpoint.LAST, setup.config.checkpoint.keep)
         self._best = checkpoint.Checkpoints(folder / checkpoint.BEST, keep=1)
         self._retriever: Retriever | None = None
-        self._logged = state.step, state.seconds
+        self._logged = state.step, state.seconds, state.waited
         self._watcher = supervision.current()
 
     def __enter__(self) -> "Records":
@@ -80,10 +81,13 @@ class Records:
         self._last.wait()
 
     def log(self, state: State, values: dict[str, jax.Array]) -> None:
-        """Notes the metrics of a step; the loss of each source, where there are several.
+        """Notes the metrics of step `state.step`; the loss of each source, if there are several.
 
-        `images_per_second` counts those that are opened and encoded: two of a triplet in stage one,
-        one of a caption, none in stage two (one with `loss.references=recompute`).
+        Beside them, since the line before: `step_seconds` and `input_seconds`, the time of a step
+        and what of it the devices waited for input; `examples_per_second`; `images_per_second`,
+        those that are opened and encoded: two of a triplet in stage one, one of a caption, none in
+        stage two (one with `loss.references=recompute`). `memory_bytes` is the most that was taken
+        so far, see `memory.peak`.
         """
         found = {k: np.asarray(v) for k, v in values.items()}
         counts, sums = found.pop("source_count"), found.pop("source_loss")
@@ -97,16 +101,25 @@ class Records:
 
     def _pace(self, state: State) -> dict[str, float]:
         """The learning rate of this step, and the speed of the steps since the last line."""
-        config, (step, seconds) = self._setup.config, self._logged
-        self._logged = state.step, state.seconds
-        found = {"learning_rate": optim.rate(config.optim, self._data.steps, state.step)}
+        config, (step, seconds, waited) = self._setup.config, self._logged
+        self._logged = state.step, state.seconds, state.waited
+        rate = optim.rate(config.optim, self._data.steps, state.step)
+        found = {
+            "learning_rate": rate,
+            "memory_bytes": float(memory.peak(self._setup.mesh.local_devices)),
+        }
         if state.seconds > seconds:
-            speed = config.batch * (state.step - step) / (state.seconds - seconds)
-            images = sum(field.endswith("pixels") for field in self._data.fields(self._setup.stage))
-            found |= {"examples_per_second": speed, "images_per_second": speed * images}
+            steps, seconds = state.step - step, state.seconds - seconds
+            speed = config.batch * steps / seconds
+            found |= {
+                "step_seconds": seconds / steps,
+                "input_seconds": (state.waited - waited) / steps,
+                "examples_per_second": speed,
+                "images_per_second": speed * self._data.images(self._setup.stage),
+            }
         return found
 
-    def due(self, state: State, over: bool) -> tuple[bool, bool]:
+    def due(self, step: int, over: bool) -> tuple[bool, bool]:
         """(a checkpoint, an evaluation) belongs to this step; `over`: it is the last one.
 
         A step is saved before it is evaluated, so that who is stopped in an evaluation loses none.
@@ -114,14 +127,14 @@ class Records:
         config = self._setup.config
         every = config.eval.every * self._data.steps_per_epoch or self._data.steps
         saves = config.checkpoint.every_steps or every
-        evaluates = bool(self._setup.benchmark) and (state.step % every == 0 or over)
-        return state.step % saves == 0 or over or evaluates, evaluates and state.step > 0
+        evaluates = bool(self._setup.benchmark) and (step % every == 0 or over)
+        return step % saves == 0 or over or evaluates, evaluates and step > 0
 
     def catch_up(self, state: State, over: bool) -> None:
         """Makes the evaluation of this step, if it is due and was not made before."""
         benchmark = self._setup.benchmark
         made = any(entry["step"] == state.step for entry in state.history)
-        if benchmark is not None and self.due(state, over)[1] and not made:
+        if benchmark is not None and self.due(state.step, over)[1] and not made:
             watchdog.progress("evaluation", state.step)
             self.evaluate(state, benchmark)
 

@@ -88,6 +88,10 @@ class Data:
         """The batch fields of the stage, with that of its references."""
         return (*stage.fields, *((references.FIELDS[self.place],) if self.place else ()))
 
+    def images(self, stage: StageProtocol) -> int:
+        """Images of an example that are opened and encoded in a step of the stage."""
+        return sum(field.endswith("pixels") for field in self.fields(stage))
+
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """The config that is read from here on: what it leaves to its weights is filled in.
@@ -220,9 +224,8 @@ def _list_folder(config: ConfigDict) -> str:
 
 def _preprocess(setup: Setup, data: Data) -> Any:
     """The preprocessing, whose error names all images that cannot be used, and what is kept."""
-    images = data.triplets.images
-    paths = dict(zip(images.names, images.paths, strict=True))
-    return Explained(setup.pixels.part(_opens_again(setup)), data.screen, paths)
+    pixels = setup.pixels.part(_opens_again(setup))
+    return Explained(pixels, data.screen, data.triplets.images.files())
 
 
 def _unlabelled(setup: Setup, screen: Screen) -> Any:
@@ -275,6 +278,13 @@ def _bank_folder(config: ConfigDict, place: str) -> Path:
     return folder if place == "device" else folder / place
 
 
+def packs_texts(setup: Setup) -> bool:
+    """Whether the texts of a batch are packed: if config, model and stage allow it."""
+    model, stage = setup.functions.module, setup.stage
+    allowed = getattr(model, "PACKS_TEXTS", False) and getattr(stage, "packs_texts", False)
+    return setup.config.data.pack_texts and allowed
+
+
 def make_batches(setup: Setup, data: Data, store: files.Store | None) -> DatasetIterator:
     """The input iterator of this process, see `pipeline.batches`.
 
@@ -296,6 +306,7 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         exclude_positives=config.loss.exclude_positives,
         threads=config.data.threads,
         rows=encode.local_rows(config.batch, setup.mesh),
+        shares=setup.mesh.shape[meshes.DATA] if packs_texts(setup) else 0,
     )
     sources = loader.Sources(_preprocess(setup, data), data.references, store)
     return pipeline.batches(data.triplets, options, sources)

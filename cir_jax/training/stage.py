@@ -34,6 +34,8 @@ class StageProtocol(Protocol):
       index_is_query: True: one tree is index and query; False: the index stays as it started.
       needs_bank: True if `loss` takes a bank.
       extra: leaves that the stage adds to the trained ones, path -> start value.
+      packs_texts: may be left out. True if `loss` hands `text` to the model as it is, so that it
+        may be packed, see `cir_jax.data.packing`.
     """
 
     @property

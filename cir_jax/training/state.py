@@ -28,7 +28,7 @@ _FREE = (
     "eval", "checkpoint", "cluster", "model.remat", "model.attention", "model.dtype", "data.root",
     "data.threads", "data.pixels", "data.captions", "data.caption_text_field",
     "data.caption_empty", "data.caption_duplicates", "data.optimized", "loss.bank_path",
-    "loss.bank_block", "loss.references",
+    "loss.bank_block", "loss.references", "profile",
 )  # fmt: skip
 
 
@@ -40,8 +40,9 @@ class State:
       fixed: parameters that do not train, path -> array.
       trained: those that do, with the leaves that the stage adds.
       optimizer: its state.
-      step: steps that were made.
+      step: steps that were made, and of which it is known what they gave.
       seconds: in training steps; compiling, evaluating, saving and the bank are left out.
+      waited: of these seconds, those in which the devices waited for input, in this process.
       best: the best selection score so far, in per cent.
       history: one entry per evaluation.
       data: position of the input pipeline.
@@ -53,6 +54,7 @@ class State:
     optimizer: Any
     step: int = 0
     seconds: float = 0.0
+    waited: float = 0.0
     best: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] | None = None

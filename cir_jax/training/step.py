@@ -34,10 +34,12 @@ def make(
       shardings: of (trained, optimizer state); outputs keep them. None lets the compiler choose.
 
     Returns:
-      update(trained, state, fixed, batch, bank, key) -> (trained, state, metrics). `trained` and
-      `state` are donated; `fixed` and `bank` are not. metrics: "loss" (mean over the batch),
-      "gradient_norm", "source_loss" and "source_count" [sources], and the stage's own. Where loss
-      or gradient_norm is not finite, `trained` and `state` come back as they were.
+      update(trained, state, fixed, batch, bank, key, step=None) -> (trained, state, metrics).
+      `trained` and `state` are donated; `fixed` and `bank` are not. With `step`, a number, the key
+      of the step is `jax.random.fold_in(key, step)`; without it, `key` itself. metrics: "loss"
+      (mean over the batch), "gradient_norm", "source_loss" and "source_count" [sources], and the
+      stage's own. Where loss or gradient_norm is not finite, `trained` and `state` come back as
+      they were.
     """
 
     def objective(trained, fixed, batch, bank, key):
@@ -46,7 +48,9 @@ def make(
         losses, metrics = stage.loss(functions, query, index, batch, bank, key)
         return jnp.mean(losses), (losses, metrics)
 
-    def update(trained, state, fixed, batch, bank, key):
+    def update(trained, state, fixed, batch, bank, key, step=None):
+        if step is not None:  # in here, so that a step is one program
+            key = jax.random.fold_in(key, step)
         gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, (losses, metrics)), grads = gradient(trained, fixed, batch, bank, key)
         norm = optax.tree.norm(grads)

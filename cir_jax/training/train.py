@@ -5,6 +5,7 @@ The one visible path of the project is main -> train -> step -> tx.update.
 """
 
 import time
+from collections import deque
 from typing import Any
 
 import jax
@@ -23,10 +24,12 @@ from cir_jax.runtime.limits import Limits
 from cir_jax.training import comparison, memory, step
 from cir_jax.training import setup as setups
 from cir_jax.training import state as states
+from cir_jax.training.ahead import Ahead, Batch
 from cir_jax.training.notices import Notices
 from cir_jax.training.records import Records
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
+from cir_jax.training.trace import Trace
 
 
 def train(config: ConfigDict) -> dict[str, Any]:
@@ -75,63 +78,36 @@ def _train(setup: Setup, data: Data, lease: Lease) -> dict[str, Any]:
     places = jax.tree.map(lambda x: x.sharding, (state.trained, state.optimizer))
     update = step.make(setup.stage, setup.functions, tx, len(data.triplets.sources), places)
     with Records(setup, data, state, lease) as records, interrupts.StopRequest() as stop:
-        finished = _loop(setup, data, state, update, batches, bank, records, stop)
+        steps = _Steps(setup, data, state, update, bank, records)
+        finished = _loop(steps, batches, stop)
         watchdog.progress("report")
     return records.report(state, bank_seconds, finished)
 
 
-def _loop(
-    setup: Setup,
-    data: Data,
-    state: State,
-    update: jax.stages.Wrapped,
-    batches: DatasetIterator,
-    bank: Bank | None,
-    records: Records,
-    stop: interrupts.StopRequest,
-) -> bool:
+def _loop(steps: "_Steps", batches: DatasetIterator, stop: interrupts.StopRequest) -> bool:
     """Steps until the run is over (True) or is asked to stop (False)."""
+    setup, data, state, records = steps.setup, steps.data, steps.state, steps.records
     config = setup.config
-    key = jax.random.key(config.seed)
-    programs: dict[Any, Any] = {}
-    notices = Notices(setup, data, state)
     over = state.step >= data.steps or _out_of_time(config, state)
-    with progress.bar(total=data.steps, title=f"stage {config.stage}") as bar:
-        bar.update(state.step)
+    with (
+        steps.bar,
+        steps.trace,
+        Ahead(batches, lambda rows: _place(rows, setup.mesh, config.batch)) as inputs,
+    ):
+        steps.bar.update(state.step)
         stopping = stop.now(state.step)
         if not stopping:  # the run may have ended after saving this step
             records.catch_up(state, over)
         while not over and not stopping:
-            watchdog.progress("read", state.step + 1)
-            began = time.monotonic()
-            rows = next(batches)
-            notices.batch(state.step + 1, rows)
-            batch = _place(rows, setup.mesh, config.batch)
-            arguments = (
-                *(state.trained, state.optimizer, state.fixed, batch, bank),
-                jax.random.fold_in(key, state.step),
-            )
-            shapes = tuple((name, x.shape) for name, x in batch.items())
-            if shapes not in programs:  # compiled off the clock: a longer text is another program
-                programs[shapes], paused = _compiled(update, arguments, notices)
-                began += paused
-            watchdog.progress("step")
-            state.trained, state.optimizer, values = programs[shapes](*arguments)
-            # Waiting here keeps the clock honest; the next batch is read in the background.
-            finite = np.isfinite([float(values["loss"]), float(values["gradient_norm"])]).all()
-            state.seconds += time.monotonic() - began
-            state.step += 1
-            bar.update(1)
-            if not finite:
-                records.wait()  # for the checkpoint that may be on its way: it is a good one
-                raise notices.diverged(values)
-            notices.step(state, values)
-            if state.step % config.log_every == 0 or state.step == data.steps:
-                records.log(state, values)
-            stopping = stop.now(state.step)
-            over = state.step == data.steps or _out_of_time(config, state)
-            if records.due(state, over)[0] or stopping:
-                state.data = batches.get_state()
+            sent = steps.send(inputs)
+            steps.settle(leave=1)
+            stopping = stop.now(sent)
+            over = sent == data.steps or _out_of_time(config, state)
+            if not (stopping or over or records.due(sent, over)[0]):
+                continue
+            steps.settle()  # what is saved is known to be good
+            over = over or _out_of_time(config, state)
+            if stopping or records.due(sent, over)[0]:
                 records.save(state)
             if not stopping:
                 records.catch_up(state, over)
@@ -141,20 +117,107 @@ def _loop(
     return not stopping
 
 
-def _compiled(
-    update: jax.stages.Wrapped, arguments: tuple[Any, ...], notices: Notices
-) -> tuple[Any, float]:
-    """(the program for arguments of these shapes, seconds that it took to make)."""
-    watchdog.progress("compile")
-    began = time.monotonic()
-    program = update.lower(*arguments).compile()
-    notices.compiled(program)
-    return program, time.monotonic() - began
+class _Steps:
+    """Starts steps, and reads what one gave while the next runs on the devices.
+
+    The clock of the run goes while a step is on its way or waits for its input. It stands still
+    while a program is compiled, and while the state is saved or evaluated.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        data: Data,
+        state: State,
+        update: jax.stages.Wrapped,
+        bank: Bank | None,
+        records: Records,
+    ):
+        config = setup.config
+        self.setup, self.data, self.state, self.records = setup, data, state, records
+        self.bar = progress.bar(total=data.steps, title=f"stage {config.stage}")
+        self.trace = Trace(config.workdir, state.step, data.steps, config.profile)
+        self._update, self._bank = update, bank
+        self._key = jax.random.key(config.seed)
+        if jax.process_count() == 1:  # else every step would place it anew
+            self._key = jax.device_put(self._key, meshes.replicated(setup.mesh))
+        self._notices = Notices(setup, data, state)
+        self._compiled: set[Any] = set()
+        self._flight: deque[tuple[int, dict[str, jax.Array]]] = deque()
+        self._since = 0.0  # when the clock was last read
+
+    def send(self, inputs: Ahead) -> int:
+        """Starts the next step; its number."""
+        state, number = self.state, self.state.step + len(self._flight) + 1
+        if self.trace.turns(number):
+            self.settle()
+            self.trace.turn(number)
+        watchdog.progress("read", number)
+        if not self._flight:
+            self._since = time.monotonic()
+        with self.trace.annotate(number):
+            batch = self._take(inputs)
+            self._notices.batch(number, batch.rows)
+            arguments = (
+                *(state.trained, state.optimizer, state.fixed, batch.placed, self._bank),
+                *(self._key, np.int32(number - 1)),
+            )
+            shapes = tuple(x.shape for x in jax.tree.leaves(batch.placed))
+            if shapes not in self._compiled:  # a longer text is another program
+                self._compile(arguments)
+                self._compiled.add(shapes)
+            watchdog.progress("step")
+            state.trained, state.optimizer, values = self._update(*arguments)
+        state.data = batch.state
+        self._flight.append((number, values))
+        return number
+
+    def settle(self, leave: int = 0) -> None:
+        """Waits for the steps that are on their way, but for the last `leave`, and notes them.
+
+        Raises:
+          Diverged: the loss or the gradient of one is not finite. It and those after it are not
+            saved.
+        """
+        state, records = self.state, self.records
+        while len(self._flight) > leave:
+            number, values = self._flight.popleft()
+            finite = np.isfinite([float(values["loss"]), float(values["gradient_norm"])]).all()
+            self._read_clock()
+            state.step = number
+            self.bar.update(1)
+            if not finite:
+                records.wait()  # for the checkpoint that may be on its way: it is a good one
+                raise self._notices.diverged(number, values)
+            self._notices.step(state, values)
+            if number % self.setup.config.log_every == 0 or number == self.data.steps:
+                records.log(state, values)
+
+    def _take(self, inputs: Ahead) -> Batch:
+        """The next batch; what the devices wait for it is noted."""
+        if not inputs.ready():  # until they are idle nobody waits for input
+            jax.block_until_ready([values for _, values in self._flight])
+        began = time.monotonic()
+        batch = inputs.take()
+        self.state.waited += time.monotonic() - began
+        return batch
+
+    def _compile(self, arguments: tuple[Any, ...]) -> None:
+        """Makes the program for arguments of these shapes, off the clock; calls then find it."""
+        self._read_clock()
+        self.settle()
+        watchdog.progress("compile")
+        self._notices.compiled(self._update.lower(*arguments).compile())
+        self._since = time.monotonic()
+
+    def _read_clock(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._since
+        self._since = now
 
 
-def _place(rows: dict[str, np.ndarray], mesh: Mesh, batch: int) -> dict[str, jax.Array]:
-    sharding = meshes.batch_sharding(mesh)
-    return {k: encode.place(v, sharding, batch) for k, v in rows.items()}
+def _place(rows: dict[str, Any], mesh: Mesh, batch: int) -> dict[str, Any]:
+    return encode.place_batch(rows, meshes.batch_sharding(mesh), batch)
 
 
 def _out_of_time(config: ConfigDict, state: State) -> bool:

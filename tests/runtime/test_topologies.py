@@ -176,7 +176,7 @@ def test_what_crosses_devices_in_encoding_and_ranking(on, model, programs):
 TABLES = [
     *(("bank loss", 2**21 // k, k, 256, kind) for k in (1, 32) for kind in ("float32", "bfloat16")),
     *(("sampled loss", 2**21 // k, k, 256, "float32") for k in (1, 32)),
-    ("lookup", 2**13, 37, 768, "float32"),
+    ("lookup", 2**13, 577, 768, "float32"),
     *((p, 2**21 // k, k, 256, "float32") for p in ("ranks", "top", "search") for k in (1, 32)),
 ]
 
@@ -194,9 +194,9 @@ def tables():
 def test_no_program_copies_a_table(case, tables):
     """Nothing but the argument has the size of a table, or of an eighth of it."""
     found = tables[case]
-    assert found["arguments"] > found["table"] > 2**28 / 8
+    assert found["arguments"] > found["table"] >= 2**27
     assert not found["copies"]
-    assert found["temporaries"] < found["table"] / 8
+    assert found["temporaries"] < found["table"] / 32
 
 
 def test_a_search_leaves_rows_where_they_are(tables):
@@ -205,10 +205,12 @@ def test_a_search_leaves_rows_where_they_are(tables):
 
 
 def test_a_lookup_moves_a_row_once(tables):
-    """Not to all devices, and then a part of it thrown away."""
+    """Not the rows of the whole batch to all devices."""
     [case] = [case for case in TABLES if case[0] == "lookup"]
     moved = tables[case]["collectives"]
-    assert moved == {"reduce-scatter": QUERIES * case[2] * case[3] * 4}
+    rows = QUERIES * case[2] * case[3] * 4
+    assert moved.pop("all-to-all") == rows
+    assert sum(moved.values()) < rows / 1000  # their numbers
 
 
 def total(program):

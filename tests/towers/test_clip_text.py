@@ -8,6 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
+from cir_jax.data import packing, tokens
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.sizes import TextSize
 from cir_jax.towers.clip.text import TextTransformer
@@ -48,11 +49,9 @@ def test_every_layer_equals_torch_within_1e5(theirs):
     for number in range(weights.TEXT.layers):
         x = jax.jit(weights.layer(tower.blocks, number).__call__)(x)
         np.testing.assert_allclose(x, want.hidden_states[number + 1].numpy(), atol=1e-5)
-    tokens = jax.jit(tower.tokens)(text)
-    np.testing.assert_allclose(
-        jax.jit(tower.norm_out.__call__)(x), tokens, atol=1e-5
-    )  # scan = loop
-    np.testing.assert_allclose(tokens, want.last_hidden_state.numpy(), atol=1e-5)
+    every = jax.jit(tower.tokens)(text)
+    np.testing.assert_allclose(jax.jit(tower.norm_out.__call__)(x), every, atol=1e-5)  # scan = loop
+    np.testing.assert_allclose(every, want.last_hidden_state.numpy(), atol=1e-5)
     np.testing.assert_allclose(jax.jit(tower.__call__)(text), feature, atol=1e-5)
 
 
@@ -68,6 +67,44 @@ def test_padding_does_not_change_the_feature(theirs):
     behind = np.arange(weights.CONTEXT)[None] > np.argmax(text, axis=1)[:, None]
     text[behind] = 1234
     np.testing.assert_allclose(tower(text), want, atol=2e-6)
+
+
+# Words between start and end: at the limit of the context, none at all, all alike, and a share of
+# the devices with one long text and another with short ones.
+PACKED = {
+    "some": ([0, 3, 18, 7, 5, 1, 12, 9], 1),
+    "at the limit": ([weights.CONTEXT - 2] * 4, 1),
+    "all alike": ([6] * 8, 2),
+    "uneven shares": ([18, 0, 0, 0, 0, 0, 0, 0], 4),
+}
+
+
+def pack(lengths, shares):
+    ids = captions(lengths, weights.CONTEXT)
+    texts = [row[: words + 2] for row, words in zip(ids, lengths, strict=True)]
+    start = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+    table = tokens.TokenTable(np.concatenate(texts), start, weights.CONTEXT, 0)
+    return ids, packing.pack(texts, packing.Sizes.of(table, len(texts), shares, ()), 0)
+
+
+@pytest.mark.parametrize("lengths, shares", PACKED.values(), ids=PACKED)
+def test_packed_texts_have_the_features_and_gradients_of_padded_ones(lengths, shares, theirs):
+    graph, state = nnx.split(ours(theirs))
+
+    @jax.jit
+    def gradient(state, text):
+        def loss(state):
+            features = nnx.merge(graph, state)(text)
+            # The mean over the texts, of something of each in its own row.
+            each = jnp.sin(features + jnp.arange(len(lengths))[:, None]).sum(axis=-1)
+            return each.mean(), each
+
+        return jax.grad(loss, has_aux=True)(state)
+
+    padded, packed = pack(lengths, shares)
+    want, got = gradient(state, padded), gradient(state, packed)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-6, rtol=2e-6)
 
 
 def test_remat_marks_the_blocks_and_changes_no_value(theirs):

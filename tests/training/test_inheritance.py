@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage two is of the model, size and preprocessing that its weights were trained with."""
 
+import json
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,8 +14,9 @@ from cir_jax import contract, weights
 from cir_jax.convert import exporting
 from cir_jax.convert.importing import Weights
 from cir_jax.errors import UserError
+from cir_jax.runtime import mesh as meshes
+from cir_jax.training import inheritance, train
 from cir_jax.training import setup as setups
-from cir_jax.training import train
 from tests import runs
 from tests.convert import published
 
@@ -165,3 +168,42 @@ def test_code_that_a_run_names_is_not_run(tmp_path):
     assert not (tmp_path / "ran").exists()
     kept(tmp_path / "two", f"model.name={code}")  # naming it oneself runs it
     assert (tmp_path / "ran").exists()
+
+
+def test_a_run_of_before_goes_on_with_padded_texts(monkeypatch, root, tmp_path):
+    """Texts were padded before there was a key; packed ones are rounded otherwise."""
+    config = runs.tiny(tmp_path, root, model="clip_sum", stage=2)
+    assert config.data.pack_texts
+    assert inheritance.of_resumed(config) is config  # a new run packs them
+    content = json.loads(configs.to_json(config))
+    del content["data"]["pack_texts"]
+    before = configs.from_json(json.dumps(content))
+    assert not before.data.pack_texts
+    monkeypatch.setattr(weights, "resumed", lambda config: before)
+    kept = inheritance.of_resumed(config)
+    assert not kept.data.pack_texts and not setups.packs_texts(setups.assemble(kept, mesh()))
+    # Asked for by name it stays: the two configs are then compared, and the run refused.
+    asked = runs.tiny(tmp_path, root, "data.pack_texts=true", model="clip_sum", stage=2)
+    assert inheritance.of_resumed(asked).data.pack_texts
+
+
+@pytest.mark.parametrize(
+    "model, stage, changes, packs",
+    [
+        ("clip_sum", 1, (), True),
+        ("clip_combiner", 2, (), True),
+        ("clip_sum", 1, ("loss.chunk=4",), False),
+        ("clip_sum", 1, ("loss.negative_types=target,text",), False),
+        ("clip_sum", 2, ("data.pack_texts=false",), False),
+        ("tgcir", 2, (), False),
+        ("blip", 2, (), False),
+        ("sprc", 2, (), False),
+    ],
+)
+def test_whose_texts_are_packed(model, stage, changes, packs, root, tmp_path):
+    config = runs.tiny(tmp_path, root, *changes, model=model, stage=stage)
+    assert setups.packs_texts(setups.assemble(config, mesh())) == packs
+
+
+def mesh():
+    return meshes.make(1, 1, jax.devices()[:1])

@@ -11,7 +11,7 @@ import pytest
 
 from cir_jax import contract as models
 from cir_jax.bank import bank as banks
-from cir_jax.data import tokens
+from cir_jax.data import packing, tokens
 from cir_jax.errors import UserError
 from cir_jax.losses import in_bank
 from cir_jax.runtime import mesh as meshes
@@ -84,8 +84,9 @@ def placed(batch, mesh):
     return jax.device_put(batch, meshes.batch_sharding(mesh))
 
 
-def one_update(model, stage, shape, fsdp=False):
+def one_update(model, stage, shape, fsdp=False, text=None):
     functions, made, mesh, params, batch, bank, config = prepared(model, stage, shape)
+    batch |= {} if text is None else {"text": text}
     if fsdp:
         functions = dataclasses.replace(functions, fsdp=mesh)
     places = sharding.parameter_shardings(functions, mesh)
@@ -126,6 +127,30 @@ def test_one_update_is_the_same_on_any_mesh(model, stage, monkeypatch):
             # Adam's first step is a sign: a gradient of rounding size may flip it.
             close = np.isclose(want[path], got[path], atol=2e-5, rtol=1e-4)
             assert close.mean() > 0.999, (path, shape, fsdp)
+
+
+@pytest.mark.parametrize(
+    "model, stage, shape, fsdp",
+    [("clip_combiner", "two_bank", (2, 4), False), ("clip_sum", "one_in_batch", (4, 1), True)],
+)
+def test_an_update_of_packed_texts_is_that_of_padded_ones(model, stage, shape, fsdp, monkeypatch):
+    """On any mesh: texts go where there is room, and their features back to their rows. Dropout of
+    the Combiner is that of a row, wherever its text was encoded."""
+    rng = np.random.default_rng(5)
+    padded = np.zeros((BATCH, 24), np.int32)
+    for row, length in zip(padded, (24, 2, 9, 5, 2, 17, 3, 11), strict=True):
+        row[:length] = [49406, *rng.integers(1, 30000, length - 2), 49407]
+    texts = [row[: np.argmax(row) + 1] for row in padded]
+    start = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+    every = tokens.TokenTable(np.concatenate(texts), start, 77, 0)
+    packed = packing.pack(texts, packing.Sizes.of(every, BATCH, shape[0], (24,)), 0)
+    assert packed.order.tolist() != list(range(BATCH)) and packed.tokens.size < padded.size
+    monkeypatch.setattr(sharding, "LEAST", 1)
+    want, _, loss = one_update(model, stage, (1, 1), text=padded)
+    got, _, other = one_update(model, stage, shape, fsdp, packed)
+    assert other == pytest.approx(loss, rel=2e-6)
+    for path in want:
+        np.testing.assert_allclose(got[path], want[path], atol=2e-5, err_msg=path)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -2,6 +2,9 @@
 """What a run says before and after its first steps, and runs that cannot teach anything."""
 
 import json
+import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -14,6 +17,7 @@ from cir_jax.retrieval import load
 from cir_jax.runtime import memory, metrics
 from cir_jax.training import degenerate, notices, train
 from cir_jax.training import memory as memories
+from cir_jax.training import step as steps
 from tests import runs
 
 REFUSED_TARGET = r"all 8 triplets have one and the same image, '1.png'.* batch has no negative"
@@ -73,6 +77,37 @@ def test_memory_and_pace_are_said_and_logged(tmp_path, root, capsys):
         speed = 2 * 8 / (entry["seconds"] - before["seconds"])
         assert entry["examples_per_second"] == pytest.approx(speed)
         assert entry["images_per_second"] == pytest.approx(2 * speed)
+        assert entry["step_seconds"] == pytest.approx(8 / speed)
+        assert 0 <= entry["input_seconds"] <= entry["step_seconds"]
+        assert 2**20 < entry["memory_bytes"] < memory.of_host()
+        assert set(metrics.TIMED) < set(entry)
+    assert " examples and " in line and " images per second: " in line
+
+
+def test_waiting_for_input_is_said_once_with_what_helps(tmp_path, root, capsys):
+    """From a twentieth of the time on; compiling and what this process did before do not count."""
+    changes = ("steps=400", "data.threads=1", "eval.benchmark=none")
+    made, data = runs.set_up(runs.tiny(tmp_path, root, *changes))
+    state = SimpleNamespace(step=100, seconds=50.0, waited=9.0)
+    watch, values = notices.Notices(made, data, state), {"gradient_norm": 1.0, "loss": 1.0}
+
+    def made_steps(count, waited):
+        for _ in range(count):
+            state.step, state.seconds = state.step + 1, state.seconds + 0.5
+            state.waited += waited
+            watch.step(state, values)
+        return [line for line in said(capsys).splitlines() if "for input" in line]
+
+    assert made_steps(2, 0.5) == [] and made_steps(20, 0.024) == []
+    (line,) = made_steps(20, 0.1)
+    assert "in the last 20 steps the devices waited 20% of the time for input, 0.1 of 0.5 s" in line
+    assert "data.cache_pixels=true (now false)" in line and "larger batch (now batch=8)" in line
+    assert f"data.threads={os.cpu_count()} (now 1)" in line
+    assert made_steps(60, 0.4) == []
+    of_bank = replace(data, place="disk")
+    two = runs.set_up(runs.tiny(tmp_path / "two", root, *changes, stage=2))[0]
+    assert "loss.references=device (now disk)" in notices.quicker_input(two, of_bank)
+    assert "pixels" not in notices.quicker_input(two, of_bank)
 
 
 def test_times_for_people():
@@ -110,7 +145,15 @@ def test_out_of_memory_ends_in_advice(what, tmp_path, root, monkeypatch):
     if what == "compile":
         monkeypatch.setattr(jax.stages.Lowered, "compile", exhausted)
     elif what == "step":
-        monkeypatch.setattr(jax.stages.Compiled, "__call__", exhausted)
+        made = steps.make
+
+        class Update:
+            def __init__(self, *arguments):
+                self.lower = made(*arguments).lower
+
+            __call__ = exhausted
+
+        monkeypatch.setattr(steps, "make", Update)
     elif what == "bank":
         stage, wanted = 2, r"while building the bank .*loss.bank_dtype=bfloat16 .*references=disk"
         monkeypatch.setattr("cir_jax.bank.build.encode.stream", exhausted)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -198,42 +197,47 @@ def test_a_program_that_uses_the_library_keeps_its_signals(root, tmp_path, monke
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_loss_that_is_not_finite_names_its_triplets(root, tmp_path, monkeypatch):
-    config = runs.tiny(tmp_path, root, "eval.benchmark=none", "steps=8", "checkpoint.every_steps=1")
+class Spoiling:
+    """An update that is given parameters that are not finite at one step."""
+
+    def __init__(self, update, step):
+        self.lower, self._update, self._left = update.lower, update, step
+
+    def __call__(self, trained, *others):
+        self._left -= 1
+        spoilt = {k: v * jnp.nan for k, v in trained.items()}
+        return self._update(trained if self._left else spoilt, *others)
+
+
+@pytest.mark.parametrize("every, bad, saved", [(1, 5, 4), (4, 6, 4), (4, 8, 4)])
+def test_a_loss_that_is_not_finite_names_its_triplets(
+    every, bad, saved, root, tmp_path, monkeypatch
+):
+    """Also where other steps are on their way by the time that it is looked at."""
+    changes = ("eval.benchmark=none", "steps=8", f"checkpoint.every_steps={every}")
+    config = runs.tiny(tmp_path, root, *changes)
     real, made, drawn = train._place, step.make, []
 
     def place(rows, mesh, batch):
         drawn.append(rows["text_id"])
         return real(rows, mesh, batch)
 
-    def make(*arguments):
-        update = made(*arguments)
-
-        def lower(*given):
-            program = update.lower(*given).compile()
-
-            def call(trained, *others):
-                spoilt = {k: v * jnp.nan for k, v in trained.items()}
-                return program(spoilt if len(drawn) == 5 else trained, *others)
-
-            return SimpleNamespace(compile=lambda: call)
-
-        return SimpleNamespace(lower=lower)
-
     monkeypatch.setattr(train, "_place", place)
-    monkeypatch.setattr(step, "make", make)
-    with pytest.raises(UserError, match=r"loss nan at step 5; .*not_finite.jsonl names the trip"):
+    monkeypatch.setattr(step, "make", lambda *arguments: Spoiling(made(*arguments), bad))
+    with pytest.raises(UserError, match=rf"loss nan at step {bad}; .*not_finite.jsonl names the t"):
         train.train(config)
     found = [json.loads(line) for line in (tmp_path / diverged.FILE).read_text().splitlines()]
-    assert [line["step"] for line in found] == [3] * 8 + [4] * 8 + [5] * 8
+    steps = [bad - 2, bad - 1, bad]
+    assert [line["step"] for line in found] == [step for step in steps for _ in range(8)]
     data = runs.set_up(config)[1].triplets
     owner = data.triplet_of_text()
-    ids = [data.triplets[owner[text]].query_id for text in np.concatenate(drawn[2:5])]
+    ids = [data.triplets[owner[text]].query_id for text in np.concatenate(drawn[bad - 3 : bad])]
     assert [line["triplet"] for line in found] == ids
     assert all(Path(line["reference_file"]).is_file() and line["text"] for line in found)
-    assert checkpoint.Checkpoints(tmp_path / checkpoint.LAST).steps()[-1] == 4
+    assert checkpoint.Checkpoints(tmp_path / checkpoint.LAST).steps()[-1] == saved
+    assert [line["step"] for line in metrics.read(tmp_path / metrics.FILE)][-1] == bad - 1
     monkeypatch.undo()
-    assert train.train(config)["finished"]  # from step 4, which is sound
+    assert train.train(config)["finished"]  # from the checkpoint, which is sound
 
 
 def test_a_step_that_is_not_finite_changes_nothing(root, tmp_path):
@@ -266,3 +270,27 @@ def test_a_step_that_is_not_finite_changes_nothing(root, tmp_path):
     assert all(same) and loss == np.inf
     same, loss, norm = after({"v": jnp.float32(0)})  # the slope of a root at zero, times zero
     assert all(same) and np.isfinite(loss) and np.isnan(norm)
+
+
+def test_a_key_is_folded_inside_the_program():
+    """The same numbers are drawn as if it were folded before."""
+
+    class Stage:
+        index_is_query = True
+
+        def loss(self, functions, query, index, batch, bank, key):
+            drawn = jax.random.normal(key, batch["x"].shape)
+            return query["w"] * drawn, {"drawn": drawn}
+
+    tx, key = optax.sgd(0.1), jax.random.key(4_294_967_295)
+    update = step.make(Stage(), None, tx, 1)
+    batch = {"x": jnp.ones(4), "source_id": jnp.zeros(4, jnp.int32)}
+
+    def after(*which):
+        trained = {"w": jnp.float32(2)}
+        return jax.tree.map(np.asarray, update(trained, tx.init(trained), {}, batch, None, *which))
+
+    for number in (0, 7, 2**31 - 1):
+        want = after(jax.random.fold_in(key, number))
+        jax.tree.map(np.testing.assert_array_equal, want, after(key, np.int32(number)))
+    assert not np.array_equal(want[2]["drawn"], after(key)[2]["drawn"])

@@ -5,6 +5,7 @@ from cir_jax.models.clip_combiner.layouts import LAYOUTS
 from cir_jax.models.clip_combiner.model import (
     CUT_PADDING,
     NEW,
+    PACKS_TEXTS,
     REFERENCE_ROWS,
     TOKENIZER,
     Model,

@@ -22,9 +22,11 @@ from flax import nnx
 from cir_jax.models import clip_sum
 from cir_jax.towers.clip import sizes
 from cir_jax.towers.layers import DTYPES, Dense, dropout, unit
+from cir_jax.towers.packed import Text
 
 TOKENIZER = clip_sum.TOKENIZER
 CUT_PADDING = clip_sum.CUT_PADDING
+PACKS_TEXTS = clip_sum.PACKS_TEXTS
 REFERENCE_ROWS = clip_sum.REFERENCE_ROWS
 NEW = (r"combiner/.*",)  # weights of CLIP, or a run of `clip_sum`, are enough to start from
 image_size = clip_sum.image_size
@@ -85,7 +87,7 @@ class Model(clip_sum.Model):
         self.combiner = Combiner(width, dtype=DTYPES[config.dtype], rngs=rngs)
 
     def reference_and_target(
-        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, keys: Any
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: Text, keys: Any
     ) -> tuple[jax.Array, jax.Array]:
         """By two passes: the towers are frozen, so no gradient is reduced, and one pass over both
         would take twice the memory."""

@@ -4,6 +4,7 @@
 from cir_jax.models.clip_sum.layouts import LAYOUTS
 from cir_jax.models.clip_sum.model import (
     CUT_PADDING,
+    PACKS_TEXTS,
     REFERENCE_ROWS,
     TOKENIZER,
     Model,

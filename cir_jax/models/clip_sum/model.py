@@ -19,10 +19,12 @@ from cir_jax.towers.clip.resnet import ModifiedResNet
 from cir_jax.towers.clip.text import TextTransformer
 from cir_jax.towers.clip.vit import VisionTransformer
 from cir_jax.towers.layers import DTYPES, unit
+from cir_jax.towers.packed import Text
 from cir_jax.towers.pairs import in_one_pass
 
 TOKENIZER = "clip"
 CUT_PADDING = True  # causal and read at the end of text
+PACKS_TEXTS = True
 REFERENCE_ROWS = "per_image"
 
 
@@ -52,7 +54,7 @@ class Model(nnx.Module):
         )
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
-    def reference(self, pixels: jax.Array, text: jax.Array | None) -> jax.Array:
+    def reference(self, pixels: jax.Array, text: Text | None) -> jax.Array:
         """[B, S, S, 3] -> [B, 1, D] raw image features; the text is not used."""
         return self.visual(pixels)[:, None]
 
@@ -61,19 +63,17 @@ class Model(nnx.Module):
         return unit(self.visual(pixels))[:, None]
 
     def reference_and_target(
-        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, keys: Any
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: Text, keys: Any
     ) -> tuple[jax.Array, jax.Array]:
         """Pixels [B, S, S, 3] twice -> what `reference` and `target` give, by one pass."""
         reference, target = in_one_pass(self.visual, reference_pixels, target_pixels)
         return reference[:, None], unit(target)[:, None]
 
-    def compose(
-        self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
+    def compose(self, reference: jax.Array, text: Text, key: jax.Array | None = None) -> jax.Array:
         """[B, 1, D] and [B, T] -> [B, D]; `key` is for models with dropout that inherit this."""
         return self.fuse(reference, self.text_features(text), key)
 
-    def text_features(self, text: jax.Array) -> jax.Array:
+    def text_features(self, text: Text) -> jax.Array:
         """[B, T] -> [B, D] raw text features, float32."""
         return self.text(text)
 

@@ -32,6 +32,7 @@ from cir_jax.models import clip_sum
 from cir_jax.models.tgcir.token_learner import TokenLearner
 from cir_jax.towers.clip import sizes
 from cir_jax.towers.layers import DTYPES, Dense, unit
+from cir_jax.towers.packed import Packed, Text
 from cir_jax.towers.pairs import in_one_pass
 
 TOKENIZER = clip_sum.TOKENIZER
@@ -99,7 +100,7 @@ class Model(clip_sum.Model):
         self.teacher_replace = Gate(width, dtype=dtype, rngs=rngs)
         self.token_weights = nnx.Param(jnp.ones((GLOBAL + LOCAL,), jnp.float32))
 
-    def reference(self, pixels: jax.Array, text: jax.Array | None) -> jax.Array:
+    def reference(self, pixels: jax.Array, text: Text | None) -> jax.Array:
         """[B, S, S, 3] -> [B, 12, D] tokens, not normalised; the text is not used."""
         positions = self.visual.tokens(pixels)
         return self._tokens(self.visual.feature(positions), self.image_projection(positions))
@@ -109,14 +110,15 @@ class Model(clip_sum.Model):
         return unit(self.reference(pixels, None).mean(axis=1))[:, None]
 
     def reference_and_target(
-        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, keys: Any
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: Text, keys: Any
     ) -> tuple[jax.Array, jax.Array]:
         """Pixels [B, S, S, 3] twice -> what `reference` and `target` give, by one pass."""
         reference, target = self._both(reference_pixels, target_pixels)
         return reference, unit(target.mean(axis=1))[:, None]
 
-    def text_features(self, text: jax.Array) -> jax.Array:
+    def text_features(self, text: Text) -> jax.Array:
         """[B, T] -> [B, 12, D] tokens, not normalised; however short T is, the same ones."""
+        assert not isinstance(text, Packed)  # no PACKS_TEXTS: what is behind an end takes part
         missing = max(0, self.text.position.shape[0] - text.shape[1])
         text = jnp.pad(text, ((0, 0), (0, missing)))
         positions = self.text.tokens(text)
@@ -128,14 +130,12 @@ class Model(clip_sum.Model):
         """[B, 12, D] and [B, 12, D] -> [B, D]; there is no dropout."""
         return self._fused(reference.astype(jnp.float32), features)[0]
 
-    def compose(
-        self, reference: jax.Array, text: jax.Array, key: jax.Array | None = None
-    ) -> jax.Array:
+    def compose(self, reference: jax.Array, text: Text, key: jax.Array | None = None) -> jax.Array:
         """[B, 12, D] and [B, T] -> [B, D]; there is no dropout."""
         return self.fuse(reference, self.text_features(text))
 
     def training(
-        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: jax.Array, key: jax.Array
+        self, reference_pixels: jax.Array, target_pixels: jax.Array, text: Text, key: jax.Array
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """Pixels [B, S, S, 3] twice and [B, T] -> query [B, D], targets [B, 1, D], and per example
         the teacher's query and target [B, 12 D] and the losses that no other example changes."""

@@ -151,6 +151,8 @@ class _Update:
             allow_outside=record["allow_outside"],
             threads=self.asked.threads,
         )
+        if os.path.isdir(record["place"]) and not only:
+            found.listing.say_others(found.folder)
         columns = self._columns(found)
         state = records.generation(self.folder, records.current(self.folder))
         catalogue = reading.catalogue(self.folder, state)

@@ -9,16 +9,19 @@ from flax import nnx
 
 from cir_jax.errors import UserError
 from cir_jax.runtime.sharding import keep_rows
+from cir_jax.towers import packed
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.sizes import CONTEXT, VOCABULARY, TextSize
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
+from cir_jax.towers.packed import Packed, Text
 
 
 class TextTransformer(nnx.Module):
     """A causal transformer, read at the end-of-text token, [B, T] ids -> [B, D] float32.
 
     Nothing behind that token is seen by it, so a text may be cut to any length that keeps it: the
-    feature does not change, and the cost falls with the length.
+    feature does not change, and the cost falls with the length. For the same reason texts may lie
+    one behind the other in a row, as `cir_jax.data.packing` has them.
 
     Args:
       size: see `cir_jax.towers.clip.sizes`.
@@ -54,24 +57,33 @@ class TextTransformer(nnx.Module):
         self.dtype = dtype
         self.remat = remat
 
-    def tokens(self, text: jax.Array) -> jax.Array:
-        """[B, T] ids -> [B, T, C], after the last norm.
+    def tokens(self, text: Text) -> jax.Array:
+        """[B, T] ids -> [B, T, C], after the last norm; of packed texts [P, L, C].
 
         Raises:
           UserError: T is over the context.
         """
-        length, context = text.shape[1], self.position.shape[0]
-        if length > context:
-            raise UserError(f"text of {length} tokens is over the context of {context}; cut it")
-        x = keep_rows(self.token_embedding[...][text]) + self.position[...][None, :length]
-        return self.norm_out(run_blocks(self.blocks, x.astype(self.dtype), remat=self.remat))
+        if isinstance(text, Packed):
+            ids, mask = text.tokens, packed.same_text(text)
+            positions = self.position[...][text.position]
+        else:
+            ids, mask = text, None
+            length, context = text.shape[1], self.position.shape[0]
+            if length > context:
+                raise UserError(f"text of {length} tokens is over the context of {context}; cut it")
+            positions = self.position[...][None, :length]
+        x = keep_rows(self.token_embedding[...][ids]) + positions
+        return self.norm_out(run_blocks(self.blocks, x.astype(self.dtype), mask, remat=self.remat))
 
-    def __call__(self, text: jax.Array) -> jax.Array:
-        """[B, T] ids -> [B, D] float32, not unit length."""
+    def __call__(self, text: Text) -> jax.Array:
+        """[B, T] ids, or B packed texts -> [B, D] float32, not unit length."""
         return self.feature(self.tokens(text), text)
 
-    def feature(self, tokens: jax.Array, text: jax.Array) -> jax.Array:
+    def feature(self, tokens: jax.Array, text: Text) -> jax.Array:
         """What `tokens` gives for `text`, [B, T, C] -> [B, D] float32, not unit length."""
+        if isinstance(text, Packed):
+            x = packed.at_ends(tokens, text).astype(jnp.float32) @ self.proj[...]
+            return packed.in_order(x, text)
         last = jnp.argmax(text, axis=-1)  # end-of-text has the largest id
         x = jnp.take_along_axis(tokens, last[:, None, None], axis=1)[:, 0]
         return x.astype(jnp.float32) @ self.proj[...]

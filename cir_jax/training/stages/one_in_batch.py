@@ -76,6 +76,16 @@ class Stage:
         extra = stage.temperature_leaf(config)
         return cls(loss.temperature, chunk, auxiliary, types, extra)
 
+    @property
+    def crosses(self) -> bool:
+        """True if references are composed with texts of other rows."""
+        return bool(set(self.negative_types) & set(negative_types.CROSSED))
+
+    @property
+    def packs_texts(self) -> bool:
+        """False where single texts are taken out of a batch: in chunks, and where rows cross."""
+        return not self.chunk and not self.crosses
+
     def loss(
         self,
         functions: Functions,
@@ -98,7 +108,7 @@ class Stage:
             extras = {"reference": reference} if crosses else {}
             return functions.compose(query, reference, text, keys[2]), targets, extras
 
-        crosses = bool(set(self.negative_types) & set(negative_types.CROSSED))
+        crosses = self.crosses
         rows = {name: batch[name] for name in self.fields}
         composed, targets, extras = _in_chunks(encode, rows, key, self.chunk)
         tau = stage.temperature(self, query)
@@ -191,7 +201,7 @@ def _crossed(
 
 
 def _in_chunks(encode: Callable, rows: dict[str, jax.Array], key: jax.Array, chunk: int) -> Any:
-    size = rows["text"].shape[0]
+    size = rows["target_pixels"].shape[0]
     if not chunk or chunk == size:
         return encode(rows, key)
     count = size // chunk

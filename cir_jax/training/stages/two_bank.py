@@ -61,6 +61,7 @@ class Stage:
     index_is_query: bool = False
     reads: str = "triplets"
     needs_bank: bool = True
+    packs_texts: bool = True
 
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":

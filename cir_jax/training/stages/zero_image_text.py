@@ -32,6 +32,7 @@ class Stage:
     reads: str = "captions"
     needs_bank: bool = False
     extra: dict[str, float] = field(default_factory=dict)
+    packs_texts: bool = True
 
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
@@ -54,7 +55,7 @@ class Stage:
         key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """CLIP's symmetric loss of captions and images, [B]; logs the scale."""
-        size = batch["text"].shape[0]
+        size = batch["target_pixels"].shape[0]
         nothing = jnp.zeros((size, *functions.reference_shape), jnp.float32)
         text = functions.compose(query, nothing, batch["text"], key)
         image = functions.target(index, batch["target_pixels"])[:, 0]

@@ -19,14 +19,14 @@ class Problem:
 
     Attributes:
       ids: int32 [B, PADDED] texts of 8 to 22 tokens.
-      longest: tokens of the longest of them.
+      lengths: int64 [B] tokens of each.
       targets: float32 [N, K, D] unit rows.
       references: float32 [B, R, C], one for each query.
       label: int32 [B] row of the positive.
     """
 
     ids: np.ndarray
-    longest: int
+    lengths: np.ndarray
     targets: np.ndarray
     references: np.ndarray
     label: np.ndarray
