@@ -114,3 +114,13 @@ def test_loop():
     assert set(result["step_s"]) == {"loop", "update"}
     assert set(result["start_cpu_s"]) == {"warm", "cold"}
     assert "loop / update alone" in table and "trainer / libraries" in table
+
+
+def test_triplets(tmp_path):
+    sizes = ("--triplets=70", "--in-memory=40", "--images=12", "--batch=8", "--repeats=1")
+    result, table = bench("triplets", *sizes, f"--folder={tmp_path}")
+    assert list(result["starts"]) == ["first", "later", "memory"]
+    assert result["cpu_ratio"] > 0 and result["kept_bytes"] > 0
+    for name, one in result["starts"].items():
+        assert one["triplets"] == (40 if name == "memory" else 70) and one["us_a_triplet"] > 0
+    assert "megapairs_gb" in table and not list(tmp_path.iterdir())
