@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.root = ""  # folder of the data set
     c.data.categories = ()  # FashionIQ categories; () = the data set's own
     c.data.annotated = -1  # annotated triplets: -1 = all, 0 = none (zero-shot), n = n at random
-    c.data.generated = ()  # files of generated triplets, streamed with the annotated ones
+    c.data.generated = ()  # files of generated triplets (.jsonl, .parquet, .json)
     c.data.generated_images = ""  # folder of their images that the data set does not have
     c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has

@@ -98,7 +98,9 @@ class Inputs:
         parts["references"] = f"{self.arrays()['references'][1]} {len(plan)} {kind} {rows}"
         if plan.reads_text:
             tokens = self.data.tokens
-            texts = hashlib.sha256(tokens.flat.tobytes() + tokens.start.tobytes())
+            texts = hashlib.sha256()
+            for array in (*tokens.blocks(), tokens.start):
+                texts.update(array.tobytes())
             parts["texts"] = texts.hexdigest()
         return parts
 

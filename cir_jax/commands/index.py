@@ -166,6 +166,15 @@ def _export(args: argparse.Namespace) -> int:
 
     if args.place or args.model:
         raise UserError("--export writes an index that is there; leave folder and model out")
+    fresh = argparse.ArgumentParser()
+    add_arguments(fresh)
+    given = (key for key, value in vars(args).items() if value != fresh.get_default(key))
+    others = [f"--{key.replace('_', '-')}" for key in given if key not in ("out", "export")]
+    if others:
+        raise UserError(
+            f"--export writes an index as it is, float32 and with all fields; leave "
+            f"{', '.join(others)} out, or bring the index up to date with it first"
+        )
     for path in Index(args.out).export(args.export):
         progress.say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0
@@ -182,7 +191,8 @@ def _say(folder: str, report: "Report") -> None:
     }  # fmt: skip
     done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
     speed = f"; {report.encoded / report.seconds:,.0f} images/s" if report.encoded else ""
-    progress.say(f"{folder}: {report.images:,} images ({done or 'nothing has changed'}){speed}")
+    done = done or ("no image has changed" if report.renewed else "nothing has changed")
+    progress.say(f"{folder}: {report.images:,} images ({done}){speed}")
     if report.left_out:
         name, why = report.left_out[0]
         progress.say(f"left out: {len(report.left_out):,}, {name} for one ({why})")

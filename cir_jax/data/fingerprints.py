@@ -5,12 +5,18 @@ Content counts and places do not: a data set may lie elsewhere on another machin
 read; an image is known by its name, and one of `data.unlabelled` by a few bytes of its file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import xxhash
 
+from cir_jax.data import token_files
+from cir_jax.data.column_table import Strings, line, measured
+from cir_jax.data.image_table import ImageTable
 from cir_jax.data.pipeline import TrainingData
+from cir_jax.data.tokens import TokenTable
+
+_BLOCK = 1 << 20  # numbers that are widened at a time
 
 
 def of(data: TrainingData) -> dict[str, str]:
@@ -20,17 +26,16 @@ def of(data: TrainingData) -> dict[str, str]:
     """
     images, tokens = data.images, data.tokens
     labelled = len(images) - images.unlabelled
-    rows = (f"{row}\t{name}" for name, row in sorted(images.row_of.items()) if row < labelled)
     found = {
         "sources": _text(len(data.sources), data.sources),
         "triplets": _numbers(
             len(data.triplets), data.source_of, data.reference_id, data.target_id, data.text_start
         ),
-        "texts": _text(len(tokens), (text for t in data.triplets for text in t.texts)),
+        "texts": _strings(len(tokens), token_files.blocks_of(data.triplets)),
         "tokens": _numbers(
-            len(tokens.flat), tokens.flat, tokens.start, np.asarray([tokens.context, tokens.pad])
+            len(tokens.flat), tokens, tokens.start, np.asarray([tokens.context, tokens.pad])
         ),
-        "images": _text(labelled, [*images.names[:labelled], *rows]),
+        "images": _strings(labelled, _images(images, labelled)),
     }
     if images.unlabelled:
         names = images.names[labelled:]
@@ -50,17 +55,39 @@ def difference(then: dict[str, str], now: dict[str, str]) -> str:
     return ", ".join(parts)
 
 
+def _images(images: ImageTable, labelled: int) -> Iterator[Strings]:
+    """The names of the labelled images, and then "row<TAB>name" of all names of them."""
+    left = labelled
+    for names in images.name_blocks():
+        yield names[:left]
+        left -= min(left, len(names))
+    for names, rows in images.in_order():
+        here = rows < labelled
+        if isinstance(names, list):
+            names = [name for name, kept in zip(names, here.tolist(), strict=True) if kept]
+        elif not here.all():
+            names = names.filter(here)
+        yield line(names, rows[here], first=True)
+
+
 def _text(count: int, texts: Iterable[str]) -> str:
+    return _strings(count, [list(texts)])
+
+
+def _strings(count: int, blocks: Iterable[Strings]) -> str:
     digest = xxhash.xxh3_128()
-    for text in texts:
-        content = text.encode(errors="surrogatepass")
-        digest.update(f"{len(content)}\n".encode() + content)
+    for block in blocks:
+        digest.update(measured(block))
     return f"{count:,} {digest.hexdigest()}"
 
 
-def _numbers(count: int, *arrays: np.ndarray) -> str:
+def _numbers(count: int, *arrays: np.ndarray | TokenTable) -> str:
     digest = xxhash.xxh3_128()
     for array in arrays:
-        digest.update(f"{len(array)}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<i8").view(np.uint8).data)
+        whole = array.flat if isinstance(array, TokenTable) else array
+        digest.update(f"{len(whole)}\n".encode())
+        for part in array.blocks() if isinstance(array, TokenTable) else [array]:
+            for first in range(0, len(part), _BLOCK):
+                some = np.ascontiguousarray(part[first : first + _BLOCK], "<i8")
+                digest.update(some.view(np.uint8).data)
     return f"{count:,} {digest.hexdigest()}"

@@ -5,8 +5,9 @@ Labels, bank rows and galleries all use its rows, so two numberings of one image
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ import numpy as np
 
 from cir_jax.data import unusable
 from cir_jax.data.annotations import read_json
+from cir_jax.data.column_images import Images
+from cir_jax.data.column_rows import ColumnRows, unknown
+from cir_jax.data.column_table import PartFiles, PartNames, RowOf, Strings, ended, line
 from cir_jax.data.places import Identity
-from cir_jax.data.triplets import TripletSet
+from cir_jax.data.stacked import Stacked, stacked
+from cir_jax.data.triplet_columns import Columns
+from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError, nearest
 
 _THREADS = 16  # that read samples
@@ -39,9 +45,9 @@ class ImageTable:
         unlabelled: int = 0,
     ):
         self.unlabelled = unlabelled
-        self.names = tuple(names)
-        self.paths = tuple(paths)
-        self.row_of = dict(row_of)
+        self.names = names if isinstance(names, Stacked) else tuple(names)
+        self.paths = paths if isinstance(paths, Stacked) else tuple(paths)
+        self.row_of = row_of if isinstance(row_of, RowOf) else dict(row_of)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,41 +68,46 @@ class ImageTable:
           UserError: a triplet names an image that has no path, or is not in `optimized`; or two
             sets call two files by one name.
         """
-        paths = _merged(sets)
-        group = groups(optimized) if optimized else None
-        files = _Files(sets)
-        names: list[str] = []
-        row_of: dict[str, int] = {}
-        row_of_group: dict[int, int] = {}
-        for one in sets:
-            for triplet in one.triplets:
-                for name in filter(None, (triplet.reference, triplet.target)):
-                    if name in row_of:
-                        continue
-                    where = f"{one.name} triplet {triplet.query_id}"
-                    if name not in paths:
-                        raise UserError(
-                            f"{where} names image {name!r}, which is not in the image table; "
-                            "correct the annotation file or add the image; the folder of generated "
-                            "triplets' own images is data.generated_images"
-                        )
-                    row = files.row(one, paths[name])
-                    if row is None:
-                        row = len(names)
-                        if group is not None:
-                            number = _group_of(name, group, where, optimized)
-                            row = row_of_group.setdefault(number, row)
-                    row_of[name] = row
-                    files.note(one, paths[name], row)
-                    if row == len(names):
-                        names.append(name)
-        return cls(names, [paths[n] for n in names], row_of)
+        builder = _Builder(sets, optimized)
+        ahead = sum(not isinstance(one.triplets, Columns) for one in sets)
+        for place, one in enumerate(sets):
+            # Those in memory come first, as everywhere; else none is treated as columns.
+            if isinstance(one.triplets, Columns) and place >= ahead:
+                builder.add_columns(one, one.triplets)
+            else:
+                builder.add(one)
+        return builder.table()
 
     def extended(self, names: Sequence[str], paths: Sequence[Any]) -> "ImageTable":
         """The table with more rows behind its own, for images that no triplet names."""
-        row_of = self.row_of | {name: len(self) + i for i, name in enumerate(names)}
+        more = {name: len(self) + i for i, name in enumerate(names)}
         unlabelled = self.unlabelled + len(names)
-        return ImageTable([*self.names, *names], [*self.paths, *paths], row_of, unlabelled)
+        row_of = self.row_of
+        return ImageTable(
+            stacked([self.names, tuple(names)]),
+            stacked([self.paths, tuple(paths)]),
+            row_of.extended(more) if isinstance(row_of, RowOf) else row_of | more,
+            unlabelled,
+        )
+
+    def files(self) -> Mapping[str, Any]:
+        """Name -> file of the image of each row."""
+        if isinstance(self.names, tuple):
+            return dict(zip(self.names, self.paths, strict=True))
+        return _TableFiles(self)
+
+    def pairs(self, triplets: Sequence[Triplet]) -> tuple[np.ndarray, np.ndarray]:
+        """int32: rows of the references and of the targets of triplets, -1 for none.
+
+        Raises:
+          UserError: a name is not in the table.
+        """
+        if isinstance(triplets, Columns) and isinstance(self.row_of, RowOf):
+            found = [self.row_of.rows(share) for share in triplets.shares]
+            none = (np.zeros(0, np.int32),)
+            references, targets = zip(*found, strict=True) if found else (none, none)
+            return np.concatenate(references), np.concatenate(targets)
+        return self.rows(t.reference for t in triplets), self.rows(t.target for t in triplets)
 
     def rows(self, names: Iterable[str]) -> np.ndarray:
         """Rows of `names`, int32; "" gives -1.
@@ -114,6 +125,22 @@ class ImageTable:
             rows.append(self.row_of[name] if name else -1)
         return np.asarray(rows, np.int32)
 
+    def name_blocks(self) -> Iterator[Strings]:
+        """The names in the order of their rows."""
+        for part in self.names.parts if isinstance(self.names, Stacked) else [self.names]:
+            if isinstance(part, PartNames):
+                yield from part.blocks()
+            else:
+                yield list(part)
+
+    def in_order(self) -> Iterator[tuple[Strings, np.ndarray]]:
+        """(names, their rows), all in alphabetical order."""
+        if isinstance(self.row_of, RowOf):
+            yield from self.row_of.in_order()
+        elif self.row_of:
+            names = sorted(self.row_of)
+            yield names, np.asarray([self.row_of[name] for name in names], np.int64)
+
     def fingerprint(self) -> str:
         """sha256 over the order of the names, the row of every name, and unlabelled pictures.
 
@@ -124,10 +151,10 @@ class ImageTable:
           UserError: an unlabelled image cannot be read.
         """
         digest = hashlib.sha256()
-        for name in self.names:
-            digest.update(name.encode() + b"\n")
-        for name, row in sorted(self.row_of.items()):
-            digest.update(f"{name}\t{row}\n".encode())
+        for names in self.name_blocks():
+            digest.update(ended(names))
+        for names, rows in self.in_order():
+            digest.update(ended(line(names, rows)))
         digest.update(self.unlabelled_content())
         return digest.hexdigest()
 
@@ -140,6 +167,22 @@ class ImageTable:
         paths = self.paths[len(self) - self.unlabelled :]
         with ThreadPoolExecutor(_THREADS) as pool:
             return b"".join(pool.map(_content, paths))
+
+
+class _TableFiles(Mapping[str, Any]):
+    """Name -> file of the rows of a table."""
+
+    def __init__(self, table: ImageTable):
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table.names)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._table.paths[self._table.row_of[name]]
 
 
 def _content(path: Any) -> bytes:
@@ -169,6 +212,14 @@ class _Files:
         """The row of a file that an image of this set lies in; None if it has none yet."""
         return self._row_of.get(self._key(one.by_name, path))
 
+    def key(self, one: TripletSet, path: Any) -> Any:
+        """What is equal for two images of this set that lie in one file."""
+        return self._key(one.by_name, path)
+
+    def numbers(self) -> set[int]:
+        """`places.file_number` of all files, as far as they have any."""
+        return self._file.numbers()
+
     def note(self, one: TripletSet, path: Any, row: int) -> None:
         """Notes the row of a file; the first one counts."""
         self._row_of.setdefault(self._key(one.by_name, path), row)
@@ -177,6 +228,63 @@ class _Files:
 
     def _key(self, by_name: bool, path: Any) -> tuple[bool, Any]:
         return by_name, (self._spelling if by_name else self._file).of(path)
+
+
+class _Builder:
+    """Gives images their rows, set by set."""
+
+    def __init__(self, sets: Sequence[TripletSet], optimized: str):
+        self._paths, self._optimized = _merged(sets), optimized
+        self._group = groups(optimized) if optimized else None
+        self._row_of_group: dict[int, int] = {}
+        self._files = _Files(sets)
+        self._row_of: dict[str, int] = {}
+        self._names: list[Sequence[str]] = []  # of all rows, part by part
+        self._places: list[Sequence[Any]] = []
+        self._count = 0
+        self._columns = ColumnRows(self._row_of, self._files)
+
+    def add(self, one: TripletSet) -> None:
+        """The images of triplets that are in memory."""
+        names: list[str] = []
+        for triplet in one.triplets:
+            for name in filter(None, (triplet.reference, triplet.target)):
+                if name not in self._row_of:
+                    where = f"{one.name} triplet {triplet.query_id}"
+                    self._give(name, one, where, names)
+        self._names.append(tuple(names))
+        self._places.append(tuple(self._paths[n] for n in names))
+
+    def _give(self, name: str, one: TripletSet, where: str, names: list[str]) -> None:
+        if name not in self._paths:
+            raise unknown(where, name)
+        row = self._files.row(one, self._paths[name])
+        if row is None:
+            row = self._count
+            if self._group is not None:
+                number = _group_of(name, self._group, where, self._optimized)
+                row = self._row_of_group.setdefault(number, row)
+        self._row_of[name] = row
+        self._files.note(one, self._paths[name], row)
+        if row == self._count:
+            names.append(name)
+            self._count += 1
+
+    def add_columns(self, one: TripletSet, triplets: Columns) -> None:
+        """The images of triplets in columns."""
+        if self._group is not None:  # files that name each picture are of few images
+            self.add(replace(one, triplets=tuple(triplets)))
+            return
+        for images, numbers in self._columns.give(one, triplets, self._count):
+            self._names.append(PartNames(images, numbers))
+            self._places.append(PartFiles(images, numbers))
+            self._count += len(numbers)
+
+    def table(self) -> ImageTable:
+        """The table."""
+        return ImageTable(
+            stacked(self._names), stacked(self._places), self._columns.row_of(self._row_of)
+        )
 
 
 def _group_of(name: str, group: Mapping[str, int], where: str, optimized: str) -> int:
@@ -193,7 +301,9 @@ def _merged(sets: Sequence[TripletSet]) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     identity = Identity()
     for one in sets:
-        for name, path in one.paths.items():
+        # Of triplets in columns those that a rule places cannot be anything else before.
+        own = one.paths.special() if isinstance(one.paths, Images) else one.paths
+        for name, path in own.items():
             other = paths.setdefault(name, path)
             if other != path and identity.of(other) != identity.of(path):
                 raise UserError(

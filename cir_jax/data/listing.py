@@ -49,6 +49,14 @@ class Listing:
                 f"out, {name} to {target} for one; data.allow_outside=True lets them in"
             )
 
+    def say_others(self, folder: str | Path) -> None:
+        """Says how many pictures are in formats that are not read."""
+        if self.others:
+            shown = ", ".join(f"{count} {suffix}" for suffix, count in self.others.most_common())
+            progress.say(
+                f"warning: files in {folder} that are not read: {shown}; convert them to .png"
+            )
+
 
 def images_below(
     folder: str | Path, depth: int | None = None, allowed: places.Roots | None = None

@@ -13,6 +13,7 @@ import numpy as np
 
 from cir_jax.data import packing
 from cir_jax.data import tokens as token_tables
+from cir_jax.data.exclusions import Exclusions
 
 PIXELS = ("reference_pixels", "target_pixels")
 
@@ -61,7 +62,10 @@ class Loader:
         self.options = options
         self.sources = sources
         self._rows = slice(None) if options.rows is None else np.asarray(options.rows, np.int64)
-        self._excluded = _exclusions(data, options)
+        self._excluded: Any = None
+        if "exclude_id" in options.fields:
+            chosen = options.exclude_reference, options.exclude_positives
+            self._excluded = Exclusions(data, *chosen)
         self._packs = _Packs(data, options) if options.shares else None
         self._pool = ThreadPoolExecutor(max(options.threads, 1))  # threads start with its work
 
@@ -133,26 +137,3 @@ class _Packs:
     def __call__(self, text_ids: np.ndarray) -> packing.Packed:
         table = self._tokens
         return packing.pack(table.texts(text_ids), self._sizes, table.pad).of(self._mine)
-
-
-def _exclusions(data: Any, options: Options) -> np.ndarray:
-    """[M, E] rows of the image table that are no negatives of each text, -1 for none."""
-    if "exclude_id" not in options.fields:
-        return np.zeros((0, 0), np.int32)
-    owner = data.triplet_of_text()
-    columns = []
-    if options.exclude_reference:
-        columns.append(data.reference_id[owner][:, None])
-    if options.exclude_positives:
-        targets: dict[tuple[int, str], list[int]] = {}
-        texts = [text for t in data.triplets for text in t.texts]
-        keys = [(int(data.reference_id[i]), t) for i, t in zip(owner, texts, strict=True)]
-        for key, i in zip(keys, owner, strict=True):
-            found = targets.setdefault(key, [])
-            if data.target_id[i] not in found:
-                found.append(int(data.target_id[i]))
-        others = np.full((len(keys), max(map(len, targets.values()))), -1, np.int32)
-        for row, key in enumerate(keys):
-            others[row, : len(targets[key])] = targets[key]
-        columns.append(others)
-    return np.concatenate(columns, axis=1).astype(np.int32)

@@ -16,11 +16,13 @@ import grain
 import numpy as np
 
 from cir_jax import progress
-from cir_jax.data import tokens as token_tables
+from cir_jax.data import token_files
 from cir_jax.data.image_table import ImageTable
 from cir_jax.data.loader import Loader, Options, Sources
 from cir_jax.data.screening import Screen, drop_missing
+from cir_jax.data.stacked import stacked, starts
 from cir_jax.data.tokens import Tokenizer, TokenTable
+from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.errors import UserError
 
@@ -30,7 +32,8 @@ class TrainingData:
     """All triplets of a run, numbered.
 
     Attributes:
-      triplets: annotated first, then generated.
+      triplets: annotated first, then generated; a tuple, or a sequence that makes each when it is
+        asked for.
       images: the image table.
       tokens: one row per (triplet, text).
       text_start: [triplets + 1] first row of each triplet's texts in `tokens`.
@@ -40,7 +43,7 @@ class TrainingData:
       dropped: source -> triplets left out for an image that cannot be used.
     """
 
-    triplets: tuple[Triplet, ...]
+    triplets: Sequence[Triplet]
     images: ImageTable
     tokens: TokenTable
     text_start: np.ndarray
@@ -76,33 +79,40 @@ def prepare(
     sets, dropped = drop_missing(sets, on_missing)
     for source, count in dropped.items():
         progress.say(f"warning: {count} triplets of {source} left out, their images cannot be used")
-    triplets = tuple(t for one in sets for t in one.triplets)
-    if not triplets:
+    triplets = stacked([one.triplets for one in sets])
+    if not len(triplets):
         raise UserError("no triplet to train on; check data.name, data.root and the split")
     images = ImageTable.from_sets(sets, optimized)
     if unlabelled is not None:
         images = unlabelled(images)
-    owner = [t for t in triplets for _ in t.texts]
-    table = token_tables.table(
-        [text for t in triplets for text in t.texts],
-        tokenizer,
-        on_long,
-        where=lambda i: f"{owner[i].source} triplet {owner[i].query_id}",
-    )
-    counts = [len(t.texts) for t in triplets]
+    table = token_files.table(sets, tokenizer, on_long)
     names = tuple(dict.fromkeys(one.name for one in sets))
-    source_of = [names.index(one.name) for one in sets for _ in one.triplets]
+    pairs = [images.pairs(one.triplets) for one in sets]
     return TrainingData(
         triplets=triplets,
         images=images,
         tokens=table,
-        text_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        text_start=starts(_text_counts(triplets)),
         sources=names,
-        source_of=np.asarray(source_of, np.int32),
-        reference_id=images.rows(t.reference for t in triplets),
-        target_id=images.rows(t.target for t in triplets),
+        source_of=np.repeat(
+            np.asarray([names.index(one.name) for one in sets], np.int32),
+            [len(one.triplets) for one in sets],
+        ),
+        reference_id=np.concatenate([reference for reference, _ in pairs]),
+        target_id=np.concatenate([target for _, target in pairs]),
         dropped=dropped,
     )
+
+
+def _text_counts(triplets: Sequence[Triplet]) -> list[np.ndarray]:
+    """How many texts each triplet has, in blocks."""
+    found: list[np.ndarray] = []
+    for part in getattr(triplets, "parts", [triplets]):
+        if isinstance(part, Columns):
+            found += part.text_counts()
+        else:
+            found.append(np.asarray([len(t.texts) for t in part], np.int64))
+    return found
 
 
 def steps_per_epoch(data: TrainingData, batch: int) -> int:

@@ -133,7 +133,7 @@ class PixelFiles:
     def read(self, row: Row) -> np.ndarray | None:
         """uint8 [S, S, 3]; None if the row is damaged."""
         found = np.empty(self._shape, np.uint8)
-        memory = memoryview(found).cast("B")
+        memory = found.data.cast("B")
         try:
             count = row.segment.read(memory, row.number * self.row_bytes)
         except OSError:
@@ -152,7 +152,7 @@ class PixelFiles:
         row = np.ascontiguousarray(pixels, np.uint8)
         if row.shape != self._shape:
             raise ValueError(f"a square of {row.shape} in a store of {self._shape}")
-        memory = memoryview(row).cast("B")
+        memory = row.data.cast("B")
         entry = _entry(place, identity, xxhash.xxh3_64_intdigest(memory))
         with self._mutex:
             if self.stopped or place in self._coming:

@@ -10,7 +10,7 @@ image of `error` is broken, at the start or later, all are decoded to say what e
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -18,11 +18,14 @@ from functools import partial
 from typing import Any, TypeVar
 
 from cir_jax import progress
-from cir_jax.data import kept_pixels, refusals, unusable
+from cir_jax.data import column_looks, kept_pixels, refusals, unusable
+from cir_jax.data.column_images import Images, both, without
+from cir_jax.data.column_table import opened
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
 from cir_jax.data.refusals import Gathering, Part, in_words, summary
-from cir_jax.data.triplets import TripletSet
+from cir_jax.data.triplet_columns import Columns
+from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.data.unusable import (
     DECODE,
     LOOK,
@@ -203,7 +206,7 @@ class Screen:
         what: str = "",
         *,
         decode: bool = False,
-        used: Iterable[str] | None = None,
+        used: Collection[ImageFile] | None = None,
     ) -> dict[str, Problem]:
         """Those of `images` that are to be left out; they are listed in the folder.
 
@@ -211,15 +214,14 @@ class Screen:
           images: name -> file.
           what: they are, for the message, e.g. "val.jsonl".
           decode: every one, also where `on_missing` is "error".
-          used: names of those that will be opened, for `pixels`; None for all.
+          used: files of those that will be opened, for `pixels`; None for all.
 
         Raises:
           UserError: there are some, and `on_missing` is "error"; the message has all of them. In
             `refusals.together` it comes when all of the start have been looked at.
         """
         if self.pixels is not None:
-            names = images if used is None else [name for name in used if name in images]
-            self.pixels.expect([images[name] for name in names])
+            self.pixels.expect(list(images.values()) if used is None else used)
         refused = any(part.found and not part.drops for part in self.gathering.parts)
         depth = DECODE if self.drops or decode or refused else LOOK
         found = self._scan(images, depth)
@@ -247,7 +249,8 @@ class Screen:
         """
         if self.drops:
             found = self.agree(found)
-            found = {name: found[name] for name in images if name in found}
+            if isinstance(images, dict):
+                found = {name: found[name] for name in images if name in found}
         self.found.update(found)
         refusals.write_list(self.folder, self.found.items())
         part = Part(what, images, found, self.key, self.drops)
@@ -296,10 +299,24 @@ class Screen:
         return refusals.refusal(parts, self.folder or self.gathering.folder)
 
     def _scan(self, images: Mapping[str, ImageFile], depth: int) -> dict[str, Problem]:
+        found: dict[str, Problem] = {}
+        for part in column_looks.parts_of(images):
+            if isinstance(part, Images):
+                one_by_one = partial(self._scan_some, depth=depth, root="")
+                found |= column_looks.scan(
+                    part, depth, self.loading.name, one_by_one, partial(_stamps, self.threads)
+                )
+            else:
+                found |= self._scan_some(part, depth, self.root)
+        return found
+
+    def _scan_some(
+        self, images: Mapping[str, ImageFile], depth: int, root: str
+    ) -> dict[str, Problem]:
         return scan(
             images,
             depth,
-            root=self.root,
+            root=root,
             loading=self.loading,
             threads=self.threads,
             progressed=self.progressed,
@@ -311,6 +328,12 @@ class Screen:
         if self.pixels is None or depth < DECODE or self.pixels.loading != self.loading:
             return None
         return self.pixels.open
+
+
+def _stamps(threads: int, places: Sequence[Any]) -> list[Stamp | Problem]:
+    """The stamps of some files."""
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        return list(_each(pool, stamp, places, "stat"))
 
 
 class Explained:
@@ -362,19 +385,19 @@ def drop_missing(
       UserError: there are such images and `on_missing` is "error", or nothing is left.
     """
     screen = on_missing if isinstance(on_missing, Screen) else Screen(on_missing)
-    paths: dict[str, Any] = {}
+    paths: Mapping[str, Any] = {}
     for one in sets:
-        paths |= one.paths
-    lost = screen.unusable(paths, TRAINING, used=_named(sets) if screen.drops else ())
+        paths = both(paths, one.paths)
+    lost = screen.unusable(paths, TRAINING, used=opened(sets, paths) if screen.drops else ())
     if not lost:
         return list(sets), {}
     kept, dropped = [], {}
     for one in sets:
-        good = tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
+        good = _without(one, lost)
         if len(good) < len(one.triplets):
             dropped[one.name] = len(one.triplets) - len(good)
         kept.append(replace(one, triplets=good))
-    if not any(one.triplets for one in kept):
+    if not any(len(one.triplets) for one in kept):
         raise UserError(
             f"no triplet is left after dropping {len(lost)} images that cannot be used "
             f"({in_words(summary(lost))}); fetch them again, or correct data.root"
@@ -382,11 +405,11 @@ def drop_missing(
     return kept, dropped
 
 
-def _named(sets: Sequence[TripletSet]) -> dict[str, None]:
-    """Names of the images of all triplets."""
-    return dict.fromkeys(
-        name for one in sets for t in one.triplets for name in (t.reference, t.target)
-    )
+def _without(one: TripletSet, lost: Collection[str]) -> Sequence[Triplet]:
+    """The triplets of a set whose images are none of those."""
+    if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
+        return without(one.triplets, one.paths.named(lost), answers=False)
+    return tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
 
 
 def _each(

@@ -13,7 +13,7 @@ import gzip
 import html
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -63,18 +63,59 @@ class Tokenizer:
         return [[self.start, *e.ids, self.end] for e in encoded]
 
 
+class Joined:
+    """Parts of int32 arrays behind each other, which are not copied.
+
+    Args:
+      arrays: one-dimensional.
+      parts: int64 [P, 3]: array, first place and end of each part.
+
+    Attributes:
+      dtype: that of the arrays.
+    """
+
+    dtype = np.dtype(np.int32)
+
+    def __init__(self, arrays: Sequence[np.ndarray], parts: np.ndarray):
+        self._arrays, self._parts = tuple(arrays), parts
+        self._starts = np.concatenate([[0], np.cumsum(parts[:, 2] - parts[:, 1])])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, place: np.ndarray | slice) -> np.ndarray:
+        """The values at some places, in the shape of `place`, or from a place to another."""
+        if isinstance(place, slice):
+            place = np.arange(*place.indices(len(self)))
+        places = np.asarray(place)
+        part = np.searchsorted(self._starts, places, side="right") - 1
+        array, first, _ = np.moveaxis(self._parts[part], -1, 0)
+        inside = places - self._starts[part] + first
+        found = np.empty(places.shape, self.dtype)
+        for number in np.unique(array):
+            here = array == number
+            found[here] = self._arrays[number][inside[here]]
+        return found
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All values, in arrays behind each other."""
+        for array, first, end in self._parts.tolist():
+            yield self._arrays[array][first:end]
+
+
 @dataclass(frozen=True)
 class TokenTable:
     """Tokenised texts, without padding: a text of 12 tokens takes 56 bytes of memory, not 308.
 
     Attributes:
-      flat: int32, the ids of all texts one behind the other, start and end included.
+      flat: int32, the ids of all texts one behind the other, start and end included; an array, or
+        `Joined` arrays of mapped files.
       start: int64 [M + 1], where each begins.
       context: most tokens of a text.
       pad: the id that fills up.
     """
 
-    flat: np.ndarray
+    flat: "np.ndarray | Joined"
     start: np.ndarray
     context: int
     pad: int
@@ -87,9 +128,20 @@ class TokenTable:
         """int64 [M] tokens of each text."""
         return np.diff(self.start)
 
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The ids of `flat`, in arrays behind each other."""
+        if isinstance(self.flat, Joined):
+            yield from self.flat.blocks()
+        else:
+            yield self.flat
+
     def texts(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """int32 [its tokens] ids of each of some texts."""
-        return [self.flat[self.start[i] : self.start[i + 1]] for i in index]
+        index = np.asarray(index)
+        first, lengths = self.start[:-1][index], self.start[1:][index] - self.start[:-1][index]
+        behind = np.cumsum(lengths)
+        place = np.arange(int(lengths.sum())) + np.repeat(first - behind + lengths, lengths)
+        return np.split(self.flat[place], behind[:-1])
 
     def rows(self, index: np.ndarray | slice, length: int) -> np.ndarray:
         """int32 [m, length] ids of some texts, padded; longer ones are cut."""
@@ -139,24 +191,41 @@ def table(
     Raises:
       UserError: a text is over the context, or `on_long` is unknown.
     """
+    pieces, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for first in range(0, max(len(texts), 1), _BATCH):
+        some = texts[first : first + _BATCH]
+        ids, counts = encoded(some, tokenizer, on_long, where, first)
+        pieces.append(ids)
+        lengths.append(counts)
+    start = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+    return TokenTable(np.concatenate(pieces), start, tokenizer.context, tokenizer.pad)
+
+
+def encoded(
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    on_long: str,
+    where: Callable[[int], str],
+    before: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 ids of some texts one behind the other, int64 how many each has); see `table`.
+
+    `before` texts were encoded already, for `where`.
+    """
     if on_long not in ("error", "truncate"):
         raise UserError(f"on_long={on_long!r} is unknown; use error or truncate")
-    pieces, lengths = [np.zeros(0, np.int32)], np.zeros(len(texts), np.int64)
-    for first in range(0, len(texts), _BATCH):
-        encoded = tokenizer.encode(texts[first : first + _BATCH])
-        for i, ids in enumerate(encoded, start=first):
-            if len(ids) > tokenizer.context:
-                if on_long == "error" and not tokenizer.cuts:
-                    raise UserError(
-                        f"{where(i)}: {len(ids)} tokens, the limit is {tokenizer.context} with "
-                        f"start and end: {texts[i][:80]!r}...; shorten it, or set "
-                        "data.on_long=truncate"
-                    )
-                encoded[i - first] = ids = [*ids[: tokenizer.context - 1], tokenizer.end]
-            lengths[i] = len(ids)
-        pieces.append(np.fromiter(itertools.chain.from_iterable(encoded), np.int32))
-    start = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return TokenTable(np.concatenate(pieces), start, tokenizer.context, tokenizer.pad)
+    found = tokenizer.encode(texts)
+    for i, ids in enumerate(found):
+        if len(ids) > tokenizer.context:
+            if on_long == "error" and not tokenizer.cuts:
+                raise UserError(
+                    f"{where(before + i)}: {len(ids)} tokens, the limit is {tokenizer.context} "
+                    f"with start and end: {texts[i][:80]!r}...; shorten it, or set "
+                    "data.on_long=truncate"
+                )
+            found[i] = [*ids[: tokenizer.context - 1], tokenizer.end]
+    flat = np.fromiter(itertools.chain.from_iterable(found), np.int32)
+    return flat, np.fromiter(map(len, found), np.int64, len(found))
 
 
 def fit(length: int, context: int, allowed: Sequence[int]) -> int:
@@ -166,8 +235,20 @@ def fit(length: int, context: int, allowed: Sequence[int]) -> int:
 
 def clean(text: str) -> str:
     """CLIP's normalisation of a text before its words are split."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return re.sub(r"\s+", " ", text).strip().lower()
+    if may_need_repair(text):
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return re.sub(r"\s+", " ", text.strip()).strip().lower()
+
+
+def may_need_repair(text: str) -> bool:
+    """Whether ftfy or an HTML entity may change a text; False for printable ASCII without "&".
+
+    What each rule of ftfy looks for is not in such a text: it returns ASCII before it looks for
+    wrong encodings, entities and `html.unescape` begin at "&", terminal escapes and line breaks are
+    control characters, and ligatures, wide letters, curled quotes, surrogates, C1 controls and what
+    normalisation changes are no ASCII. Its other rules make such a text from another one.
+    """
+    return not (text.isascii() and text.isprintable()) or "&" in text
 
 
 @lru_cache(maxsize=1)

@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triplets made without annotators: ours, those of the released project, and imported ones.
 
-A `.jsonl` file holds the neutral records of `cir_jax.datasets.readers.folder`. A `.json` file has
+A `.jsonl` file or a `.parquet` table holds the neutral records of
+`cir_jax.datasets.readers.folder`. A `.json` file has
 one of the released layouts: FashionIQ's (`candidate`, `target`, `captions`), CIRR's (`reference`,
 `target_hard`, `caption`), or that of the out-of-domain set (`reference`, `target` as paths). Texts
-are used as they are written.
+are used as they are written. Large files are read as columns, which lie in a mapped file that is
+made of them once (`cir_jax.datasets.conversion`).
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cir_jax.data import places
+from cir_jax.data import text_files
 from cir_jax.data.annotations import either, field, image_name, not_empty, read_json, read_lines
-from cir_jax.data.pixels import Crop, ImageFile, Packed
+from cir_jax.data.column_images import Images
+from cir_jax.data.pixels import ImageFile
+from cir_jax.data.triplet_columns import Columns, Part, Share
 from cir_jax.data.triplets import Triplet, TripletSet
-from cir_jax.datasets import shards
+from cir_jax.datasets import conversion, placing
+from cir_jax.datasets.importing.shards import parquet
 from cir_jax.datasets.named_files import NamedFiles
 from cir_jax.datasets.readers import folder
 from cir_jax.errors import UserError
@@ -35,7 +39,7 @@ def read(
     """The triplets of some files, one set per source, in the order they come.
 
     Args:
-      files: .jsonl or .json; relative to `root` if they do not exist as given.
+      files: .jsonl, .parquet or .json; relative to `root` if they do not exist as given.
       known: image name -> file, of the data set the triplets extend.
       root: folder of that data set.
       llm_captions: use a record's `llm_caption` instead of its template texts.
@@ -47,13 +51,15 @@ def read(
         two files, one name means two different pictures, or a file holds no record.
     """
     names = NamedFiles(known)
-    found = _Places(names.files, root, images, files)
+    found = placing.Places(names.files, root, images, files)
+    there = [Path(file) if Path(file).is_file() else Path(root) / file for file in files]
+    if any(conversion.is_large(file) for file in there if file.is_file()):
+        return _columns(there, names, found, llm_captions)
     by_source: dict[str, list[Triplet]] = {}
     paths: dict[str, dict[str, ImageFile]] = {}
-    for file in files:
-        file = Path(file) if Path(file).is_file() else Path(root) / file
+    for file in there:
         count = 0
-        for count, (one, own) in enumerate(_records(file, llm_captions), start=1):  # noqa: B007
+        for count, (one, own, _, _) in enumerate(_records(file, llm_captions), 1):  # noqa: B007
             one = folder.renamed(one, names, one.query_id)
             by_source.setdefault(one.source, []).append(one)
             used = paths.setdefault(one.source, {})
@@ -66,92 +72,47 @@ def read(
                 if place is not None:
                     used[name] = place
         if not count:
-            raise UserError(f"{file} holds no triplet; make it anew, or take it out of the list")
+            raise _empty(file)
     return [TripletSet(s, tuple(triplets), paths[s]) for s, triplets in by_source.items()]
 
 
-class _Places:
-    """Finds the file of every image; a name must mean one picture in all files of triplets."""
-
-    def __init__(
-        self,
-        known: Mapping[str, ImageFile],
-        root: str | Path,
-        images: str | Path,
-        files: Sequence[str | Path],
-    ):
-        self._found: dict[str, ImageFile] = dict(known)
-        self._root, self._images = root, images
-        homes = [Path(file).parent for file in files if Path(file).is_file()]
-        # Without a config nobody has said where images may lie; the caller named the files.
-        allowed = places.roots(root, images, *homes)
-        anywhere = places.Roots((), everywhere=True)
-        self._written = places.Written(allowed if places.in_effect() else anywhere)
-        self._seen: dict[str, str] = {}  # name -> the last path that was compared
-
-    def find(self, name: str, path: str | None, file: Path, record: str) -> ImageFile | None:
-        """The file of `name`; None if neither the data set nor the record says which.
-
-        Args:
-          name: of the image.
-          path: what its record says: a path, None for nothing, "" if the name is one.
-          file: of the record.
-          record: its name.
-
-        Raises:
-          UserError: the record's path is another picture than this name meant before, or leads out
-            of the roots.
-        """
-        if name not in self._found:
-            if path:
-                self._found[name] = self._place(file.parent, path, file, record)
-            elif self._images or path is not None:
-                base = Path(self._images or self._root)
-                self._found[name] = self._place(base, name, file, record)
-        elif path and self._seen.get(name) != (written := str(file.parent / path)):
-            self._seen[name] = written
-            if _differ(self._found[name], self._place(file.parent, path, file, record)):
-                raise UserError(
-                    f"{file}: image {name!r} is {written}, and {self._found[name]} before; one "
-                    "name cannot be two images: rename one of them and make the triplets anew"
-                )
-        return self._found.get(name)
-
-    def _place(self, base: Path, written: str, file: Path, record: str) -> str | shards.TarImage:
-        where = record if record.startswith(f"{file}:") else f"{file}: triplet {record}"
-        return shards.place(written, lambda path: self._written.file(base, path, where))
+def _columns(
+    files: Sequence[Path], names: NamedFiles, found: placing.Places, llm_captions: bool
+) -> list[TripletSet]:
+    """As `read`, of files of which one is large: no triplet is held in memory."""
+    parts: list[Part] = []
+    for file in files:
+        part = conversion.part(file, llm_captions, lambda f: _records(f, llm_captions))
+        if not len(part):
+            raise _empty(file)
+        placing.rename(part, names)
+        parts.append(part)
+    images = placing.images(parts, found)
+    by_source: dict[str, list[Share]] = {}
+    for part in parts:
+        for source, share in part.by_source():
+            by_source.setdefault(source, []).append(share)
+    sets = []
+    for source, shares in by_source.items():
+        triplets = Columns(shares)
+        sets.append(TripletSet(source, triplets, Images(triplets, images)))
+    return sets
 
 
-def _differ(one: ImageFile, other: ImageFile) -> bool:
-    """Whether two files hold different pictures; not if one is missing, which others report."""
-    if str(one) == str(other):
-        return False
-    if isinstance(one, Crop) or isinstance(other, Crop):  # a part, and a whole or another part
-        return True
-    try:
-        if isinstance(one, str) and isinstance(other, str) and os.path.samefile(one, other):
-            return False
-        return _content(one) != _content(other)
-    except OSError:
-        return False
+def _empty(file: Path) -> UserError:
+    return UserError(f"{file} holds no triplet; make it anew, or take it out of the list")
 
 
-def _content(place: str | Packed) -> bytes:
-    return (Path(place) if isinstance(place, str) else place).read_bytes()
-
-
-def _records(
-    file: Path, llm_captions: bool
-) -> Iterator[tuple[Triplet, tuple[str | None, str | None]]]:
-    """Triplets, each with the paths its record gives: None = none, "" = the names are paths."""
-    if file.suffix == ".jsonl":
-        for where, record in read_lines(file):
+def _records(file: Path, llm_captions: bool) -> Iterator[conversion.Record]:
+    if file.suffix in (".jsonl", ".parquet"):
+        for where, record in _rows(file) if file.suffix == ".parquet" else read_lines(file):
             one = folder.triplet({"source": SOURCE, **record}, where)
             if llm_captions:
                 meta = field(record, "meta", where)
                 texts = not_empty(field(meta, "llm_caption", where), where)
                 one = replace(one, texts=texts, eval_text=texts[0])
-            yield one, (_path(record, "reference_path", where), _path(record, "target_path", where))
+            paths = _path(record, "reference_path", where), _path(record, "target_path", where)
+            yield conversion.Record(one, paths, where, "id" in record)
         return
     for number, record in enumerate(read_json(file)):
         where = f"{file} record {number}"
@@ -160,8 +121,23 @@ def _records(
         key = "llm_caption" if llm_captions else either(record, "captions", "caption")
         texts = not_empty(field(record, key, where), where)
         named = "reference_name" in record  # the out-of-domain layout: names are paths
-        one = Triplet(reference, target, texts, texts[0], SOURCE, f"{file.name}/{number}")
-        yield one, ("", "") if named else (None, None)
+        called = f"{file.name}/{number}"
+        one = Triplet(reference, target, texts, texts[0], SOURCE, called)
+        yield conversion.Record(one, ("", "") if named else (None, None), called, False)
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Neutral records of a Parquet table; an empty cell is a field that a record lacks."""
+    if not file.is_file():
+        raise UserError(f"no file {file}; correct its path")
+    for where, row in parquet(file):
+        if isinstance(row, str):
+            raise UserError(f"{where}: {row}; correct that row")
+        record = {key: value for key, value in row.items() if value is not None}
+        for key in ("source", "id"):
+            if wrong := text_files.fault(str(record.get(key, ""))):
+                raise UserError(f"{where}: {key} {record[key]!r}: {wrong}; correct that row")
+        yield where, record
 
 
 def _path(record: dict[str, Any], key: str, where: str) -> str | None:

@@ -9,10 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import progress
-from cir_jax.data import places
+from cir_jax.data import column_images, places
+from cir_jax.data.column_images import Images
+from cir_jax.data.stacked import among
+from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import reader
 from cir_jax.errors import UserError
@@ -46,22 +50,44 @@ class HeldOut:
         """
         if not self.images:
             return one
-        gone = {name for name in _shown(one.triplets) if name in self.images}
-        gone |= {name for name, path in one.paths.items() if self.is_file(path)}
-        kept = tuple(t for t in one.triplets if gone.isdisjoint(_shown([t])))
+        kept: Sequence[Triplet]
+        if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
+            first, kept = self._of_columns(one.triplets, one.paths)
+        else:
+            gone = {name for name in _shown(one.triplets) if name in self.images}
+            gone |= {name for name, path in one.paths.items() if self.is_file(path)}
+            first = min(gone, default="")
+            kept = tuple(t for t in one.triplets if gone.isdisjoint(_shown([t])))
         left_out = len(one.triplets) - len(kept)
-        if not kept:
+        if not len(kept):
             raise UserError(
                 f"{origin}: each of the {left_out:,} records of {one.name!r} shows an image that "
-                f"is held out for evaluation, {min(gone)} for one; give records of other images, "
+                f"is held out for evaluation, {first} for one; give records of other images, "
                 "or take these images out of what is evaluated"
             )
         if left_out:
             progress.say(
                 f"{origin}: {left_out:,} of {len(one.triplets):,} records of {one.name!r} show "
-                f"images that are held out for evaluation, {min(gone)} for one; they are left out"
+                f"images that are held out for evaluation, {first} for one; they are left out"
             )
         return replace(one, triplets=kept)
+
+    def _of_columns(self, triplets: Columns, images: Images) -> tuple[str, Columns]:
+        """(the first of the images that are shown, the triplets that show none of them)."""
+        numbers = np.fromiter(self._identity.numbers(), np.uint64)
+        gone, names = {}, list[str]()
+        for one, shown in images.parts.items():
+            mask = np.zeros(len(shown), bool)
+            known = np.asarray([one.part.names.find(name) for name in self.images], np.int64)
+            mask[known[known >= 0]] = True
+            # A listing tells that the others are no such files.
+            odd = shown & ~mask & ((one.number == 0) | among(one.number, numbers))
+            mask[[n for n in np.flatnonzero(odd).tolist() if self.is_file(one.file(n))]] = True
+            gone[one.part] = mask
+            if mask.any():
+                mine = column_images.shown(triplets.shares)[one.part]
+                names += one.part.names.take(np.flatnonzero(mask & mine)).to_pylist()
+        return min(names, default=""), column_images.without(triplets, gone, answers=True)
 
 
 def of(config: ConfigDict) -> HeldOut:

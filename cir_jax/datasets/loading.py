@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from cir_jax import progress
 from cir_jax.data import places
+from cir_jax.data.column_images import Images
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import captions as caption_files
 from cir_jax.datasets import generated, held_out, reader
@@ -28,7 +29,9 @@ def load(config: ConfigDict, captions: bool) -> list[TripletSet]:
     with places.within(config):
         sets = _load(config, captions)
         for one in sets:
-            places.check_all(one.paths, f"{config.data.name}, {one.name}")
+            # What a rule places was checked when it was.
+            own = one.paths.special() if isinstance(one.paths, Images) else one.paths
+            places.check_all(own, f"{config.data.name}, {one.name}")
         return sets
 
 
@@ -84,7 +87,7 @@ def _own_captions(module: reader.Reader, root: str) -> Path | None:
 
 def _say_several(sets: Sequence[TripletSet], excluded: bool) -> None:
     """Says how queries with several right answers are trained."""
-    count = sum(bool(t.truths) for one in sets for t in one.triplets)
+    count = sum(one.several() for one in sets)
     if count:
         others = "are no negatives" if excluded else "are negatives (loss.exclude_positives=False)"
         progress.say(

@@ -8,10 +8,14 @@ exactly and one alone does. Names come out in one form, that of the folder's lis
 
 import os
 import posixpath
+import re
 import unicodedata
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
 
 from cir_jax import progress
 from cir_jax.data import places
@@ -20,6 +24,9 @@ from cir_jax.data.inspection import pixel_hash
 from cir_jax.data.listing import Listing, images_below
 from cir_jax.data.pixels import ImageFile, open_image
 from cir_jax.errors import UserError
+
+# A name with one of SUFFIXES that is not all of its last part, as `_stem` takes it off.
+_STEM = rf"([^/])(?:{'|'.join(map(re.escape, SUFFIXES))})$"
 
 
 class NamedFiles:
@@ -54,6 +61,7 @@ class NamedFiles:
             if stem != name:
                 self._short.setdefault(stem, []).append(name)
         self._alike: dict[str, list[str]] | None = None
+        self._columns: tuple[Any, ...] | None = None  # names of both as Arrow strings
 
     @classmethod
     def below(cls, folder: str | Path, root: str | Path = "") -> "NamedFiles":
@@ -75,6 +83,32 @@ class NamedFiles:
         if found is None:
             found = self._spelled(written, where)
         return found
+
+    def plainly(self, written: Any) -> np.ndarray:
+        """Which of many names mean themselves, whatever `name` would look for.
+
+        Args:
+          written: Arrow strings, ASCII, in normal form, without "%", and no paths of a folder.
+
+        Returns:
+          bool: it is a known name, or is like none. The others are to be asked for one by one.
+        """
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if self._alike is None:
+            self._alike = _by_likeness(self.files)
+        if self._columns is None:
+            self._columns = tuple(
+                pa.array([n for n in names if n.isascii()], pa.large_string())
+                for names in (self.files, self._alike)
+            )
+        known, alike = self._columns
+        folded = pc.ascii_lower(written)
+        stems = pc.replace_substring_regex(folded, _STEM, r"\1")
+        like = pc.or_(pc.is_in(folded, alike), pc.is_in(stems, alike))
+        found = pc.or_(pc.is_in(written, known), pc.invert(like))
+        return found.to_numpy(zero_copy_only=False)
 
     def file(self, name: str) -> ImageFile:
         """The file of what `name` gave, or the one that is expected."""

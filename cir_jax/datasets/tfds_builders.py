@@ -102,7 +102,7 @@ class FashionIq(_Builder):
 
     def read(self, split: str) -> tuple:
         """All categories, one after the other."""
-        return fashioniq.read(self.root, split)[0].triplets
+        return tuple(fashioniq.read(self.root, split)[0].triplets)
 
     def paths(self) -> Mapping[str, ImageFile]:
         """The images folder, which may hold more than the splits name."""
@@ -124,7 +124,7 @@ class Cirr(_Builder):
 
     def read(self, split: str) -> tuple:
         """The split's triplets."""
-        return cirr.read(self.root, split)[0].triplets
+        return tuple(cirr.read(self.root, split)[0].triplets)
 
     def paths(self) -> Mapping[str, ImageFile]:
         """The images that the split files name."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cir_jax import progress
 from cir_jax.data import places
 from cir_jax.data.listing import images_below
 from cir_jax.data.pixels import AUTO, Loading
@@ -121,9 +120,7 @@ def _of_folder(root: str) -> Pool:
     listing.say_outside(root)
     # A file of two names is one image.
     found = {n: path for n, path in listing.files.items() if n not in listing.same}
-    if listing.others:
-        shown = ", ".join(f"{count} {suffix}" for suffix, count in listing.others.most_common())
-        progress.say(f"warning: files in {root} that are not read: {shown}; convert them to .png")
+    listing.say_others(root)
     # The neutral layout has its images, and their names, below images/; a bare folder has not,
     # though one of its folders may have that name.
     below = {n.removeprefix("images/"): p for n, p in found.items() if n.startswith("images/")}

@@ -145,7 +145,7 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     Raises:
       UserError: values that do not go together.
     """
-    functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
+    functions = contract.build(config.model, mesh if config.mesh.fsdp else None, mesh)
     # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
     stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
     meshes.check_batch(config.batch, mesh)
@@ -224,9 +224,8 @@ def _list_folder(config: ConfigDict) -> str:
 
 def _preprocess(setup: Setup, data: Data) -> Any:
     """The preprocessing, whose error names all images that cannot be used, and what is kept."""
-    images = data.triplets.images
-    paths = dict(zip(images.names, images.paths, strict=True))
-    return Explained(setup.pixels.part(_opens_again(setup)), data.screen, paths)
+    pixels = setup.pixels.part(_opens_again(setup))
+    return Explained(pixels, data.screen, data.triplets.images.files())
 
 
 def _unlabelled(setup: Setup, screen: Screen) -> Any:

@@ -195,10 +195,26 @@ def test_two_that_see_other_files_by_one_path_read_their_own(tmp_path, monkeypat
         want = Preprocess(SIDE)(path)
         np.testing.assert_array_equal(parts[-1](path), want)
         np.testing.assert_array_equal(parts[-1](path), want)
+    for number, part in enumerate(parts, 1):
+        replace_image(path, number)
+        part.kept._files.missing(set())  # looks for what the other one has written
+        np.testing.assert_array_equal(part(path), Preprocess(SIDE)(path))
+        assert made(part) == 1
+
+
+def test_a_row_that_somebody_else_replaced_is_compared_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(pixel_files, "_AGAIN", 0.0)
+    path, other = str(tmp_path / "a.bmp"), str(tmp_path / "b.bmp")
+    replace_image(other, 3)
     replace_image(path, 1)
-    np.testing.assert_array_equal(parts[0](path), Preprocess(SIDE)(path))
+    first, reader = kept_by("disk", [path]), kept_by("memory", again=False)
+    np.testing.assert_array_equal(first(path), reader(path))
+    assert made(reader) == 0
     replace_image(path, 2)
-    np.testing.assert_array_equal(parts[1](path), Preprocess(SIDE)(path))
+    kept_by("disk", [path])(path)
+    replace_image(path, 1)
+    reader(other)  # is not there, so it looks for what is new
+    np.testing.assert_array_equal(reader(path), Preprocess(SIDE)(path))
 
 
 def test_the_look_for_unusable_images_fills_the_store(images, tmp_path):

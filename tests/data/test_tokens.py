@@ -4,6 +4,8 @@
 import gzip
 import html
 import itertools
+import random
+import re
 from importlib import resources
 
 import ftfy
@@ -76,6 +78,71 @@ def plain_ids(text):
             parts[at : at + 2] = ["".join(best)]
         found += [number[p] for p in parts]
     return found
+
+
+def repaired(text):
+    """CLIP's normalisation with ftfy for every text, as the released code has it."""
+    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    return re.sub(r"\s+", " ", text).strip().lower()
+
+
+def test_ftfy_is_left_out_for_printable_ascii_alone():
+    """Of all characters, those that need no repair are these; and one by one, nor do pairs."""
+    planes = map(chr, range(0x40000))
+    free = [letter for letter in planes if not tokens.may_need_repair(letter)]
+    assert "".join(free) == "".join(map(chr, range(32, 127))).replace("&", "")
+    assert tokens.may_need_repair("\U00100000") and tokens.may_need_repair("\ud800")
+    for pair in itertools.product(free, repeat=2):
+        text = "".join(pair)
+        assert ftfy.fix_text(text) == html.unescape(text) == text
+        assert tokens.clean(text) == repaired(text)
+
+
+def test_clean_is_as_with_ftfy_for_every_text():
+    """Fuzzed: mojibake, entities in entities, escapes, control characters, wide and odd letters."""
+    drawn = random.Random(0)
+    plain = [
+        "a red dress",
+        "  two  spaces ",
+        "<b>",
+        "A&B",
+        "&amp;",
+        "&amp;lt;",
+        "&#233;",
+        "&#x26;",
+        ";",
+    ]
+    odd = [
+        "caf\u00e9",
+        "\u201cquoted\u201d",
+        "\ufb01",
+        "\uff21",
+        "\u00a0",
+        "\u3000",
+        "\x1b[31m",
+        "\x85",
+    ]
+    odd += [
+        "\r\n",
+        "\t",
+        "\x00",
+        "\x7f",
+        "\ud83d",
+        "\u0301",
+        "\ufeff",
+        "\u2028",
+        "\U0001f468",
+        "\\u00e9",
+    ]
+    words, wrong = ("\u00e9t\u00e9 \u2019s", "\u4f60\u597d"), ("latin-1", "cp1252", "mac-roman")
+    broken = [word.encode().decode(codec, "ignore") for word in words for codec in wrong]
+    pieces = [*plain * 4, *odd, *broken, "%C3%A9", "\\x41", "=E9", "U+0041", "x" * 70]
+    for _ in range(1500):
+        text = "".join(drawn.choices(pieces, k=drawn.randint(0, 5)))
+        assert tokens.clean(text) == repaired(text), repr(text)
+    for _ in range(800):
+        text = "".join(map(chr, drawn.choices(range(0x250), k=drawn.randint(1, 6))))
+        assert tokens.clean(text) == repaired(text), repr(text)
 
 
 def test_table_pads_with_zero(tokenizer):

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every benchmark runs at a tiny size and prints what it measured. No time is judged here."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
+
+from cir_jax.runtime import mesh as meshes
+from tools.benchmarks import loop
 
 BENCH = Path(__file__).parents[2] / "tools" / "bench.py"
 
@@ -107,10 +112,51 @@ def test_index():
     assert "index_per_s" in table
 
 
-def test_loop():
-    result, table = bench("loop", "--steps=2", "--batch=4", "--repeats=1", "--starts=1")
+def test_loop(monkeypatch, capsys):
+    """On one device, and but for the processes that it starts: each would compile for seconds."""
+    started = []
+
+    def python(*arguments, environment=None):
+        started.append((arguments, environment))
+        return real("-c", "sum(range(10**7))")
+
+    real = loop._python
+    monkeypatch.setattr(loop, "_python", python)
+    one = meshes.make(1, 1, jax.devices()[:1])
+    monkeypatch.setattr(meshes, "make", lambda *_, **__: one)
+    tower = "vit-32-16-w32-l1-h1_text-w32-l1-h1_d16"
+    result = loop.run(argparse.Namespace(tower=tower, steps=2, batch=8, repeats=1, starts=2))
     for name in ("loop_ratio", "start_ratio", "import_ratio"):
         assert result[name] > 0
     assert set(result["step_s"]) == {"loop", "update"}
-    assert set(result["start_cpu_s"]) == {"warm", "cold"}
+    table = capsys.readouterr().err
     assert "loop / update alone" in table and "trainer / libraries" in table
+    commands = [(" ".join(one), (place or {}).get("CIR_JAX_PROGRAMS")) for one, place in started]
+    starts = [place for one, place in commands if "-m cir_jax.main train" in one]
+    assert starts[0] == starts[2] == starts[3] != starts[1] == starts[4] == "off"
+    assert [one for one, _ in commands[5:7]] == [f"-c {loop.LIBRARIES}", f"-c {loop.TRAINER}"]
+    with pytest.raises(SystemExit, match="ended with 3"):
+        real("-c", "raise SystemExit(3)")
+
+
+def test_pixels():
+    result, table = bench("pixels", "--images", "6", "--size", "16", "--threads=2", "--repeats=1")
+    assert result["benchmark"] == "pixels" and result["images"] == 6
+    ratios = (
+        "second_epoch_of_first",
+        "later_run_of_decoding",
+        "row_of_decoding",
+        "fast_of_decoding",
+    )
+    assert all(result[name] > 0 for name in ratios)
+    assert "disk, epoch two, 2 threads" in table and "row, one thread" in table
+
+
+def test_triplets(tmp_path):
+    sizes = ("--triplets=70", "--in-memory=40", "--images=12", "--batch=8", "--repeats=1")
+    result, table = bench("triplets", *sizes, f"--folder={tmp_path}")
+    assert list(result["starts"]) == ["first", "later", "memory"]
+    assert result["cpu_ratio"] > 0 and result["kept_bytes"] > 0
+    for name, one in result["starts"].items():
+        assert one["triplets"] == (40 if name == "memory" else 70) and one["us_a_triplet"] > 0
+    assert "megapairs_gb" in table and not list(tmp_path.iterdir())

@@ -46,6 +46,7 @@ IMAGES = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of the benchmark."""
     parser.add_argument("--steps", type=int, default=60, help="measured steps of a round")
+    parser.add_argument("--tower", default="tiny-vit", help="size of the model")
     parser.add_argument("--batch", type=int, default=32, help="triplets of a step")
     parser.add_argument("--starts", type=int, default=3, help="rounds of starts and of imports")
 
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ],
     )  # fmt: skip
     return {
+        "tower": args.tower,
         "batch": args.batch,
         "steps": args.steps,
         "step_s": {name: statistics.median(found) for name, found in loop.items()},
@@ -101,34 +103,34 @@ def _data(root: Path) -> Path:
     return root
 
 
-def _changes(root: Path, workdir: Path, batch: int, steps: int) -> list[str]:
+def _changes(root: Path, workdir: Path, args: argparse.Namespace, steps: int) -> list[str]:
     return [
-        *(f"data.root={root}", f"workdir={workdir}", f"batch={batch}", f"steps={steps}"),
-        *("eval.benchmark=none", "data.text_lengths=(32,)"),
+        *(f"data.root={root}", f"workdir={workdir}", f"batch={args.batch}", f"steps={steps}"),
+        *(f"model.tower={args.tower}", "eval.benchmark=none", "data.text_lengths=(32,)"),
     ]
 
 
 def _loop(folder: Path, root: Path, args: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of a step, in the loop and of the update alone."""
-    warm = 20  # steps in which each image is decoded once
+    warm = min(20, args.steps)  # steps in which each image is decoded once
     steps = warm + args.steps
-    changes = _changes(root, folder / "run", args.batch, steps)
+    changes = _changes(root, folder / "run", args, steps)
     config = configs.load("clip_sum:tiny", [*changes, f"log_every={warm}"])
     update = _update(config, args.steps)
     found: dict[str, list[float]] = {"loop": [], "update": []}
     for turn in range(args.repeats):
         for name in sorted(found, reverse=bool(turn % 2)):
-            one = update if name == "update" else lambda turn=turn: _in_loop(config, turn, warm)
-            found[name].append(one())
+            workdir = folder / f"run-{turn}"
+            one = update() if name == "update" else _in_loop(config, workdir, warm)
+            found[name].append(one)
     return found
 
 
-def _in_loop(config: ConfigDict, turn: int, warm: int) -> float:
+def _in_loop(config: ConfigDict, workdir: Path, warm: int) -> float:
     """Seconds of a step of a new run, without the first `warm`."""
-    again = configs.override(config, [f"workdir={config.workdir}-{turn}"])
     with contextlib.redirect_stdout(sys.stderr):
-        train.train(again)
-    lines = metrics.read(Path(again.workdir) / metrics.FILE)
+        train.train(configs.override(config, [f"workdir={workdir}"]))
+    lines = metrics.read(workdir / metrics.FILE)
     first = next(line for line in lines if line["step"] == warm)
     return (lines[-1]["seconds"] - first["seconds"]) / (lines[-1]["step"] - warm)
 
@@ -168,7 +170,7 @@ def _starts(folder: Path, root: Path, args: argparse.Namespace) -> dict[str, lis
 
     def start(place: str) -> Callable[[], None]:
         def one() -> None:
-            changes = _changes(root, folder / f"start-{next(count)}", args.batch, 1)
+            changes = _changes(root, folder / f"start-{next(count)}", args, 1)
             flags = [x for change in changes for x in ("--set", change)]
             command = ("-m", "cir_jax.main", "train", "--config", "clip_sum:tiny", *flags)
             _python(*command, environment={programs.VARIABLE: place})

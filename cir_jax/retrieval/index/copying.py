@@ -14,6 +14,7 @@ from cir_jax import files, progress
 from cir_jax.errors import UserError
 from cir_jax.retrieval import golden
 from cir_jax.retrieval.index import records
+from cir_jax.retrieval.index.fields import apart
 
 ROWS, IMAGES = "rows.npy", "images.parquet"
 _TOGETHER = 4096  # images written at a time
@@ -65,7 +66,8 @@ def export(index: Any, path: str | os.PathLike[str]) -> list[Path]:
             ids = images.ids[start : start + _TOGETHER]
             file.write(index.rows(ids).tobytes())
             bar.update(len(ids))
-    table = images.table.add_column(0, "id", pa.array(images.ids))
+    table = images.table.rename_columns([apart(c, "id") for c in images.table.column_names])
+    table = table.add_column(0, "id", pa.array(images.ids))
     with files.whole(folder / IMAGES) as file:
         parquet.write_table(table, file)
     return [folder / ROWS, folder / IMAGES]

@@ -9,7 +9,8 @@ A column is one type, decided by all of its values together:
     text      everything else; lists and objects of JSON are kept as JSON
 
 Nothing, blank text and numbers that are not finite are no value. The column that names the image is
-no field, and a column called "name" is the field "name_", because the name of an image is `name`.
+no field, and a column called "name" is the field "name_", because the name of an image is `name`
+("name_" is then "name__", so that no two columns become one).
 """
 
 import datetime
@@ -17,6 +18,7 @@ import decimal
 import json
 import math
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,6 @@ _SHOWN = 10  # records that cannot be read
 _NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*)?(\.[0-9]+|\.)?([eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _LARGEST = 1 << 63
-_RENAMED = {"name": "name_"}
 
 
 class Columns:
@@ -89,7 +90,7 @@ class Columns:
 
     def _add(self, name: str, entry: Entry) -> None:
         values = {
-            _RENAMED.get(key, key): value
+            apart(key, "name"): value
             for key, value in ((key, cleaned(value)) for key, value in entry.record.items())
             if value is not None and not self._names(value, name, entry)
         }
@@ -152,6 +153,11 @@ class Columns:
         return pa.table(found)
 
 
+def apart(key: str, own: str) -> str:
+    """A column's name beside a column of ours called `own`: that, and those like it, get a "_"."""
+    return f"{key}_" if key.rstrip("_") == own else key
+
+
 def types(fields: pa.Table) -> tuple[dict[str, str], ...]:
     """[{"name", "type"}] of fields."""
     words = {"string": "text", "bool": "boolean"}
@@ -199,7 +205,8 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, str):
         digits = any(letter.isdigit() for letter in value)
         return digits and _NUMBER.fullmatch(value) is not None and math.isfinite(float(value))
-    return not isinstance(value, bool)
+    # A whole number of JSON may be larger than any float: it is a text, as 1e999 in a CSV is.
+    return not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_whole(value: Any) -> bool:

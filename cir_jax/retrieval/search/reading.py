@@ -206,8 +206,10 @@ class _Reader:
             value: int | float = int(token.text)
         except ValueError:
             value = float(token.text)
-        whole = not isinstance(value, float) or (math.isfinite(value) and value == int(value))
-        if not math.isfinite(value) or (whole and not -(2**63) <= value < 2**63):
+        # A whole number may have more digits than a float can say, so it is never made one here.
+        whole = isinstance(value, int) or value.is_integer()
+        finite = isinstance(value, int) or math.isfinite(value)
+        if not finite or (whole and not -(2**63) <= value < 2**63):
             limit = "-2^63 to 2^63 - 1"
             self._fail(f"a number from {limit}", token.start)
         if kind == "number":

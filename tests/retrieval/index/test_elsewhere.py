@@ -139,20 +139,26 @@ def test_the_command(weights, tmp_path, capsys):
     for number in range(5):
         runs.write_image(photos / f"{number}.png", runs.COLORS["red"], number)
     (photos / "page.jpg").write_text("<html>")
+    (photos / "phone.heic").touch()
     command = ["index", str(photos), "--model", weights, "--out", index, "--batch", "8"]
     assert main.main(command) == 0
     said = capsys.readouterr().out
     assert f"{index}: 5 images (5 new); " in said and "images/s" in said
     assert f"cannot be read: 1 (1 no image), all in {index}/unreadable.jsonl" in said
     assert "page.jpg (no image: an HTML page)" in said
+    assert f"files in {photos} that are not read: 1 .heic; convert them to .png" in said
     opened = cir_jax.open_index(index)
     rows = opened.model.encode_images([opened.path_of(id) for id in range(5)])
     np.testing.assert_allclose(opened.rows(range(5)), rows, atol=1e-5)
     assert main.main(["index", "--out", index]) == 0
     assert "5 images (nothing has changed)" in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("image,price\n0.png,3\n")
+    assert main.main(["index", "--out", index, "--titles", str(tmp_path / "t.csv")]) == 0
+    assert "5 images (no image has changed)" in capsys.readouterr().out
     for flags, message in (
         (["--model", weights, "--pad", "none"], "of another model: how pictures become inputs"),
         (["--export", str(tmp_path / "e"), "--model", weights], "leave folder and model out"),
+        (["--export", "e", "--titles", "x", "--dtype", "int8"], "leave --titles, --dtype out"),
         (["--root", "x"], "belong to --benchmark"),
         (["--batch", "0"], "batch=0 is below 1"),
         ([str(photos), "--benchmark", "cirr"], "brings its own images"),

@@ -30,6 +30,7 @@ NAN, INF = float("nan"), float("inf")
         ([1, "red"], "string", ["1", "red"]),
         ([1, 2.5], "double", [1.0, 2.5]),
         ([2**70, 1], "double", [float(2**70), 1.0]),
+        ([10**400, 1], "string", ["1" + "0" * 400, "1"]),
         (["9223372036854775808"], "double", [float(2**63)]),
         (["a\ud800"], "string", ["a?"]),
     ],
@@ -98,6 +99,12 @@ def test_tables_of_every_kind(photos, kind):
         path.write_text(json.dumps(records) if kind == "json" else lines)
     photos.update(titles=[path])
     assert photos.open().catalogue.known_of(0) == {"price": 5, "tags": '["a"]'}
+
+
+def test_columns_called_as_ours(photos):
+    table = write(photos, "titles.csv", "image,name,name_\ns0/00.png,Red shoe,red\n")
+    photos.update(titles=table)
+    assert photos.open().catalogue.known_of(0) == {"name_": "Red shoe", "name__": "red"}
 
 
 def test_records_that_differ(photos):

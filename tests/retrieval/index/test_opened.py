@@ -175,16 +175,17 @@ def test_an_index_in_memory(made, photos):
 @pytest.mark.parametrize("k", [1, 3])
 def test_export(made, photos, tmp_path, k):
     table = tmp_path / "t.csv"
-    table.write_text("image,price\ns0/00.png,3\n")
+    table.write_text("image,price,id,id_\ns0/00.png,3,SKU7,x\n")
     photos.update(made.Model(k), titles=[table], dtype="float16")
     index = photos.open()
     files = index.export(tmp_path / "out")
     rows, images = np.load(files[0]), parquet.read_table(files[1])
     assert rows.shape == ((20, 6) if k == 1 else (20, 3, 6)) and rows.dtype == np.float32
     np.testing.assert_array_equal(rows.reshape(20, k, 6), index.rows(index.catalogue.ids))
-    assert images.column_names == ["id", "name", "price"]
+    assert images.column_names == ["id", "name", "price", "id_", "id__"]
     assert images["id"].to_pylist() == index.catalogue.ids.tolist()
     assert images["price"].to_pylist()[:2] == [3, None]
+    assert images["id_"][0].as_py() == "SKU7" and images["id__"][0].as_py() == "x"
 
 
 def test_the_store_ranks_the_rows_of_the_index(made, photos):

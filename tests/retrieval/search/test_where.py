@@ -209,6 +209,8 @@ def test_chunks_and_no_rows():
         ("count == 1", "character 8"),
         ("count <> 1", "character 8"),
         ("count = 1e999", "2\\^63"),
+        ("count < " + "9" * 400, "2\\^63"),  # more digits than a float can say
+        ('"unit price" > -' + "9" * 400, "2\\^63"),
         ("count = 9223372036854775808", "2\\^63"),
         ("count = 0x10", "character 9"),
         ("count = 1_000", "character 9"),
