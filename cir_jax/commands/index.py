@@ -191,7 +191,8 @@ def _say(folder: str, report: "Report") -> None:
     }  # fmt: skip
     done = ", ".join(f"{count:,} {word}" for word, count in counts.items() if count)
     speed = f"; {report.encoded / report.seconds:,.0f} images/s" if report.encoded else ""
-    progress.say(f"{folder}: {report.images:,} images ({done or 'nothing has changed'}){speed}")
+    done = done or ("no image has changed" if report.renewed else "nothing has changed")
+    progress.say(f"{folder}: {report.images:,} images ({done}){speed}")
     if report.left_out:
         name, why = report.left_out[0]
         progress.say(f"left out: {len(report.left_out):,}, {name} for one ({why})")

@@ -14,6 +14,7 @@ import numpy as np
 from cir_jax.data import column_images as lying
 from cir_jax.data.column_images import Images, PartImages
 from cir_jax.data.column_table import RowOf
+from cir_jax.data.stacked import among, repeated
 from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import TripletSet
 from cir_jax.errors import UserError
@@ -140,20 +141,19 @@ class ColumnRows:
         """bool: whether the file of a name may be one that has a row, or that of another name."""
         own = images.number[numbers]
         odd = (own == 0) | (images.kind[numbers] == lying.SPECIAL)
-        values, counts = np.unique(own, return_counts=True)
-        odd |= np.isin(own, values[counts > 1])
+        odd |= among(own, repeated(own))
         for place in np.flatnonzero(odd).tolist():  # asks which file it is
             self._files.key(one, images.file(int(numbers[place])))
-        odd |= np.isin(own, np.fromiter(self._files.numbers(), np.uint64))
+        odd |= among(own, np.fromiter(self._files.numbers(), np.uint64))
         for earlier, rows in self._rows.items():
             if earlier is images:
                 has = rows >= 0
             else:
                 has = (rows >= 0) & self._own[earlier]
-            met = np.flatnonzero(has & np.isin(earlier.number, own) & (earlier.number > 0))
+            met = np.flatnonzero(has & among(earlier.number, own) & (earlier.number > 0))
             for number in met.tolist():  # now others find it
                 self._files.note(one, earlier.file(number), int(rows[number]))
-            odd |= np.isin(own, earlier.number[met])
+            odd |= among(own, earlier.number[met])
         return odd
 
 

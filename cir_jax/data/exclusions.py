@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from cir_jax.data.stacked import among, repeated
 from cir_jax.data.triplet_columns import Columns, key_of
+
+_FACTOR = 0x9E3779B97F4A7C15  # odd: what it multiplies can be told again
+_STEP = 1 << 18  # triplets at a time
 
 
 class Exclusions:
@@ -58,18 +62,15 @@ class Exclusions:
     def _find(self) -> None:
         """Finds the queries that come more than once, and their distinct targets in their order."""
         data = self._data
-        keys = _keys(data.triplets)
-        references = np.repeat(data.reference_id.astype(np.uint64), np.diff(data.text_start))
-        keys ^= references * np.uint64(_FACTOR)  # one number of both, to find what may be equal
-        ordered = np.sort(keys)
-        again = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        del ordered
+        keys = _keys(data.triplets, int(data.text_start[-1]))
+        self._mix(keys)  # one number of the reference and the text, to find what may be equal
+        again = repeated(keys)
         if not len(again):
             return
-        self._several = np.flatnonzero(np.isin(keys, again))
+        self._several = np.flatnonzero(among(keys, again))
         owner = np.searchsorted(data.text_start, self._several, side="right") - 1
         reference, target = data.reference_id[owner], data.target_id[owner].astype(np.int64)
-        text = keys[self._several] ^ (references[self._several] * np.uint64(_FACTOR))
+        text = keys[self._several] ^ (reference.astype(np.uint64) * np.uint64(_FACTOR))
         order = np.lexsort((text, reference))
         new = (np.diff(text[order]) != 0) | (np.diff(reference[order]) != 0)
         self._group = np.empty(len(order), np.int64)
@@ -81,16 +82,24 @@ class Exclusions:
         self._targets = target[first][order].astype(np.int32)
         self._starts = np.searchsorted(group[order], np.arange(group.max() + 2))
 
+    def _mix(self, keys: np.ndarray) -> None:
+        """Joins a number of the reference to that of each text; once more takes it off."""
+        start, references = self._data.text_start, self._data.reference_id
+        for first in range(0, len(references), _STEP):
+            end = min(first + _STEP, len(references))
+            some = references[first:end].astype(np.uint64) * np.uint64(_FACTOR)
+            keys[start[first] : start[end]] ^= np.repeat(some, np.diff(start[first : end + 1]))
 
-_FACTOR = 0x9E3779B97F4A7C15
 
-
-def _keys(triplets: Sequence[Any]) -> np.ndarray:
-    """uint64: a number of each text of triplets."""
-    found = [np.zeros(0, np.uint64)]
+def _keys(triplets: Sequence[Any], count: int) -> np.ndarray:
+    """uint64: a number of each text of triplets, of which there are `count`."""
+    keys, place = np.empty(count, np.uint64), 0
     for part in getattr(triplets, "parts", [triplets]):
         if isinstance(part, Columns):
-            found.append(part.text_keys())
+            blocks = part.text_keys()
         else:
-            found.append(np.asarray([key_of(x) for t in part for x in t.texts], np.uint64))
-    return np.concatenate(found)
+            blocks = iter([np.asarray([key_of(x) for t in part for x in t.texts], np.uint64)])
+        for some in blocks:
+            keys[place : place + len(some)] = some
+            place += len(some)
+    return keys

@@ -86,9 +86,10 @@ class Sizes:
           lengths: as `tokens.fit` takes them.
         """
         # Whole numbers throughout: processors may not differ in a last bit.
-        each = np.asarray(table.lengths, np.int64)
-        total, count = int(each.sum()), max(len(each), 1)
-        variance = count * int((each * each).sum()) - total * total
+        times = np.bincount(table.lengths).astype(np.int64)
+        each, count = np.arange(len(times)), max(len(table), 1)
+        total = int((times * each).sum())
+        variance = count * int((times * each * each).sum()) - total * total
         usual = -(-(batch * total + 2 * math.isqrt(batch * variance)) // (count * shares))
         return cls(shares, max(usual, 1), min(ROW, table.context), (*lengths, table.context))
 

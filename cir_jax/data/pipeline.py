@@ -20,7 +20,7 @@ from cir_jax.data import token_files
 from cir_jax.data.image_table import ImageTable
 from cir_jax.data.loader import Loader, Options, Sources
 from cir_jax.data.screening import Screen, drop_missing
-from cir_jax.data.stacked import stacked
+from cir_jax.data.stacked import stacked, starts
 from cir_jax.data.tokens import Tokenizer, TokenTable
 from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -92,7 +92,7 @@ def prepare(
         triplets=triplets,
         images=images,
         tokens=table,
-        text_start=np.concatenate([[0], np.cumsum(_text_counts(triplets))]).astype(np.int64),
+        text_start=starts(_text_counts(triplets)),
         sources=names,
         source_of=np.repeat(
             np.asarray([names.index(one.name) for one in sets], np.int32),
@@ -104,13 +104,15 @@ def prepare(
     )
 
 
-def _text_counts(triplets: Sequence[Triplet]) -> np.ndarray:
-    """int64: how many texts each triplet has."""
-    return np.concatenate([
-        part.text_counts() if isinstance(part, Columns)
-        else np.asarray([len(t.texts) for t in part], np.int64)
-        for part in getattr(triplets, "parts", [triplets])
-    ])  # fmt: skip
+def _text_counts(triplets: Sequence[Triplet]) -> list[np.ndarray]:
+    """How many texts each triplet has, in blocks."""
+    found: list[np.ndarray] = []
+    for part in getattr(triplets, "parts", [triplets]):
+        if isinstance(part, Columns):
+            found += part.text_counts()
+        else:
+            found.append(np.asarray([len(t.texts) for t in part], np.int64))
+    return found
 
 
 def steps_per_epoch(data: TrainingData, batch: int) -> int:

@@ -16,6 +16,7 @@ import xxhash
 from cir_jax import progress
 from cir_jax.data import beside
 from cir_jax.data import tokens as token_tables
+from cir_jax.data.stacked import starts
 from cir_jax.data.tokens import Joined, Tokenizer, TokenTable
 from cir_jax.data.triplet_columns import Columns, Part, Share, batches
 from cir_jax.data.triplets import Triplet, TripletSet
@@ -34,7 +35,7 @@ def table(sets: Sequence[TripletSet], tokenizer: Tokenizer, on_long: str = "erro
     if not any(isinstance(one.triplets, Columns) for one in sets):
         return _of_tuples([t for one in sets for t in one.triplets], tokenizer, on_long)
     arrays: list[np.ndarray] = []
-    parts, lengths = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.int64)]
+    parts, lengths = [np.zeros((0, 3), np.int64)], list[np.ndarray]()
     made: dict[Part, _Tokens] = {}
     for one in sets:
         if not isinstance(one.triplets, Columns):
@@ -50,12 +51,10 @@ def table(sets: Sequence[TripletSet], tokenizer: Tokenizer, on_long: str = "erro
             some, counts = tokens.of(share)
             some[:, 0] += len(arrays)
             parts.append(some)
-            lengths.append(counts)
+            lengths += counts
             arrays += tokens.arrays
-    start = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
-    return TokenTable(
-        Joined(arrays, np.concatenate(parts)), start, tokenizer.context, tokenizer.pad
-    )
+    flat = Joined(arrays, np.concatenate(parts))
+    return TokenTable(flat, starts(lengths), tokenizer.context, tokenizer.pad)
 
 
 def _of_tuples(triplets: Sequence[Triplet], tokenizer: Tokenizer, on_long: str) -> TokenTable:
@@ -85,11 +84,11 @@ class _Tokens:
         for batch in found:
             ids = batch.column("ids")
             self.arrays.append(ids.flatten().to_numpy())
-            self._lengths.append(np.diff(ids.offsets.to_numpy()))
+            self._lengths.append(np.diff(ids.offsets.to_numpy()).astype(np.int32))
 
-    def of(self, share: Share) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, share: Share) -> tuple[np.ndarray, list[np.ndarray]]:
         """(parts of the arrays as `Joined` takes them, tokens of each text) of some triplets."""
-        parts, counts = [np.zeros((0, 3), np.int64)], [np.zeros(0, np.int64)]
+        parts, counts = [np.zeros((0, 3), np.int64)], list[np.ndarray]()
         for number, (block, rows) in enumerate(share.rows_of_blocks()):
             lengths = self._lengths[number]
             if rows is None:
@@ -106,7 +105,7 @@ class _Tokens:
                 each = np.diff(texts)[rows]
                 place = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each)
                 counts.append(lengths[np.repeat(texts[rows], each) + place])
-        return np.concatenate(parts), np.concatenate(counts)
+        return np.concatenate(parts), counts
 
 
 def _of_part(part: Part, tokenizer: Tokenizer, on_long: str) -> _Tokens:

@@ -137,7 +137,11 @@ class TokenTable:
 
     def texts(self, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
         """int32 [its tokens] ids of each of some texts."""
-        return [self.flat[self.start[i] : self.start[i + 1]] for i in index]
+        index = np.asarray(index)
+        first, lengths = self.start[:-1][index], self.start[1:][index] - self.start[:-1][index]
+        behind = np.cumsum(lengths)
+        place = np.arange(int(lengths.sum())) + np.repeat(first - behind + lengths, lengths)
+        return np.split(self.flat[place], behind[:-1])
 
     def rows(self, index: np.ndarray | slice, length: int) -> np.ndarray:
         """int32 [m, length] ids of some texts, padded; longer ones are cut."""

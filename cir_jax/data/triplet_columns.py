@@ -342,12 +342,13 @@ class Columns(Triplets):
         share = int(np.searchsorted(self.starts, place, side="right")) - 1
         return self.shares[share].triplet(place - int(self.starts[share]))
 
-    def text_counts(self) -> np.ndarray:
-        """int64: how many texts each triplet has."""
-        counts = [
-            np.diff(block.offsets.to_numpy()) for s in self.shares for block in s.column("texts")
+    def text_counts(self) -> list[np.ndarray]:
+        """int32: how many texts each triplet has, in blocks."""
+        return [
+            np.diff(block.offsets.to_numpy()).astype(np.int32)
+            for share in self.shares
+            for block in share.column("texts")
         ]
-        return np.concatenate([np.zeros(0, np.int64), *counts])
 
     def texts(self) -> Iterator[Any]:
         """Arrow strings: the texts of all triplets, in blocks."""
@@ -355,10 +356,11 @@ class Columns(Triplets):
             for block in share.column("texts"):
                 yield block.flatten()
 
-    def text_keys(self) -> np.ndarray:
-        """uint64: `key_of` each text."""
-        keys = [block.flatten().to_numpy() for s in self.shares for block in s.column("keys")]
-        return np.concatenate([np.zeros(0, np.uint64), *keys])
+    def text_keys(self) -> Iterator[np.ndarray]:
+        """uint64: `key_of` each text, in blocks."""
+        for share in self.shares:
+            for block in share.column("keys"):
+                yield block.flatten().to_numpy()
 
     def several(self) -> int:
         """How many triplets have several right answers."""

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from cir_jax import progress
 from cir_jax.data import column_images, places
 from cir_jax.data.column_images import Images
+from cir_jax.data.stacked import among
 from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.datasets import reader
@@ -80,7 +81,7 @@ class HeldOut:
             known = np.asarray([one.part.names.find(name) for name in self.images], np.int64)
             mask[known[known >= 0]] = True
             # A listing tells that the others are no such files.
-            odd = shown & ~mask & ((one.number == 0) | np.isin(one.number, numbers))
+            odd = shown & ~mask & ((one.number == 0) | among(one.number, numbers))
             mask[[n for n in np.flatnonzero(odd).tolist() if self.is_file(one.file(n))]] = True
             gone[one.part] = mask
             if mask.any():

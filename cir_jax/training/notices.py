@@ -110,10 +110,10 @@ def quicker_input(setup: Setup, data: Data) -> str:
     config, cores = setup.config, os.cpu_count() or 1
     fields, choices = data.fields(setup.stage), []
     if data.images(setup.stage):
-        if not config.data.cache_pixels:
+        if config.data.pixels != "memory":
             choices.append(
-                "data.cache_pixels=true (now false), if the pixels fit into memory: each image is "
-                "decoded once"
+                f"data.pixels=memory or disk (now {config.data.pixels}), where there is room: each "
+                "image is decoded once"
             )
         if config.data.threads < cores:
             choices.append(f"data.threads={cores} (now {config.data.threads}), one for each core")

@@ -67,6 +67,19 @@ def inputs_of(name, data, place="device", preprocess=None):
     return banks.Inputs(functions, params, data, plan, preprocess, place)
 
 
+def test_a_bank_says_if_another_kernel_has_attended(data):
+    """One that XLA has made says nothing, as all of earlier versions do."""
+    inputs = inputs_of(MODELS[0], data)
+    config = inputs.functions.config.copy_and_resolve_references()
+    assert config.attention == "xla"
+    with config.unlocked():
+        config.attention = "cudnn"
+    made_of = inputs.fingerprint()
+    assert "model.attention" not in made_of
+    other = replace(inputs, functions=replace(inputs.functions, config=config))
+    assert other.fingerprint() == made_of | {"model.attention": "cudnn"}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_image_is_opened_once(name, data, tmp_path):
     inputs = inputs_of(name, data)

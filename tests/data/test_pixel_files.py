@@ -17,7 +17,7 @@ from cir_jax.data import pixel_files
 from tests.data.numbered_squares import SIDE, fill, identity, opened, place, square
 
 ROW = SIDE * SIDE * 3
-COUNT = 4000
+COUNT = 2000
 
 
 def numbers_of(store, count):
@@ -58,7 +58,7 @@ def test_killed_writers_leave_only_whole_rows(tmp_path):
     command = [sys.executable, "-m", "tests.data.numbered_squares", str(tmp_path), str(COUNT)]
     before, draw = set(), random.Random(5)
     for _ in range(3):
-        until = (len(before) + draw.randrange(5, 900)) * pixel_files._BYTES
+        until = (len(before) + draw.randrange(5, 450)) * pixel_files._BYTES
         with subprocess.Popen(command, cwd=Path(__file__).parents[2]) as process:
             while process.poll() is None and sum(map(size_of, tmp_path.glob("*.index"))) < until:
                 time.sleep(0.002)

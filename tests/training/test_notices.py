@@ -86,7 +86,7 @@ def test_memory_and_pace_are_said_and_logged(tmp_path, root, capsys):
 
 def test_waiting_for_input_is_said_once_with_what_helps(tmp_path, root, capsys):
     """From a twentieth of the time on; compiling and what this process did before do not count."""
-    changes = ("steps=400", "data.threads=1", "eval.benchmark=none")
+    changes = ("steps=400", "data.threads=1", "eval.benchmark=none", "data.pixels=decode")
     made, data = runs.set_up(runs.tiny(tmp_path, root, *changes))
     state = SimpleNamespace(step=100, seconds=50.0, waited=9.0)
     watch, values = notices.Notices(made, data, state), {"gradient_norm": 1.0, "loss": 1.0}
@@ -101,7 +101,7 @@ def test_waiting_for_input_is_said_once_with_what_helps(tmp_path, root, capsys):
     assert made_steps(2, 0.5) == [] and made_steps(20, 0.024) == []
     (line,) = made_steps(20, 0.1)
     assert "in the last 20 steps the devices waited 20% of the time for input, 0.1 of 0.5 s" in line
-    assert "data.cache_pixels=true (now false)" in line and "larger batch (now batch=8)" in line
+    assert "data.pixels=memory or disk (now decode)" in line and "larger batch (now batch=8" in line
     assert f"data.threads={os.cpu_count()} (now 1)" in line
     assert made_steps(60, 0.4) == []
     of_bank = replace(data, place="disk")

@@ -223,8 +223,17 @@ class _Ours:
         query = jnp.asarray(self.problem.targets[: len(label), 0])
 
         def loss(query: jax.Array, targets: jax.Array) -> jax.Array:
-            options = {"rows": bank.rows, "block": self.stage.block, "mesh": self.mesh}
-            return in_bank.bank_loss(query, targets, label, TEMPERATURE, **options).mean()
+            losses = in_bank.bank_loss(
+                query,
+                targets,
+                label,
+                TEMPERATURE,
+                mesh=self.mesh,
+                per_row=self.functions.target_shape[0],
+                rows=bank.rows,
+                block=self.stage.block,
+            )
+            return losses.mean()
 
         program = jax.jit(jax.value_and_grad(loss))
         return lambda: program(query, bank.targets)

@@ -58,6 +58,7 @@ class Report:
       encoded: images that this call has encoded.
       seconds: that this took.
       generation: number of the generation in use.
+      renewed: whether this call has made it: of images, fields or the query side of the model.
     """
 
     images: int
@@ -71,6 +72,7 @@ class Report:
     encoded: int
     seconds: float
     generation: int
+    renewed: bool
 
 
 def update(
@@ -183,7 +185,7 @@ class _Update:
         questions.write(self.folder, record, found)
         return Report(
             made.images, new, again, changed.moved, changed.touched, gone,
-            unreadable, found.left_out, encoded, seconds, made.number,
+            unreadable, found.left_out, encoded, seconds, made.number, made.number != state.number,
         )  # fmt: skip
 
     def _columns(self, found: Found) -> Columns | None:

@@ -152,6 +152,9 @@ def test_the_command(weights, tmp_path, capsys):
     np.testing.assert_allclose(opened.rows(range(5)), rows, atol=1e-5)
     assert main.main(["index", "--out", index]) == 0
     assert "5 images (nothing has changed)" in capsys.readouterr().out
+    (tmp_path / "t.csv").write_text("image,price\n0.png,3\n")
+    assert main.main(["index", "--out", index, "--titles", str(tmp_path / "t.csv")]) == 0
+    assert "5 images (no image has changed)" in capsys.readouterr().out
     for flags, message in (
         (["--model", weights, "--pad", "none"], "of another model: how pictures become inputs"),
         (["--export", str(tmp_path / "e"), "--model", weights], "leave folder and model out"),
