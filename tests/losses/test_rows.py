@@ -14,9 +14,11 @@ from tests.losses.problems import devices
 IDS = np.asarray([0, 15, -1, 7, 8, 1, 1, 3])
 
 
+@pytest.mark.parametrize("together", [1, 2**24])  # bytes: one row for each device, or all
 @pytest.mark.parametrize("width", [1, 6])
 @pytest.mark.parametrize("shape", [(1, 1), (8, 1), (2, 4)])
-def test_lookup(shape, width):
+def test_lookup(shape, width, together, monkeypatch):
+    monkeypatch.setattr(rows, "_TOGETHER", together)
     mesh = devices(*shape)
     table = np.arange(16.0 * width, dtype=np.float32).reshape(16, width) + 1
     look = jax.jit(lambda t, i: rows.lookup(t, i, mesh))
