@@ -46,10 +46,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model.image_size = 0  # input side in pixels; 0 = the tower's own
     c.model.context = 0  # text positions; 0 = the tower's own
     c.model.dtype = "auto"  # compute type: "float32", "bfloat16"; "auto" = bfloat16 on GPU and TPU
-    # What is kept of each layer for the backward pass: "none" of it is computed again; "products":
-    # the outputs of products of weights and activations are kept, and what lies between is computed
-    # again; "layers": the input of each layer is kept. Results differ in rounding at most. False
-    # and True, as it was before, are "none" and "layers", so it takes values of any type.
+    # What a backward pass computes again of each layer: "none" of it; "products": all but the
+    # outputs of products of weights and activations; "layers": all but its input. Results differ
+    # in rounding at most; a run that is resumed goes on as it began, unless it is set by hand.
+    # False and True, of earlier versions, are "none" and "layers": hence a value of any type.
     c.model.remat = config_dict.FieldReference("products", field_type=object)
     # What computes attention: "xla", or "cudnn", a kernel that never stores the scores (NVIDIA GPUs
     # in bfloat16); "auto" = cudnn where it can, and what a run began with where it is resumed.
@@ -60,7 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data.root = ""  # folder of the data set
     c.data.categories = ()  # FashionIQ categories; () = the data set's own
     c.data.annotated = -1  # annotated triplets: -1 = all, 0 = none (zero-shot), n = n at random
-    c.data.generated = ()  # files of generated triplets, streamed with the annotated ones
+    c.data.generated = ()  # files of generated triplets (.jsonl, .parquet, .json)
     c.data.generated_images = ""  # folder of their images that the data set does not have
     c.data.llm_captions = False  # use the `llm_caption` field of generated triplets
     c.data.captions = ""  # stage zero: file of image captions; "" = every split the data set has

@@ -13,6 +13,7 @@ way are answered first.
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,13 @@ from cir_jax.commands.evaluate import add_code_arguments
 from cir_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from cir_jax.retrieval.clicks import HeldOut
     from cir_jax.retrieval.index.opened import Index
     from cir_jax.serving.settings import Settings
 
 HELP = "search an index in a browser, and from programs"
 TOKEN_VARIABLE = "CIR_JAX_TOKEN"
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--token-file", default="", metavar="FILE",
         help="file with the token that clients must show; no flag takes the token itself, since "
         "every user of a machine can read the flags of a program")  # fmt: skip
-    add("--token-env", default=TOKEN_VARIABLE, metavar="NAME",
+    add("--token-env", metavar="NAME",
         help=f"environment variable with it instead (default {TOKEN_VARIABLE})")  # fmt: skip
     add("--name", action="append", default=[], metavar="HOST",
         help="a further name under which this server is reached, e.g. of a proxy")  # fmt: skip
     add = parser.add_argument_group("how much").add_argument
-    add("--batch", type=int, default=32, metavar="N", help="questions at a time on the device")
+    add("--batch", type=int, default=32, metavar="N",
+        help="questions at a time on the device (default 32)")  # fmt: skip
     add("--queue", type=int, default=48, metavar="N",
         help="questions under way; the next one is refused (503; default 48)")  # fmt: skip
     add("--timeout", type=float, default=30.0, metavar="SECONDS",
@@ -101,7 +105,6 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
     import jax
 
     from cir_jax import progress
-    from cir_jax.retrieval import clicks
     from cir_jax.serving import app, running, served, warming
 
     assert isinstance(port, socket.socket)
@@ -110,16 +113,33 @@ def _serve(args: argparse.Namespace, settings: "Settings", port: "object") -> No
             f"{jax.process_count()} processes would serve one port; start one, which uses all "
             "devices of its machine"
         )
+    held_out = [_held_out(os.path.expanduser(data)) for data in args.held_out]
     opened_all = [opened(args, folder) for folder in args.index]
     indexes = dict(zip(served.named(args.index), opened_all, strict=True))
     for name, index in indexes.items():
         progress.say(f"{name}: {len(index):,} images; {index.model!r}")
         check_vectors(index, args.model)
     progress.say(f"compiling for batches of up to {settings.batch}")
-    held_out = [clicks.held_out_of("folder", os.path.expanduser(d)) for d in args.held_out]
     warm = partial(warming.warm, batch=settings.batch)
     made = app.make(indexes, settings, warm=warm, held_out=held_out)
     running.serve(made, settings, port)
+
+
+def _held_out(data: str) -> "HeldOut":
+    """What a data set holds out.
+
+    Raises:
+      UserError: nothing, so that the flag would guard nothing.
+    """
+    from cir_jax.retrieval import clicks
+
+    found = clicks.held_out_of("folder", data)
+    if not len(found):
+        raise UserError(
+            f"--held-out {data} holds no image out; name a folder as `cir-jax prepare` makes it, "
+            "with val.jsonl or gallery.txt in it, or leave the flag away"
+        )
+    return found
 
 
 def opened(args: argparse.Namespace, folder: str) -> "Index":
@@ -180,6 +200,12 @@ def _settings(args: argparse.Namespace) -> "Settings":
     ):
         if not least <= value <= most:
             raise UserError(f"--{flag}={value} is not within {least} and {most:g}")
+    for name in args.name:
+        if not _NAME.fullmatch(name):
+            raise UserError(
+                f"--name {name} is no name of a host; give one as it stands in an address, without "
+                "http://, port or path: --name search.example.org"
+            )
     upload = int(args.upload_mb * MB)
     return Settings(
         host=args.host,
@@ -198,7 +224,13 @@ def _settings(args: argparse.Namespace) -> "Settings":
 def _token(args: argparse.Namespace) -> str:
     """The token from where it is; "" if there is none."""
     if not args.token_file:
-        return os.environ.get(args.token_env, "").strip()
+        token = os.environ.get(args.token_env or TOKEN_VARIABLE, "").strip()
+        if args.token_env and not token:
+            raise UserError(
+                f"--token-env {args.token_env}: there is no such variable, or it is empty; export "
+                "it with the token, or give --token-file FILE"
+            )
+        return token
     try:
         with open(os.path.expanduser(args.token_file), encoding="utf-8") as file:
             token = file.read(10_000).strip()

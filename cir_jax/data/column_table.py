@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.data.column_images import PartImages
-from cir_jax.data.triplet_columns import BLOCK, Share
+from cir_jax.data.column_images import Images, PartImages
+from cir_jax.data.stacked import Stacked
+from cir_jax.data.triplet_columns import BLOCK, Columns, Share
+from cir_jax.data.triplets import TripletSet
 
 # Strings of a list, or large ones of Arrow.
 Strings = list[str] | Any
@@ -55,6 +57,18 @@ class PartFiles(Sequence[Any]):
         if isinstance(row, slice):
             return [self.images.file(int(number)) for number in self.numbers[row]]
         return self.images.file(int(self.numbers[row]))
+
+
+def opened(sets: Sequence[TripletSet], paths: Mapping[str, Any]) -> Sequence[Any]:
+    """Files of the images of all triplets."""
+    names: dict[str, None] = {}
+    files: list[Sequence[Any]] = []
+    for one in sets:
+        if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
+            files += [PartFiles(p, np.flatnonzero(shown)) for p, shown in one.paths.parts.items()]
+        else:
+            names |= dict.fromkeys(n for t in one.triplets for n in (t.reference, t.target))
+    return Stacked([[paths[name] for name in names if name in paths], *files])
 
 
 class RowOf(Mapping[str, int]):

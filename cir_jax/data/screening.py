@@ -17,16 +17,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
-
 from cir_jax import progress
 from cir_jax.data import column_looks, kept_pixels, refusals, unusable
 from cir_jax.data.column_images import Images, both, without
-from cir_jax.data.column_table import PartFiles
+from cir_jax.data.column_table import opened
 from cir_jax.data.kept_looks import LEAST, KeptLooks, Known
 from cir_jax.data.pixels import RELEASED, Crop, ImageFile, Loading, open_image
 from cir_jax.data.refusals import Gathering, Part, in_words, summary
-from cir_jax.data.stacked import Stacked
 from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import Triplet, TripletSet
 from cir_jax.data.unusable import (
@@ -391,7 +388,7 @@ def drop_missing(
     paths: Mapping[str, Any] = {}
     for one in sets:
         paths = both(paths, one.paths)
-    lost = screen.unusable(paths, TRAINING, used=_opened(sets, paths) if screen.drops else ())
+    lost = screen.unusable(paths, TRAINING, used=opened(sets, paths) if screen.drops else ())
     if not lost:
         return list(sets), {}
     kept, dropped = [], {}
@@ -413,18 +410,6 @@ def _without(one: TripletSet, lost: Collection[str]) -> Sequence[Triplet]:
     if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
         return without(one.triplets, one.paths.named(lost), answers=False)
     return tuple(t for t in one.triplets if t.reference not in lost and t.target not in lost)
-
-
-def _opened(sets: Sequence[TripletSet], paths: Mapping[str, Any]) -> Sequence[Any]:
-    """Files of the images of all triplets."""
-    names: dict[str, None] = {}
-    files: list[Sequence[Any]] = []
-    for one in sets:
-        if isinstance(one.triplets, Columns) and isinstance(one.paths, Images):
-            files += [PartFiles(p, np.flatnonzero(shown)) for p, shown in one.paths.parts.items()]
-        else:
-            names |= dict.fromkeys(n for t in one.triplets for n in (t.reference, t.target))
-    return Stacked([[paths[name] for name in names if name in paths], *files])
 
 
 def _each(

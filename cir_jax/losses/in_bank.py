@@ -90,7 +90,8 @@ def bank_loss(
     """
     if exclude is not None:
         exclude = jnp.where(exclude == label[:, None], -1, exclude)
-    block = block or block_size(*query.shape, mesh)
+    batch, width = query.shape
+    block = block or block_size(batch, width, mesh)
     static = (mesh, per_row, rows or bank.shape[0] // per_row, block)
     return _loss(static, query, jnp.asarray(temperature, jnp.float32), bank, label, exclude)
 
@@ -130,9 +131,9 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 
 def _sharded(static: tuple, gradient: bool, *arguments: Any) -> Any:
-    mesh, *sizes = static
+    mesh, per_row, rows, block = static
     return jax.shard_map(
-        partial(_on_device, *sizes, gradient),
+        partial(_on_device, per_row, rows, block, gradient),
         mesh=mesh,
         in_specs=(_ALL, _ALL, _ROWS, _ALL, _ALL),
         out_specs=_ALL,

@@ -4,7 +4,8 @@
 A table of N entries is two-dimensional on the devices: [N, W] of entries that are read whole, and
 [N K, D] of entries of K rows that are multiplied, those of an entry one after the other. With more
 axes a TPU keeps a table in tiles that neither a product nor a lookup reads, and copies all of it in
-every step. Entries are sharded over both axes of the mesh, N a multiple of the devices.
+every step; it still does where a width is no multiple of 128, as those of all published models are.
+Entries are sharded over both axes of the mesh, N a multiple of the devices.
 """
 
 import jax

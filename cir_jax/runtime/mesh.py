@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cir_jax import progress
 from cir_jax.errors import UserError
+from cir_jax.runtime import programs
 
 DATA = "data"
 MODEL = "model"
@@ -71,15 +72,26 @@ def make(data: int = -1, model: int = 1, devices: Sequence[jax.Device] | None = 
 
 
 def compile_anew(devices: Sequence[jax.Device]) -> None:
-    """Leaves jax's cache of compiled programs alone, if these are several devices of the CPU.
+    """Leaves jax's cache of compiled programs alone where a program from it could do harm.
 
-    In a program that comes from it collectives are no longer kept one after the other (jaxlib
+    On several devices of the CPU its collectives are no longer kept one after the other (jaxlib
     0.10.2). Devices of one process then wait for each other for ever, now and then; two processes
     train on each other's numbers, or abort.
+
+    Of several processes the first alone writes, into a folder of its host. In the next run it would
+    read what the others compile, and those of GPUs compile together: each tries a share of the
+    kernels and waits for what the others have found. A folder that the user names is taken for one
+    that all processes see.
     """
-    if len(devices) > 1 and devices[0].platform == "cpu":
+    if _may_harm(devices):
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()  # it has noted that it is used
+
+
+def _may_harm(devices: Sequence[jax.Device]) -> bool:
+    processes = len({device.process_index for device in devices})
+    of_cpu = len(devices) > 1 and devices[0].platform == "cpu"
+    return of_cpu or (processes > 1 and programs.kept())
 
 
 def _arranged(slices: list[list[jax.Device]], data: int, model: int) -> np.ndarray:

@@ -31,6 +31,7 @@ _OPTIONS = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
+_kept = False
 _CPU = Path("/proc/cpuinfo")
 # What tells processors apart there, on x86 and on ARM; clock rates and the like change.
 _TRAITS = (
@@ -43,12 +44,13 @@ def keep(environment: MutableMapping[str, str] = os.environ) -> None:
     """Has jax, which must not be imported yet, keep compiled programs for later commands.
 
     Nothing is changed where `VARIABLE` is "off", where jax's own variable names a folder, or where
-    no folder can be used; the last is said. Several devices of a CPU do without, see
+    no folder can be used; the last is said. Some runs do without, see
     `cir_jax.runtime.mesh.compile_anew`.
 
     Args:
       environment: is read, and given the variables of jax.
     """
+    global _kept
     wanted = environment.get(VARIABLE, "")
     if "jax" in sys.modules or wanted == "off" or environment.get(_FOLDER):
         return
@@ -64,6 +66,12 @@ def keep(environment: MutableMapping[str, str] = os.environ) -> None:
     environment[_FOLDER] = str(folder)
     for name, value in _OPTIONS.items():
         environment.setdefault(name, value)
+    _kept = True
+
+
+def kept() -> bool:
+    """Whether jax was told the folder by `keep`."""
+    return _kept
 
 
 def kind() -> str:

@@ -241,6 +241,10 @@ class Upload(BaseModel):
     upload: str = Field(description="Its name in `images` of a search.")
     width: int
     height: int
+    ids: dict[str, int] = Field(
+        description="Its number in each index that has the very same file.",
+        examples=[{"photos": 12}],
+    )
 
 
 class Query(BaseModel):

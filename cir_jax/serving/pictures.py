@@ -83,7 +83,8 @@ async def upload(
     content, most = await image.read(), here.settings.upload_bytes
     picture = await here.aside(uploads.opened, content, here.settings.pixels, most, "image")
     key = here.uploads.keep(content)
-    return Upload(upload=key, width=picture.width, height=picture.height)
+    ids = await here.aside(here.served.ids, content)
+    return Upload(upload=key, width=picture.width, height=picture.height, ids=ids)
 
 
 @router.get(

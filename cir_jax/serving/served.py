@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from cir_jax import progress
 from cir_jax.errors import UserError, nearest
 from cir_jax.serving.numbers import Numbers
@@ -62,6 +64,12 @@ class Served:
                 code="no_such_index",
             )
         return name, self.indexes[name]
+
+    def ids(self, content: bytes) -> dict[str, int]:
+        """Of each index that has an image file of this content, the (first) id of it."""
+        digest = xxhash.xxh3_128_digest(content)
+        found = {name: one.catalogue.with_content(digest) for name, one in self.indexes.items()}
+        return {name: int(ids[0]) for name, ids in found.items() if len(ids)}
 
     def renew(self) -> None:
         """Takes the new generations there are; one that cannot be opened is told of once."""

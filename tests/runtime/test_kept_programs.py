@@ -18,6 +18,7 @@ FOLDER = "JAX_COMPILATION_CACHE_DIR"
 def before_jax(monkeypatch):
     """As a command finds it when it starts."""
     monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.setattr(programs, "_kept", False)
 
 
 def test_a_folder_for_each_kind_of_processor(tmp_path, monkeypatch):
@@ -47,11 +48,13 @@ def test_where_it_is_and_how_it_is_turned_off(tmp_path, monkeypatch):
     found = kept()
     assert found[FOLDER] == str(tmp_path / "cache" / "programs" / programs.kind())
     assert os.stat(found[FOLDER]).st_mode & 0o777 == 0o700
+    assert programs.kept()
     assert found["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] == "0"
     here = kept(CIR_JAX_PROGRAMS=str(tmp_path / "here"))
     assert here[FOLDER] == str(tmp_path / "here" / programs.kind())
     for given in ({"CIR_JAX_PROGRAMS": "off"}, {FOLDER: "/mine"}):
-        assert kept(**given) == given
+        programs._kept = False
+        assert kept(**given) == given and not programs.kept()
     monkeypatch.setitem(sys.modules, "jax", object())  # a program that uses the library
     assert kept() == {}
 

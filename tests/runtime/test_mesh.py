@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.runtime import encode
+from cir_jax.runtime import encode, programs
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import dry_run
 from tests import runs
@@ -145,6 +146,24 @@ def test_a_run_says_what_a_device_gets(tmp_path, capsys):
     assert "2 rows on each of 8 devices of axis 'data'" in dry_run.describe(made, data)
     with pytest.raises(UserError, match=r"batch 12 .* use batch=8 with loss.chunk=8, or batch=16"):
         runs.set_up(runs.tiny(tmp_path / "run", root, "batch=12", "loss.chunk=4"))
+
+
+@pytest.mark.parametrize(
+    ("platform", "processes", "ours", "harms"),
+    [
+        ("cpu", [0], True, False),
+        ("cpu", [0, 0], False, True),
+        ("cpu", [0, 1], False, True),
+        ("gpu", [0, 0], True, False),
+        ("gpu", [0, 1], True, True),
+        ("gpu", [0, 1], False, False),
+    ],
+)
+def test_who_reads_no_program_from_the_cache(platform, processes, ours, harms, monkeypatch):
+    """`ours`: its folder is one of this host, and not one that the user has named."""
+    monkeypatch.setattr(programs, "_kept", ours)
+    devices = [SimpleNamespace(platform=platform, process_index=i) for i in processes]
+    assert meshes._may_harm(devices) is harms
 
 
 @pytest.mark.parametrize("devices", [1, 2])

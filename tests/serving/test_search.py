@@ -39,6 +39,7 @@ def test_an_image_is_an_id_an_upload_or_sent_and_gives_the_same(client, index):
     content = index.places[0].read_bytes()
     upload = client.post("/api/uploads", files={"image": ("any.png", content)}).json()
     assert (upload["width"], upload["height"]) == (40, 32)
+    assert list(upload["ids"].values()) == [3]
     asked = [{"id": 3}, {"upload": upload["upload"]}, {"data": url(content)}]
     question = {"text": "but new", "keep_reference": True}
     answers = [client.post("/search", json={"images": [i], **question}) for i in asked]

@@ -150,3 +150,13 @@ def test_pixels():
     )
     assert all(result[name] > 0 for name in ratios)
     assert "disk, epoch two, 2 threads" in table and "row, one thread" in table
+
+
+def test_triplets(tmp_path):
+    sizes = ("--triplets=70", "--in-memory=40", "--images=12", "--batch=8", "--repeats=1")
+    result, table = bench("triplets", *sizes, f"--folder={tmp_path}")
+    assert list(result["starts"]) == ["first", "later", "memory"]
+    assert result["cpu_ratio"] > 0 and result["kept_bytes"] > 0
+    for name, one in result["starts"].items():
+        assert one["triplets"] == (40 if name == "memory" else 70) and one["us_a_triplet"] > 0
+    assert "megapairs_gb" in table and not list(tmp_path.iterdir())

@@ -93,8 +93,10 @@ async function take(app, files, adds) {
     for (const file of files) {
       const body = new FormData();
       body.append("image", file, file.name || "picture");
-      const { upload } = await ask("api/uploads", { method: "POST", body });
-      uploads.push({ upload });
+      const { upload, ids } = await ask("api/uploads", { method: "POST", body });
+      // A picture of the index is that one: its link holds, and triplets can be saved of it.
+      const id = ids[app.state.index];
+      uploads.push(id === undefined ? { upload } : { id });
     }
     if (adds) add(app, uploads);
     else app.go({ ...app.written(), images: uploads, rounds: [], query: null }, { text: true });
