@@ -92,19 +92,18 @@ def measure(rows: int, args: argparse.Namespace, mesh: jax.sharding.Mesh) -> dic
         },
         "bank_mib": inputs[1].nbytes / mesh.size / 2**20,
         "largest_gradient_difference": f"{float(difference):.1e}",
-        **rounding(*inputs[:3], args, mesh),
+        **rounding(inputs, args, mesh),
     }
 
 
-def rounding(
-    query: jax.Array, bank: jax.Array, label: jax.Array, args: argparse.Namespace, mesh: Any
-) -> dict[str, str]:
+def rounding(inputs: tuple, args: argparse.Namespace, mesh: Any) -> dict[str, str]:
     """Errors by a bfloat16 bank: of the losses, the largest, and of the gradient, by its length."""
+    query, bank, label, _ = inputs
     small, found = bank.astype(jnp.bfloat16), {}
 
     @jax.jit
     def exact(query, bank):
-        options = {"mesh": mesh, "per_row": args.per_row}
+        options: dict[str, Any] = {"mesh": mesh, "per_row": args.per_row}
         loss = lambda q: in_bank.bank_loss(q, bank, label, TEMPERATURE, **options)
         losses, back = jax.vjp(loss, query)
         return losses, back(jnp.ones_like(losses))[0]

@@ -8,7 +8,7 @@ costs its bytes twice. Run in a process that has libtpu (tools/slices.py):
 
 import json
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -67,12 +67,12 @@ def compiled(on: str, cases: list[Case]) -> list[dict[str, Any]]:
         table = (
             case.entries // mesh.size * case.per_row * case.width * jnp.dtype(case.dtype).itemsize
         )
-        copies: Counter[str] = Counter()
+        copies: dict[str, float] = defaultdict(float)
         for kind, result, size in hlo.large(text, table / _SHARE):
             if case.batch not in hlo.dimensions(result):  # scores, and rows of queries, have it
                 copies[kind] += size
         listed, _ = hlo.collectives(text, mesh)
-        collectives: Counter[str] = Counter()
+        collectives: dict[str, float] = defaultdict(float)
         for one in listed:
             collectives[one.kind] += one.bytes
         found.append(
@@ -90,7 +90,7 @@ def compiled(on: str, cases: list[Case]) -> list[dict[str, Any]]:
 
 def _bank_loss(mesh: Mesh, case: Case) -> tuple[Any, tuple]:
     def loss(query, bank, label):
-        options = {"mesh": mesh, "per_row": case.per_row, "rows": case.entries - 5}
+        options: dict[str, Any] = {"mesh": mesh, "per_row": case.per_row, "rows": case.entries - 5}
         return in_bank.bank_loss(query, bank, label, 0.02, **options).mean()
 
     return jax.jit(jax.value_and_grad(loss)), _of_queries(mesh, case, ())
@@ -98,7 +98,7 @@ def _bank_loss(mesh: Mesh, case: Case) -> tuple[Any, tuple]:
 
 def _sampled_loss(mesh: Mesh, case: Case) -> tuple[Any, tuple]:
     def loss(query, bank, label, negatives):
-        options = {"mesh": mesh, "per_row": case.per_row}
+        options: dict[str, Any] = {"mesh": mesh, "per_row": case.per_row}
         return sampled.sampled_bank_loss(query, bank, label, negatives, 0.02, **options).mean()
 
     return jax.jit(jax.value_and_grad(loss)), _of_queries(mesh, case, (), (_NEGATIVES,))
