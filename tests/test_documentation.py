@@ -214,6 +214,7 @@ RUN_BY = {
     "bench.py convert": "test_bench.py::test_convert",
     "bench.py evaluate": "test_bench.py::test_evaluate",
     "bench.py search": "test_bench.py::test_search",
+    "bench.py triplets": "test_bench.py::test_triplets",
     "bench.py pixels": "test_bench.py::test_pixels",
     "bench.py index": "test_bench.py::test_index",
     "bench.py loop": "test_bench.py::test_loop",
