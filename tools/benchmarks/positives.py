@@ -2,9 +2,10 @@
 """Scaling positives: comparing images against decoding them, and pairing against its products.
 
 `dedupe`: hashing the pixels of many images against only opening them, with the same threads, and
-the peak memory of processes that compare few and many. `pair`: images in a window of the similarity
-ranking against the matrix products alone, for some of the rows in each round, and the peak memory
-of this process, features included.
+the peak memory of processes that compare few and many. `near`: near duplicates among many hashes by
+bands, and among the fewest of them in blocks of all comparisons. `pair`: images in a window of the
+similarity ranking, and those that a model ranks first, against the matrix products alone, for some
+of the rows in each round, and the peak memory of this process, features included.
 """
 
 import argparse
@@ -25,12 +26,15 @@ import numpy as np
 from PIL import Image
 
 from cir_jax.data.pixels import open_image
-from cir_jax.generation import dedupe, similarity
+from cir_jax.generation import dedupe, near_duplicates, similarity
+from cir_jax.retrieval import ranking
 from cir_jax.runtime import mesh as meshes
 from tools.benchmarks import timing
 
 HELP = "comparing images against decoding, pairing against matrix products"
 _FILES = 100  # different pictures; more would only fill the disk
+_NEAR, _IN_BLOCKS = 8, 22  # bits of near duplicates: usual, and the fewest that bands do not prune
+_MINED = 10  # images of a ranking that mining looks at
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,19 +42,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--side", type=int, default=400, help="short side of an image, pixels")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--features", type=int, default=100_000, help="images to pair, N")
-    parser.add_argument("--width", type=int, default=768, help="of a feature, C")
+    parser.add_argument(
+        "--features", type=int, nargs="+", default=(100_000, 1_000_000), metavar="N",
+        help="images to pair, and whose hashes are compared, from few to many",
+    )  # fmt: skip
+    parser.add_argument("--width", type=int, default=512, help="of a feature, C")
     parser.add_argument("--window", type=int, nargs=2, default=(10_000, 20_000))
-    parser.add_argument("--rows", type=int, default=4096, help="references per round")
+    parser.add_argument("--rows", type=int, default=512, help="references per round")
     parser.add_argument("--block", type=int, default=256, help="rows per matrix product")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures both; ratios are ours / decoding, and ours / products."""
+    """Measures all; ratios are ours / decoding, and ours / products."""
     # First: the peak memory of this process never falls, and comparing images takes little.
-    result = {"dedupe": compare(args), "pair": pair(args)}
-    for name, values in result.items():
-        timing.table([name, *values], [["", *values.values()]])
+    result: dict[str, Any] = {"dedupe": compare(args)}
+    result["near"] = [near(count, args) for count in args.features]
+    result["pair"] = [pair(count, args) for count in args.features]
+    for name, found in result.items():
+        lines = found if isinstance(found, list) else [found]
+        timing.table([name, *lines[0]], [["", *values.values()] for values in lines])
     return {"repeats": args.repeats, **result}
 
 
@@ -98,30 +108,60 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def pair(args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of ranks in a window and of the products alone."""
+def near(count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of all near duplicates among hashes that are spread evenly.
+
+    In blocks only of the fewest: of a million it takes half an hour on two cores.
+    """
+    hashes = np.random.default_rng(0).integers(0, 2**64, (count, 2), np.uint64)
+
+    def found(distance: int) -> int:
+        return sum(map(len, near_duplicates.pairs_within(hashes, distance)))
+
+    programs = {"bands": partial(found, _NEAR)}
+    if count == min(args.features):
+        programs["blocks"] = partial(found, _IN_BLOCKS)
+    seconds = timing.alternate(programs, args.repeats)
+    blocks = statistics.median(seconds["blocks"]) if "blocks" in seconds else ""
+    ratio = timing.ratio(seconds, "bands", "blocks") if "blocks" in seconds else ""
+    return {
+        "hashes": count,
+        "bands_s": statistics.median(seconds["bands"]),
+        "blocks_s": blocks,
+        "time_ratio": ratio,
+    }
+
+
+def pair(count: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of ranks in a window, of the images ranked first, and of the products alone."""
     mesh = meshes.make(devices=jax.devices()[: args.devices])
     random = np.random.default_rng(0)
-    made = random.standard_normal((args.features, args.width), np.float32)
+    made = random.standard_normal((count, args.width), np.float32)
     features = similarity.unit_rows(made, "random features")
     del made
-    rows = np.arange(min(args.rows, args.features))
+    rows = np.arange(min(args.rows, count))
     ranks = [random.integers(*args.window, 1) for _ in rows]
 
     def products() -> None:
-        for _ in similarity.similarities(features, rows, mesh, args.block):
-            pass
+        for _, scores in similarity.similarities(features, rows, mesh, args.block):
+            scores.block_until_ready()
 
     def ranked() -> list:
         return similarity.at_ranks(features, ranks, rows=rows, mesh=mesh, block=args.block)
 
-    seconds = timing.alternate({"products": products, "ranked": ranked}, args.repeats)
+    def mined() -> tuple:
+        gallery = ranking.place(features[:, None], mesh)
+        return ranking.top_rows(features[rows], gallery, min(_MINED, count - 1), rows, mesh=mesh)
+
+    programs = {"products": products, "ranked": ranked, "mined": mined}
+    seconds = timing.alternate(programs, args.repeats)
     return {
-        "features": args.features,
+        "features": count,
         "width": args.width,
         "rows_per_round": len(rows),
         **{f"{name}_s": statistics.median(values) for name, values in seconds.items()},
         "time_ratio": timing.ratio(seconds, "ranked", "products"),
+        "mined_ratio": timing.ratio(seconds, "mined", "products"),
         "peak_mib": peak(),
     }
 
