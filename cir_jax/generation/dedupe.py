@@ -22,7 +22,7 @@ from cir_jax.data.screening import Screen
 from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError
 from cir_jax.generation import images, journal
-from cir_jax.generation.image_hashes import hash_images
+from cir_jax.generation.image_hashes import ImageHashes, hash_images
 from cir_jax.generation.images import Pool
 from cir_jax.generation.near_duplicates import join_near_duplicates
 
@@ -83,23 +83,41 @@ def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
         some.
     """
     check_dedupe(config)
-    near = config.dedupe.near
     if config.dedupe.optimized:
         made = read_groups(config.dedupe.optimized, pool.paths)
-    else:
-        hashes = hash_images(
-            *(pool.paths, workdir / HASHES, near >= 0, config.data.threads),
-            images.loading_of(config),
-        )
-        pool = _without(pool, _screen(config, workdir).judged(pool.paths, hashes.problems), workdir)
-        groups = [[name] for name in pool.paths]
-        if config.dedupe.exact:
-            groups = _equal(pool.paths, hashes.pixels)
-        if near >= 0:
-            groups = join_near_duplicates(groups, hashes.perceptual, near)
-        made = replace(Groups.make(groups), pixels=hashes.pixels)
+        write_groups(workdir, pool.paths, made)
+        return pool, made
+    hashes = hash_images(
+        *(pool.paths, workdir / HASHES, config.dedupe.near >= 0, config.data.threads),
+        images.loading_of(config),
+    )
+    return grouped(config, pool, hashes, workdir)
+
+
+def grouped(
+    config: ConfigDict, pool: Pool, hashes: ImageHashes, workdir: Path
+) -> tuple[Pool, Groups]:
+    """As `run`, of images that are hashed."""
+    pool = _without(pool, judged(config, pool.paths, hashes, workdir), workdir)
+    groups = [[name] for name in pool.paths]
+    if config.dedupe.exact:
+        groups = _equal(pool.paths, hashes.pixels)
+    if config.dedupe.near >= 0:
+        groups = join_near_duplicates(groups, hashes.perceptual, config.dedupe.near)
+    made = replace(Groups.make(groups), pixels=hashes.pixels)
     write_groups(workdir, pool.paths, made)
     return pool, made
+
+
+def judged(
+    config: ConfigDict, paths: Mapping[str, Any], hashes: ImageHashes, workdir: Path
+) -> dict[str, Problem]:
+    """Those of some hashed images that cannot be used; they are listed in `workdir`.
+
+    Raises:
+      UserError: there are some, and they may not be dropped.
+    """
+    return _screen(config, workdir).judged(paths, hashes.problems)
 
 
 def write_groups(workdir: Path, paths: Mapping[str, Any], groups: Groups) -> None:

@@ -9,7 +9,8 @@ import datetime
 import json
 import math
 import string
-from collections.abc import Generator, Iterable, Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from cir_jax.generation import journal, replies
 from cir_jax.generation.captioner import Reply, Request
 
 LOADING = "loading"  # of a record: see `RequestImages`
+_CHECKED = 5.0  # seconds between two looks whether another process has taken over
 
 
 @dataclass
@@ -80,6 +82,23 @@ class RequestImages:
         return {hashed: self.stands_for.get(name, name) for name, hashed in self.pixels.items()}
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A part of requests that several processes share, each with a journal of its own.
+
+    Attributes:
+      mine: key -> whether this process asks for it.
+      journals: all journals, with that of this process. Of two texts for one request the one that
+        comes later counts, so all processes must name them in one order.
+      check: called now and then before a text is kept; raises UserError where another process has
+        taken over this part.
+    """
+
+    mine: Callable[[str], bool]
+    journals: Sequence[Path]
+    check: Callable[[], object] = lambda: None
+
+
 def check_section(section: ConfigDict, name: str, fields: Iterable[str]) -> None:
     """Checks `config.caption` or `config.rewrite`, called `name` in messages.
 
@@ -115,6 +134,7 @@ def generate(
     seed: int,
     title: str,
     images: RequestImages | None = None,
+    shared: Shared | None = None,
 ) -> Texts:
     """A text for every request, as far as there are good ones.
 
@@ -128,6 +148,8 @@ def generate(
       seed: recorded.
       title: of the progress bar.
       images: what the requests are about.
+      shared: which of them this process asks for, where others ask for the rest. Texts of theirs
+        that are there already are among those returned.
 
     Raises:
       UserError: the journal was written with other settings, the captioner gives up, or the disk
@@ -139,9 +161,13 @@ def generate(
     refused: dict[str, dict[str, Any]] = {}
     new = 0
     with journal.Journal(file) as kept:
-        texts = _earlier(kept, wanted, identity, key, images, captioner, section)
-        todo = {k: r for k, r in wanted.items() if free or k not in texts}
-        with progress.counter(len(wanted), title, len(wanted) - len(todo)) as bar:
+        texts = _earlier(
+            *(_records(kept, shared), file, wanted, identity, key, images, captioner, section)
+        )
+        mine = {k: r for k, r in wanted.items() if shared is None or shared.mine(k)}
+        todo = {k: r for k, r in mine.items() if free or k not in texts}
+        check = _now_and_then(shared.check) if shared else lambda: None
+        with progress.counter(len(mine), title, len(mine) - len(todo)) as bar:
             for attempt in range(section.attempts):
                 if not todo:
                     break
@@ -155,6 +181,7 @@ def generate(
                             refused[name] = why | {"attempts": attempt + 1}
                         else:
                             if texts.get(name) != text:
+                                check()
                                 said = {key: name, "text": text, "prompt": request.prompt}
                                 kept.add({**said, **identity, **images.of(name), "date": _now()})
                                 texts[name] = text
@@ -164,6 +191,28 @@ def generate(
                         if reply.final or not problem:
                             del todo[name]
     return Texts(texts, refused, new)
+
+
+def _records(kept: journal.Journal, shared: Shared | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of all journals."""
+    if shared is None:
+        yield from kept.records()
+        return
+    for file in shared.journals:
+        yield from kept.records() if file == kept.path else journal.read(file)
+
+
+def _now_and_then(check: Callable[[], object]) -> Callable[[], None]:
+    """Calls `check` unless that was a moment ago."""
+    last = time.monotonic()
+
+    def checked() -> None:
+        nonlocal last
+        if time.monotonic() - last >= _CHECKED:
+            check()
+            last = time.monotonic()
+
+    return checked
 
 
 def _identity(captioner: contract.Captioner, section: ConfigDict, seed: int) -> dict[str, Any]:
@@ -207,7 +256,8 @@ def _judged(reply: Reply, captioner: contract.Captioner, section: ConfigDict) ->
 
 
 def _earlier(
-    kept: journal.Journal,
+    records: Iterable[tuple[str, dict[str, Any]]],
+    file: Path,
     wanted: Mapping[str, Request],
     identity: dict[str, Any],
     key: str,
@@ -220,7 +270,7 @@ def _earlier(
     texts: dict[str, str] = {}
     shared: dict[str, str] = {}
     keys, otherwise = images.keys(), 0
-    for where, record in kept.records():
+    for where, record in records:
         name, text = record.get(key), record.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
             raise UserError(f"{where} has no {key} or no text; remove that line")
@@ -245,7 +295,7 @@ def _earlier(
             )
     if otherwise and not free:
         progress.say(
-            f"{otherwise:,} texts of {kept.path} are of pictures that were opened otherwise "
+            f"{otherwise:,} texts of {file} are of pictures that were opened otherwise "
             "(data.loading): they are asked for again, and what is there is kept"
         )
     return shared | texts

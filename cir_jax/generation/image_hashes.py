@@ -96,6 +96,51 @@ def hash_images(
     return hashes
 
 
+def gathered(
+    paths: Mapping[str, Any],
+    files: Sequence[Path],
+    perceptual: bool,
+    loading: Loading = RELEASED,
+) -> ImageHashes:
+    """The hashes in several journals that others have written, each of some of the images.
+
+    They are taken for those of the files that lie here: places and times of copies may be others.
+
+    Args:
+      paths: name -> file.
+      files: the journals.
+      perceptual: with perceptual hashes.
+      loading: how files become pictures; hashes of another one are not used.
+
+    Raises:
+      UserError: a journal is damaged, or an image is in none.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for file in files:
+        for where, record in journal.read(file):
+            name = record.get("image")
+            if not isinstance(name, str) or not {"pixels", "problem"} & record.keys():
+                raise UserError(f"{where} is no record of an image; remove that line")
+            if record.get(_LOADING, RELEASED.fingerprint()) != loading.fingerprint():
+                continue
+            if name in paths and ("problem" in record or "look" in record or not perceptual):
+                found.setdefault(name, []).append(record)
+    lost = [name for name in paths if name not in found]
+    if lost:
+        raise UserError(
+            f"the journals of the workers lack {len(lost)} of {len(paths)} images, {lost[0]!r} the "
+            "first; start the workers again"
+        )
+    hashes = ImageHashes()
+    for name, path in paths.items():
+        records = found[name]
+        if len(records) > 1:  # the file was replaced; perhaps by the one of before
+            stamp = _file_stamp(path)
+            records = [r for r in records if r.get("file") == stamp] or records
+        hashes.add(records[-1], path)
+    return hashes
+
+
 def was_released(file: str | Path) -> bool:
     """Whether a journal was begun before there was a choice of loadings."""
     if not Path(file).is_file():

@@ -118,7 +118,7 @@ def near(count: int, args: argparse.Namespace) -> dict[str, Any]:
     def found(distance: int) -> int:
         return sum(map(len, near_duplicates.pairs_within(hashes, distance)))
 
-    programs = {"bands": partial(found, _NEAR)}
+    programs: dict[str, Callable[[], Any]] = {"bands": partial(found, _NEAR)}
     if count == min(args.features):
         programs["blocks"] = partial(found, _IN_BLOCKS)
     seconds = timing.alternate(programs, args.repeats)
@@ -153,8 +153,9 @@ def pair(count: int, args: argparse.Namespace) -> dict[str, Any]:
         gallery = ranking.place(features[:, None], mesh)
         return ranking.top_rows(features[rows], gallery, min(_MINED, count - 1), rows, mesh=mesh)
 
-    programs = {"products": products, "ranked": ranked, "mined": mined}
-    seconds = timing.alternate(programs, args.repeats)
+    seconds = timing.alternate(
+        {"products": products, "ranked": ranked, "mined": mined}, args.repeats
+    )
     return {
         "features": count,
         "width": args.width,
