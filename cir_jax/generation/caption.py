@@ -118,10 +118,7 @@ def ask(
 
 def was_released(file: Path) -> bool:
     """Whether captions were begun before there was a choice of how images are opened."""
-    if not file.is_file():
-        return False
-    with journal.Journal(file) as kept:
-        first = next(iter(kept.records()), None)
+    first = next(journal.read(file), None)
     return first is not None and first[1].keys().isdisjoint(("pixels", generate_text.LOADING))
 
 

@@ -143,10 +143,7 @@ def gathered(
 
 def was_released(file: str | Path) -> bool:
     """Whether a journal was begun before there was a choice of loadings."""
-    if not Path(file).is_file():
-        return False
-    with journal.Journal(file) as done:
-        first = next(iter(done.records()), None)
+    first = next(journal.read(file), None)
     return first is not None and _LOADING not in first[1]
 
 

@@ -135,6 +135,8 @@ def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def locked(folder: str | Path) -> Iterator[None]:
     """Makes `folder` and keeps other processes out of it; the lock goes when this process does.
 
+    Some mounted buckets have no locks; there it only makes the folder.
+
     Raises:
       UserError: another process is in it, or it cannot be made.
     """
@@ -147,6 +149,8 @@ def locked(folder: str | Path) -> Iterator[None]:
         raise UserError(
             f"another process is at work in {folder}; wait for it, or use another workdir"
         ) from None
+    except NotImplementedError:
+        pass
     except OSError as error:
         raise full(folder, error) from None
     try:

@@ -78,6 +78,8 @@ def _grouped(config: ConfigDict, workers: Workers, share: Share) -> tuple[Pool, 
     pool, own = images.read(config), workers.folder(share.numbers[0])
     if config.dedupe.optimized:
         pool, groups = dedupe.run(config, pool, own)
+        if not images.are_opened(config):
+            return pool, groups
         # Each worker looks at all files: what cannot be used must be the same for all of them.
         return dedupe.usable(config, pool, groups, own)
     near, loading = config.dedupe.near >= 0, images.loading_of(config)
@@ -272,7 +274,7 @@ def _of_hashes(config: ConfigDict, pool: Pool) -> dict[str, Any]:
 def _of_captions(config: ConfigDict, groups: Groups) -> dict[str, Any]:
     """What captions are made of."""
     firsts = [group[0] for group in groups.members]
-    return {"names": fingerprint(firsts), "settings": fingerprint(settings(config))}
+    return {"names": fingerprint(firsts), "settings": fingerprint(settings(config, pairs=False))}
 
 
 def _of_pairs(config: ConfigDict, captions: Mapping[str, str]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]
     if others:
         shared_steps.merge_hashes(config, pool, others)
     pool, groups = dedupe.run(config, pool, workdir)
-    if config.dedupe.optimized and _opens_images(config):  # which have not been looked at
+    if config.dedupe.optimized and images.are_opened(config):  # which have not been looked at
         pool, groups = dedupe.usable(config, pool, groups, workdir)
     progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")
     refused = shared_steps.merge_captions(config, groups, others) if others else None
@@ -164,11 +164,6 @@ def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]
     }
     journal.write_json(workdir / RESULTS, results, indent=2)
     return results
-
-
-def _opens_images(config: ConfigDict) -> bool:
-    """Whether a step after the first opens the images: captions may come from files alone."""
-    return config.caption.captioner != "texts" or bool(config.pair.run)
 
 
 def _files_of_before(workdir: Path) -> set[Path]:

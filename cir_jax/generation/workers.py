@@ -135,9 +135,13 @@ class Workers:
           UserError: the folder was begun by another number of workers, or with other settings.
         """
         self.check(config)
-        new = [n for n in share.numbers if not (self.folder(n) / BEGUN).is_file()]
-        for number in new:
-            journal.write_json(self.folder(number) / BEGUN, settings(config), indent=2)
+        new = []
+        for number in share.numbers:
+            before = _read(self.folder(number) / BEGUN)
+            if not before:
+                new.append(number)
+            begun = {**before, **settings(config)}
+            journal.write_json(self.folder(number) / BEGUN, begun, indent=2)
         try:
             self.check(config)
         except UserError:
@@ -157,10 +161,10 @@ class Workers:
         for number in self.numbers:
             begun = _read(self.folder(number) / BEGUN)
             for key, value in begun.items():
-                if mine.get(key) != value:
+                if key in mine and mine[key] != value:
                     raise UserError(
                         f"worker {number} of {self.workdir} was begun with {key}={value!r}, and "
-                        f"here it is {mine.get(key)!r}; set it back, or use another workdir. To "
+                        f"here it is {mine[key]!r}; set it back, or use another workdir. To "
                         "change it for all, end the workers and remove "
                         f"{self.workdir / FOLDER}/*/{BEGUN}: what is written is kept"
                     )
@@ -209,7 +213,8 @@ class Workers:
         lives: dict[int, Any] = {}
         alive = time.monotonic()
         told: tuple[list[int], float] = [], 0.0
-        while missing := self.missing(step, about, numbers):
+        missing = self.missing(step, about, numbers)
+        while missing:
             now = time.monotonic()
             for number in missing:
                 life = lease.seen(self.folder(number))
@@ -225,6 +230,7 @@ class Workers:
                 told = missing, now
                 progress.say(f"waiting: {self._named(missing)} not {step} all of its images yet")
             time.sleep(min(_POLL, patience))
+            missing = self.missing(step, about, missing)
 
     def _named(self, numbers: Sequence[int]) -> str:
         some = ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
@@ -255,11 +261,16 @@ def begun(workdir: str | Path) -> Workers | None:
     return Workers(Path(workdir), counts[0]) if counts else None
 
 
-def settings(config: ConfigDict) -> dict[str, Any]:
-    """What all workers must agree on: key of the config -> value."""
+def settings(config: ConfigDict, pairs: bool = True) -> dict[str, Any]:
+    """What all workers must agree on: key of the config -> value.
+
+    Args:
+      config: see configs/positives.py.
+      pairs: with what pairs and their texts depend on, if workers rewrite these.
+    """
     values = json.loads(to_json(config))
     sections = ["data", "dedupe", "caption"]
-    if config.rewrite.captioner:
+    if pairs and config.rewrite.captioner:
         sections += ["pair", "rewrite"]
     found = {"seed": values["seed"]}
     for section in sections:
