@@ -63,7 +63,7 @@ def run(
         progress.say(
             f"warning: {len(written.refused)} of {len(asked)} images have no caption "
             f"({generate_text.reasons(written.refused)}); they are listed in "
-            f"{workdir / REFUSED} and left out. The same command asks for them again"
+            f"{workdir / REFUSED} and left out. {generate_text.again(merged)}"
         )
     if len(written.texts) < 2:
         raise UserError(

@@ -148,8 +148,7 @@ def generate(
       seed: recorded.
       title: of the progress bar.
       images: what the requests are about.
-      shared: which of them this process asks for, where others ask for the rest. Texts of theirs
-        that are there already are among those returned.
+      shared: the part that this process asks for; what others have written is returned, too.
 
     Raises:
       UserError: the journal was written with other settings, the captioner gives up, or the disk
@@ -158,39 +157,37 @@ def generate(
     images = images or RequestImages({}, {})
     free = getattr(captioner, "free", False)
     identity = _identity(captioner, section, seed)
-    refused: dict[str, dict[str, Any]] = {}
-    new = 0
     with journal.Journal(file) as kept:
         texts = _earlier(
             *(_records(kept, shared), file, wanted, identity, key, images, captioner, section)
         )
+        written = Texts(texts, {})
         mine = {k: r for k, r in wanted.items() if shared is None or shared.mine(k)}
         todo = {k: r for k, r in mine.items() if free or k not in texts}
         check = _now_and_then(shared.check) if shared else lambda: None
-        with progress.counter(len(mine), title, len(mine) - len(todo)) as bar:
-            for attempt in range(section.attempts):
-                if not todo:
-                    break
-                with closing(_answers(captioner, todo, attempt)) as answers:
-                    for request, reply in answers:
-                        name = request.key
-                        text, problem = _judged(reply, captioner, section)
-                        if problem:
-                            texts.pop(name, None)
-                            why = {"problem": problem, "reply": reply.text}
-                            refused[name] = why | {"attempts": attempt + 1}
-                        else:
-                            if texts.get(name) != text:
-                                check()
-                                said = {key: name, "text": text, "prompt": request.prompt}
-                                kept.add({**said, **identity, **images.of(name), "date": _now()})
-                                texts[name] = text
-                                new += 1
-                            refused.pop(name, None)
-                            bar.update(1)
-                        if reply.final or not problem:
-                            del todo[name]
-    return Texts(texts, refused, new)
+        with (
+            progress.counter(len(mine), title, len(mine) - len(todo)) as bar,
+            closing(_attempts(captioner, todo, section.attempts)) as attempts,
+        ):
+            for attempt, request, reply in attempts:
+                name = request.key
+                text, problem = _judged(reply, captioner, section)
+                if problem:
+                    texts.pop(name, None)
+                    why = {"problem": problem, "reply": reply.text}
+                    written.refused[name] = why | {"attempts": attempt + 1}
+                else:
+                    if texts.get(name) != text:
+                        check()
+                        said = {key: name, "text": text, "prompt": request.prompt}
+                        kept.add({**said, **identity, **images.of(name), "date": _now()})
+                        texts[name] = text
+                        written.new += 1
+                    written.refused.pop(name, None)
+                    bar.update(1)
+                if reply.final or not problem:
+                    del todo[name]
+    return written
 
 
 def _records(kept: journal.Journal, shared: Shared | None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -220,6 +217,18 @@ def _identity(captioner: contract.Captioner, section: ConfigDict, seed: int) -> 
     prompted = getattr(captioner, "prompted", True)
     identity = {**captioner.identity, "words": section.words if prompted else None, "seed": seed}
     return json.loads(json.dumps(identity, default=str))
+
+
+def _attempts(
+    captioner: contract.Captioner, todo: Mapping[str, Request], attempts: int
+) -> Generator[tuple[int, Request, Reply], None, None]:
+    """(attempt, request, reply) of what is still to be done when an attempt begins."""
+    for attempt in range(attempts):
+        if not todo:
+            return
+        with closing(_answers(captioner, todo, attempt)) as answers:
+            for request, reply in answers:
+                yield attempt, request, reply
 
 
 def _answers(
@@ -307,6 +316,12 @@ def list_refused(file: Path, refused: Mapping[str, dict[str, Any]], key: str) ->
         file.unlink(missing_ok=True)
         return
     journal.write_lines(file, ({key: k, **v} for k, v in refused.items()))
+
+
+def again(merged: Mapping[str, Any] | None) -> str:
+    """Who asks again for what was refused; `merged`: see `caption.run`."""
+    who = "The same command asks" if merged is None else "Workers that are started again ask"
+    return f"{who} for them again"
 
 
 def _now() -> str:

@@ -200,8 +200,8 @@ def _rewritten(
         progress.say(
             f"warning: {len(written.refused)} texts were refused "
             f"({generate_text.reasons(written.refused)}), listed in {workdir / REFUSED}; "
-            f"{len(made) - len(result)} pairs without a text are left out. The same command asks "
-            "for them again"
+            f"{len(made) - len(result)} pairs without a text are left out. "
+            f"{generate_text.again(merged)}"
         )
     if not result:
         raise UserError(f"no text was rewritten; see {workdir / REFUSED}")

@@ -62,6 +62,7 @@ def work(config: ConfigDict, share: Share, open_run: OpenRun) -> dict[str, int]:
       Stopped: other workers have not done theirs, and show no sign of life.
     """
     workers = Workers(Path(config.workdir), share.count)
+    pair.check_place(config.pair.file, workers.workdir)  # which the merge will write
     with ExitStack() as stack:
         checks = {n: stack.enter_context(workers.held(n)) for n in share.numbers}
         workers.begin(share, config)
