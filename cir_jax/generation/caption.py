@@ -111,7 +111,7 @@ def ask(
             groups.pixels,
             "" if loading == RELEASED else loading.fingerprint(),
         ),
-        shared=None if getattr(captioner, "free", False) else shared,
+        shared=None if generate_text.is_free(captioner) else shared,
     )
     return asked, written
 

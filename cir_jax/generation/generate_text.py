@@ -42,6 +42,16 @@ class Texts:
     refused: dict[str, dict[str, Any]]
     new: int = 0
 
+    def keep(self, name: str, text: str) -> None:
+        """Takes a new text."""
+        self.texts[name] = text
+        self.new += 1
+
+    def refuse(self, name: str, reply: Reply, problem: str, attempts: int) -> None:
+        """Notes why there is no text after so many attempts."""
+        self.texts.pop(name, None)
+        self.refused[name] = {"problem": problem, "reply": reply.text, "attempts": attempts}
+
 
 @dataclass(frozen=True)
 class RequestImages:
@@ -119,6 +129,11 @@ def check_section(section: ConfigDict, name: str, fields: Iterable[str]) -> None
     contract.check(section, name)
 
 
+def is_free(captioner: Any) -> bool:
+    """Whether a captioner, or the class of one, only looks texts up."""
+    return bool(getattr(captioner, "free", False))
+
+
 def names_field(prompt: str, field: str) -> bool:
     """Whether a prompt that can be filled in names {field}."""
     return any(name == field for _, name, _, _ in string.Formatter().parse(prompt))
@@ -155,7 +170,6 @@ def generate(
         is full. What was written is kept in every case.
     """
     images = images or RequestImages({}, {})
-    free = getattr(captioner, "free", False)
     identity = _identity(captioner, section, seed)
     with journal.Journal(file) as kept:
         texts = _earlier(
@@ -163,7 +177,7 @@ def generate(
         )
         written = Texts(texts, {})
         mine = {k: r for k, r in wanted.items() if shared is None or shared.mine(k)}
-        todo = {k: r for k, r in mine.items() if free or k not in texts}
+        todo = {k: r for k, r in mine.items() if k not in texts or is_free(captioner)}
         check = _now_and_then(shared.check) if shared else lambda: None
         with (
             progress.counter(len(mine), title, len(mine) - len(todo)) as bar,
@@ -173,16 +187,13 @@ def generate(
                 name = request.key
                 text, problem = _judged(reply, captioner, section)
                 if problem:
-                    texts.pop(name, None)
-                    why = {"problem": problem, "reply": reply.text}
-                    written.refused[name] = why | {"attempts": attempt + 1}
+                    written.refuse(name, reply, problem, attempt + 1)
                 else:
                     if texts.get(name) != text:
                         check()
                         said = {key: name, "text": text, "prompt": request.prompt}
                         kept.add({**said, **identity, **images.of(name), "date": _now()})
-                        texts[name] = text
-                        written.new += 1
+                        written.keep(name, text)
                     written.refused.pop(name, None)
                     bar.update(1)
                 if reply.final or not problem:
@@ -275,7 +286,7 @@ def _earlier(
     section: ConfigDict,
 ) -> dict[str, str]:
     """Texts of an earlier run, if they are what this one would ask for and accept."""
-    free = getattr(captioner, "free", False)
+    free = is_free(captioner)
     texts: dict[str, str] = {}
     shared: dict[str, str] = {}
     keys, otherwise = images.keys(), 0

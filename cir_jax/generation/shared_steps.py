@@ -260,7 +260,7 @@ def _tell_refused(written: generate_text.Texts, file: Path) -> None:
 
 def _is_free(config: ConfigDict) -> bool:
     """Whether captions are looked up, and not asked for."""
-    return bool(getattr(contract.load(config.caption.captioner).Captioner, "free", False))
+    return generate_text.is_free(contract.load(config.caption.captioner).Captioner)
 
 
 def _of_hashes(config: ConfigDict, pool: Pool) -> dict[str, Any]:
