@@ -51,6 +51,11 @@ class ImageHashes:
         if "look" in record:
             self.perceptual[name] = bytes.fromhex(record["look"])
 
+    def forget(self, name: str) -> None:
+        """Drops what is known of an image."""
+        for known in (self.pixels, self.perceptual, self.problems):
+            known.pop(name, None)
+
 
 def hash_images(
     paths: Mapping[str, Any],
@@ -115,29 +120,33 @@ def gathered(
     Raises:
       UserError: a journal is damaged, or an image is in none.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for file in files:
-        for where, record in journal.read(file):
-            name = record.get("image")
-            if not isinstance(name, str) or not {"pixels", "problem"} & record.keys():
-                raise UserError(f"{where} is no record of an image; remove that line")
+    hashes = ImageHashes()
+    stamps: dict[str, Any] = {}
+    for where, record in (one for file in files for one in journal.read(file)):
+        try:
+            name, stamp = record["image"], record["file"]
             if record.get(_LOADING, RELEASED.fingerprint()) != loading.fingerprint():
                 continue
-            if name in paths and ("problem" in record or "look" in record or not perceptual):
-                found.setdefault(name, []).append(record)
-    lost = [name for name in paths if name not in found]
+            if name not in paths or (perceptual and not {"look", "problem"} & record.keys()):
+                continue
+            # A file that was replaced has several: the last counts, unless that is of another file
+            # than the one that lies here again.
+            if name in stamps and stamp != stamps[name] == _file_stamp(paths[name]):
+                continue
+            stamps[name] = stamp
+            hashes.forget(name)
+            hashes.add(record, paths[name])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{where} is no record of an image; remove that line") from None
+    lost = [name for name in paths if name not in stamps]
     if lost:
         raise UserError(
             f"the journals of the workers lack {len(lost)} of {len(paths)} images, {lost[0]!r} the "
             "first; start the workers again"
         )
-    hashes = ImageHashes()
-    for name, path in paths.items():
-        records = found[name]
-        if len(records) > 1:  # the file was replaced; perhaps by the one of before
-            stamp = _file_stamp(path)
-            records = [r for r in records if r.get("file") == stamp] or records
-        hashes.add(records[-1], path)
+    # In the order of one process.
+    hashes.pixels = {name: hashes.pixels[name] for name in paths if name in hashes.pixels}
+    hashes.problems = {name: hashes.problems[name] for name in paths if name in hashes.problems}
     return hashes
 
 
