@@ -53,8 +53,9 @@ class ImageHashes:
 
     def forget(self, name: str) -> None:
         """Drops what is known of an image."""
-        for known in (self.pixels, self.perceptual, self.problems):
-            known.pop(name, None)
+        self.pixels.pop(name, None)
+        self.perceptual.pop(name, None)
+        self.problems.pop(name, None)
 
 
 def hash_images(
