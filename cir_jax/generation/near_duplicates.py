@@ -43,7 +43,7 @@ def join_near_duplicates(
     Args:
       groups: of names.
       hashes: name of the first member -> 16 bytes.
-      distance: bits, 0 to 128.
+      distance: bits, 0 to 127.
 
     Returns:
       The groups, in the order of their first members, each in the order of `groups`.
@@ -76,13 +76,13 @@ def pairs_within(hashes: Hashes, distance: int) -> Iterator[Pairs]:
 
     Args:
       hashes: [N, 2] uint64, the two halves of each.
-      distance: bits, 0 to 128.
+      distance: bits, 0 to 127.
 
     Yields:
       [P, 2] numbers i < j of hashes; each pair once, in no order.
     """
     count = len(hashes)
-    bands = min(distance + 1, _BITS)
+    bands = distance + 1
     masks = _masks(bands)
     everything = count * (count - 1) // 2
     total = _left(hashes, masks, everything)

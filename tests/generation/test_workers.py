@@ -71,7 +71,9 @@ def test_the_merge_is_what_one_process_makes(kind, tmp_path, root, counting):
     if kind == "texts":
         rows = "".join(f"{i:02d}.png,number {i}\n" for i in range(12))
         (tmp_path / "texts.csv").write_text("image,caption\n" + rows)
-        changes += ["caption.captioner=texts", f"caption.file={tmp_path / 'texts.csv'}"]
+        changes = [c for c in changes if not c.startswith("caption.")]
+        changes += ["caption.captioner=texts", "caption.model="]
+        changes.append(f"caption.file={tmp_path / 'texts.csv'}")
     one, made = tmp_path / "one", tmp_path / "made"
     assert pictures.make(one, root, *changes) == 0
     asked = counting.asked()
