@@ -18,7 +18,7 @@ from cir_jax.data import beside, places
 from cir_jax.data import triplet_columns as columns
 from cir_jax.data.triplets import Triplet
 
-LEAST = 1  # bytes of a file from which on it is worth a converted one beside it
+LEAST = 16 * 10**6  # bytes of a file from which on it is worth a converted one beside it
 WHAT = "triplets"
 _VERSION = 1
 _LONGEST_PART = 255  # bytes of a name, of every usual file system
