@@ -211,7 +211,7 @@ def _records(kept: journal.Journal, shared: Shared | None) -> Iterator[tuple[str
 
 
 def _now_and_then(check: Callable[[], object]) -> Callable[[], None]:
-    """Calls `check` unless that was a moment ago."""
+    """Calls `check` unless that, or this, was a moment ago."""
     last = time.monotonic()
 
     def checked() -> None:

@@ -132,10 +132,14 @@ def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
     """Makes `folder` and keeps other processes out of it; the lock goes when this process does.
 
     Some mounted buckets have no locks; there it only makes the folder.
+
+    Args:
+      folder: the folder.
+      wait: seconds that another process is waited for.
 
     Raises:
       UserError: another process is in it, or it cannot be made.
@@ -144,7 +148,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise UserError(
             f"another process is at work in {folder}; wait for it, or use another workdir"

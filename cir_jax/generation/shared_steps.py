@@ -9,11 +9,13 @@ drawn is drawn by worker 1, where the texts of pairs are rewritten, or by the me
         [-> all wait -> worker 1 pairs, all wait -> rewrite own texts]      merge -> triplets
 
 Every worker makes the same groups of the same hashes, so the same image of a group is captioned as
-by one process, by the one worker whose work it is.
+by one process, by the one worker whose work it is. Where one was killed, the first that misses what
+it should have done takes its work over, to the end; after its own last step each looks for such.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,9 +42,71 @@ from cir_jax.generation.workers import Share, Workers, fingerprint, settings
 
 HASHED, CAPTIONED, PAIRED, REWRITTEN = "hashed", "captioned", "paired", "rewritten"
 _AT_ONCE = 4096  # records that are added to a journal together
+_RACE = 1.0  # seconds after which of two processes that take a worker over at once one is told so
 
-Checks = Mapping[int, Callable[[], object]]
+Part = Callable[[int], list[str]]  # does a step of a worker; the files that it wrote in its folder
 Refused = dict[str, dict[str, Any]]
+
+
+class _Process:
+    """A process that does the work of some workers, and takes over that of those that were killed.
+
+    Args:
+      workers: all of them.
+      share: whose work it does from the beginning.
+      stack: holds the right to do it, to the end.
+
+    Attributes:
+      checks: of each worker whose work it does, what checks that no other process has taken it.
+      folder: for files that are of no worker.
+
+    Raises:
+      UserError: another process does the work of one.
+    """
+
+    def __init__(self, workers: Workers, share: Share, stack: ExitStack):
+        self.workers, self._share, self._stack = workers, share, stack
+        self.checks = {n: stack.enter_context(workers.held(n)) for n in share.numbers}
+        self.folder = workers.folder(share.numbers[0])
+
+    def do(self, step: str, about: Mapping[str, Any], part: Part, only: Sequence[int] = ()) -> None:
+        """Does a step of each worker whose work it does, or `only` of some of these."""
+        for number in [n for n in self.checks if not only or n in only]:
+            self.checks[number]()  # before anything is asked for
+            written = part(number)
+            self.checks[number]()
+            self.workers.mark(number, step, about, written)
+
+    def wait(
+        self,
+        step: str,
+        about: Mapping[str, Any],
+        part: Part,
+        only: Sequence[int] = (),
+        leave: bool = False,
+    ) -> None:
+        """See `Workers.wait_for`; does the step of workers that were killed."""
+
+        def take_over(number: int) -> None:
+            if self._took(number):
+                self.do(step, about, part, [number])
+
+        self.workers.wait_for(
+            step, about, self._share, numbers=only, take_over=take_over, leave=leave
+        )
+
+    def _took(self, number: int) -> bool:
+        """Whether this process now does the work of a worker, and no other."""
+        with ExitStack() as held:
+            try:
+                check = held.enter_context(self.workers.held(number))
+                time.sleep(_RACE)  # another may have begun to take it at this moment
+                check()
+            except UserError:  # it lives, or another was faster
+                return False
+            self.checks[number] = check
+            self._stack.enter_context(held.pop_all())
+        return True
 
 
 def work(config: ConfigDict, share: Share, open_run: OpenRun) -> dict[str, int]:
@@ -64,91 +128,96 @@ def work(config: ConfigDict, share: Share, open_run: OpenRun) -> dict[str, int]:
     workers = Workers(Path(config.workdir), share.count)
     pair.check_place(config.pair.file, workers.workdir)  # which the merge will write
     with ExitStack() as stack:
-        checks = {n: stack.enter_context(workers.held(n)) for n in share.numbers}
+        process = _Process(workers, share, stack)
         workers.begin(share, config)
-        pool, groups = _grouped(config, workers, share)
+        pool, groups = _grouped(config, process)
         progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")
-        captions = _captioned(config, pool, groups, workers, share, checks)
+        captions = _captioned(config, pool, groups, process)
         if config.rewrite.captioner:
-            captions = _rewritten(config, pool, groups, workers, share, checks, open_run)
+            captions = _rewritten(config, pool, groups, process, open_run)
     return {"images": len(pool.paths), "distinct": len(groups.members), "captions": len(captions)}
 
 
-def _grouped(config: ConfigDict, workers: Workers, share: Share) -> tuple[Pool, Groups]:
+def _grouped(config: ConfigDict, process: _Process) -> tuple[Pool, Groups]:
     """Hashes own images, and groups all when they are hashed."""
-    pool, own = images.read(config), workers.folder(share.numbers[0])
+    pool, workers = images.read(config), process.workers
     if config.dedupe.optimized:
-        pool, groups = dedupe.run(config, pool, own)
+        pool, groups = dedupe.run(config, pool, process.folder)
         if not images.are_opened(config):
             return pool, groups
         # Each worker looks at all files: what cannot be used must be the same for all of them.
-        return dedupe.usable(config, pool, groups, own)
+        return dedupe.usable(config, pool, groups, process.folder)
     near, loading = config.dedupe.near >= 0, images.loading_of(config)
-    about = _of_hashes(config, pool)
-    for number in share.numbers:
+
+    def hashed(number: int) -> list[str]:
         mine = {name: path for name, path in pool.paths.items() if workers.of(name) == number}
-        file = workers.folder(number) / dedupe.HASHES
-        hashes = image_hashes.hash_images(mine, file, near, config.data.threads, loading)
-        dedupe.judged(config, mine, hashes, workers.folder(number))
-        workers.mark(number, HASHED, about)
-    workers.wait_for(HASHED, about, share.patience)
+        folder = workers.folder(number)
+        hashes = image_hashes.hash_images(
+            *(mine, folder / dedupe.HASHES, near, config.data.threads, loading)
+        )
+        dedupe.judged(config, mine, hashes, folder)
+        return [dedupe.HASHES]
+
+    about = _of_hashes(config, pool)
+    process.do(HASHED, about, hashed)
+    process.wait(HASHED, about, hashed)
     files = workers.journals(dedupe.HASHES)[1:]
-    return dedupe.grouped(
-        config, pool, image_hashes.gathered(pool.paths, files, near, loading), own
-    )
+    hashes = image_hashes.gathered(pool.paths, files, near, loading)
+    return dedupe.grouped(config, pool, hashes, process.folder)
 
 
-def _captioned(
-    config: ConfigDict,
-    pool: Pool,
-    groups: Groups,
-    workers: Workers,
-    share: Share,
-    checks: Checks,
-) -> dict[str, str]:
-    """Asks for own captions; the texts of all that are there then."""
+def _captioned(config: ConfigDict, pool: Pool, groups: Groups, process: _Process) -> dict[str, str]:
+    """Asks for own captions; the texts of all that are there then.
+
+    Where texts are rewritten, captions of all workers are waited for.
+    """
     if _is_free(config):  # every process that needs them looks them all up
         return {}
     texts: dict[str, str] = {}
-    for number in share.numbers:
-        folder = workers.folder(number)
-        part = _part(workers, number, caption.FILE, checks)
+
+    def captioned(number: int) -> list[str]:
+        folder = process.workers.folder(number)
+        part = _part(process, number, caption.FILE)
         asked, written = caption.ask(config, pool, groups, folder, part)
         generate_text.list_refused(folder / caption.REFUSED, written.refused, "image")
         _tell_refused(written, folder / caption.REFUSED)
-        workers.mark(number, CAPTIONED, _of_captions(config, groups))
-        texts = caption.by_name(asked, written)
+        texts.update(caption.by_name(asked, written))
+        return [caption.FILE, caption.REFUSED]
+
+    about = _of_captions(config, groups)
+    process.do(CAPTIONED, about, captioned)
+    process.wait(CAPTIONED, about, captioned, leave=not config.rewrite.captioner)
     return texts
 
 
 def _rewritten(
-    config: ConfigDict,
-    pool: Pool,
-    groups: Groups,
-    workers: Workers,
-    share: Share,
-    checks: Checks,
-    open_run: OpenRun,
+    config: ConfigDict, pool: Pool, groups: Groups, process: _Process, open_run: OpenRun
 ) -> dict[str, str]:
-    """Asks for own rewritten texts, when all captions are there; the captions."""
-    own = workers.folder(share.numbers[0])
-    if not _is_free(config):
-        workers.wait_for(CAPTIONED, _of_captions(config, groups), share.patience)
+    """Asks for own rewritten texts; the captions."""
+    workers = process.workers
     nothing = generate_text.Shared(lambda key: False, workers.journals(caption.FILE))
-    captions = caption.by_name(*caption.ask(config, pool, groups, own, nothing))
+    captions = caption.by_name(*caption.ask(config, pool, groups, process.folder, nothing))
+
+    def paired(number: int) -> list[str]:
+        pair.run(config, pool, groups, list(captions), workers.folder(number), open_run)
+        return [pair.FILE]
+
     about = _of_pairs(config, captions)
-    if 1 in share.numbers:
-        pair.run(config, pool, groups, list(captions), workers.folder(1), open_run)
-        workers.mark(1, PAIRED, about)
-    workers.wait_for(PAIRED, about, share.patience, (1,))
+    process.do(PAIRED, about, paired, (1,))
+    process.wait(PAIRED, about, paired, (1,))
     pairs = _pairs(workers)
-    for number in share.numbers:
+
+    def rewritten(number: int) -> list[str]:
         folder = workers.folder(number)
-        part = _part(workers, number, modify.REWRITES, checks)
+        part = _part(process, number, modify.REWRITES)
         written = modify.ask(config, pairs, captions, folder, part)
         generate_text.list_refused(folder / modify.REFUSED, written.refused, "pair")
         _tell_refused(written, folder / modify.REFUSED)
-        workers.mark(number, REWRITTEN, _of_rewrites(config, pairs))
+        return [modify.REWRITES, modify.REFUSED]
+
+    about = _of_rewrites(config, pairs)
+    process.do(REWRITTEN, about, rewritten)
+    process.wait(REWRITTEN, about, rewritten, leave=True)
     return captions
 
 
@@ -239,9 +308,10 @@ def _refused(workers: Workers, name: str, key: str) -> Refused:
     return found
 
 
-def _part(workers: Workers, number: int, name: str, checks: Checks) -> generate_text.Shared:
+def _part(process: _Process, number: int, name: str) -> generate_text.Shared:
+    workers = process.workers
     return generate_text.Shared(
-        lambda key: workers.of(key) == number, workers.journals(name), checks[number]
+        lambda key: workers.of(key) == number, workers.journals(name), process.checks[number]
     )
 
 

@@ -5,17 +5,18 @@
         begun.json         the settings that its results depend on
         hashes.jsonl, captions.jsonl, rewrites.jsonl   its journals, and lists of what was refused
         hashed.json, captioned.json, paired.json, rewritten.json   steps it has done, and of what
-        .lease             who it is just now, and that it lives
+        .lease             which process does its work just now, and that it lives
 
 No file has two writers, so nothing depends on locks, which end at a host. An image is the work of
-one worker by a hash of its name, whatever other images there are.
+one worker by a hash of its name, whatever other images there are. A worker that was killed leaves
+its lease behind, which then changes no more: one that waits for it takes its work over.
 """
 
 import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,9 @@ FOLDER, BEGUN = "workers", "begun.json"
 MOST = 9999
 PATIENCE = 600.0  # seconds that workers which do not live are waited for
 _LEASE = 120.0  # seconds a worker counts as living after it was last seen
+_TURNS = 60  # so many take a dead one over one after the other, _POLL seconds apart, not at once
 _POLL, _SAY = 2.0, 300.0  # seconds between two looks at what others have done; between messages
+_ALONE = 5.0  # seconds in which others that begin have all looked whether a process works alone
 _NUMBER = re.compile(r"(\d+)-of-(\d+)")
 _FLAG = re.compile(r"(\d+(?:,\d+)*)/(\d+)")
 # What may differ between workers: places, speed, and who is asked in the same words.
@@ -123,16 +126,17 @@ class Workers:
         """
         from cir_jax.runtime import lease  # which imports jax
 
-        return lease.hold_alone(self.folder(number), _LEASE, "makes triplets")
+        return lease.hold_alone(self.folder(number), _LEASE, f"does the work of worker {number}")
 
     def begin(self, share: Share, config: ConfigDict) -> None:
         """Notes how the workers of a share are begun, if it is as the others were.
 
         Two that begin at the same moment both write first and look then, so one of them sees the
-        other.
+        other; and so does a process that does all the work alone.
 
         Raises:
-          UserError: the folder was begun by another number of workers, or with other settings.
+          UserError: the folder was begun by another number of workers, or with other settings, or
+            a process is at work in it without workers.
         """
         self.check(config)
         new = []
@@ -144,6 +148,8 @@ class Workers:
             journal.write_json(self.folder(number) / BEGUN, begun, indent=2)
         try:
             self.check(config)
+            with journal.locked(self.workdir, wait=_ALONE):  # workers hold it but for this look
+                pass
         except UserError:
             for number in new:
                 (self.folder(number) / BEGUN).unlink(missing_ok=True)
@@ -169,20 +175,38 @@ class Workers:
                         f"{self.workdir / FOLDER}/*/{BEGUN}: what is written is kept"
                     )
 
-    def mark(self, number: int, step: str, about: Mapping[str, Any]) -> None:
-        """Notes that a worker has done a step, and of what."""
-        record = {"made_of": about, "counts": {}}
+    def mark(
+        self, number: int, step: str, about: Mapping[str, Any], written: Iterable[str] = ()
+    ) -> None:
+        """Notes that a worker has done a step, of what, and how long the files are that it wrote.
+
+        Args:
+          number: of the worker.
+          step: its name.
+          about: what it was done of.
+          written: names of files in the worker's folder; those that are not there are left out.
+        """
+        files = [file for name in written if (file := self.folder(number) / name).is_file()]
+        record = {"made_of": about, "counts": {file.name: file.stat().st_size for file in files}}
         journal.write_json(self.folder(number) / f"{step}.json", record)
 
     def missing(
         self, step: str, about: Mapping[str, Any], numbers: Collection[int] = ()
     ) -> list[int]:
         """The workers that have not done a step of this; of `numbers`, () for all."""
-        return [
-            n
-            for n in numbers or self.numbers
-            if journal.reuse(self.folder(n) / f"{step}.json", dict(about), []) is None
-        ]
+        return [n for n in numbers or self.numbers if not self._has_done(n, step, about)]
+
+    def _has_done(self, number: int, step: str, about: Mapping[str, Any]) -> bool:
+        folder = self.folder(number)
+        try:
+            sizes = journal.reuse(folder / f"{step}.json", dict(about), [])
+            # The mount of another host may show a file for a while as it was: it is there when it
+            # is as long as its writer left it.
+            return sizes is not None and all(
+                (folder / name).stat().st_size >= size for name, size in sizes.items()
+            )
+        except OSError:  # not there yet, or replaced while it was read
+            return False
 
     def check_done(
         self, step: str, about: Mapping[str, Any], numbers: Collection[int] = ()
@@ -190,53 +214,69 @@ class Workers:
         """Raises UserError that names the workers which have not done a step of this."""
         if missing := self.missing(step, about, numbers):
             raise UserError(
-                f"{self.workdir} cannot be merged: {self._named(missing)} not {step} all of its "
-                f"images. {self._remedy(missing)}, and merge when they have ended"
+                f"{self.workdir} cannot be merged: {self._not_done(step, missing)}. "
+                f"{self._remedy(missing)}, and merge when they have ended"
             )
 
     def wait_for(
-        self, step: str, about: Mapping[str, Any], patience: float, numbers: Collection[int] = ()
+        self,
+        step: str,
+        about: Mapping[str, Any],
+        share: Share,
+        *,
+        numbers: Collection[int] = (),
+        take_over: Callable[[int], object] = lambda number: None,
+        leave: bool = False,
     ) -> None:
         """Returns when workers have done a step of this.
 
         Args:
           step: its name.
           about: what it is to be done of.
-          patience: see `Share`.
+          share: of the process that waits.
           numbers: of the workers; () for all.
+          take_over: called with the number of a worker that was killed, to do its work if no other
+            process does.
+          leave: only sees to those that were killed: returns when the others live, or are not
+            there.
 
         Raises:
           Stopped: those that have not were not seen for so long; the command can go on later.
         """
-        from cir_jax.runtime import lease  # which imports jax
-
-        lives: dict[int, Any] = {}
-        alive = time.monotonic()
+        watch = _Watch(self)
         told: tuple[list[int], float] = [], 0.0
-        missing = self.missing(step, about, numbers)
-        while missing:
-            now = time.monotonic()
-            for number in missing:
-                life = lease.seen(self.folder(number))
-                if life is not None and life != lives.get(number):
-                    lives[number], alive = life, now
-            if now - alive >= patience:
-                raise supervision.Stopped(
-                    f"{self._named(missing)} not {step} all of its images, and showed no sign of "
-                    f"life for {patience:.0f} s. {self._remedy(missing)}. What is done is kept: "
-                    "then the same command goes on here"
-                )
-            if missing != told[0] or now - told[1] >= _SAY:
-                told = missing, now
-                progress.say(f"waiting: {self._named(missing)} not {step} all of its images yet")
-            time.sleep(min(_POLL, patience))
-            missing = self.missing(step, about, missing)
+        turn = min(share.numbers[0], _TURNS) * _POLL
+        while missing := self.missing(step, about, numbers):
+            watch.look(missing)
+            if dead := watch.dead(missing, _LEASE + turn):
+                take_over(dead[0])
+                if not self.missing(step, about, dead[:1]):
+                    continue
+            if leave and watch.knows(missing):
+                return
+            if watch.quiet() >= share.patience:
+                if leave:
+                    return
+                raise supervision.Stopped(self._given_up(step, missing, share.patience))
+            if missing != told[0] or time.monotonic() - told[1] >= _SAY:
+                told = missing, time.monotonic()
+                why = "looking whether any was killed" if leave else "waiting"
+                progress.say(f"{why}: {self._not_done(step, missing)} yet")
+            time.sleep(min(_POLL, share.patience))
+            numbers = missing
 
-    def _named(self, numbers: Sequence[int]) -> str:
+    def _given_up(self, step: str, missing: Sequence[int], patience: float) -> str:
+        quiet = f", and showed no sign of life for {patience:.0f} s" if patience else ""
+        return (
+            f"{self._not_done(step, missing)}{quiet}. {self._remedy(missing)}. What is done is "
+            "kept: then the same command goes on here"
+        )
+
+    def _not_done(self, step: str, numbers: Sequence[int]) -> str:
         some = ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
         if len(numbers) == 1:
-            return f"worker {some} of {self.count} has"
-        return f"workers {some} of {self.count} have each"
+            return f"worker {some} of {self.count} has not {step} its part"
+        return f"workers {some} of {self.count} have not {step} their parts"
 
     def _remedy(self, numbers: Sequence[int]) -> str:
         all_of_them = f"{','.join(map(str, numbers))}/{self.count}"
@@ -244,6 +284,49 @@ class Workers:
             "Start what does not run, on any host, by its number or several in one process: "
             f"--worker {all_of_them}"
         )
+
+
+class _Watch:
+    """What is seen of workers that are waited for, by the clock of the one that waits."""
+
+    def __init__(self, workers: Workers):
+        self._folder = workers.folder
+        self._seen: dict[int, tuple[Any, float]] = {}  # number -> (its lease, seen first)
+        self._changed: set[int] = set()
+        self._last = time.monotonic()
+
+    def look(self, numbers: Iterable[int]) -> None:
+        """Looks at the leases of workers."""
+        from cir_jax.runtime import lease  # which imports jax
+
+        for number in numbers:
+            before = self._seen.get(number)
+            try:
+                life = lease.seen(self._folder(number))
+            except OSError:  # replaced while it was read, on a network file system
+                life = before[0] if before else None
+            if before is not None and before[0] == life:
+                continue
+            self._seen[number] = life, time.monotonic()
+            if before is not None:
+                self._changed.add(number)
+            if life is not None:
+                self._last = time.monotonic()
+
+    def dead(self, numbers: Iterable[int], seconds: float) -> list[int]:
+        """Those whose lease is there, and has not changed for so long."""
+        now = time.monotonic()
+        return [
+            n for n in numbers if self._seen[n][0] is not None and now - self._seen[n][1] >= seconds
+        ]
+
+    def knows(self, numbers: Iterable[int]) -> bool:
+        """Whether each has no lease, or one that has changed."""
+        return all(n in self._changed or self._seen[n][0] is None for n in numbers)
+
+    def quiet(self) -> float:
+        """Seconds since one of them showed a sign of life."""
+        return time.monotonic() - self._last
 
 
 def begun(workdir: str | Path) -> Workers | None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many workers in one work folder: the triplets of one process, nothing asked twice, none lost."""
 
-import json
 import threading
 from collections import Counter
 
@@ -11,14 +10,8 @@ from cir_jax.errors import UserError
 from cir_jax.generation import dedupe, image_hashes, journal, steps, workers
 from cir_jax.generation.workers import Share, Workers
 from cir_jax.main import main
-from cir_jax.runtime import supervision
 from tests.generation import pictures
-
-SAME = (
-    "triplets.jsonl", "pairs.jsonl", "hashes.jsonl", "same_image_list.json",
-    "optimized_images.json",
-)  # fmt: skip
-AGAIN = supervision.STOPPED
+from tests.generation.shared_work import AGAIN, SAME, in_turns, rewriting, worker
 
 
 @pytest.fixture
@@ -32,33 +25,8 @@ def counting(tmp_path):
     return pictures.Counting(tmp_path)
 
 
-def worker(made, root, which, *changes, wait="0"):
-    """Runs the command of a worker; its exit status."""
-    return main([*pictures.flags(made, root, *changes), "--worker", which, "--wait", wait])
-
-
-def in_turns(made, root, count, *changes):
-    """Workers one after the other, each again and again until it has done its part."""
-    left = list(range(1, count + 1))
-    for _ in range(5):
-        statuses = {n: worker(made, root, f"{n}/{count}", *changes) for n in left}
-        assert set(statuses.values()) <= {0, AGAIN}
-        left = [n for n, status in statuses.items() if status == AGAIN]
-        if not left:
-            return
-    raise AssertionError(f"workers {left} do not end")
-
-
 def without_dates(file):
     return [{k: v for k, v in record.items() if k != "date"} for record in pictures.lines(file)]
-
-
-def rewriting(counting):
-    """What the config needs to have texts rewritten."""
-    return (
-        f"rewrite.captioner={counting.file}", f"rewrite.url={counting.calls}", "rewrite.model=m",
-        "rewrite.timeout=0.0",
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["captions", "near", "rewrites", "texts"])
@@ -137,92 +105,20 @@ def test_workers_that_are_not_there_are_named(tmp_path, root, counting, capsys):
     made = tmp_path / "made"
     assert worker(made, root, "1,3/4", *counting.sets, wait="0.1") == AGAIN
     said = capsys.readouterr()
-    assert "waiting: workers 2, 4 of 4 have each not hashed all of its images yet" in said.out
+    assert "waiting: workers 2, 4 of 4 have not hashed their parts yet" in said.out
     assert "showed no sign of life for 0 s. Start what does not run" in said.err
     assert "--worker 2,4/4. What is done is kept: then the same command goes on" in said.err
 
 
-def test_one_that_lives_is_waited_for(tmp_path, monkeypatch):
-    """For as long as it shows it; patience is for those that do not."""
-    monkeypatch.setattr(workers, "_POLL", 0.01)
-    found, looks = Workers(tmp_path, 2), []
-    found.mark(1, "hashed", {"a": 1})
-
-    def seen(folder):
-        looks.append(folder)
-        if len(looks) == 30:
-            found.mark(2, "hashed", {"a": 1})
-        return "nonce", len(looks)
-
-    monkeypatch.setattr("cir_jax.runtime.lease.seen", seen)
-    found.wait_for("hashed", {"a": 1}, 0.05)
-    assert len(looks) == 30 and set(looks) == {found.folder(2)}
-    assert found.missing("hashed", {"a": 2}) == [1, 2]  # done, but of something else
-    monkeypatch.setattr("cir_jax.runtime.lease.seen", lambda folder: ("nonce", 1))
-    with pytest.raises(supervision.Stopped, match="workers 1, 2 of 2 have each not hashed"):
-        found.wait_for("hashed", {"a": 2}, 0.05)
-
-
-def test_a_worker_that_dies_is_taken_over(tmp_path, counting, monkeypatch, capsys):
-    """By another, which asks again for what was under way and for nothing else."""
-    root, made = pictures.folder(tmp_path / "in", 30), tmp_path / "made"
-    assert worker(made, root, "1/2", *counting.sets) == AGAIN
-    add, kept = journal.Journal.add, []
-
-    def dying(self, *records):
-        if self.path.name == "captions.jsonl":
-            if len(kept) == 4:
-                raise KeyboardInterrupt
-            kept.append(records[0]["image"])
-        add(self, *records)
-
-    monkeypatch.setattr(journal.Journal, "add", dying)
-    assert worker(made, root, "2/2", *counting.sets) == 130
-    monkeypatch.undo()
-    first = [key for key, _, _ in counting.asked()]
-    assert first[:4] == kept and len(first) == 5
-    folder = Workers(made, 2).folder(2)
-    with (folder / "captions.jsonl").open("a") as torn:
-        torn.write('{"image": "00.png", "text": "a pic')
-    owner = {"host": "elsewhere", "boot": "x", "process": 1, "nonce": "n", "seconds": 0.2}
-    (folder / ".lease").write_text(json.dumps(owner | {"beat": 3}))
-    capsys.readouterr()
-    assert worker(made, root, "1,2/2", *counting.sets) == 0
-    assert "process 1 on elsewhere) was not seen for 0 s: its folder is taken over" in (
-        capsys.readouterr().out
-    )
-    again = [key for key, _, _ in counting.asked()]
-    assert not set(again) & set(kept) and len(kept) + len(again) == 29 == len({*kept, *again})
-    assert pictures.make(made, root, *counting.sets) == 0 and counting.asked() == []
-    assert pictures.make(tmp_path / "one", root, *counting.sets) == 0
-    for name in SAME:
-        assert (made / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
-
-
-def test_one_process_does_the_work_of_a_worker(tmp_path, root, counting, capsys):
+def test_beside_a_process_that_works_alone(tmp_path, root, counting, monkeypatch, capsys):
+    """It would ask for the same captions."""
+    monkeypatch.setattr(workers, "_ALONE", 0.05)
     made = tmp_path / "made"
-    with Workers(made, 2).held(1) as check:
-        assert worker(made, root, "1/2", *counting.sets) == 2
-        assert "makes triplets in" in capsys.readouterr().err
-        check()
-        lease = Workers(made, 2).folder(1) / ".lease"
-        lease.write_text(json.dumps(json.loads(lease.read_text()) | {"nonce": "other"}))
-        with pytest.raises(UserError, match="has taken over"):
-            check()
-
-
-def test_one_that_was_taken_over_asks_for_nothing_more(tmp_path, root, counting, monkeypatch):
-    """A machine that stood still for long: what it is told in the end must not be kept twice."""
-    monkeypatch.setattr("cir_jax.generation.generate_text._CHECKED", 0.0)
-
-    def taken(self):
-        raise UserError("has taken over")
-
-    monkeypatch.setattr("cir_jax.runtime.lease.Lease._check", taken)
-    made = tmp_path / "made"
-    assert worker(made, root, "1/1", *counting.sets) == 2
-    assert len(counting.asked()) == 1
-    assert pictures.lines(Workers(made, 1).folder(1) / "captions.jsonl") == []
+    with journal.locked(made):
+        assert worker(made, root, "1/1", *counting.sets) == 2
+    assert "another process is at work in" in capsys.readouterr().err
+    assert counting.asked() == [] and workers.begun(made) is None
+    assert worker(made, root, "1/1", *counting.sets) == 0
 
 
 WRONG = [
@@ -307,7 +203,7 @@ def test_merging_while_workers_are_missing(tmp_path, root, counting, capsys):
     assert worker(made, root, "1/3", *counting.sets) == AGAIN
     assert pictures.make(made, root, *counting.sets) == 2
     said = capsys.readouterr().err
-    assert "made cannot be merged: workers 2, 3 of 3 have each not hashed all of its images" in said
+    assert "made cannot be merged: workers 2, 3 of 3 have not hashed their parts. Start" in said
     assert "--worker 2,3/3, and merge when they have ended" in said
     assert worker(made, root, "2/3", *counting.sets) == AGAIN
     assert worker(made, root, "3/3", *counting.sets) == 0
@@ -315,13 +211,13 @@ def test_merging_while_workers_are_missing(tmp_path, root, counting, capsys):
     capsys.readouterr()
     counting.asked()
     assert pictures.make(made, root, *counting.sets) == 2
-    assert "worker 2 of 3 has not captioned all of its images" in capsys.readouterr().err
+    assert "worker 2 of 3 has not captioned its part" in capsys.readouterr().err
     assert counting.asked() == [] and not (made / "triplets.jsonl").exists()
     # A new image is nobody's yet.
     assert worker(made, root, "2/3", *counting.sets) == 0
     (root / "12.png").write_bytes((root / "05.png").read_bytes())
     assert pictures.make(made, root, *counting.sets) == 2
-    assert "workers 1, 2, 3 of 3 have each not hashed" in capsys.readouterr().err
+    assert "workers 1, 2, 3 of 3 have not hashed" in capsys.readouterr().err
 
 
 def test_what_was_refused_to_workers_is_listed_and_not_asked_for_again(tmp_path, root, capsys):

@@ -84,25 +84,14 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             journal.unlink(missing_ok=True)
             dedupe.hash_images(paths, journal, threads=args.threads)
 
-        busy: dict[str, list[float]] = {"decode": [], "dedupe": []}
-
-        def counted(name: str, program: Callable[[], None]) -> None:
-            start = time.process_time()
-            program()
-            busy[name].append(time.process_time() - start)
-
-        programs = {"decode": decode, "dedupe": compared}
-        seconds = timing.alternate(
-            {name: partial(counted, name, f) for name, f in programs.items()}, args.repeats
-        )
+        seconds, busy = _alternate({"decode": decode, "dedupe": compared}, args.repeats)
         memory = [_peak(folder, n, args) for n in (args.images // 10, args.images)]
-    measured = {name: values[1:] for name, values in busy.items()}  # the first round warms up
     return {
         "images": args.images,
         **{f"{name}_s": statistics.median(values) for name, values in seconds.items()},
         "time_ratio": timing.ratio(seconds, "dedupe", "decode"),
         # Of the processors' time, which what else runs on the machine does not change.
-        "share_in_decoder": timing.ratio(measured, "decode", "dedupe"),
+        "share_in_decoder": timing.ratio(busy, "decode", "dedupe"),
         "peak_mib_at_a_tenth": memory[0],
         "peak_mib": memory[1],
     }
@@ -121,12 +110,13 @@ def near(count: int, args: argparse.Namespace) -> dict[str, Any]:
     programs: dict[str, Callable[[], Any]] = {"bands": partial(found, _NEAR)}
     if count == min(args.features):
         programs["blocks"] = partial(found, _IN_BLOCKS)
-    seconds = timing.alternate(programs, args.repeats)
+    seconds, busy = _alternate(programs, args.repeats)
     blocks = statistics.median(seconds["blocks"]) if "blocks" in seconds else ""
     ratio = timing.ratio(seconds, "bands", "blocks") if "blocks" in seconds else ""
     return {
         "hashes": count,
         "bands_s": statistics.median(seconds["bands"]),
+        "bands_busy_s": statistics.median(busy["bands"]),
         "blocks_s": blocks,
         "time_ratio": ratio,
     }
@@ -153,7 +143,7 @@ def pair(count: int, args: argparse.Namespace) -> dict[str, Any]:
         gallery = ranking.place(features[:, None], mesh)
         return ranking.top_rows(features[rows], gallery, min(_MINED, count - 1), rows, mesh=mesh)
 
-    seconds = timing.alternate(
+    seconds, busy = _alternate(
         {"products": products, "ranked": ranked, "mined": mined}, args.repeats
     )
     return {
@@ -162,9 +152,28 @@ def pair(count: int, args: argparse.Namespace) -> dict[str, Any]:
         "rows_per_round": len(rows),
         **{f"{name}_s": statistics.median(values) for name, values in seconds.items()},
         "time_ratio": timing.ratio(seconds, "ranked", "products"),
+        "busy_ratio": timing.ratio(busy, "ranked", "products"),
         "mined_ratio": timing.ratio(seconds, "mined", "products"),
+        "mined_busy_ratio": timing.ratio(busy, "mined", "products"),
         "peak_mib": peak(),
     }
+
+
+def _alternate(
+    programs: dict[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """As `timing.alternate`, and the processors' time of each, which what else runs on the machine
+    changes little."""
+    busy: dict[str, list[float]] = {name: [] for name in programs}
+
+    def counted(name: str) -> Any:
+        start = time.process_time()
+        found = jax.block_until_ready(programs[name]())
+        busy[name].append(time.process_time() - start)
+        return found
+
+    seconds = timing.alternate({name: partial(counted, name) for name in programs}, repeats)
+    return seconds, {name: values[1:] for name, values in busy.items()}  # the first one warms up
 
 
 def peak() -> float:
