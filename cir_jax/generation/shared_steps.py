@@ -89,6 +89,7 @@ class _Process:
 
         def take_over(number: int) -> None:
             if self._took(number):
+                progress.say(f"worker {number} was killed: its work is taken over")
                 self.do(step, about, part, [number])
 
         self.workers.wait_for(

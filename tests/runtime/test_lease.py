@@ -66,7 +66,10 @@ def test_a_process_that_is_no_part_of_a_run(tmp_path):
             time.sleep(0.01)
         assert lease.seen(tmp_path / "new") not in (first, None)
         message = r"another run \(process \d+ on .*\) captions in .*new; give another workdir"
-        with pytest.raises(UserError, match=message), lease.hold_alone(tmp_path / "new", 1, "x"):
+        with (
+            pytest.raises(UserError, match=message),
+            lease.hold_alone(tmp_path / "new", 1, "captions"),
+        ):
             pass
         write(tmp_path / "new")
         with pytest.raises(UserError, match=r"process 7 on elsewhere\) has taken over"):
