@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cir_jax import progress
 
 _BITS = 128
-_TILE = 1024  # hashes that are compared with as many others at a time
+_TILE = 256  # hashes that are compared with as many others at a time: what fits into a cache
 _FEW = 32  # hashes that agree in a band: up to so many are compared by a list of their pairs
 _LIST = 2**18  # pairs of such a list
 _WORTH = 0.5  # of all comparisons: a longer list of pairs takes as long as comparing all
@@ -89,7 +89,7 @@ def pairs_within(hashes: Hashes, distance: int) -> Iterator[Pairs]:
     if total <= _WORTH * everything:
         tasks = _in_bands(hashes, masks, distance)
     else:
-        if count > _TILE:
+        if count > 4 * _TILE:
             progress.say(
                 f"{bands} bands of the hash, which near duplicates of {distance} bits need, leave "
                 f"over {_WORTH:.0%} of the comparisons of {count:,} images: all of them are "

@@ -3,9 +3,9 @@
 
 `dedupe`: hashing the pixels of many images against only opening them, with the same threads, and
 the peak memory of processes that compare few and many. `near`: near duplicates among many hashes by
-bands, and among the fewest of them in blocks of all comparisons. `pair`: images in a window of the
-similarity ranking, and those that a model ranks first, against the matrix products alone, for some
-of the rows in each round, and the peak memory of this process, features included.
+bands, against blocks of all comparisons. `pair`: images in a window of the similarity ranking, and
+those that a model ranks first, against the matrix products alone, for some of the rows in each
+round, and the peak memory of this process, features included.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from tools.benchmarks import timing
 HELP = "comparing images against decoding, pairing against matrix products"
 _FILES = 100  # different pictures; more would only fill the disk
 _NEAR, _IN_BLOCKS = 8, 22  # bits of near duplicates: usual, and the fewest that bands do not prune
+_BLOCKED = 20_000  # hashes that are compared in blocks
 _MINED = 10  # images of a ranking that mining looks at
 
 
@@ -100,25 +101,31 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 def near(count: int, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of all near duplicates among hashes that are spread evenly.
 
-    In blocks only of the fewest: of a million it takes half an hour on two cores.
+    In blocks, which compare all with all, only of the first some: the ratio is to so many times
+    their time as there are more comparisons.
     """
     hashes = np.random.default_rng(0).integers(0, 2**64, (count, 2), np.uint64)
+    few = min(count, _BLOCKED)
 
-    def found(distance: int) -> int:
+    def found(hashes: np.ndarray, distance: int) -> int:
         return sum(map(len, near_duplicates.pairs_within(hashes, distance)))
 
-    programs: dict[str, Callable[[], Any]] = {"bands": partial(found, _NEAR)}
-    if count == min(args.features):
-        programs["blocks"] = partial(found, _IN_BLOCKS)
-    seconds, busy = _alternate(programs, args.repeats)
-    blocks = statistics.median(seconds["blocks"]) if "blocks" in seconds else ""
-    ratio = timing.ratio(seconds, "bands", "blocks") if "blocks" in seconds else ""
+    seconds, busy = _alternate(
+        {
+            "bands": partial(found, hashes, _NEAR),
+            "blocks": partial(found, hashes[:few], _IN_BLOCKS),
+        },
+        args.repeats,
+    )
+    more = count * (count - 1) / (few * (few - 1))
     return {
         "hashes": count,
         "bands_s": statistics.median(seconds["bands"]),
         "bands_busy_s": statistics.median(busy["bands"]),
-        "blocks_s": blocks,
-        "time_ratio": ratio,
+        "in_blocks": few,
+        "blocks_s": statistics.median(seconds["blocks"]),
+        "time_ratio": timing.ratio(seconds, "bands", "blocks") / more,
+        "busy_ratio": timing.ratio(busy, "bands", "blocks") / more,
     }
 
 
