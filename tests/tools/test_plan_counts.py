@@ -131,7 +131,9 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %all = f32[6]{0} all-reduce(%z), replica_groups={}, to_apply=%add
   %alone = f32[6]{0} all-reduce(%z), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
 }
-""".replace("GROUPS", "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add").replace(
+""".replace(
+    "GROUPS", "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add"
+).replace(
     "CHAIN", 'channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, frontend_attributes={chain_id="1"}'
 )
 

@@ -109,10 +109,10 @@ def test_waiting_for_input_is_said_once_with_what_helps(tmp_path, root, capsys, 
     assert "loss.references=device (now disk)" in notices.quicker_input(two, of_bank)
     assert "pixels" not in notices.quicker_input(two, of_bank)
     gpus = [SimpleNamespace(platform="gpu")] * 8
-    for devices, said in ((gpus, True), (gpus[:1], False), (jax.local_devices() * 2, False)):
+    for devices, helps in ((gpus, True), (gpus[:1], False), (jax.local_devices() * 2, False)):
         monkeypatch.setattr(jax, "local_devices", lambda devices=devices: devices)
         advice = notices.quicker_input(made, data)
-        assert ("each of the 8 GPUs (launch/local_gpu.sh --process-per-gpu)" in advice) is said
+        assert ("each of the 8 GPUs (launch/local_gpu.sh --process-per-gpu)" in advice) is helps
 
 
 def test_times_for_people():
