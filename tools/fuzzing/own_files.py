@@ -261,6 +261,7 @@ def columns(root: Path) -> Read:
          "group": ["a.png", "b.png"]},
     ]  # fmt: skip
     resealed = root / "resealed"
+    resealed.mkdir()
     for folder in (root, resealed):
         dump_lines(folder / "t.jsonl", [record, *more])
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), folder / "t.parquet")
