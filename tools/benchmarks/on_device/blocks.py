@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Programs that take turns, many steps at a time, until their part of the time is over."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+# Steps -> seconds that they took, until the device had done them all.
+Program = Callable[[int], float]
+
+
+class Clock:
+    """What is left of the seconds that a part may take."""
+
+    def __init__(self, seconds: float):
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        """Seconds; below 0 when they are over."""
+        return self._end - time.monotonic()
+
+
+@dataclass
+class Turns:
+    """What a round of turns has found.
+
+    Attributes:
+      steps: between two waits for the device.
+      seconds: program -> of a step, in each of its blocks.
+      left_out: program -> why it was not measured.
+    """
+
+    steps: int
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Program -> milliseconds of a step (median), their spread and the number of blocks.
+
+        The spread is that from the fastest to the slowest block, as a share of the median.
+        """
+        found = {}
+        for name, each in self.seconds.items():
+            middle = statistics.median(each)
+            found[name] = {
+                "step_ms": 1e3 * middle,
+                "spread": (max(each) - min(each)) / middle,
+                "blocks": len(each),
+            }
+        return found
+
+    def median(self, name: str) -> float | None:
+        """Seconds of a step; None of a program that was left out."""
+        return statistics.median(self.seconds[name]) if self.seconds.get(name) else None
+
+
+def in_turns(programs: dict[str, Program], steps: int, blocks: int, clock: Clock) -> Turns:
+    """Blocks of every program, one after the other, in an order that turns from round to round.
+
+    Two steps of each go unmeasured: they compile, and tell how long a block will take. A program
+    whose first block does not fit into the time is left out; rounds end when the time does.
+
+    Args:
+      programs: name -> what makes steps.
+      steps: of a block.
+      blocks: of each program, at most.
+      clock: of the part.
+    """
+    turns, need = Turns(steps), {}
+    for name, program in programs.items():
+        program(1)
+        need[name] = steps * program(1)
+    for name in sorted(programs, key=lambda name: need[name]):
+        if sum(need[one] for one in turns.seconds) + need[name] > max(clock.left(), 0):
+            turns.left_out[name] = (
+                f"a block of {steps} steps takes about {need[name]:.1f} s, and "
+                f"{max(clock.left(), 0):.0f} s are left for all"
+            )
+        else:
+            turns.seconds[name] = []
+    order = [name for name in programs if name in turns.seconds]
+    for turn in range(blocks):
+        for name in order if turn % 2 else reversed(order):
+            if turn and need[name] > clock.left():
+                continue
+            turns.seconds[name].append(programs[name](steps) / steps)
+    return turns
+
+
+def timed(step: Callable[[], Any], wait: Callable[[Any], Any]) -> Program:
+    """A program of steps that are started one after the other.
+
+    Args:
+      step: starts one, and returns what it will give.
+      wait: returns when that is there.
+    """
+
+    def program(steps: int) -> float:
+        began, given = time.perf_counter(), None
+        for _ in range(steps):
+            given = step()
+        wait(given)
+        return time.perf_counter() - began
+
+    return program

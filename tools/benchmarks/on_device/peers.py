@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same maths in PyTorch: the released step, with autocast, and compiled.
+
+Stage one is the released step of CLIP4Cir on a batch that lies on the device, stage two the steps
+of `tools.benchmarks.stage2_models`. "released" computes in float32 and, in stage two, copies the
+bank to the device at every step, as the released code does; the others have it there and compute
+in bfloat16 where autocast does. BLIP and stage one of SPRC have no such step here.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cir_jax import contract
+from cir_jax.towers.clip import sizes
+from tools.benchmarks import stage2
+from tools.benchmarks.on_device.bench import Bench
+from tools.benchmarks.on_device.blocks import Program, timed
+from tools.benchmarks.on_device.cases import Case
+from tools.benchmarks.on_device.workload import Workload
+from tools.benchmarks.stage2_models.contract import EAGER, Way
+
+PREFIX = "PyTorch, "
+WAYS = {
+    "released": EAGER,
+    "autocast": Way(autocast=True, copies=False),
+    "compiled, autocast": Way(autocast=True, copies=False, compiled=True),
+}
+STAGE_ONE = "clip4cir"
+
+
+def device(bench: Bench) -> tuple[str, str]:
+    """(PyTorch's name of the device, "") or ("", why there is nothing to compare with)."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # libraries of CUDA that do not go with jax's
+        return "", f"PyTorch cannot be imported ({error})"
+    if bench.device.platform == "gpu" and torch.cuda.is_available():
+        return f"cuda:{bench.device.local_hardware_id or 0}", ""
+    if bench.scale.dry and bench.device.platform == "cpu":
+        return "cpu", ""
+    return "", f"no PyTorch with CUDA beside a device of the platform {bench.device.platform!r}"
+
+
+def of(case: Case, work: Workload, bench: Bench) -> tuple[dict[str, Program], dict[str, str]]:
+    """(programs, what is left out and why).
+
+    Args:
+      case: of the step.
+      work: the same in jax.
+      bench: where it runs.
+    """
+    if not case.peer:
+        return {}, {PREFIX + "all": f"no step in PyTorch of {case.name}"}
+    place, missing = device(bench)
+    if missing:
+        return {}, {PREFIX + "all": missing}
+    found, left_out = {}, {}
+    make = _stage_one if case.peer == STAGE_ONE else _stage_two
+    step_of = make(case, work, place)
+    for name, way in WAYS.items():
+        if way.compiled and place == "cpu":
+            left_out[PREFIX + name] = "torch.compile is measured on CUDA alone"
+            continue
+        found[PREFIX + name] = timed(_on(place, step_of(way)), lambda loss: _wait(loss, place))
+    return found, left_out
+
+
+def _on(place: str, step: Callable[[], Any]) -> Callable[[], Any]:
+    """A step whose new tensors lie on the device."""
+    import torch
+
+    if place == "cpu":
+        return step
+
+    def one() -> Any:
+        with torch.device(place):
+            return step()
+
+    return one
+
+
+def _wait(loss: Any, place: str) -> None:
+    import torch
+
+    if place != "cpu":
+        torch.cuda.synchronize(place)
+    assert loss is None or bool(torch.isfinite(loss)), "the loss in PyTorch is not finite"
+
+
+def _stage_one(case: Case, work: Workload, place: str) -> Callable[[Way], Callable[[], Any]]:
+    """CLIP4Cir with random parameters on the first batch, whose texts are padded to 77."""
+    import torch
+
+    from tools.torch_models import clip, clip4cir
+
+    size = sizes.find(work.setup.config.model.tower)
+    with torch.device(place):
+        model = clip4cir.Clip4Cir(clip.build(size))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.02)
+    host, ids = work.host, np.zeros((work.batch, sizes.CONTEXT), np.int64)
+    ids[:, : host["text"].shape[1]] = host["text"]
+    tokens = torch.from_numpy(ids).to(place)
+    images = []
+    for name in ("reference_pixels", "target_pixels"):
+        normal = np.asarray(contract.normalize(jnp.asarray(host[name])))
+        images.append(torch.from_numpy(normal.transpose(0, 3, 1, 2).copy()).to(place))
+    optimizer = clip4cir.optimizer(model)
+
+    def step_of(way: Way) -> Callable[[], Any]:
+        loss_of = torch.compile(model.batch_loss) if way.compiled else model.batch_loss
+
+        def one() -> Any:
+            with way.casting(place):
+                loss = loss_of(images[0], tokens, images[1])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return one
+
+    return step_of
+
+
+def _stage_two(case: Case, work: Workload, place: str) -> Callable[[Way], Callable[[], Any]]:
+    module = importlib.import_module(f"tools.benchmarks.stage2_models.{case.peer}")
+    problem = stage2.problem_of(module, work.setup.functions, work.batch, work.rows)
+    return lambda way: module.released(work.setup.config.model.tower, problem, place, way)
+
+
+def bank_loss(rows: int, width: int, batch: int, dtype: str, bench: Bench) -> Program | None:
+    """The loss against a bank, and its gradient for the queries; None where there is no PyTorch."""
+    place, missing = device(bench)
+    if missing:
+        return None
+    import torch
+
+    kind = getattr(torch, dtype)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.device(place))
+        bank = torch.nn.functional.normalize(torch.randn(rows, width), dim=-1).to(kind)
+        query = torch.nn.functional.normalize(torch.randn(batch, width), dim=-1)
+        label = torch.randint(0, rows, (batch,))
+
+    def one() -> Any:
+        leaf = query.clone().requires_grad_(True)
+        logits = (leaf.to(kind) @ bank.T).float() / stage2.TEMPERATURE
+        loss = torch.nn.functional.cross_entropy(logits, label)
+        loss.backward()
+        return loss.detach()
+
+    return timed(one, lambda loss: _wait(loss, place))
+
+
+def free(platform: str) -> None:
+    """Gives back what PyTorch keeps of the device's memory."""
+    if platform != "gpu":
+        return
+    with contextlib.suppress(ImportError, OSError):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    jax.clear_caches()

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step of a config as the trainer builds it, on one device, and the ways to feed it.
+
+All parts are the trainer's own: setup, data, state, batches, placing and update. Only the bank is
+drawn, on the device: building one of a real size would take the time of everything else.
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cir_jax.bank.bank import Bank
+from cir_jax.data.packing import Packed
+from cir_jax.runtime import encode, memory
+from cir_jax.runtime import mesh as meshes
+from cir_jax.training import setup as setups
+from cir_jax.training import state as states
+from cir_jax.training import step
+from cir_jax.training.ahead import Ahead
+from tools.benchmarks.on_device.blocks import Program, timed
+from tools.planning import formulas, program
+from tools.planning.datasets import Counts
+
+DEVICE, HOST, DECODED = "batch on the device", "batch on the host", "real input"
+SYNCHRONOUS = "synchronous, batch on the host"
+
+
+class Workload:
+    """A run that is ready to make its first step.
+
+    Args:
+      config: of the run; its data is read.
+      mesh: of one device.
+      rows: images in the bank; 0 without one.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh, rows: int = 0):
+        with contextlib.redirect_stdout(sys.stderr):
+            self.setup = setups.assemble(setups.resolve(config), mesh)
+            self.data = setups.read_data(self.setup)
+            self.state, tx = states.start(self.setup, self.data)
+        self.mesh, self.batch, self.rows = mesh, config.batch, rows
+        state, stage, functions = self.state, self.setup.stage, self.setup.functions
+        places = jax.tree.map(lambda x: x.sharding, (state.trained, state.optimizer))
+        sources = len(self.data.triplets.sources)
+        self.update = step.make(stage, functions, tx, sources, places)
+        self.key = jax.device_put(jax.random.key(config.seed), meshes.replicated(mesh))
+        self.bank = self._bank() if stage.needs_bank else None
+        self.batches = setups.make_batches(self.setup, self.data, None)
+        self.host = next(self.batches)
+        self.placed = self.place(self.host)
+        self.made = 0  # steps
+
+    def place(self, rows: dict[str, Any]) -> dict[str, Any]:
+        """A batch on the device, as the trainer puts it there."""
+        return encode.place_batch(rows, meshes.batch_sharding(self.mesh), self.batch)
+
+    def compile(self) -> tuple[float, int]:
+        """Compiles the step for the first batch: (seconds, bytes that it takes on the device)."""
+        began = time.perf_counter()
+        compiled = self.lowered().compile()
+        return time.perf_counter() - began, memory.of_program(compiled)
+
+    def lowered(self) -> Any:
+        """The step before it is compiled."""
+        return self.update.lower(*self._arguments(self.placed))
+
+    def step(self, placed: dict[str, Any]) -> dict[str, jax.Array]:
+        """Starts a step, and returns what it will give."""
+        state = self.state
+        state.trained, state.optimizer, values = self.update(*self._arguments(placed))
+        self.made += 1
+        return values
+
+    def losses(self, steps: int) -> list[float]:
+        """The losses of so many steps on real input."""
+        found = []
+        for _ in range(steps):
+            found.append(float(self.step(self.place(next(self.batches)))["loss"]))
+        return found
+
+    def programs(self) -> dict[str, Program]:
+        """The ways to feed the step. `real input` may have up to two batches placed at its start,
+        and up to four more read."""
+        return {
+            DEVICE: timed(lambda: self.step(self.placed), jax.block_until_ready),
+            HOST: self._fed(lambda: _Again(self.host)),
+            DECODED: self._fed(lambda: self.batches),
+            SYNCHRONOUS: timed(
+                lambda: float(self.step(self.place(self.host))["loss"]), lambda loss: None
+            ),
+        }
+
+    def _fed(self, batches: Callable[[], Any]) -> Program:
+        """Steps on what a thread has read and placed ahead, as in the trainer's loop."""
+
+        def measured(steps: int) -> float:
+            with Ahead(batches(), self.place) as inputs:
+                jax.block_until_ready(self.step(inputs.take().placed))
+                began, values = time.perf_counter(), None
+                for _ in range(steps):
+                    before, values = values, self.step(inputs.take().placed)
+                    if before is not None:  # the loop reads what a step gave one step later
+                        float(before["loss"])
+                jax.block_until_ready(values)
+                return time.perf_counter() - began
+
+        return measured
+
+    def _arguments(self, placed: dict[str, Any]) -> tuple[Any, ...]:
+        state = self.state
+        run = (state.trained, state.optimizer, state.fixed, placed, self.bank, self.key)
+        return (*run, np.int32(self.made))
+
+    def _bank(self) -> Bank:
+        """Unit rows, and references for all that the data has, drawn on the device."""
+        functions, each = self.setup.functions, self.mesh.size
+        (per_row, width), (r, c) = functions.target_shape, functions.reference_shape
+        plan = self.data.references
+        assert plan is not None and self.rows >= len(self.data.triplets.images)
+        shapes = [((self.rows + -self.rows % each) * per_row, width)]
+        shapes.append((len(plan) + -len(plan) % each, r * c))
+        dtype = jnp.dtype(self.setup.config.loss.bank_dtype)
+
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            first, second = jax.random.split(key)
+            rows = jax.random.normal(first, shapes[0], jnp.float32)
+            rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+            return rows.astype(dtype), jax.random.normal(second, shapes[1], jnp.float32)
+
+        place = meshes.row_sharding(self.mesh)
+        targets, references = jax.jit(draw, out_shardings=(place, place))(jax.random.key(1))
+        return Bank(targets, references, self.rows)
+
+    def tokens(self) -> float:
+        """Tokens of a text, in the mean over the first batch, without padding."""
+        text = self.host["text"]
+        real = (text.segment >= 0).sum() if isinstance(text, Packed) else (text != 0).sum()
+        return float(real) / self.batch
+
+    def flop(self) -> float | None:
+        """Of a step, by formula; only what real tokens take is counted."""
+        triplets, plan = self.data.triplets, self.data.references
+        count, images = len(triplets.triplets), self.rows or len(triplets.images)
+        references = 0 if plan is None else len(plan)
+        counts = Counts(count, images, references, 1, 0, 0, "made")
+        place, text = self.data.place, round(self.tokens())
+        return formulas.step(
+            program.Program(
+                self.setup, counts, place, references, text, self.data.steps, self.update, ()
+            )
+        )
+
+
+class _Again:
+    """One batch again and again, as an iterator of the trainer's input."""
+
+    def __init__(self, rows: dict[str, Any]):
+        self._rows = rows
+
+    def __next__(self) -> dict[str, Any]:
+        return self._rows
+
+    def get_state(self) -> dict[str, Any]:
+        return {}
