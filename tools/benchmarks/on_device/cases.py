@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from cir_jax import config as configs
 from tools.benchmarks import surroundings
 
-_TINY_CLIP = "vit-32-16-w32-l1-h1_text-w32-l1-h1_d16"
+TINY_CLIP = "vit-32-16-w32-l1-h1_text-w32-l1-h1_d16"
 _TINY_RESNET = "resnet-64-1.1.1.1-w8-h4_text-w32-l1-h1_d16"
 _TINY_BLIP = "vit-32-16-w32-l1-h2_med-w32-l1-h2_d16"
 _TINY_SPRC = "eva-32-16-w32-l1-h2_qformer-w32-l2-h2-q32_d16"
@@ -40,9 +40,9 @@ class Case:
 
 
 # The rows of the banks are those of the images of FashionIQ, the batches of stage two the released.
-VIT_L1 = Case("stage one ViT-L/14", "clip_sum:folder,stage=1", "ViT-L/14", _TINY_CLIP, 32, 0,
+VIT_L1 = Case("stage one ViT-L/14", "clip_sum:folder,stage=1", "ViT-L/14", TINY_CLIP, 32, 0,
               "clip4cir")  # fmt: skip
-VIT_B1 = Case("stage one ViT-B/16", "clip_sum:folder,stage=1", "ViT-B/16", _TINY_CLIP, 64, 0,
+VIT_B1 = Case("stage one ViT-B/16", "clip_sum:folder,stage=1", "ViT-B/16", TINY_CLIP, 64, 0,
               "clip4cir")  # fmt: skip
 RN1 = Case("stage one RN50x4", "clip_sum:folder,stage=1", "RN50x4", _TINY_RESNET, 64, 0,
            "clip4cir")  # fmt: skip
@@ -50,9 +50,9 @@ BLIP1 = Case("stage one BLIP", "blip:folder,stage=1", "blip-base", _TINY_BLIP, 3
 SPRC1 = Case("stage one SPRC", "sprc:folder,stage=1", "blip2-vit-g", _TINY_SPRC, 16)
 RN2 = Case("stage two RN50x4", "clip_sum:folder,stage=2", "RN50x4", _TINY_RESNET, 256, 25_136,
            "clip_sum")  # fmt: skip
-VIT_L2 = Case("stage two ViT-L/14", "clip_sum:folder,stage=2", "ViT-L/14", _TINY_CLIP, 256, 25_136,
+VIT_L2 = Case("stage two ViT-L/14", "clip_sum:folder,stage=2", "ViT-L/14", TINY_CLIP, 256, 25_136,
               "clip_sum")  # fmt: skip
-VIT_B2 = Case("stage two ViT-B/16", "clip_sum:folder,stage=2", "ViT-B/16", _TINY_CLIP, 256, 25_136,
+VIT_B2 = Case("stage two ViT-B/16", "clip_sum:folder,stage=2", "ViT-B/16", TINY_CLIP, 256, 25_136,
               "clip_sum")  # fmt: skip
 BLIP2 = Case("stage two BLIP", "blip:folder,stage=2", "blip-base", _TINY_BLIP, 128, 25_136)
 SPRC2 = Case("stage two SPRC", "sprc:folder,stage=2", "blip2-vit-g", _TINY_SPRC, 32, 25_136,

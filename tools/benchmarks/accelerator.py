@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One GPU or TPU, in a single command of at most eight minutes: is it right, and how fast?
+
+First correctness, then the steps of the published models, fed from the device, from the host and by
+decoding, beside a loop that waits and beside PyTorch where it has CUDA; then what a config may
+choose, and what reads large tables. It makes its own data and needs no network. Every part has a
+number of seconds; what does not fit into them, or into the whole, is left out and named. With
+--only and --minutes the rest can be measured by another command. `--dry-run` walks all parts at
+tiny sizes, also on a CPU; its times say nothing.
+
+A part that raises is named in `failed`, and so is a check that does not hold; the status is then 1.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cir_jax import files
+from cir_jax.runtime import mesh as meshes
+from tools.benchmarks import surroundings
+from tools.benchmarks.on_device import (
+    bench,
+    cases,
+    choices,
+    correctness,
+    large,
+    made,
+    peers,
+    rates,
+    report,
+)
+from tools.benchmarks.on_device.bench import Bench
+from tools.benchmarks.on_device.blocks import Clock
+
+HELP = "one GPU or TPU: correctness, rates, choices, beside PyTorch"
+MINUTES = 8.0
+_BEGIN, _END = 8.0, 4.0  # seconds: of importing, before the clock runs, and to print what there is
+_LEAST = 0.5  # share of its seconds that a part needs to be started
+_SHARE = 0.5  # of the memory of a GPU for jax, where PyTorch runs beside it
+_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part and its time.
+
+    Attributes:
+      seconds: it may take; a step that is being compiled is waited for.
+      run: (where, its clock) -> what it has found.
+    """
+
+    seconds: float
+    run: Callable[[Bench, Clock], dict[str, Any]]
+
+
+def _rate(seconds: float, case: cases.Case) -> dict[str, Part]:
+    return {case.name: Part(seconds, partial(rates.run, case))}
+
+
+# In this order: what matters most comes first, should the time run out.
+PARTS: dict[str, Part] = {
+    "correctness": Part(45, correctness.run),
+    **_rate(60, cases.VIT_L1),
+    **_rate(30, cases.RN2),
+    "choices": Part(50, choices.run),
+    **_rate(35, cases.VIT_B1),
+    **_rate(25, cases.SPRC2),
+    **_rate(40, cases.RN1),
+    **_rate(30, cases.BLIP1),
+    **_rate(35, cases.SPRC1),
+    **_rate(20, cases.BLIP2),
+    "bank loss": Part(25, large.bank_loss),
+    **_rate(15, cases.VIT_L2),
+    **_rate(15, cases.VIT_B2),
+    "bank build": Part(12, large.building),
+    "ranking": Part(6, large.ranking),
+    "search": Part(10, large.searching),
+    "starting": Part(15, choices.starting),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What, and for how long."""
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, also on a CPU")
+    parser.add_argument(
+        "--only", nargs="+", choices=tuple(PARTS), metavar="PART", help=f"of {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help=f"after which it ends ({MINUTES:g})"
+    )
+    parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s of bfloat16 products")
+    parser.add_argument("--out", type=Path, help="a file that gets the JSON after every part")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """What has to be said before the first use of a device."""
+    asked = jax.config.jax_platforms or ""
+    if asked and "cpu" not in asked.split(","):  # the CPU is what the device is compared with
+        jax.config.update("jax_platforms", f"{asked},cpu")
+    if importlib.util.find_spec("torch"):
+        os.environ.setdefault(_FRACTION, str(_SHARE))
+
+
+@dataclass
+class _Run:
+    """What was found so far.
+
+    Attributes:
+      args: of the command line.
+      about: of the device.
+      parts: name -> what it has found.
+      left_out: name -> why.
+      failed: parts that raised, and checks that do not hold.
+      now: the part that runs.
+    """
+
+    args: argparse.Namespace
+    about: dict[str, Any]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    now: str = ""
+
+    def result(self) -> dict[str, Any]:
+        """What bench.py prints."""
+        parts = dict(self.parts)
+        left_out = self.left_out | report.left_out(parts)
+        return {**self.about, "parts": parts, "left_out": left_out, "failed": list(self.failed)}
+
+    def keep(self) -> None:
+        """Writes it where it was asked for."""
+        if self.args.out:
+            with files.whole(self.args.out) as file:
+                file.write(json.dumps(self.result()).encode())
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Runs the parts, one after the other."""
+    device = jax.devices()[0]
+    if device.platform == "cpu" and not args.dry_run:
+        raise SystemExit(
+            "bench.py accelerator: this process has no GPU and no TPU (jax sees "
+            f"{device.device_kind!r}). --dry-run walks all parts at tiny sizes; bench.py all "
+            "measures what a CPU can"
+        )
+    chip = bench.chip_of(device.device_kind)
+    peak = 1e12 * args.peak or (chip.peak if chip else 0.0)
+    about = {
+        "device": device.device_kind,
+        "dry_run": args.dry_run,
+        "minutes": args.minutes,
+        "peak_tflop_per_s": peak / 1e12,
+        "seconds_of_parts": {name: part.seconds for name, part in PARTS.items()},
+    }
+    found, end = _Run(args, about), time.monotonic() + 60 * args.minutes - _BEGIN - _END
+    if not peak and not args.dry_run:
+        found.left_out["MFU"] = f"the peak of {device.device_kind!r} is not known; give --peak"
+    with (
+        _CutOff(found, end) as cut_off,
+        tempfile.TemporaryDirectory(prefix="bench-accelerator-") as name,
+    ):
+        cut_off.folder = name
+        folder, scale = Path(name), cases.DRY if args.dry_run else cases.REAL
+        where = Bench(
+            device,
+            jax.devices("cpu")[0],
+            meshes.make(1, 1, [device]),
+            scale,
+            made.write(folder / "data", scale.images, scale.triplets),
+            folder,
+            peak,
+            chip.bandwidth if chip else 0.0,
+        )
+        for part in PARTS:
+            if not args.only or part in args.only:
+                _run_part(part, where, found, end)
+    result = found.result()
+    report.show(found.parts, result["left_out"])
+    return result
+
+
+def _run_part(name: str, where: Bench, found: _Run, end: float) -> None:
+    part, left = PARTS[name], end - time.monotonic()
+    if left < _LEAST * part.seconds:
+        found.left_out[name] = f"{max(left, 0):.0f} s were left, and it has {part.seconds:g}"
+        return
+    print(f"{name}: up to {min(part.seconds, left):.0f} s", file=sys.stderr, flush=True)
+    found.now, began = name, time.monotonic()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the last line of stdout is the result
+            one = part.run(where, Clock(min(part.seconds, left)))
+        found.parts[name] = one | {"seconds": round(time.monotonic() - began, 1)}
+        found.failed += [f"{name}: {check}" for check in one.get("wrong", [])]
+    except Exception as error:  # the other parts can still be measured
+        traceback.print_exc(file=sys.stderr)
+        said = (str(error).strip().splitlines() or [""])[0]
+        found.failed.append(f"{name}: {type(error).__name__}: {said[:300]}")
+    found.now = ""
+    gc.collect()
+    peers.free()
+    if where.device.platform != "cpu":
+        jax.clear_caches()  # programs hold memory of the device
+    found.keep()
+
+
+class _CutOff:
+    """Ends the process when the time is over, with what there is by then.
+
+    A step that is being compiled, or a device that does not answer, has no other way to be stopped.
+    """
+
+    def __init__(self, found: _Run, end: float):
+        self._found, self._watch = found, surroundings.Watch()
+        self._out = sys.stdout  # a part that runs has sent it elsewhere
+        self.folder = ""  # is removed
+        self._timer = threading.Timer(max(end + _END / 2 - time.monotonic(), 0.0), self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> "_CutOff":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        found = self._found
+        found.left_out[found.now or "the end"] = "cut off: the time of the whole was over"
+        result = found.result()
+        report.show(found.parts, result["left_out"])
+        print(
+            json.dumps(
+                {
+                    "benchmark": "accelerator",
+                    "platform": jax.default_backend(),
+                    **result,
+                    "machine": surroundings.machine(),
+                    "surroundings": self._watch.end(),
+                }
+            ),
+            file=self._out,
+            flush=True,
+        )
+        found.keep()
+        sys.stderr.flush()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(1 if found.failed else 0)
