@@ -225,16 +225,15 @@ class _CutOff:
     A step that is being compiled, or a device that does not answer, has no other way to be stopped.
     """
 
-    def __init__(self, found: _Run, end: float):
+    def __init__(self, found: _Run, end: float, folder: str):
         self._found, self._watch = found, surroundings.Watch()
         self._out = sys.stdout  # a part that runs has sent it elsewhere
-        self.folder = ""  # is removed
+        self._folder = folder  # is removed
         self._timer = threading.Timer(max(end + _END / 2 - time.monotonic(), 0.0), self._end)
         self._timer.daemon = True
 
-    def __enter__(self) -> "_CutOff":
+    def __enter__(self) -> None:
         self._timer.start()
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._timer.cancel()
@@ -259,5 +258,5 @@ class _CutOff:
         )
         found.keep()
         sys.stderr.flush()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
         os._exit(1 if found.failed else 0)
