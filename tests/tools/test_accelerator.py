@@ -176,6 +176,24 @@ def test_programs_take_turns_until_the_time_is_over():
     assert found.median("slow") is None and "about 5000.0 s" in found.left_out["slow"]
 
 
+def test_what_is_certain_and_what_may_fail():
+    clock = _Clock(1.0)
+    programs = {"ours": _program(clock, 10.0, [], "ours"), "late": _program(clock, 1, [], "late")}
+    found = blocks.in_turns(programs, 50, 3, clock, certain=("ours",))
+    assert found.summary()["ours"]["blocks"] == 1 and set(found.left_out) == {"late"}
+    assert found.left_out["late"] == "no time was left to make it ready"
+
+    def broken(steps):
+        raise MemoryError("too large\nmore")
+
+    programs = {"theirs": broken, "ours": _program(_Clock(0), 1.0, [], "ours")}
+    found = blocks.in_turns(programs, 2, 1, _Clock(100.0), may_fail=("theirs",))
+    assert found.left_out == {"theirs": "it failed: MemoryError: too large"}
+    assert found.median("ours") == 1.0
+    with pytest.raises(MemoryError):
+        blocks.in_turns(programs, 2, 1, _Clock(100.0))
+
+
 def test_devices_are_known_by_the_names_they_give_themselves():
     names = {
         "NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100", "NVIDIA A100-SXM4-80GB": "A100-80",

@@ -5,7 +5,7 @@ First correctness, then the steps of the published models, fed from the device, 
 decoding, beside a loop that waits and beside PyTorch where it has CUDA; then what a config may
 choose, and what reads large tables. It makes its own data and needs no network. Every part has a
 number of seconds; what does not fit into them, or into the whole, is left out and named. With
---only and --minutes the rest can be measured by another command. `--dry-run` walks all parts at
+--only the rest can be measured by another command, in which fewer parts have more time each. `--dry-run` walks all parts at
 tiny sizes, also on a CPU; its times say nothing.
 
 A part that raises is named in `failed`, and so is a check that does not hold; the status is then 1.
@@ -187,24 +187,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             peak,
             chip.bandwidth if chip else 0.0,
         )
-        for part in PARTS:
-            if not args.only or part in args.only:
-                _run_part(part, where, found, end)
+        chosen = [part for part in PARTS if not args.only or part in args.only]
+        more = (end - time.monotonic()) / sum(PARTS[part].seconds for part in chosen)
+        for part in chosen:
+            _run_part(part, PARTS[part].seconds * max(more, 1.0), where, found, end)
     result = found.result()
     report.show(found.parts, result["left_out"])
     return result
 
 
-def _run_part(name: str, where: Bench, found: _Run, end: float) -> None:
+def _run_part(name: str, seconds: float, where: Bench, found: _Run, end: float) -> None:
+    """Runs a part, for so many seconds, where there is the time that it needs at least."""
     part, left = PARTS[name], end - time.monotonic()
     if left < _LEAST * part.seconds:
         found.left_out[name] = f"{max(left, 0):.0f} s were left, and it has {part.seconds:g}"
         return
-    print(f"{name}: up to {min(part.seconds, left):.0f} s", file=sys.stderr, flush=True)
+    print(f"{name}: up to {min(seconds, left):.0f} s", file=sys.stderr, flush=True)
     found.now, began = name, time.monotonic()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the last line of stdout is the result
-            one = part.run(where, Clock(min(part.seconds, left)))
+            one = part.run(where, Clock(min(seconds, left)))
         found.parts[name] = one | {"seconds": round(time.monotonic() - began, 1)}
         found.failed += [f"{name}: {check}" for check in one.get("wrong", [])]
     except Exception as error:  # the other parts can still be measured

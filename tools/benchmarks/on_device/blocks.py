@@ -3,7 +3,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,14 @@ class Turns:
         return statistics.median(self.seconds[name]) if self.seconds.get(name) else None
 
 
-def in_turns(programs: dict[str, Program], steps: int, blocks: int, clock: Clock) -> Turns:
+def in_turns(
+    programs: dict[str, Program],
+    steps: int,
+    blocks: int,
+    clock: Clock,
+    certain: Collection[str] = (),
+    may_fail: Collection[str] = (),
+) -> Turns:
     """Blocks of every program, one after the other, in an order that turns from round to round.
 
     Two steps of each go unmeasured: they compile, and tell how long a block will take. A program
@@ -67,16 +74,16 @@ def in_turns(programs: dict[str, Program], steps: int, blocks: int, clock: Clock
       steps: of a block.
       blocks: of each program, at most.
       clock: of the part.
+      certain: programs that have one block even if the time is over.
+      may_fail: programs that are left out if they raise; an error of any other is raised.
     """
-    turns, need = Turns(steps), {}
-    for name, program in programs.items():
-        program(1)
-        need[name] = steps * program(1)
-    for name in sorted(programs, key=lambda name: need[name]):
-        if sum(need[one] for one in turns.seconds) + need[name] > max(clock.left(), 0):
+    turns = Turns(steps)
+    need = _warm(programs, turns, clock, certain, may_fail)
+    for name in sorted(need, key=lambda name: (name not in certain, need[name])):
+        left = max(clock.left() - sum(need[one] for one in turns.seconds), 0.0)
+        if need[name] > left and name not in certain:
             turns.left_out[name] = (
-                f"a block of {steps} steps takes about {need[name]:.1f} s, and "
-                f"{max(clock.left(), 0):.0f} s are left for all"
+                f"a block of {steps} steps takes about {need[name]:.1f} s, and {left:.0f} s are left"
             )
         else:
             turns.seconds[name] = []
@@ -87,6 +94,30 @@ def in_turns(programs: dict[str, Program], steps: int, blocks: int, clock: Clock
                 continue
             turns.seconds[name].append(programs[name](steps) / steps)
     return turns
+
+
+def _warm(
+    programs: dict[str, Program],
+    turns: Turns,
+    clock: Clock,
+    certain: Collection[str],
+    may_fail: Collection[str],
+) -> dict[str, float]:
+    """Program -> seconds of a block, about; what cannot be made ready is noted in `turns`."""
+    need: dict[str, float] = {}
+    for name, program in programs.items():
+        if name not in certain and sum(need.values()) > clock.left():
+            turns.left_out[name] = "no time was left to make it ready"
+            continue
+        try:
+            program(1)
+            need[name] = turns.steps * program(1)
+        except Exception as error:  # whatever another library raises, out of memory among it
+            if name not in may_fail:
+                raise
+            first = (str(error).strip().splitlines() or [""])[0]
+            turns.left_out[name] = f"it failed: {type(error).__name__}: {first[:300]}"
+    return need
 
 
 def timed(step: Callable[[], Any], wait: Callable[[Any], Any]) -> Program:

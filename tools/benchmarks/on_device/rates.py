@@ -24,7 +24,9 @@ def run(case: Case, bench: Bench, clock: Clock) -> dict[str, Any]:
     compiling, taken = work.compile()
     programs = work.programs()
     beside, missing = peers.of(case, work, bench)
-    turns = blocks.in_turns(programs | beside, bench.scale.steps, bench.scale.blocks, clock)
+    turns = blocks.in_turns(
+        programs | beside, bench.scale.steps, bench.scale.blocks, clock, (DEVICE,), tuple(beside)
+    )
     found = turns.summary()
     for one in found.values():
         one["triplets_per_s"] = 1e3 * work.batch / one["step_ms"]
