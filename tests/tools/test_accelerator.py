@@ -26,6 +26,7 @@ def dry(tmp_path_factory):
     """(result, stderr) of a dry run of all parts."""
     out = tmp_path_factory.mktemp("accelerator") / "parts.json"
     command = [sys.executable, "tools/bench.py", "accelerator", "--dry-run", "--out", str(out)]
+    command += ["--minutes", "60"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

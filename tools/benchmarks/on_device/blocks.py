@@ -83,7 +83,7 @@ def in_turns(
         left = max(clock.left() - sum(need[one] for one in turns.seconds), 0.0)
         if need[name] > left and name not in certain:
             turns.left_out[name] = (
-                f"a block of {steps} steps takes about {need[name]:.1f} s, and {left:.0f} s are left"
+                f"a block of {steps} steps takes about {need[name]:.1f} s; {left:.0f} s are left"
             )
         else:
             turns.seconds[name] = []
