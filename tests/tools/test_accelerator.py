@@ -68,7 +68,9 @@ def test_what_a_dry_run_finds(dry):
         assert one["bank_rows"] == (cases.DRY_ROWS if case.rows else 0)
         assert 8 <= one["tokens_of_a_text"] <= 22
     choices = parts["choices"]["programs"]
-    assert len(choices) == 5 and all(one["loss_error"] < 0.1 for one in choices.values())
+    errors = {name: one["loss_error"] for name, one in choices.items()}
+    assert errors.pop("float32, remat none, xla") == 0 and len(errors) == 4
+    assert all(0 < error < 10 for error in errors.values())
     assert {one["dtype"] for one in choices.values()} == {"float32", "bfloat16"}
     sizes = parts["bank loss"]["sizes"]
     assert {(one["rows"], one["dtype"]) for one in sizes} == {

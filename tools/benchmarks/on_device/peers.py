@@ -3,8 +3,8 @@
 
 Stage one is the released step of CLIP4Cir on a batch that lies on the device, stage two the steps
 of `tools.benchmarks.stage2_models`. "released" computes in float32 and, in stage two, copies the
-bank to the device at every step, as the released code does; the others have it there and compute
-in bfloat16 where autocast does. BLIP and stage one of SPRC have no such step here.
+bank to the device at every step, as the released code does; the others have it there in bfloat16,
+and compute in bfloat16 where autocast does. BLIP and stage one of SPRC have no such step here.
 """
 
 import importlib

@@ -40,7 +40,8 @@ class Way:
 
     Attributes:
       autocast: in bfloat16, where PyTorch's autocast does.
-      copies: the bank comes to the device of the loss at every step, as in the released code.
+      copies: the bank comes to the device of the loss at every step, as in the released code; else
+        it lies there, in the type that is computed with.
       compiled: the network, by torch.compile.
     """
 
@@ -62,8 +63,10 @@ class Way:
           targets: the rows, in the memory of the host.
           device: of the loss.
         """
-        if not self.copies:
-            kept = targets.to(device)
+        import torch
+
+        if not self.copies:  # autocast would round all of it for each product anew
+            kept = targets.to(device, torch.bfloat16 if self.autocast else targets.dtype)
             return lambda: kept
         return targets.clone if device == "cpu" else lambda: targets.to(device)
 
