@@ -16,7 +16,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tools.benchmarks.on_device import blocks, cases
 from tools.benchmarks.on_device.bench import Bench
 from tools.benchmarks.on_device.blocks import Clock
-from tools.benchmarks.on_device.workload import DEVICE, Workload
+from tools.benchmarks.on_device.workload import Workload
 
 TRUTH = "float32, remat none, xla"
 _CHOICES = {
@@ -58,7 +58,7 @@ def run(bench: Bench, clock: Clock) -> dict[str, Any]:
         }
         values = work.step(work.placed)
         first[name] = {kind: float(values[kind]) for kind in ("loss", "gradient_norm")}
-        programs[name] = work.programs()[DEVICE]
+        programs[name] = work.on_device()
     turns = blocks.in_turns(programs, bench.scale.steps, bench.scale.blocks, clock)
     for name, measured in turns.summary().items():
         noted[name] |= measured

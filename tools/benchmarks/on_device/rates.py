@@ -8,7 +8,7 @@ from tools.benchmarks.on_device import blocks, cases, peers
 from tools.benchmarks.on_device.bench import Bench
 from tools.benchmarks.on_device.blocks import Clock
 from tools.benchmarks.on_device.cases import Case
-from tools.benchmarks.on_device.workload import DECODED, DEVICE, Workload
+from tools.benchmarks.on_device.workload import DECODED, DEVICE, KEPT, Workload
 
 
 def run(case: Case, bench: Bench, clock: Clock) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def run(case: Case, bench: Bench, clock: Clock) -> dict[str, Any]:
     config = cases.load(case, bench.scale, str(bench.data), str(bench.folder / "unused"))
     work = Workload(config, bench.mesh, cases.rows(case, bench.scale))
     compiling, taken = work.compile()
-    programs = work.programs()
+    programs = work.programs(bench.folder / "cache")
     beside, missing = peers.of(case, work, bench)
     turns = blocks.in_turns(
         programs | beside, bench.scale.steps, bench.scale.blocks, clock, (DEVICE,), tuple(beside)
@@ -55,9 +55,10 @@ def efficiency(work: Workload, turns: blocks.Turns, bench: Bench) -> dict[str, A
     found: dict[str, Any] = {"tflop_of_a_step": None if flop is None else flop / 1e12}
     if flop is not None and step is not None and bench.peak:
         found["mfu"] = flop / step / bench.peak
-    decoded = turns.median(DECODED)
-    if step is not None and decoded is not None:
-        found["input_wait"] = max(1 - step / decoded, 0.0)
+    for name, key in ((DECODED, "input_wait"), (KEPT, "input_wait_kept")):
+        fed = turns.median(name)
+        if step is not None and fed is not None:
+            found[key] = max(1 - step / fed, 0.0)
     theirs = [name for name in turns.seconds if name.startswith(peers.PREFIX)]
     if step is not None:
         ratios = {name: (turns.median(name) or 0.0) / step for name in theirs}

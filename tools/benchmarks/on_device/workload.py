@@ -6,10 +6,15 @@ drawn, on the device: building one of a real size would take the time of everyth
 """
 
 import contextlib
+import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +23,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from cir_jax.bank.bank import Bank
+from cir_jax.data import kept_pixels
 from cir_jax.data.packing import Packed
 from cir_jax.runtime import encode, memory
 from cir_jax.runtime import mesh as meshes
@@ -30,6 +36,7 @@ from tools.planning import formulas, program
 from tools.planning.datasets import Counts
 
 DEVICE, HOST, DECODED = "batch on the device", "batch on the host", "real input"
+KEPT = "real input, pixels kept"
 SYNCHRONOUS = "synchronous, batch on the host"
 
 
@@ -87,17 +94,42 @@ class Workload:
             found.append(float(self.step(self.place(next(self.batches)))["loss"]))
         return found
 
-    def programs(self) -> dict[str, Program]:
-        """The ways to feed the step. `real input` may have up to two batches placed at its start,
-        and up to four more read."""
+    def on_device(self) -> Program:
+        """Steps on one batch that lies on the device."""
+        return timed(lambda: self.step(self.placed), jax.block_until_ready)
+
+    def programs(self, cache: Path) -> dict[str, Program]:
+        """The ways to feed the step. Real input may have up to two batches placed at its start, and
+        up to four more read.
+
+        Args:
+          cache: a folder, in which nothing is kept but what is noted of it.
+        """
+        kept = {}
+        if self.data.images(self.setup.stage):
+            batches = self._kept(cache)
+            kept[KEPT] = self._fed(lambda: batches)
         return {
-            DEVICE: timed(lambda: self.step(self.placed), jax.block_until_ready),
+            DEVICE: self.on_device(),
             HOST: self._fed(lambda: _Again(self.host)),
             DECODED: self._fed(lambda: self.batches),
+            **kept,
             SYNCHRONOUS: timed(
                 lambda: float(self.step(self.place(self.host))["loss"]), lambda loss: None
             ),
         }
+
+    def _kept(self, cache: Path) -> Any:
+        """The trainer's batches, all of whose images have been decoded and are kept in memory."""
+        images = self.data.triplets.images.paths
+        with mock.patch.dict(os.environ, {"CIR_JAX_CACHE": str(cache)}):
+            pixels = kept_pixels.KeptPixels(kept_pixels.MEMORY, self.setup.preprocess)
+            part = pixels.part(again=True)
+            part.expect(images)
+        with ThreadPoolExecutor(self.setup.config.data.threads) as pool:
+            for _ in pool.map(part, images):
+                pass
+        return setups.make_batches(dataclasses.replace(self.setup, pixels=pixels), self.data, None)
 
     def _fed(self, batches: Callable[[], Any]) -> Program:
         """Steps on what a thread has read and placed ahead, as in the trainer's loop."""
