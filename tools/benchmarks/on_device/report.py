@@ -6,9 +6,10 @@ from typing import Any
 
 from tools.benchmarks import timing
 
-_SHOWN = ("mfu", "input_wait", "input_wait_kept", "compile_s", "step_gb", "loss_error", "gradient_norm_error",
-          "temporaries_mb", "share_of_bandwidth", "built_images_per_s", "encoder_images_per_s",
-          "time_ratio", "trace_s", "cold_compile_s", "warm_compile_s")  # fmt: skip
+_SHOWN = ("mfu", "input_wait", "input_wait_kept", "compile_s", "step_gb", "loss_error",
+          "gradient_norm_error", "temporaries_mb", "share_of_bandwidth", "built_images_per_s",
+          "encoder_images_per_s", "time_ratio", "trace_s", "cold_compile_s",
+          "warm_compile_s")  # fmt: skip
 
 
 def show(parts: dict[str, dict[str, Any]], left_out: dict[str, str]) -> None:
