@@ -59,6 +59,14 @@ def of(case: Case, work: Workload, bench: Bench) -> tuple[dict[str, Program], di
     place, missing = device(bench)
     if missing:
         return {}, {PREFIX + "all": missing}
+    try:
+        return _programs(case, work, place)
+    except Exception as error:  # out of memory, say: ours are still measured
+        first = (str(error).strip().splitlines() or [""])[0]
+        return {}, {PREFIX + "all": f"it failed: {type(error).__name__}: {first[:300]}"}
+
+
+def _programs(case: Case, work: Workload, place: str) -> tuple[dict[str, Program], dict[str, str]]:
     found, left_out = {}, {}
     make = _stage_one if case.peer == STAGE_ONE else _stage_two
     step_of = make(case, work, place)
