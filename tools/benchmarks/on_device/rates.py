@@ -22,6 +22,7 @@ def run(case: Case, bench: Bench, clock: Clock) -> dict[str, Any]:
     config = cases.load(case, bench.scale, str(bench.data), str(bench.folder / "unused"))
     work = Workload(config, bench.mesh, cases.rows(case, bench.scale))
     compiling, taken = work.compile()
+    sizes = work.warm(bench.scale.curve)
     programs = work.programs(bench.folder / "cache")
     beside, missing = peers.of(case, work, bench)
     turns = blocks.in_turns(
@@ -43,6 +44,7 @@ def run(case: Case, bench: Bench, clock: Clock) -> dict[str, Any]:
         "programs": found,
         **efficiency(work, turns, bench),
         "compile_s": compiling,
+        "sizes_of_batches": sizes,
         "step_gb": taken / 1e9,
         "peak_gb_so_far": memory.peak([bench.device]) / 1e9,
         "left_out": turns.left_out | missing,

@@ -80,6 +80,21 @@ class Workload:
         """The step before it is compiled."""
         return self.update.lower(*self._arguments(self.placed))
 
+    def warm(self, batches: int) -> int:
+        """Makes a step of each size that so many batches have, and returns the number of sizes.
+
+        Packed texts have two or three; a program that is compiled within a block would be timed.
+        """
+        if self.data.images(self.setup.stage):  # their texts have one length, and images take long
+            return 1
+        sizes = {_shapes(self.host)}
+        for _ in range(batches):
+            rows = next(self.batches)
+            if (shapes := _shapes(rows)) not in sizes:
+                sizes.add(shapes)
+                jax.block_until_ready(self.step(self.place(rows)))
+        return len(sizes)
+
     def step(self, placed: dict[str, Any]) -> dict[str, jax.Array]:
         """Starts a step, and returns what it will give."""
         state = self.state
@@ -190,6 +205,10 @@ class Workload:
                 self.setup, counts, place, references, text, self.data.steps, self.update, ()
             )
         )
+
+
+def _shapes(rows: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+    return tuple(x.shape for x in jax.tree.leaves(rows))
 
 
 class _Again:
