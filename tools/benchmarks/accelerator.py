@@ -173,11 +173,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     found, end = _Run(args, about), time.monotonic() + 60 * args.minutes - _BEGIN - _END
     if not peak and not args.dry_run:
         found.left_out["MFU"] = f"the peak of {device.device_kind!r} is not known; give --peak"
-    with (
-        _CutOff(found, end) as cut_off,
-        tempfile.TemporaryDirectory(prefix="bench-accelerator-") as name,
-    ):
-        cut_off.folder = name
+    made_in = tempfile.TemporaryDirectory(prefix="bench-accelerator-")
+    with made_in as name, _CutOff(found, end, name):
         folder, scale = Path(name), cases.DRY if args.dry_run else cases.REAL
         where = Bench(
             device,
