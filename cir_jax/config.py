@@ -154,14 +154,12 @@ def override(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     names = {kind.key for kind in keys.KINDS}
     allowed = module(_base(config)).ALLOWED
     with config.unlocked():
-        _renew(config)
         for key, text in (pair for pair in pairs if pair[0] in names):
             assign(config, key, text)
         keys.add(config)
         _rename(config)  # a text is read as the type of the value that it takes the place of
         for key, text in (pair for pair in pairs if pair[0] not in names):
             assign(config, key, text)
-        _rename(config)
         keys.check(config, allowed)
     keys.check_read(config, [key for key, _ in pairs], allowed)
     return note_given(config.lock(), given(config) | {key for key, _ in pairs})
@@ -235,47 +233,38 @@ _BEFORE = {
     "model.attention": "xla",
 }  # fmt: skip
 
-# Key -> values it had in earlier versions, which configs, `--set` and records may have -> the same.
-_VALUES_BEFORE = {"model.remat": {"false": "none", "true": "layers"}}
+# Keys and values of earlier versions, which configs, `--set` and records may have: key of then ->
+# (key of now, each value of then -> that of now). Where the key is the same, other values stay.
+_EARLIER = {
+    "data.cache_pixels": ("data.pixels", {"true": "memory", "false": "decode"}),
+    "model.remat": ("model.remat", {"false": "none", "true": "layers"}),
+}
+
+
+def _renamed(key: str, value: Any) -> tuple[str, Any]:
+    """A key and its value as they are called now.
+
+    Raises:
+      UserError: the key of then never had such a value.
+    """
+    now, values = _EARLIER.get(key, (key, {}))
+    renamed = values.get(str(value).strip().lower())
+    if renamed is None and now != key:
+        told = ", ".join(f"{now}={new} for {then}" for then, new in values.items())
+        raise UserError(f"{key}={value} is unknown, and the key is {now} now; write {told}")
+    return now, value if renamed is None else renamed
 
 
 def _rename(config: ConfigDict) -> None:
-    """Gives the values of earlier versions in an unlocked config their names of today."""
+    """Gives keys and values of earlier versions in an unlocked config their names of now."""
     values = keys.flat(config)
-    for key, names in _VALUES_BEFORE.items():
-        if (today := names.get(str(values.get(key)).lower())) is not None:
-            with config.ignore_type():  # the value before may be of another type
-                config.update_from_flattened_dict({key: today})
-
-
-# Keys of before -> the key of now, and its value for each of theirs.
-_RENAMED = {"data.cache_pixels": ("data.pixels", {"true": "memory", "false": "decode"})}
-
-
-def _renamed(key: str, text: str) -> tuple[str, str]:
-    """A key and its value, of a key of before the one of now.
-
-    Raises:
-      UserError: the old key never had such a value.
-    """
-    if key not in _RENAMED:
-        return key, text
-    new, values = _RENAMED[key]
-    value = values.get(text.strip().lower())
-    if value is None:
-        told = ", ".join(f"{new}={now} for {then}" for then, now in values.items())
-        raise UserError(f"{key}={text} is unknown, and the key is {new} now; write {told}")
-    return new, value
-
-
-def _renew(config: ConfigDict) -> None:
-    """Gives keys of before that a config file or a record has the names of now."""
-    found = keys.flat(config)
-    for old in _RENAMED.keys() & found.keys():
-        new, value = _renamed(old, str(found[old]))
-        section, _, name = old.rpartition(".")
-        del config[section][name]
-        config.update_from_flattened_dict({new: value})
+    for key in _EARLIER.keys() & values.keys():
+        now, value = _renamed(key, values[key])
+        if now != key:
+            section, _, name = key.rpartition(".")
+            del config[section][name]
+        with config.ignore_type():  # the value of then may be of another type
+            config.update_from_flattened_dict({now: value})
 
 
 def to_json(config: ConfigDict) -> str:
@@ -298,7 +287,6 @@ def from_json(text: str) -> ConfigDict:
     config = ConfigDict(tuples(json.loads(text)))
     _rename(config)
     if "stage" in config:
-        _renew(config)
         defaults = keys.flat(module("base").get_config())
         known = keys.flat(config)
         missing = {k: _BEFORE.get(k, value) for k, value in defaults.items() if k not in known}

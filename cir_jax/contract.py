@@ -110,7 +110,6 @@ class Functions:
       abstract: parameter path -> jax.ShapeDtypeStruct.
       stacked: paths of the parameters whose first axis is the layers of a scan.
       fsdp: the devices over whose axis "data" parameters are split; None if they are not.
-      mesh: the devices over whose axis "data" the batches are split that it trains on.
     """
 
     module: ModuleType
@@ -120,7 +119,6 @@ class Functions:
     abstract: Params
     stacked: frozenset[str]
     fsdp: Mesh | None = None
-    mesh: Mesh | None = None
 
     def reference(
         self, params: Params, pixels: jax.Array, text: Text, key: jax.Array | None = None
@@ -148,7 +146,7 @@ class Functions:
             reference = self.reference(params, reference_pixels, text, keys[0])
             return reference, self.target(params, target_pixels, keys[1])
         pixels = normalize(reference_pixels), normalize(target_pixels)
-        with sharding.split_over(self.fsdp, self.mesh):
+        with sharding.split_over(self.fsdp):
             return self.merged(params).reference_and_target(*pixels, text, keys)
 
     @property
@@ -204,7 +202,7 @@ class Functions:
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
         pixels = normalize(reference_pixels), normalize(target_pixels)
-        with sharding.split_over(self.fsdp, self.mesh):
+        with sharding.split_over(self.fsdp):
             return self.merged(params).training(*pixels, text, key)
 
     def auxiliary(
@@ -216,7 +214,7 @@ class Functions:
         temperature: jax.Array | float,
     ) -> dict[str, jax.Array]:
         """The auxiliary losses over a whole batch, name -> [B] float32."""
-        with sharding.split_over(self.fsdp, self.mesh):
+        with sharding.split_over(self.fsdp):
             return self.merged(params).auxiliary(query, targets, extras, temperature)
 
     def text_features(self, params: Params, text: Text, key: jax.Array | None) -> jax.Array:
@@ -237,7 +235,7 @@ class Functions:
     def _call(self, params: Params, name: str, *inputs: Text, key: jax.Array | None) -> Any:
         method = getattr(self.merged(params), name)
         takes_key = "key" in inspect.signature(method).parameters
-        with sharding.split_over(self.fsdp, self.mesh):
+        with sharding.split_over(self.fsdp):
             return method(*inputs, key=key) if takes_key else method(*inputs)
 
     def init(self, seed: int) -> Params:
@@ -335,7 +333,7 @@ class Functions:
         return nnx.merge(self.graph, unflatten_dict(flat))
 
 
-def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Functions:
+def build(config: Any, fsdp: Mesh | None = None) -> Functions:
     """The functions of the model `config.name`, built abstractly: no memory is allocated.
 
     Args:
@@ -343,7 +341,6 @@ def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Fu
       fsdp: devices over whose axis "data" its parameters will be split, see
         `cir_jax.runtime.sharding`; None for those that hold them whole. What it computes is the
         same.
-      mesh: devices over which batches are split in training; gradients cross them in fewer bytes.
 
     Raises:
       UserError: no such model (what exists is listed), or the plug-in lacks a part of the contract.
@@ -377,7 +374,7 @@ def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Fu
     abstract = {path: flat[key] for path, key in keys.items()}
     layered = stacked_keys(model)
     stacked = frozenset(path for path, key in keys.items() if key in layered)
-    return Functions(module, config, graph, keys, abstract, stacked, fsdp, mesh)
+    return Functions(module, config, graph, keys, abstract, stacked, fsdp)
 
 
 def _on_these_devices(config: Any, module: ModuleType) -> tuple[Any, Any]:

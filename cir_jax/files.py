@@ -5,13 +5,19 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import xxhash
+
 from cir_jax.errors import UserError
 
+# ns; a file or a folder may change again within them without another time: clocks are coarse
+JUST_NOW = 2_000_000_000
+_CHUNK = 1 << 19  # bytes read at a time; they stay in the cache of a core while they are hashed
 _NO_ROOM = {errno.ENOSPC: "ENOSPC", errno.EDQUOT: "EDQUOT", errno.EFBIG: "EFBIG"}
 
 
@@ -78,6 +84,21 @@ def gigabytes(count: float) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count / 1e3:,.1f} kB"
+
+
+def settled(changed: int) -> bool:
+    """Whether what was changed at a time, in nanoseconds, gets another one if it changes again."""
+    return time.time_ns() - changed >= JUST_NOW
+
+
+def checksum(path: str | Path) -> tuple[int, str]:
+    """(bytes, XXH3-128) of a file."""
+    digest, size, chunk = xxhash.xxh3_128(), 0, memoryview(bytearray(_CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(chunk[:count])
+            size += count
+    return size, digest.hexdigest()
 
 
 def put(path: str | Path, content: bytes) -> None:

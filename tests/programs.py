@@ -1,8 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder in which jax keeps the compiled programs of the tests, for later runs."""
 
+import subprocess
+import sys
+
 from jax._src import compiler
 
+# Prints a number, how many programs were read and how many were compiled.
+COUNTS = """
+found = []
+jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
+print(jax.jit(lambda x: (x * 3).sum())(jax.numpy.arange(5.0)))
+print(sum(name.endswith("/cache_hits") for name in found))
+print(sum(name.endswith("/cache_misses") for name in found))
+"""
 LIMIT = 2**30  # bytes; a run of all tests writes a fifth of that
 
 
@@ -32,3 +43,21 @@ def cache_those_of_one_device():
             write(key, seconds, module, backend, executable, *rest)
 
     compiler._cache_read, compiler._cache_write = read_one, write_one
+
+
+def assert_the_second_compiles_nothing(start, environment):
+    """Of two processes one after the other that run `start`, which imports jax, and COUNTS."""
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", start + COUNTS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        said.append(done.stdout.split())
+    (first, _, compiled), (second, read, again) = said
+    assert first == second == "30.0"
+    assert int(compiled) > 0 and int(read) >= int(compiled) and int(again) == 0

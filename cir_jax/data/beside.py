@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -30,8 +29,6 @@ from cir_jax.errors import UserError
 FOLDER = ".cir_jax"
 RECORD = "record.json"
 _CACHE = "beside"  # folder of the cache folder
-_BLOCK = 1 << 24  # bytes that are hashed at a time
-_JUST_NOW = 2_000_000_000  # ns; a file may change again without another time
 
 T = TypeVar("T")
 
@@ -65,10 +62,9 @@ class Origin:
         """
         with _readable(path):
             found = path.stat()
-            settled = time.time_ns() - found.st_mtime_ns >= _JUST_NOW
-            when = found.st_mtime_ns if settled else -1
+            when = found.st_mtime_ns if files.settled(found.st_mtime_ns) else -1
             sample = unusable.samples(path).digest()
-            return cls(found.st_size, when, sample, content_hash(path))
+            return cls(found.st_size, when, sample, files.checksum(path)[1])
 
     def is_of(self, path: Path) -> bool:
         """Whether a file has the content that this is of."""
@@ -76,7 +72,7 @@ class Origin:
             found = path.stat()
             if found.st_size != self.size or unusable.samples(path).digest() != self.sample:
                 return False
-            return found.st_mtime_ns == self.time or content_hash(path) == self.content
+            return found.st_mtime_ns == self.time or files.checksum(path)[1] == self.content
 
 
 @contextmanager
@@ -87,15 +83,6 @@ def _readable(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); correct that"
         ) from None
-
-
-def content_hash(path: Path) -> str:
-    """Hash of all bytes of a file."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def kept(
@@ -162,7 +149,7 @@ def passing() -> Iterator[Path]:
 def checksums(folder: Path) -> dict[str, list[Any]]:
     """Name -> [size, hash] of every file of a folder."""
     return {
-        file.name: [file.stat().st_size, content_hash(file)]
+        file.name: list(files.checksum(file))
         for file in sorted(folder.iterdir())
         if file.name != RECORD
     }

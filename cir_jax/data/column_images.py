@@ -8,7 +8,6 @@ that is not in it, a file that is met again) is looked at one by one, as in smal
 
 import os
 import stat
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cir_jax import files
 from cir_jax.data.places import Roots, file_number
 from cir_jax.data.triplet_columns import Columns, Part, Share
 
@@ -26,7 +26,6 @@ from cir_jax.data.triplet_columns import Columns, Part, Share
 NOWHERE, BELOW, BESIDE, SPECIAL = range(4)
 _FEW = 16  # files of a folder that are asked for without listing it
 _THREADS = 16  # that list folders: on a network disk each waits
-_JUST_NOW = 2_000_000_000  # ns; a folder may change again without another time
 _WINDOW = 64  # folders whose listings are in memory at a time
 
 
@@ -301,7 +300,7 @@ def _listed(folder: str, leaves: Sequence[str]) -> _Listed:
     inodes: dict[str, int] = {}
     try:
         here = os.stat(folder or ".")  # before it is listed: what comes later changes it again
-        settled = time.time_ns() - here.st_mtime_ns >= _JUST_NOW
+        settled = files.settled(here.st_mtime_ns)
         if len(leaves) <= _FEW or os.name == "nt":  # there, a listing has no inodes
             for leaf in leaves:
                 with suppress(OSError, ValueError):  # it is not there

@@ -15,8 +15,8 @@ from cir_jax.data.triplets import TripletSet
 Strings = list[str] | Any
 
 
-class PartNames(Sequence[str]):
-    """Names of some rows.
+class _Rows(Sequence[Any]):
+    """Something of some rows.
 
     Args:
       images: of a file of triplets.
@@ -28,6 +28,10 @@ class PartNames(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+
+class PartNames(_Rows):
+    """Names of some rows; arguments as of `_Rows`."""
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
@@ -44,14 +48,8 @@ class PartNames(Sequence[str]):
             yield from block.to_pylist()
 
 
-class PartFiles(Sequence[Any]):
-    """Files of some rows; arguments as of `PartNames`."""
-
-    def __init__(self, images: PartImages, numbers: np.ndarray):
-        self.images, self.numbers = images, numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
+class PartFiles(_Rows):
+    """Files of some rows; arguments as of `_Rows`."""
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):

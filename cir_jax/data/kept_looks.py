@@ -8,7 +8,6 @@ are. A file that could not be used is looked at again as soon as its time change
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
@@ -24,9 +23,6 @@ from cir_jax.errors import UserError
 FOLDER = "image_looks"
 LEAST = 256  # images that are looked at again sooner than a file about them is kept
 _VERSION = 1
-_JUST_NOW = (
-    2_000_000_000  # ns; a file may change again without another time, where clocks are coarse
-)
 _POLL = 0.2  # s
 
 
@@ -82,7 +78,7 @@ class Known(NamedTuple):
 
 def settled(stamp: Stamp) -> int:
     """The time to keep of a file that was looked at just now; -1 if it may change within it."""
-    return -1 if time.time_ns() - stamp.time < _JUST_NOW else stamp.time
+    return stamp.time if files.settled(stamp.time) else -1
 
 
 class KeptLooks:

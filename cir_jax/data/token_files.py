@@ -23,7 +23,6 @@ from cir_jax.data.triplets import Triplet, TripletSet
 
 FILE = "tokens.arrow"
 _VERSION = 1
-_BATCH = 4096  # texts encoded at a time: the tokenizer keeps much more than ids of each
 
 
 def table(sets: Sequence[TripletSet], tokenizer: Tokenizer, on_long: str = "error") -> TokenTable:
@@ -161,8 +160,8 @@ def _encoded(
         row = int(np.searchsorted(ends - ends[0], text, side="right")) - 1
         return _name(part.row(int(part.starts[number]) + row))
 
-    for first in range(0, len(block), _BATCH):
-        some = block.slice(first, _BATCH).to_pylist()
+    for first in range(0, len(block), token_tables.BATCH):
+        some = block.slice(first, token_tables.BATCH).to_pylist()
         found, lengths = token_tables.encoded(some, tokenizer, on_long, name, first)
         ids.append(found)
         counts.append(lengths)

@@ -28,7 +28,7 @@ from cir_jax.errors import UserError, nearest
 
 NAMES = ("clip", "bert_enc", "bert_lavis")
 CLIP_CONTEXT = 77
-_BATCH = 4096  # texts encoded at a time: the tokenizer keeps much more than ids of each
+BATCH = 4096  # texts encoded at a time: the tokenizer keeps much more than ids of each
 _CLIP_MERGES = 48_894  # 49,408 ids: 2 x 256 bytes, the merges, start and end of text
 _CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -192,8 +192,8 @@ def table(
       UserError: a text is over the context, or `on_long` is unknown.
     """
     pieces, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
-    for first in range(0, max(len(texts), 1), _BATCH):
-        some = texts[first : first + _BATCH]
+    for first in range(0, max(len(texts), 1), BATCH):
+        some = texts[first : first + BATCH]
         ids, counts = encoded(some, tokenizer, on_long, where, first)
         pieces.append(ids)
         lengths.append(counts)

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cir_jax import progress
+from cir_jax import files, progress
 from cir_jax.data import beside, places
 from cir_jax.data import triplet_columns as columns
 from cir_jax.data.triplets import Triplet
 
-LEAST = 1  # bytes of a file from which on it is worth a converted one beside it
+LEAST = 16 * 10**6  # bytes of a file from which on it is worth a converted one beside it
 WHAT = "triplets"
 _VERSION = 1
 _LONGEST_PART = 255  # bytes of a name, of every usual file system
@@ -68,7 +68,7 @@ def part(
     def make(folder: Path) -> dict[str, Any]:
         progress.say(f"converting {file} once, for this start and later ones ...")
         noted = _write(folder, file, records(file))
-        return noted | {"what": what, "identity": beside.content_hash(folder / columns.ROWS)}
+        return noted | {"what": what, "identity": files.checksum(folder / columns.ROWS)[1]}
 
     what = f"llm-{WHAT}" if llm_captions else WHAT
     return beside.kept(

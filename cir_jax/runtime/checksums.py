@@ -26,21 +26,13 @@ OWN = "own"
 ALGORITHM = "xxh3_128"
 VERSION = 1
 _THREADS = 8  # that read files
-_CHUNK = 1 << 19  # bytes read at a time; they stay in the cache of a core while they are hashed
 
 
 class Damaged(UserError):
     """A file is missing, too short, or not what was written."""
 
 
-def of_file(path: str | Path) -> tuple[int, str]:
-    """(bytes, checksum) of a file."""
-    digest, size, chunk = xxhash.xxh3_128(), 0, memoryview(bytearray(_CHUNK))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(chunk):
-            digest.update(chunk[:count])
-            size += count
-    return size, digest.hexdigest()
+of_file = files.checksum  # path -> (bytes, checksum)
 
 
 def write(folder: str | Path, about: Mapping[str, Any], leave_out: Iterable[str] = ()) -> None:

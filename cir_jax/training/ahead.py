@@ -5,7 +5,6 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -38,8 +37,7 @@ class Ahead:
     """The batches of an iterator, of which `AHEAD` are placed before they are asked for.
 
     Placing starts no program and talks to no other process, so the thread needs no order with what
-    the main thread does. It starts at the first `take`. Use it in a `with`: leaving it ends the
-    thread.
+    the main thread does. It starts at the first `take`, and `close` ends it.
 
     Args:
       batches: nobody else may draw from it from here on.
@@ -53,15 +51,8 @@ class Ahead:
         self._closed = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="input")
 
-    def __enter__(self) -> "Ahead":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the thread."""
         self._closed = True
         self._room.release()
         if self._thread.is_alive():

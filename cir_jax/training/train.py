@@ -6,6 +6,7 @@ The one visible path of the project is main -> train -> step -> tx.update.
 
 import time
 from collections import deque
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ def _loop(steps: "_Steps", batches: DatasetIterator, stop: interrupts.StopReques
     with (
         steps.bar,
         steps.trace,
-        Ahead(batches, lambda rows: _place(rows, setup.mesh, config.batch)) as inputs,
+        closing(Ahead(batches, lambda rows: _place(rows, setup.mesh, config.batch))) as inputs,
     ):
         steps.bar.update(state.step)
         stopping = stop.now(state.step)

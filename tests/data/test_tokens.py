@@ -158,7 +158,7 @@ def test_table_pads_with_zero(tokenizer):
 def test_texts_are_encoded_some_at_a_time(tokenizer, monkeypatch):
     texts = [f"a cat and {'very ' * (i % 5)}{i} dogs" for i in range(23)]
     whole = tokens.table(texts, tokenizer)
-    monkeypatch.setattr(tokens, "_BATCH", 5)
+    monkeypatch.setattr(tokens, "BATCH", 5)
     parts = tokens.table(texts, tokenizer)
     assert parts.flat.tolist() == whole.flat.tolist()
     assert parts.start.tolist() == whole.start.tolist()

@@ -95,7 +95,7 @@ def read(files, root, columns, monkeypatch, blocks=8, gone=(), **options):
     """The sets of some files, as training reads them."""
     monkeypatch.setattr(conversion, "LEAST", 1 if columns else 1 << 40)
     monkeypatch.setattr(triplet_columns, "BLOCK", blocks)
-    monkeypatch.setattr(token_files, "_BATCH", 5)
+    monkeypatch.setattr(token_files.token_tables, "BATCH", 5)
     sets = generated.read(files, known(root), root, images=root / "images", **options)
     assert all(isinstance(one.triplets, Columns) == columns for one in sets)
     out = HeldOut({name: str(root / "images" / name) for name in gone})

@@ -2,13 +2,13 @@
 """Compiled programs that later commands read: in which folder, of whom, and how many."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 
 from cir_jax import main
 from cir_jax.runtime import programs
+from tests import programs as compiled_programs
 from tests import runs
 
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
@@ -99,30 +99,14 @@ def test_every_command_keeps_them(tmp_path, monkeypatch, capsys):
     assert main.main(["doctor", "fashioniq", str(tmp_path)]) == 2 and called == [1]
 
 
-COUNTS = """
-import sys
+START = """
 from cir_jax.runtime import programs
 programs.keep()
 import jax
-found = []
-jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
-print(jax.jit(lambda x: (x * 3).sum())(jax.numpy.arange(5.0)))
-print(sum(name.endswith("/cache_hits") for name in found))
-print(sum(name.endswith("/cache_misses") for name in found))
 """
 
 
 def test_another_command_compiles_nothing(tmp_path):
-    said = []
     environment = {k: v for k, v in runs.one_device().items() if not k.startswith("JAX_P")}
     environment |= {programs.VARIABLE: str(tmp_path), FOLDER: ""}
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", COUNTS], env=environment, capture_output=True, text=True,
-            timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0 and not done.stderr, done.stderr
-        said.append(done.stdout.split())
-    (first, _, compiled), (second, read, again) = said
-    assert first == second == "30.0"
-    assert int(compiled) > 0 and int(read) >= int(compiled) and int(again) == 0
+    compiled_programs.assert_the_second_compiles_nothing(START, environment)

@@ -2,6 +2,7 @@
 """Batches that are placed before their step: how many, and what a checkpoint keeps of them."""
 
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_two_are_placed_and_the_state_is_that_of_the_one_taken():
         placed.append(rows["x"])
         return {"x": -rows["x"]}
 
-    with ahead.Ahead(numbers, place) as inputs:
+    with closing(ahead.Ahead(numbers, place)) as inputs:
         assert not placed and not inputs.ready()  # nothing is read before it is asked for
         for taken in range(4):
             batch = inputs.take()
@@ -48,7 +49,7 @@ def test_two_are_placed_and_the_state_is_that_of_the_one_taken():
 
 
 def test_an_error_comes_where_its_batch_is_asked_for():
-    with ahead.Ahead(Numbers(fails=2), dict) as inputs:
+    with closing(ahead.Ahead(Numbers(fails=2), dict)) as inputs:
         assert [inputs.take().rows["x"] for _ in range(2)] == [0, 1]
         with pytest.raises(UserError, match="batch 2 cannot be read"):
             inputs.take()
@@ -56,6 +57,6 @@ def test_an_error_comes_where_its_batch_is_asked_for():
 
 
 def test_a_thread_that_was_never_needed():
-    with ahead.Ahead(Numbers(), dict) as inputs:
+    with closing(ahead.Ahead(Numbers(), dict)) as inputs:
         pass
     assert inputs._thread.ident is None

@@ -87,7 +87,8 @@ def placed(batch, mesh):
 def one_update(model, stage, shape, fsdp=False, text=None):
     functions, made, mesh, params, batch, bank, config = prepared(model, stage, shape)
     batch |= {} if text is None else {"text": text}
-    functions = dataclasses.replace(functions, fsdp=mesh if fsdp else None, mesh=mesh)
+    if fsdp:
+        functions = dataclasses.replace(functions, fsdp=mesh)
     places = sharding.parameter_shardings(functions, mesh)
     paths = stages.trainable(made, functions)
     if fsdp:

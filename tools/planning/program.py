@@ -147,8 +147,7 @@ def block(setup: Setup) -> int:
 
 
 def text_length(setup: Setup, wanted: int) -> int:
-    """Tokens of the texts of a batch, padded: where a run packs them (`data.pack_texts`), a plan
-    counts more of them than it computes."""
+    """Tokens of the texts of a batch."""
     module, config = setup.functions.module, setup.config
     context = tokens.load(module.TOKENIZER, config.model.context).context
     if not module.CUT_PADDING:

@@ -16,15 +16,13 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
-from cir_jax import progress
+from cir_jax import files, progress
 from cir_jax.data import picture_files
 from cir_jax.errors import UserError
 from cir_jax.retrieval.index.catalogue import SCHEMA
 from cir_jax.retrieval.index.found import Found, in_threads
 
-# ns; a file that was written just now may change again without another time, where clocks are
-# coarse: it is compared once more by the next update.
-_JUST_NOW = 2_000_000_000
+# A file that was written just now is compared once more by the next update, see `files.JUST_NOW`.
 UNCERTAIN = -1  # time of such a file
 _TOGETHER = 1024  # files that are compared between two moves of the bar
 
@@ -99,7 +97,7 @@ def compare(
 
 def certain(times: NDArray[np.int64]) -> NDArray[np.int64]:
     """Times of files, those of just now as UNCERTAIN."""
-    return np.where(times > time.time_ns() - _JUST_NOW, UNCERTAIN, times)
+    return np.where(times > time.time_ns() - files.JUST_NOW, UNCERTAIN, times)
 
 
 def content_of(file: str) -> bytes:

@@ -58,7 +58,7 @@ class Report:
       encoded: images that this call has encoded.
       seconds: that this took.
       generation: number of the generation in use.
-      renewed: whether this call has made it: of images, fields or the query side of the model.
+      renewed: whether fields or the query side of the model are others than before.
     """
 
     images: int
@@ -181,11 +181,14 @@ class _Update:
             encoded = len(building) - resumed
             new, again, gone = _new(lines, old.catalogue.lines)
             made = finishing.next_generation(self.folder, record, old, lines, fields, building)
+            # Times that become certain make a generation too, of which nobody wants to hear.
+            renewed = state.query_side != made.query_side or state.fields != made.fields
+            renewed = renewed or not fields.equals(old.catalogue.fields)
         self._list(unreadable)
         questions.write(self.folder, record, found)
         return Report(
             made.images, new, again, changed.moved, changed.touched, gone,
-            unreadable, found.left_out, encoded, seconds, made.number, made.number != state.number,
+            unreadable, found.left_out, encoded, seconds, made.number, renewed,
         )  # fmt: skip
 
     def _columns(self, found: Found) -> Columns | None:

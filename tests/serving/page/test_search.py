@@ -96,6 +96,8 @@ def test_a_picture_that_the_index_has_is_that_of_the_index(visit, indexes):
     known = {"name": "mine.png", "type": "image/png", "content": content}
     page.dispatch_event("main", "drop", {"dataTransfer": transfer(page, [known])})
     page.wait_for_url("**images=5")  # ids start at 3
+    settle(page)
+    assert references(page) == 1
 
 
 def test_what_is_dropped_in_vain(visit, browser):
