@@ -21,6 +21,7 @@ from cir_jax.runtime import memory
 
 # Share of the processors from which on others disturb a figure, and the load that stands for it.
 OTHERS, LOAD = 0.05, 0.5
+MARK = "TAKEN BESIDE OTHER WORK"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow",
             "torch", "libtpu")  # fmt: skip
 _STAT, _CPU = Path("/proc/stat"), Path("/proc/cpuinfo")
@@ -150,7 +151,7 @@ def sentence(around: dict[str, Any]) -> str:
     if others is not None:
         used = f"others kept {others:.2f} of {around['cores']} cores busy"
     said = f"load {before} before and {after} after; {used}"
-    return f"{said}: TAKEN BESIDE OTHER WORK" if around["beside_other_work"] else said
+    return f"{said}: {MARK}" if around["beside_other_work"] else said
 
 
 def _first(averages: Sequence[float] | None) -> str:

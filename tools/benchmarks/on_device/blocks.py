@@ -3,7 +3,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,7 @@ def in_turns(
     clock: Clock,
     certain: Collection[str] = (),
     may_fail: Collection[str] = (),
+    first: Mapping[str, float] | None = None,
 ) -> Turns:
     """Blocks of every program, one after the other, in an order that turns from round to round.
 
@@ -76,9 +77,11 @@ def in_turns(
       clock: of the part.
       certain: programs that have one block even if the time is over.
       may_fail: programs that are left out if they raise; an error of any other is raised.
+      first: program -> seconds that its first step takes, about; it is made ready only where they
+        are left.
     """
     turns = Turns(steps)
-    need = _warm(programs, turns, clock, certain, may_fail)
+    need = _warm(programs, turns, clock, certain, may_fail, first or {})
     for name in sorted(need, key=lambda name: (name not in certain, need[name])):
         left = max(clock.left() - sum(need[one] for one in turns.seconds), 0.0)
         if need[name] > left and name not in certain:
@@ -90,9 +93,15 @@ def in_turns(
     order = [name for name in programs if name in turns.seconds]
     for turn in range(blocks):
         for name in order if turn % 2 else reversed(order):
-            if turn and need[name] > clock.left():
+            if name not in turns.seconds or (turn and need[name] > clock.left()):
                 continue
-            turns.seconds[name].append(programs[name](steps) / steps)
+            try:
+                turns.seconds[name].append(programs[name](steps) / steps)
+            except Exception as error:
+                if name not in may_fail:
+                    raise
+                turns.left_out[name] = _failure(error)
+                del turns.seconds[name]
     return turns
 
 
@@ -102,12 +111,18 @@ def _warm(
     clock: Clock,
     certain: Collection[str],
     may_fail: Collection[str],
+    first: Mapping[str, float],
 ) -> dict[str, float]:
     """Program -> seconds of a block, about; what cannot be made ready is noted in `turns`."""
     need: dict[str, float] = {}
     for name, program in programs.items():
-        if name not in certain and sum(need.values()) > clock.left():
-            turns.left_out[name] = "no time was left to make it ready"
+        left = clock.left() - sum(need.values())
+        if name not in certain and left < first.get(name, 0.0):
+            turns.left_out[name] = (
+                f"its first step takes about {first[name]:.0f} s; {max(left, 0.0):.0f} s are left"
+                if name in first
+                else "no time was left to make it ready"
+            )
             continue
         try:
             program(1)
@@ -115,9 +130,13 @@ def _warm(
         except Exception as error:  # whatever another library raises, out of memory among it
             if name not in may_fail:
                 raise
-            first = (str(error).strip().splitlines() or [""])[0]
-            turns.left_out[name] = f"it failed: {type(error).__name__}: {first[:300]}"
+            turns.left_out[name] = _failure(error)
     return need
+
+
+def _failure(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"it failed: {type(error).__name__}: {first[:300]}"
 
 
 def timed(step: Callable[[], Any], wait: Callable[[Any], Any]) -> Program:

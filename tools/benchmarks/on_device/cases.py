@@ -26,8 +26,8 @@ class Case:
       tiny: the size of a dry run.
       batch: triplets of a step, so few that 50 steps are a few seconds.
       rows: images in the bank; 0 in stage one.
-      peer: the module of `tools.benchmarks.stage2_models` with the released step of stage two,
-        "clip4cir" for that of stage one; "" if there is none.
+      peer: whose step it is in PyTorch: a function of `stage_one`, or a module of
+        `tools.benchmarks.stage2_models`; "" of what is not timed.
     """
 
     name: str
@@ -41,20 +41,21 @@ class Case:
 
 # The rows of the banks are those of the images of FashionIQ, the batches of stage two the released.
 VIT_L1 = Case("stage one ViT-L/14", "clip_sum:folder,stage=1", "ViT-L/14", TINY_CLIP, 32, 0,
-              "clip4cir")  # fmt: skip
+              "clip_sum")  # fmt: skip
 VIT_B1 = Case("stage one ViT-B/16", "clip_sum:folder,stage=1", "ViT-B/16", TINY_CLIP, 64, 0,
-              "clip4cir")  # fmt: skip
+              "clip_sum")  # fmt: skip
 RN1 = Case("stage one RN50x4", "clip_sum:folder,stage=1", "RN50x4", _TINY_RESNET, 64, 0,
-           "clip4cir")  # fmt: skip
-BLIP1 = Case("stage one BLIP", "blip:folder,stage=1", "blip-base", _TINY_BLIP, 32)
-SPRC1 = Case("stage one SPRC", "sprc:folder,stage=1", "blip2-vit-g", _TINY_SPRC, 16)
+           "clip_sum")  # fmt: skip
+BLIP1 = Case("stage one BLIP", "blip:folder,stage=1", "blip-base", _TINY_BLIP, 32, 0, "blip")
+SPRC1 = Case("stage one SPRC", "sprc:folder,stage=1", "blip2-vit-g", _TINY_SPRC, 16, 0, "sprc")
 RN2 = Case("stage two RN50x4", "clip_sum:folder,stage=2", "RN50x4", _TINY_RESNET, 256, 25_136,
            "clip_sum")  # fmt: skip
 VIT_L2 = Case("stage two ViT-L/14", "clip_sum:folder,stage=2", "ViT-L/14", TINY_CLIP, 256, 25_136,
               "clip_sum")  # fmt: skip
 VIT_B2 = Case("stage two ViT-B/16", "clip_sum:folder,stage=2", "ViT-B/16", TINY_CLIP, 256, 25_136,
               "clip_sum")  # fmt: skip
-BLIP2 = Case("stage two BLIP", "blip:folder,stage=2", "blip-base", _TINY_BLIP, 128, 25_136)
+BLIP2 = Case("stage two BLIP", "blip:folder,stage=2", "blip-base", _TINY_BLIP, 128, 25_136,
+             "blip")  # fmt: skip
 SPRC2 = Case("stage two SPRC", "sprc:folder,stage=2", "blip2-vit-g", _TINY_SPRC, 32, 25_136,
              "sprc")  # fmt: skip
 

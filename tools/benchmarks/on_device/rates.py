@@ -26,8 +26,9 @@ def run(case: Case, bench: Bench, clock: Clock) -> dict[str, Any]:
     programs = work.programs(bench.folder / "cache")
     beside, missing = peers.of(case, work, bench)
     turns = blocks.in_turns(
-        programs | beside, bench.scale.steps, bench.scale.blocks, clock, (DEVICE,), tuple(beside)
-    )
+        programs | beside, bench.scale.steps, bench.scale.blocks, clock, (DEVICE,), tuple(beside),
+        peers.first(case),
+    )  # fmt: skip
     found = turns.summary()
     for one in found.values():
         one["triplets_per_s"] = 1e3 * work.batch / one["step_ms"]

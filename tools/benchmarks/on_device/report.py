@@ -4,12 +4,13 @@
 import sys
 from typing import Any
 
-from tools.benchmarks import timing
+from tools.benchmarks import surroundings, timing
 
 _SHOWN = ("mfu", "input_wait", "input_wait_kept", "compile_s", "step_gb", "loss_error",
-          "gradient_norm_error", "temporaries_mb", "share_of_bandwidth", "built_images_per_s",
-          "encoder_images_per_s", "time_ratio", "trace_s", "cold_compile_s",
-          "warm_compile_s")  # fmt: skip
+          "gradient_norm_error", "temporaries_mb", "share_of_bandwidth", "bfloat16_loss_error",
+          "bfloat16_gradient_error", "built_images_per_s", "encoder_images_per_s",
+          "evaluated_queries_per_s", "evaluated_images_per_s", "time_ratio", "trace_s",
+          "cold_compile_s", "warm_compile_s")  # fmt: skip
 
 
 def show(parts: dict[str, dict[str, Any]], left_out: dict[str, str]) -> None:
@@ -49,8 +50,11 @@ def _rows(name: str, part: dict[str, Any]) -> list[tuple[Any, ...]]:
         rows.append((name, label, *_times(one), _beside(one)))
     for one in part.get("sizes", []):
         label = f"{one['rows']:,} rows, {one['dtype']}, block {one['block']}"
-        for way, measured in one["programs"].items():
-            rows.append((name, f"{label}: {way}", *_times(measured), _beside(one)))
+        for number, (way, measured) in enumerate(one["programs"].items()):
+            beside = "" if number else _beside(one)
+            rows.append((name, f"{label}: {way}", *_times(measured), beside))
+    if "ranking" in part:
+        rows.append((name, "ranking alone / product", "", "", "", _beside(part["ranking"])))
     if beside := _beside(part):
         rows.append((name, "", "", "", "", beside))
     return rows
@@ -61,10 +65,16 @@ def _times(one: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _beside(one: dict[str, Any]) -> str:
-    shown = [f"{key} {one[key]:.3g}" for key in _SHOWN if isinstance(one.get(key), float)]
+    shown = [f"{key} {_number(one[key])}" for key in _SHOWN if one.get(key) is not None]
     ratios = one.get("times_faster_than") or {}
     shown += [f"{ratio:.2f} times as fast as {name}" for name, ratio in ratios.items()]
+    if one.get("surroundings", {}).get("beside_other_work"):
+        shown.append(surroundings.MARK)
     return ", ".join(shown)
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
 
 
 def _short(value: Any) -> str:

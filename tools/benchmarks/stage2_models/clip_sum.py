@@ -27,7 +27,6 @@ def released(
     with torch.device(device):
         network = _text_tower(torch, text.width, text.heads, text.layers, size.embedding)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-5, eps=1e-7, weight_decay=0.01)
-    run = torch.compile(network) if way.compiled else network
     tokens = torch.from_numpy(problem.ids).long().to(device)
     bank_of = way.bank(torch.from_numpy(problem.targets[:, 0]), device)
     references = torch.from_numpy(problem.references[:, 0]).to(device)
@@ -35,12 +34,17 @@ def released(
     last = tokens.argmax(dim=1)
     each = torch.arange(len(tokens), device=device)
 
+    def loss_of(bank: Any) -> Any:
+        feature = network(tokens)[each, last] @ network.projection
+        query = torch.nn.functional.normalize(references + feature, dim=-1)
+        return torch.nn.functional.cross_entropy(query @ bank.T / TEMPERATURE, wanted)
+
+    run = torch.compile(loss_of) if way.compiled else loss_of
+
     def one() -> Any:
         bank = bank_of()
         with way.casting(device):
-            feature = run(tokens)[each, last] @ network.projection
-            query = torch.nn.functional.normalize(references + feature, dim=-1)
-            loss = torch.nn.functional.cross_entropy(query @ bank.T / TEMPERATURE, wanted)
+            loss = run(bank)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -42,7 +42,7 @@ class Way:
       autocast: in bfloat16, where PyTorch's autocast does.
       copies: the bank comes to the device of the loss at every step, as in the released code; else
         it lies there, in the type that is computed with.
-      compiled: the network, by torch.compile.
+      compiled: network and loss, by torch.compile.
     """
 
     autocast: bool = False

@@ -34,21 +34,28 @@ def released(
         model = sprc.Sprc(sizes.find(tower))
         model.begin_stage_two(TEMPERATURE)
     optimizer = sprc.optimizer(model)
-    query_of = torch.compile(model.query) if way.compiled else model.query
     text = torch.from_numpy(problem.ids).long().to(device)
     bank_of = way.bank(torch.from_numpy(problem.targets), device)
     references = torch.from_numpy(problem.references).to(device)
     wanted = torch.from_numpy(problem.label).long().to(device)
 
+    def one_by_one(bank: Any) -> Any:
+        query = model.query(references, text)
+        loss = 0.0
+        for each, label in zip(query, wanted, strict=True):
+            logits = (bank @ each).amax(dim=1) / model.temp
+            loss = loss + torch.nn.functional.cross_entropy(logits[None], label[None])
+        return loss / len(query)
+
+    def at_once(bank: Any) -> Any:  # the loop would be compiled as often as there are queries
+        return model.stage_two(references, text, bank, wanted)
+
+    run = torch.compile(at_once) if way.compiled else one_by_one
+
     def one() -> Any:
         bank = bank_of()
         with way.casting(device):
-            query = query_of(references, text)
-            loss = 0.0
-            for each, label in zip(query, wanted, strict=True):
-                logits = (bank @ each).amax(dim=1) / model.temp
-                loss = loss + torch.nn.functional.cross_entropy(logits[None], label[None])
-            loss = loss / len(query)
+            loss = run(bank)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
