@@ -91,6 +91,15 @@ def test_the_parts_fit_into_the_command():
     assert accelerator.MINUTES <= 8 and cases.REAL.steps >= 50 and cases.REAL.blocks >= 5
 
 
+def test_time_that_is_left_over_goes_to_later_parts(monkeypatch):
+    parts = {name: accelerator.Part(each, None) for name, each in (("a", 10), ("b", 30))}
+    monkeypatch.setattr(accelerator, "PARTS", parts)
+    assert accelerator._share(["a", "b"], 40.0) == 10
+    assert accelerator._share(["a", "b"], 80.0) == 20
+    assert accelerator._share(["b"], 20.0) == 30  # it may end before it begins, but is not cut
+    assert accelerator._share(["b"], 60.0) == 60
+
+
 def _args(*flags):
     return bench.parser_of({"accelerator": accelerator}).parse_args(["accelerator", *flags])
 

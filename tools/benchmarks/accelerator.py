@@ -193,13 +193,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         chosen = [part for part in PARTS if not args.only or part in args.only]
         for number, part in enumerate(chosen):
-            rest = sum(PARTS[name].seconds for name in chosen[number:])
-            more = max((end - time.monotonic()) / rest, 1.0)
-            more = math.inf if args.dry_run else more
-            _run_part(part, more * PARTS[part].seconds, where, found, end)
+            seconds = math.inf if args.dry_run else _share(chosen[number:], end - time.monotonic())
+            _run_part(part, seconds, where, found, end)
     result = found.result()
     report.show(found.parts, result["left_out"])
     return result
+
+
+def _share(parts: list[str], left: float) -> float:
+    """Seconds for the first of the parts that are still to run: more than its own, if they are left
+    over by those before it."""
+    return PARTS[parts[0]].seconds * max(left / sum(PARTS[name].seconds for name in parts), 1.0)
 
 
 def _run_part(name: str, seconds: float, where: Bench, found: _Run, end: float) -> None:
