@@ -134,6 +134,23 @@ def test_other_work_is_seen(tmp_path, monkeypatch):
     assert not few["beside_other_work"] and "OTHER WORK" not in surroundings.sentence(few)
 
 
+def test_processes_that_were_started_are_no_others():
+    """Nor what they have started, while they live and when they have ended."""
+    work = "t = time.process_time()\nwhile time.process_time() < t + 0.3: pass\n"
+    inner = f"import time\n{work}print('done', flush=True)\ninput()\n"
+    program = (
+        f"import subprocess, sys, time\n{work}subprocess.run([sys.executable, '-c', {inner!r}])\n"
+    )
+    before = surroundings._own()
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "done\n"
+        living = surroundings._own()
+        process.communicate("\n")
+    assert living - before >= 0.55 and surroundings._own() - before >= 0.55
+
+
 def test_the_load_has_to_do_where_nothing_else_is_known(tmp_path, monkeypatch):
     for before, marked in (([0.1, 5.0, 5.0], False), ([0.9, 0.0, 0.0], True), (None, True)):
         monkeypatch.setattr(surroundings, "load", lambda before=before: before)

@@ -192,6 +192,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             chip.bandwidth if chip else 0.0,
         )
         chosen = [part for part in PARTS if not args.only or part in args.only]
+        if args.dry_run and not about["programs_read_from"]:
+            choices.keep_programs(folder / "programs")  # several parts are the same, so small
         for number, part in enumerate(chosen):
             seconds = math.inf if args.dry_run else _share(chosen[number:], end - time.monotonic())
             _run_part(part, seconds, where, found, end)

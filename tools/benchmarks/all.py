@@ -187,9 +187,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Runs them; what one prints to stderr is seen as it comes."""
     found = [_measured(one, args) for one in RUNS if not args.only or one.name in args.only]
     rows = [
-        (one["run"], "" if number else _state(one), name, value)
+        (one["run"], _state(one), name, value)
         for one in found
-        for number, (name, value) in enumerate(one.get("figures", {"": ""}).items())
+        for name, value in one.get("figures", {"": ""}).items()
     ]
     timing.table(("benchmark", "taken", "what", "figure"), rows)
     return {

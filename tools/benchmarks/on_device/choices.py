@@ -26,6 +26,7 @@ _CHOICES = {
     "bfloat16, remat layers": ("bfloat16", "layers", "auto"),
     "bfloat16, remat products, xla": ("bfloat16", "products", "xla"),
 }
+_FOLDER = "jax_compilation_cache_dir"
 _CACHE = {
     "jax_enable_compilation_cache": True,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -93,17 +94,17 @@ def starting(bench: Bench, clock: Clock) -> dict[str, Any]:
     case = cases.VIT_B2
     config = cases.load(case, bench.scale, str(bench.data), str(bench.folder / "unused"))
     work = Workload(config, bench.mesh, cases.rows(case, bench.scale))
-    before = {name: getattr(jax.config, name) for name in (*_CACHE, "jax_compilation_cache_dir")}
+    before = {name: getattr(jax.config, name) for name in (*_CACHE, _FOLDER)}
     folder = bench.folder / "programs"
     try:
-        _keep(_CACHE | {"jax_compilation_cache_dir": str(folder)})
+        keep_programs(folder)
         jax.clear_caches()
         traced, cold = _compiled(work)
         kept = _size(folder)
         jax.clear_caches()
         _, warm = _compiled(work)
     finally:
-        _keep(before)
+        _set(before)
     return {
         "tower": cases.tower(case, bench.scale),
         "trace_s": traced,
@@ -114,7 +115,12 @@ def starting(bench: Bench, clock: Clock) -> dict[str, Any]:
     }
 
 
-def _keep(values: dict[str, Any]) -> None:
+def keep_programs(folder: Path) -> None:
+    """Has jax keep what it compiles from here on."""
+    _set(_CACHE | {_FOLDER: str(folder)})
+
+
+def _set(values: dict[str, Any]) -> None:
     for name, value in values.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()  # it has noted where it writes, and whether
