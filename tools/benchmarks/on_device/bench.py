@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the parts run: the device, its peak, the made data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -32,6 +33,7 @@ class Bench:
       folder: for what parts write.
       peak: FLOP/s of bfloat16 products, as its maker says; 0 if unknown.
       bandwidth: bytes/s of its memory; 0 if unknown.
+      walked: (config, tower) -> what a dry run has found: its ViT-B/16 is as small as its ViT-L/14.
     """
 
     device: jax.Device
@@ -42,6 +44,7 @@ class Bench:
     folder: Path
     peak: float = 0.0
     bandwidth: float = 0.0
+    walked: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
 
 
 def chip_of(kind: str) -> Chip | None:

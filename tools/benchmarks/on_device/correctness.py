@@ -170,31 +170,38 @@ def resumed(bench: Bench) -> dict[str, Any]:
     this says so, and cannot say more.
     """
     whole, halves = bench.folder / "whole", bench.folder / "halves"
-    one = _trained(bench, whole, 4)
-    _trained(bench, halves, 2)
-    other = _trained(bench, halves, 4)
-    far = _apart(one, other)
+    for folder, steps in ((whole, 4), (halves, 2), (halves, 4)):
+        _train(bench, folder, steps)
+    one = _kept(bench, whole)
+    far = _apart(one, _kept(bench, halves))
     found: dict[str, Any] = {"found": _told(far), "allowed": 0.0, "holds": far == 0.0}
     if far:
-        again = _apart(one, _trained(bench, bench.folder / "again", 4))
+        _train(bench, bench.folder / "again", 4)
+        again = _apart(one, _kept(bench, bench.folder / "again"))
         if 0 < again < math.inf:
             found["holds"] = far <= 10 * again
             found["note"] = f"two whole runs differ by {again:.1e}; {_DETERMINISTIC} says more"
     return found
 
 
-def _trained(bench: Bench, folder: Path, steps: int) -> list[np.ndarray]:
-    """Parameters and moments in the checkpoint of a run after so many steps in all."""
-    case = _LEARNS[0]
-    config = cases.load(case, bench.scale, str(bench.data), str(folder))
+def _train(bench: Bench, folder: Path, steps: int) -> None:
+    """A run, up to so many steps in all."""
+    config = cases.load(_LEARNS[0], bench.scale, str(bench.data), str(folder))
     config = configs.override(config, [f"steps={steps}", "checkpoint.every_steps=2"])
     # A run takes all devices that there are; here one is measured.
     alone = mock.patch.object(meshes, "make", lambda *_, **__: bench.mesh)
     with contextlib.redirect_stdout(sys.stderr), alone:
-        train.train(config)
-        setup = setups.make(setups.resolve(config))
+        result = train.train(config)
+    assert result["step"] == steps, f"the run in {folder} stands at step {result['step']}"
+
+
+def _kept(bench: Bench, folder: Path) -> list[np.ndarray]:
+    """Parameters and moments in the newest checkpoint of a run."""
+    config = cases.load(_LEARNS[0], bench.scale, str(bench.data), str(folder))
+    setup = setups.assemble(setups.resolve(config), bench.mesh)
+    with contextlib.redirect_stdout(sys.stderr):
         state, _ = states.start(setup, setups.read_data(setup))
-    assert state.step == steps, f"the run in {folder} stands at step {state.step}, not {steps}"
+    assert state.step, f"there is no checkpoint in {folder}"
     return [np.asarray(x) for x in jax.tree.leaves((state.trained, state.optimizer))]
 
 

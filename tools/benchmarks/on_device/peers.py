@@ -71,6 +71,10 @@ def of(case: Case, work: Workload, bench: Bench) -> tuple[dict[str, Program], di
 
 
 def _programs(case: Case, work: Workload, place: str) -> tuple[dict[str, Program], dict[str, str]]:
+    import torch
+
+    if place == "cpu":  # a dry run, in which threads that wait for each other cost the most
+        torch.set_num_threads(1)
     found, left_out = {}, {}
     make = _stage_two if case.rows else _stage_one
     step_of = make(case, work, place)
