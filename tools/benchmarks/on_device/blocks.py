@@ -116,7 +116,8 @@ def _warm(
     """Program -> seconds of a block, about; what cannot be made ready is noted in `turns`."""
     need: dict[str, float] = {}
     for name, program in programs.items():
-        left = clock.left() - sum(need.values())
+        left = clock.left()  # for what one block of each takes that will have one
+        left -= sum(each for other, each in need.items() if other in certain or each < left)
         if name not in certain and left < first.get(name, 0.0):
             turns.left_out[name] = (
                 f"its first step takes about {first[name]:.0f} s; {max(left, 0.0):.0f} s are left"

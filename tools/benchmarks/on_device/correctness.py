@@ -110,8 +110,8 @@ def _encoded(
 def _far(truth: list[np.ndarray], found: list[np.ndarray]) -> float:
     """The largest difference of any, as a share of the largest value."""
     pairs = zip(truth, found, strict=True)
-    far = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in pairs)
-    return far if np.isfinite(far) else math.inf
+    far = float(np.max([np.abs(a - b).max() / np.abs(a).max() for a, b in pairs]))
+    return far if np.isfinite(far) else math.inf  # `max` would pass over what is no number
 
 
 def _check(found: float, allowed: float, **more: Any) -> dict[str, Any]:

@@ -36,15 +36,18 @@ WAYS = {
 
 def device(bench: Bench) -> tuple[str, str]:
     """(PyTorch's name of the device, "") or ("", why there is nothing to compare with)."""
+    dry = bench.scale.dry and bench.device.platform == "cpu"
+    if bench.device.platform != "gpu" and not dry:
+        return "", f"no PyTorch with CUDA beside a device of the platform {bench.device.platform!r}"
     try:
         import torch
     except (ImportError, OSError) as error:  # libraries of CUDA that do not go with jax's
         return "", f"PyTorch cannot be imported ({error})"
-    if bench.device.platform == "gpu" and torch.cuda.is_available():
-        return f"cuda:{bench.device.local_hardware_id or 0}", ""
-    if bench.scale.dry and bench.device.platform == "cpu":
+    if dry:
         return "cpu", ""
-    return "", f"no PyTorch with CUDA beside a device of the platform {bench.device.platform!r}"
+    if torch.cuda.is_available():
+        return f"cuda:{bench.device.local_hardware_id or 0}", ""
+    return "", f"PyTorch {torch.__version__} is here, and sees no CUDA"
 
 
 def first(case: Case) -> dict[str, float]:
