@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> dict:
     """Parses the command line and runs one benchmark; returns what it printed."""
     from tools.benchmarks import surroundings
 
-    modules = load()
+    argv = sys.argv[1:] if argv is None else argv
+    modules = load(argv[0] if argv else "")
     parser = parser_of(modules)
     args = parser.parse_args(argv)
     module = modules[args.benchmark]
@@ -53,9 +54,10 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def load() -> dict[str, ModuleType]:
-    """The benchmarks by their names."""
+def load(wanted: str = "") -> dict[str, ModuleType]:
+    """The benchmarks by their names; only the one that is wanted, if there is one of that name."""
     names = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in HELPERS)
+    names = [wanted] if wanted in names else names  # some import for seconds
     return {name: importlib.import_module(f"tools.benchmarks.{name}") for name in names}
 
 
