@@ -13,14 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import sources
+from cir_jax.convert import inputs, sources
 from cir_jax.convert.containers import safe_tensors, torch_writer
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
+from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
+from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
 from cir_jax.towers.clip.sizes import ClipSize
@@ -63,10 +65,16 @@ def _bare(size: ClipSize) -> ClipSize:
 
 
 def _found(
-    group: str, size: ClipSize, context: int, data: Mapping[str, Any], doubt: str = ""
+    group: str,
+    size: ClipSize,
+    context: int,
+    data: Mapping[str, Any],
+    doubt: str = "",
+    came: Mapping[str, Any] | None = None,
 ) -> Found:
     config = {"tower": sizes.name_of(size), "context": clip.context_key(context)}
-    return Found(group, config, doubt, _agrees(size, context, sure=not doubt), data=data)
+    agrees = _agrees(size, context, sure=not doubt)
+    return Found(group, config, doubt, agrees, data=data, inputs=came or {})
 
 
 def _in_openai_names(
@@ -97,7 +105,8 @@ def find_huggingface(source: Source) -> Found | None:
         )
     size, context = huggingface.size_of(source.configs["config.json"], source.folder)
     crops = huggingface.crops_as_clip(source.folder)
-    return _found(group, size, context, CROPPED if crops else {})
+    said = huggingface.processor_of(source.folder).model
+    return _found(group, size, context, CROPPED if crops else {}, came=said)
 
 
 def find_open_clip(source: Source) -> Found | None:
@@ -111,7 +120,9 @@ def find_open_clip(source: Source) -> Found | None:
         return _in_openai_names(source, group, {}, doubt=DOUBT)
     config = source.configs["open_clip_config.json"]
     size, context = open_clip.size_of(config, source.folder)
-    return _found(group, size, context, CROPPED if open_clip.crops_as_clip(config) else {})
+    said = open_clip.processor_of(config, source.folder).model
+    data = CROPPED if open_clip.crops_as_clip(config) else {}
+    return _found(group, size, context, data, came=said)
 
 
 def find_openai(source: Source) -> Found | None:
@@ -202,7 +213,7 @@ def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -
     weights = place / "open_clip_model.safetensors"
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(config, open_clip.config_of(size, context))
+    _write_json(config, open_clip.config_of(size, context, *_pixels(written)))
     return [weights, config]
 
 
@@ -215,7 +226,8 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
     _write_json(place / "config.json", config)
-    huggingface.write_processor(place, size, context, list(written.files))
+    files = list(written.files)
+    huggingface.write_processor(place, size, context, files, *_pixels(written))
     if another:
         folder = place / INDEX_TEXT
         text = {path: x for path, x in written.index.items() if path.startswith("text/")}
@@ -228,6 +240,16 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
 
 def _size(written: Written) -> tuple[ClipSize, int]:
     return sizes.find(written.config.tower), written.config.context or sizes.CONTEXT
+
+
+def _pixels(written: Written) -> tuple[Normalisation, str]:
+    """(normalisation, filter) of what is written."""
+    encoder, said = encoders.find(written.config.tower), written.config
+    pixels = Normalisation(
+        tuple(said.get(inputs.MEAN, ())) or encoder.pixels.mean,
+        tuple(said.get(inputs.DEVIATION, ())) or encoder.pixels.deviation,
+    )
+    return pixels, said.get(inputs.INTERPOLATION, "") or encoder.resize.interpolation
 
 
 def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
