@@ -59,7 +59,7 @@ def prepared(model, stage, shape=(1, 1), *changes):
     tokenizer = functions.inputs.tokenizer
     text = np.zeros((BATCH, 16), np.int32)
     text[:, :6] = rng.integers(1, 30000, (BATCH, 6))
-    text[:, 0], text[:, 5] = tokenizer.start, tokenizer.end
+    text[:, 0], text[:, 5] = tokenizer.start or 1, tokenizer.end
     batch = {
         "text": text,
         "reference_pixels": rng.integers(0, 256, (BATCH, side, side, 3)).astype(np.uint8),
