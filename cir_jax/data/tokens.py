@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -55,12 +56,17 @@ class Tokenizer:
     backend: Backend
     _clean: Callable[[str], str]
     cuts: bool = False
+    reads_references = False  # what an embedder of others does, see `cir_jax.embedders.inputs`
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text between start and end; of any length."""
         cleaned = [self._clean(t) for t in texts]
         encoded = self.backend.encode_batch(cleaned, add_special_tokens=False)
         return [[self.start, *e.ids, self.end] for e in encoded]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, start and end included."""
+        return [len(ids) for ids in self.encode(texts)]
 
 
 class Joined:
@@ -178,6 +184,7 @@ def table(
     tokenizer: Tokenizer,
     on_long: str = "error",
     where: Callable[[int], str] = "text {}".format,
+    references: Sequence[Any] | None = None,
 ) -> TokenTable:
     """Tokenises all texts at once.
 
@@ -187,6 +194,7 @@ def table(
       on_long: "error", or "truncate" (the end token stays last), which a tokenizer that `cuts`
         does anyhow.
       where: index of a text -> how messages name it.
+      references: the reference image of each text, for a tokenizer that `reads_references`.
 
     Raises:
       UserError: a text is over the context, or `on_long` is unknown.
@@ -194,7 +202,8 @@ def table(
     pieces, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for first in range(0, max(len(texts), 1), BATCH):
         some = texts[first : first + BATCH]
-        ids, counts = encoded(some, tokenizer, on_long, where, first)
+        images = None if references is None else references[first : first + BATCH]
+        ids, counts = encoded(some, tokenizer, on_long, where, first, images)
         pieces.append(ids)
         lengths.append(counts)
     start = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
@@ -207,6 +216,7 @@ def encoded(
     on_long: str,
     where: Callable[[int], str],
     before: int = 0,
+    references: Sequence[Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int32 ids of some texts one behind the other, int64 how many each has); see `table`.
 
@@ -214,7 +224,11 @@ def encoded(
     """
     if on_long not in ("error", "truncate"):
         raise UserError(f"on_long={on_long!r} is unknown; use error or truncate")
-    found = tokenizer.encode(texts)
+    found: list[Any] = (
+        tokenizer.encode_with(references, texts)  # type: ignore[attr-defined]
+        if references is not None and tokenizer.reads_references
+        else tokenizer.encode(texts)
+    )
     for i, ids in enumerate(found):
         if len(ids) > tokenizer.context:
             if on_long == "error" and not tokenizer.cuts:
@@ -224,6 +238,8 @@ def encoded(
                     "data.on_long=truncate"
                 )
             found[i] = [*ids[: tokenizer.context - 1], tokenizer.end]
+    if found and isinstance(found[0], np.ndarray):  # vectors in place of ids
+        return np.concatenate(found), np.asarray([len(one) for one in found], np.int64)
     flat = np.fromiter(itertools.chain.from_iterable(found), np.int32)
     return flat, np.fromiter(map(len, found), np.int64, len(found))
 

@@ -16,7 +16,7 @@ from cir_jax.convert import identify, native
 from cir_jax.convert.layout import Found
 from cir_jax.convert.opened import sources_of
 from cir_jax.data import tokens
-from cir_jax.data.kept_pixels import KeptPixels, Part
+from cir_jax.data.kept_pixels import DECODE, KeptPixels, Part
 from cir_jax.data.pixels import AUTO, Loading, Preprocess
 from cir_jax.errors import UserError
 from cir_jax.params import Params
@@ -106,7 +106,7 @@ def from_parameters(
         functions,
         index,
         query,
-        tokens.load(functions.module.TOKENIZER, config.model.context),
+        tokenizer(config, functions),
         kept or preprocessing(config, functions),
         mesh,
         batch=config.eval.batch,
@@ -128,9 +128,18 @@ def placed(loaded: weights.Weights, functions: Functions, mesh: Mesh) -> tuple[P
 def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config; one that leaves the loading open opens all images that
     are not of a published data set, see `image_loading`."""
+    if functions.inputs is not None:
+        return functions.inputs.preprocess(loading(config))
     size = functions.image_size
     data = config.data
     return Preprocess(size, data.pad, data.target_ratio, loading(config), data.resize)
+
+
+def tokenizer(config: ConfigDict, functions: Functions) -> tokens.Tokenizer:
+    """The tokenizer of a config."""
+    if functions.inputs is not None:
+        return functions.inputs.tokenizer(loading(config))
+    return tokens.load(functions.module.TOKENIZER, config.model.context)
 
 
 def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:
@@ -140,6 +149,8 @@ def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:
       config: of the run.
       preprocess: its preprocessing.
     """
+    if not getattr(preprocess, "keeps", True):
+        return KeptPixels(DECODE, preprocess)
     here = platform.node()
     processes = agreement.tell(here).count(here)
     return KeptPixels(config.data.pixels, preprocess, memory_of.free_on_host() // processes)

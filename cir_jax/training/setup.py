@@ -19,7 +19,7 @@ from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
-from cir_jax.data import fingerprints, kept_pixels, loader, pipeline, refusals, tokens
+from cir_jax.data import fingerprints, kept_pixels, loader, pipeline, refusals
 from cir_jax.data.kept_pixels import KeptPixels
 from cir_jax.data.pixels import Preprocess
 from cir_jax.data.screening import Explained, Screen
@@ -175,7 +175,7 @@ def read_data(setup: Setup) -> Data:
     screen = _screen(setup)
     triplets = pipeline.prepare(
         loading.load(config, captions=stage.reads == "captions"),
-        tokens.load(functions.module.TOKENIZER, config.model.context),
+        load.tokenizer(config, functions),
         on_missing=screen,
         on_long=config.data.on_long,
         optimized=config.data.optimized,

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backoff that takes no time, a cache of the test's own, and what people are told."""
+
+import pytest
+
+from tests.servers.conftest import quick, said  # noqa: F401 (fixtures)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """No test finds vectors of another one."""
+    monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / "cache"))
