@@ -41,7 +41,7 @@ and where it needs them
                     a class that overrides `reference` or `target` alone is passed twice again
     text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
                     text_features(text, key), key), where a query is cheap once the text is encoded
-    inputs          inputs(config): what turns files and texts into what the methods take, in place
+    embedder        embedder(config): what turns files and texts into what the methods take, in place
                     of pixels and token ids: see `cir_jax.embedders.inputs`
     PLAIN           True if the model means something with the parameters it is drawn with, so that
                     it needs no weights
@@ -256,9 +256,9 @@ class Functions:
         return jax.jit(draw)
 
     @cached_property
-    def inputs(self) -> Any:
-        """What the model has in place of pixels and token ids, see `inputs` above; else None."""
-        made = getattr(self.module, "inputs", None)
+    def embedder(self) -> Any:
+        """What the model has in place of pixels and token ids, see `embedder` above; else None."""
+        made = getattr(self.module, "embedder", None)
         return made(self.config) if made else None
 
     @property

@@ -171,7 +171,7 @@ def _scored(
     progress.say(f"{what}: {rules}\n")
     progress.say(text_table(run_report.recall_table(result.scores, result.protocol)))
     progress.say(f"\n{result.selection}: {result.score:.2f}")
-    served = found.functions.inputs
+    served = found.functions.embedder
     if served is not None:
         progress.say(served.words())
     folder = Path(args.out or Path(args.workdir or loaded.workdir) / "evaluation")

@@ -128,8 +128,8 @@ def placed(loaded: weights.Weights, functions: Functions, mesh: Mesh) -> tuple[P
 def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config; one that leaves the loading open opens all images that
     are not of a published data set, see `image_loading`."""
-    if functions.inputs is not None:
-        return functions.inputs.preprocess(loading(config))
+    if functions.embedder is not None:
+        return functions.embedder.preprocess(loading(config))
     size = functions.image_size
     data = config.data
     return Preprocess(size, data.pad, data.target_ratio, loading(config), data.resize)
@@ -137,8 +137,8 @@ def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
 
 def tokenizer(config: ConfigDict, functions: Functions) -> tokens.Tokenizer:
     """The tokenizer of a config."""
-    if functions.inputs is not None:
-        return functions.inputs.tokenizer(loading(config))
+    if functions.embedder is not None:
+        return functions.embedder.tokenizer(loading(config))
     return tokens.load(functions.module.TOKENIZER, config.model.context)
 
 

@@ -324,8 +324,8 @@ class Model:
         if data.loading == AUTO:
             loading = image_loading.by_images(data, dataset)
             preprocess = preprocess.loaded(loading)
-            if self._functions.inputs is not None:
-                tokenizer = self._functions.inputs.tokenizer(loading)
+            if self._functions.embedder is not None:
+                tokenizer = self._functions.embedder.tokenizer(loading)
         return Retriever(
             self._functions,
             self._index,

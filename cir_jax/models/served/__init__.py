@@ -7,8 +7,8 @@ from cir_jax.models.served.model import (
     REFERENCE_ROWS,
     TOKENIZER,
     Model,
+    embedder,
     image_size,
-    inputs,
     roles,
     sharding,
 )
@@ -43,8 +43,8 @@ __all__ = [
     "REFERENCE_ROWS",
     "TOKENIZER",
     "Model",
+    "embedder",
     "image_size",
-    "inputs",
     "roles",
     "sharding",
 ]

@@ -91,19 +91,19 @@ class Model(nnx.Module):
         return pixels.reshape(len(pixels), -1)[:, : self.width].astype(jnp.float32)
 
 
-def inputs(config: Any) -> Inputs:
+def embedder(config: Any) -> Inputs:
     """What asks the embedder; the same for the same config, so that nothing is opened twice."""
-    return _inputs(tuple((key, config[key]) for key in _ASKED))
+    return _embedder(tuple((key, config[key]) for key in _ASKED))
 
 
 @lru_cache(maxsize=4)
-def _inputs(values: tuple[tuple[str, Any], ...]) -> Inputs:
+def _embedder(values: tuple[tuple[str, Any], ...]) -> Inputs:
     return Inputs(ConfigDict(dict(values)))
 
 
 def width(config: Any) -> int:
     """D; the embedder is asked where the config does not say it."""
-    return config.width or inputs(config).width()
+    return config.width or embedder(config).width()
 
 
 def image_size(config: Any) -> int:
