@@ -193,7 +193,7 @@ class Tokenizer:
       reads_references: whether the vectors are of texts with their reference images.
     """
 
-    name, start, end, pad, cuts, backend = NAME, 0, 0, 0, False, None
+    name, start, end, pad, cuts, backend, identity = NAME, 0, 0, 0, False, None, ""
 
     def __init__(self, inputs: Inputs, loading: Loading):
         self._inputs, self._loading = inputs, loading

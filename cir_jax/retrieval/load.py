@@ -130,16 +130,23 @@ def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     are not of a published data set, see `image_loading`."""
     if functions.embedder is not None:
         return functions.embedder.preprocess(loading(config))
-    size = functions.image_size
-    data = config.data
-    return Preprocess(size, data.pad, data.target_ratio, loading(config), data.resize)
+    data, inputs = config.data, functions.inputs
+    return Preprocess(
+        functions.image_size,
+        data.pad,
+        data.target_ratio,
+        loading(config),
+        data.resize,
+        inputs.interpolation,
+        inputs.normalisation,
+    )
 
 
 def tokenizer(config: ConfigDict, functions: Functions) -> tokens.Tokenizer:
     """The tokenizer of a config."""
     if functions.embedder is not None:
         return functions.embedder.tokenizer(loading(config))
-    return tokens.load(functions.module.TOKENIZER, config.model.context)
+    return functions.inputs.tokenizer
 
 
 def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:

@@ -105,7 +105,7 @@ class Model:
 
     @property
     def pad(self) -> str:
-        """How an image becomes a square: "target", "square" or "none" (cropped)."""
+        """How an image becomes a square: "target", "square", "none" (cropped) or "squash"."""
         return self._preprocess.pad
 
     @property

@@ -280,8 +280,7 @@ def _bank_folder(config: ConfigDict, place: str) -> Path:
 
 def packs_texts(setup: Setup) -> bool:
     """Whether the texts of a batch are packed: if config, model and stage allow it."""
-    model, stage = setup.functions.module, setup.stage
-    allowed = getattr(model, "PACKS_TEXTS", False) and getattr(stage, "packs_texts", False)
+    allowed = setup.functions.inputs.packs_texts and getattr(setup.stage, "packs_texts", False)
     return setup.config.data.pack_texts and allowed
 
 
@@ -301,7 +300,7 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         mixing=config.data.mixing,
         weights=tuple(config.data.weights),
         text_lengths=tuple(config.data.text_lengths),
-        cut_padding=setup.functions.module.CUT_PADDING,
+        cut_padding=setup.functions.inputs.cut_padding,
         exclude_reference=config.loss.exclude_reference,
         exclude_positives=config.loss.exclude_positives,
         threads=config.data.threads,
