@@ -99,7 +99,7 @@ def test_what_is_imported_is_declared():
             *project["dependencies"],
             *(
                 line
-                for kind in ("caption", "demo", "fast", "serve", "milvus")
+                for kind in ("caption", "demo", "fast", "serve", "milvus", "torch")
                 for line in extras[kind]
             ),
         ]

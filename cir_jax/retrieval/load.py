@@ -192,6 +192,8 @@ def config_of(
     joined = ",".join(places)
     named = [f"model.name={model}"] if model else []
     runs = [place for place in places if weights.is_run(place)]
+    if model and not runs and contract.is_plain(model):
+        return configs.load("base", [*named, *_embedder_at(places), *overrides]), True
     if len(places) == 1 and runs:
         config = _anywhere(weights.config_of(joined, which))
         trust.check(config, joined, [*named, *overrides])
@@ -210,6 +212,21 @@ def config_of(
     config = configs.load("base", [*changes, *overrides])
     known = "pad" in data or "data.pad" in given
     return weights.resolve(config, joined, which), known
+
+
+def _embedder_at(places: Sequence[str]) -> list[str]:
+    """What says which embedder a model is: the address of a server, or a folder.
+
+    Raises:
+      UserError: there are several places.
+    """
+    if len(places) != 1:
+        raise UserError(
+            f"{', '.join(places)}: an embedder is one server or one folder; give that alone"
+        )
+    [place] = places
+    at = "model.url" if "://" in place else "model.tower"
+    return ["eval.benchmark=none", f"{at}={place}"]
 
 
 def inputs_of(

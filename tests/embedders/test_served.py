@@ -119,6 +119,26 @@ def test_a_trained_head_is_loaded_indexed_and_asked(trained, monkeypatch, tmp_pa
     assert all(0 <= value <= 100 for value in scores.values())
 
 
+def test_a_server_becomes_a_run_folder(trained, monkeypatch, tmp_path, capsys):
+    """Which is indexed and asked as any other is."""
+    server, folder, *_ = trained
+    monkeypatch.setenv("CIR_JAX_CACHE", str(folder / "cache"))
+    told = flags("model.tower=tiny", "model.key_variable=", "model.dtype=float32")
+    run, out = str(tmp_path / "run"), str(tmp_path / "index")
+    assert main(["import", server.url, run, "--model", "served", *told]) == 0
+    photos = folder / "data" / "images"
+    assert main(["index", str(photos), "--model", run, "--out", out]) == 0
+    index = cir_jax.open_index(out)
+    red = str(photos / "B0000.png")
+    [hit] = index.search(red, "green", k=1, where="name != 'B0000.png'")
+    want = unit(vector(open(red, "rb").read(), "green")) @ unit(
+        vector((photos / hit.name).read_bytes(), "")
+    )
+    assert hit.score == pytest.approx(want, abs=1e-6)
+    assert main(["import", server.url, "x", str(tmp_path / "y"), "--model", "served"]) == 2
+    assert "an embedder is one server or one folder" in capsys.readouterr().err
+
+
 def test_a_server_that_is_gone_stops_an_index(trained, monkeypatch, tmp_path):
     """No image of the folder is to blame, so none is listed as unreadable."""
     _, folder, *_ = trained
