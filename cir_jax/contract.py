@@ -47,8 +47,8 @@ and where it needs them
                     a class that overrides `reference` or `target` alone is passed twice again
     text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
                     text_features(text, key), key), where a query is cheap once the text is encoded
-    embedder        embedder(config): what turns files and texts into what the methods take, in place
-                    of pixels and token ids: see `cir_jax.embedders.inputs`
+    embedder        embedder(config): what turns files and texts into what the methods take, in
+                    place of pixels and token ids, see `cir_jax.embedders.inputs`
     PLAIN           True if the model means something with the parameters it is drawn with, so that
                     it needs no weights
     halves          a method halves(reference, text) -> ([B, D], [B, D]) whose sum is

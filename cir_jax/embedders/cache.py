@@ -8,8 +8,8 @@ asking lets two runs on one machine ask for nothing twice.
 import json
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Cache:
             progress.say(files.set_aside(self.path, str(error)))
             self._base = self._opened()
         self.asking = FileLock(f"{self.path}.lock")
+        self._close = weakref.finalize(self, self._base.close)
 
     def _opened(self) -> sqlite3.Connection:
         base = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=60)
@@ -129,5 +130,5 @@ class Cache:
 
     def close(self) -> None:
         """Lets go of the file."""
-        with self._lock, suppress(sqlite3.Error):
-            self._base.close()
+        with self._lock:
+            self._close()

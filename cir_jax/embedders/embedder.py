@@ -9,18 +9,20 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+from filelock import Timeout
 from numpy.typing import NDArray
 
 from cir_jax import progress
 from cir_jax.embedders.cache import Cache
 from cir_jax.embedders.items import Item
 from cir_jax.errors import ServerError, UserError
+from cir_jax.runtime import watchdog
 
 PROBE = "a photo of a red chair"  # is asked anew by each run that asks for anything
 # Least cosine of the probe with what was kept: the same model in another batch or type of
@@ -28,6 +30,7 @@ PROBE = "a photo of a red chair"  # is asked anew by each run that asks for anyt
 SAME = 0.99
 TELL = 32  # vectors of one wave from which on its cost is worth a line
 WORTH = 5.0  # seconds of one, too
+_LOOK = 5.0  # seconds between two looks at whether another process still asks
 _DRAWN = 8  # items that are looked up at a time; their images are in memory
 # Types that may hold all values of an answer exactly, from the coarsest.
 _TYPES = (
@@ -176,12 +179,26 @@ class Vectors:
         first = next(missing, None)
         if first is None:
             return keys
-        with self._lock, self.cache.asking:
+        with self._lock, self._alone():
             self._probe()
             # Another thread or run may have asked for some of them since they were looked up.
             still = self._missing(itertools.chain([first], missing), [])
             self._ask(still, max(total, 1))
         return keys
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process of this machine asks for vectors of this model."""
+        while True:
+            try:
+                self.cache.asking.acquire(timeout=_LOOK)
+                break
+            except Timeout:
+                watchdog.progress()  # the other one is waited for, not hung
+        try:
+            yield
+        finally:
+            self.cache.asking.release()
 
     def _missing(self, items: Iterable[Item], keys: list[bytes]) -> Iterator[Item]:
         """The items that are not there, each once; `keys` gets those of all."""
@@ -204,6 +221,7 @@ class Vectors:
                     for cost in (self.cost, wave):
                         cost.add(one)
                     bar.update(len(one.items))
+                    watchdog.progress()
         finally:
             wave.seconds = time.monotonic() - began
             self.cost.seconds = before + wave.seconds

@@ -66,9 +66,7 @@ def test_a_folder_is_a_model(exported, tmp_path):
     facts = retriever.functions.embedder.facts()
     assert facts["values"] == {"encoding": "torch", "type": "float32"} and facts["images"] == 1
     assert len(facts["content"]) == 32
-    with pytest.raises(
-        ServerError, match=r"has no vectors for image .*composition=sum asks"
-    ):
+    with pytest.raises(ServerError, match=r"has no vectors for image .*composition=sum asks"):
         Inputs(section(tower=str(folder))).tokenizer(NATURAL).encode_with([file], [TEXT])
     # A copy with other weights is another model; one that is none says so.
     (tmp_path / "modules.json").write_text("[]")

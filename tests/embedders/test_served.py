@@ -8,6 +8,7 @@ import pytest
 
 import cir_jax
 from cir_jax import config, contract
+from cir_jax.errors import ServerError, UserError
 from cir_jax.evals import benchmark
 from cir_jax.main import main
 from cir_jax.retrieval import load
@@ -135,6 +136,15 @@ def test_a_server_becomes_a_run_folder(trained, monkeypatch, tmp_path, capsys):
         vector((photos / hit.name).read_bytes(), "")
     )
     assert hit.score == pytest.approx(want, abs=1e-6)
+    # Of a stranger's folder nothing is sent to the server that it names.
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "nobody"))
+    before = len(server.bodies)
+    with pytest.raises(UserError, match=r"names a server, model.url='http.*Nothing was sent"):
+        cir_jax.load(run)
+    load.from_run(run, overrides=[f"model.url={server.url}"])
+    assert len(server.bodies) == before
+    with pytest.raises(UserError, match=r"served tiny is an embedder of others and a head on it"):
+        index.model.save(tmp_path / "a.safetensors")
     assert main(["import", server.url, "x", str(tmp_path / "y"), "--model", "served"]) == 2
     assert "an embedder is one server or one folder" in capsys.readouterr().err
 
@@ -145,7 +155,7 @@ def test_a_server_that_is_gone_stops_an_index(trained, monkeypatch, tmp_path):
     monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / "cache"))
     away = ["model.url=http://127.0.0.1:9", "model.wait=0.05", "model.width=5"]
     _, retriever = load.from_run(folder / "run", overrides=away)
-    with pytest.raises(cir_jax.errors.ServerError, match="given no reply"):
+    with pytest.raises(ServerError, match="given no reply"):
         retriever.encode_gallery([str(folder / "data" / "images" / "B0000.png")])
 
 

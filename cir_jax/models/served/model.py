@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
+from cir_jax import files
 from cir_jax.embedders.inputs import NAME, SERVER, Inputs, side
 from cir_jax.towers.layers import DTYPES, Dense, gelu, unit
 
@@ -93,11 +94,12 @@ class Model(nnx.Module):
 
 def embedder(config: Any) -> Inputs:
     """What asks the embedder; the same for the same config, so that nothing is opened twice."""
-    return _embedder(tuple((key, config[key]) for key in _ASKED))
+    return _embedder(tuple((key, config[key]) for key in _ASKED), str(files.cache()))
 
 
 @lru_cache(maxsize=4)
-def _embedder(values: tuple[tuple[str, Any], ...]) -> Inputs:
+def _embedder(values: tuple[tuple[str, Any], ...], cache: str) -> Inputs:
+    del cache  # where vectors are kept by default; it may change in one process
     return Inputs(ConfigDict(dict(values)))
 
 
