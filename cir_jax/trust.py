@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -80,12 +81,12 @@ def check(config: ConfigDict, place: str | Path, overrides: Iterable[str] = ()) 
 
 
 def remember(config: ConfigDict) -> None:
-    """Notes the files and servers that a config of this user names, for what comes after the training."""
-    files = {
+    """Notes files and servers that a config of this user names, for what comes after training."""
+    named: dict[Path, Any] = {
         _folder() / _hash(Path(name)): Path(name).resolve() for name in _named(config).values()
     }
-    servers = {_place_of(address): address for address in _addresses(config).values()}
-    for place, name in {**files, **servers}.items():
+    named |= {_place_of(address): address for address in _addresses(config).values()}
+    for place, name in named.items():
         if place.exists():
             continue
         try:

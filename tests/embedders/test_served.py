@@ -23,6 +23,12 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def at(patch, folder):
+    """What a user has kept, and has named, is below the folder."""
+    patch.setenv("CIR_JAX_CACHE", str(folder / "cache"))
+    patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+
+
 def changes(server, root, *more):
     return [
         f"model.url={server.url}", "model.tower=tiny", "model.key_variable=", f"data.root={root}",
@@ -73,7 +79,7 @@ def trained(tmp_path_factory):
     """(server, folder of a run of stage two, its results, inputs asked for, images)."""
     folder = tmp_path_factory.mktemp("trained")
     patch = pytest.MonkeyPatch()
-    patch.setenv("CIR_JAX_CACHE", str(folder / "cache"))
+    at(patch, folder)
     root = runs.write_fashioniq(folder / "data", images=12, triplets=8, categories=("dress",))
     with Colours() as server:
         more = changes(server, root, f"workdir={folder / 'run'}", "batch=8", "epochs=6",
@@ -85,7 +91,7 @@ def trained(tmp_path_factory):
 
 def test_stage_two_trains_a_head(trained, monkeypatch):
     server, folder, results, asked = trained
-    monkeypatch.setenv("CIR_JAX_CACHE", str(folder / "cache"))
+    at(monkeypatch, folder)
     lines = [json.loads(x) for x in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert results["finished"] and losses[-1] < losses[0]
@@ -104,7 +110,7 @@ def test_stage_two_trains_a_head(trained, monkeypatch):
 
 def test_a_trained_head_is_loaded_indexed_and_asked(trained, monkeypatch, tmp_path):
     server, folder, *_ = trained
-    monkeypatch.setenv("CIR_JAX_CACHE", str(folder / "cache"))
+    at(monkeypatch, folder)
     model = cir_jax.load(folder / "run")
     assert "served tiny, 5 values per image" in repr(model) and model.count_tokens(["a"]) == [5]
     before = server.count()
@@ -123,7 +129,7 @@ def test_a_trained_head_is_loaded_indexed_and_asked(trained, monkeypatch, tmp_pa
 def test_a_server_becomes_a_run_folder(trained, monkeypatch, tmp_path, capsys):
     """Which is indexed and asked as any other is."""
     server, folder, *_ = trained
-    monkeypatch.setenv("CIR_JAX_CACHE", str(folder / "cache"))
+    at(monkeypatch, folder)
     told = flags("model.tower=tiny", "model.key_variable=", "model.dtype=float32")
     run, out = str(tmp_path / "run"), str(tmp_path / "index")
     assert main(["import", server.url, run, "--model", "served", *told]) == 0
@@ -149,14 +155,20 @@ def test_a_server_becomes_a_run_folder(trained, monkeypatch, tmp_path, capsys):
     assert "an embedder is one server or one folder" in capsys.readouterr().err
 
 
-def test_a_server_that_is_gone_stops_an_index(trained, monkeypatch, tmp_path):
+def test_a_server_that_is_gone_stops_an_index(tmp_path, monkeypatch):
     """No image of the folder is to blame, so none is listed as unreadable."""
-    _, folder, *_ = trained
-    monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / "cache"))
-    away = ["model.url=http://127.0.0.1:9", "model.wait=0.05", "model.width=5"]
-    _, retriever = load.from_run(folder / "run", overrides=away)
+    runs.write_image(tmp_path / "photos" / "a.png", (9, 9, 9))
+    told = flags("model.tower=tiny", "model.wait=0.05", "model.width=5", "model.key_variable=")
+    with Colours() as server:
+        argv = ["import", server.url, str(tmp_path / "run"), "--model", "served", *told]
+        assert main(argv) == 0
+    monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path / "empty"))
+    model = cir_jax.load(tmp_path / "run")
     with pytest.raises(ServerError, match="given no reply"):
-        retriever.encode_gallery([str(folder / "data" / "images" / "B0000.png")])
+        model.index(tmp_path / "photos", out=tmp_path / "index")
+    with pytest.raises(ServerError, match="given no reply"):
+        model.encode_images([tmp_path / "photos" / "a.png"])
+    assert not list(tmp_path.rglob("unreadable.jsonl"))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
