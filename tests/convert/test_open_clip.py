@@ -238,7 +238,12 @@ def test_a_preprocessing_that_is_no_object_is_refused():
 
 
 def test_another_normalisation_and_filter_come_in_and_go_out_again():
-    half = {"mean": [0.5] * 3, "std": CLIP_STD, "interpolation": "bilinear", "resize_mode": "squash"}
+    half = {
+        "mean": [0.5] * 3,
+        "std": CLIP_STD,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
     said = open_clip.processor_of({"model_cfg": config(), "preprocess_cfg": half}, WHERE)
     assert said.model == {
         "pixel_mean": (0.5,) * 3, "pixel_deviation": (), "interpolation": "bilinear",

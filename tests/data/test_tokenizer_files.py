@@ -71,7 +71,7 @@ def test_settings_and_towers_say_case_and_marks(tmp_path, settings, rules, lower
 def test_the_tower_decides_the_length_and_what_fills_up(gemma):
     ours = tokenizer_files.load(str(gemma), rules=Rules(context=5, pad=0, words=128))
     assert padded(ours, ["red"], ours.context) == [[*ours.encode(["red"])[0], 0][:5]]
-    with pytest.raises(UserError, match="text 0: .* tokens, the limit is 5"):
+    with pytest.raises(UserError, match=r"text 0: .* tokens, the limit is 5"):
         tokens.table(["is red and blue"], ours)
 
 
@@ -137,7 +137,7 @@ def test_what_is_no_tokenizer_of_the_tower(tmp_path, case):
 
 def test_a_class_that_numbers_pieces_otherwise(tmp_path):
     folder = tokenizer_folders.pieces(tmp_path, tokenizer_class="XLMRobertaTokenizer")
-    with pytest.raises(UserError, match="is of a XLMRobertaTokenizer.* put its tokenizer.json"):
+    with pytest.raises(UserError, match=r"is of a XLMRobertaTokenizer.* put its tokenizer.json"):
         tokenizer_files.load(str(folder))
 
 
