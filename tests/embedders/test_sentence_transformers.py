@@ -29,10 +29,14 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     loaded = config.load("clip_sum:emoji")
     functions = contract.build(loaded.model)
-    params = {path: np.asarray(x) for path, x in functions.init(0).items()}
+    rng = np.random.default_rng(0)
+    params = {
+        path: rng.normal(0, 0.1, x.shape).astype(np.float32)
+        for path, x in functions.abstract.items()
+    }
     options = {"layout": "huggingface", "data": loaded.data.to_dict()}
     exporting.write(folder / "clip", functions, params, params, **options)
-    noise = np.random.default_rng(0).integers(0, 255, (97, 130, 3)).astype(np.uint8)
+    noise = rng.integers(0, 255, (97, 130, 3)).astype(np.uint8)
     Image.fromarray(noise).save(folder / "a.png")
     return folder / "clip", str(folder / "a.png"), cir_jax.load(folder / "clip")
 
@@ -50,7 +54,6 @@ def test_an_exported_folder_gives_the_same_vectors(exported):
     np.testing.assert_allclose(unit(image), ours.encode_images([file])[:, 0], atol=2e-4)
     query = ours.encode_queries([file], [TEXT])
     np.testing.assert_allclose(unit(image + text), query, atol=2e-4)
-    np.testing.assert_allclose(unit(text), ours.encode_queries(texts=[TEXT]), atol=1e-6)
 
 
 def test_a_folder_is_a_model(exported, tmp_path):
