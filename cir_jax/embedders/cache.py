@@ -64,6 +64,10 @@ class Cache:
     def _opened(self) -> sqlite3.Connection:
         base = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=60)
         try:
+            # An answer is then written without waiting for the disk: what a process that is killed
+            # has written is there, and a power failure takes the last answers, not the file.
+            base.execute("pragma journal_mode = wal")
+            base.execute("pragma synchronous = normal")
             base.executescript(_TABLES)
             base.execute("insert or ignore into facts values ('identity', ?)", [self._identity])
         except sqlite3.Error:

@@ -9,7 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -137,6 +137,7 @@ class Vectors:
     cost: Cost = field(default_factory=Cost)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _probed: bool = False
+    _values: dict[str, str] = field(default_factory=dict)  # as they were noted
     _problems: dict[bytes, str] = field(default_factory=dict)  # by the key of an item
 
     def of(self, items: Iterable[Item]) -> list[NDArray[np.float32]]:
@@ -296,12 +297,11 @@ class Vectors:
         """What answers came as: written how, and in which type no value of them is rounded."""
         types = [name for name, _ in _TYPES]
         found = max((types.index(exact_type(v)) for v in one.vectors), default=0)
-        before = self.cache.fact("values") or {"encoding": one.encoding, "type": types[0]}
-        with suppress(ValueError, KeyError):
-            found = max(found, types.index(before["type"]))
-        now = {"encoding": one.encoding, "type": types[found]}
-        if self.cache.fact("values") != now:
-            self.cache.note("values", now)
+        before = self._values or self.cache.fact("values") or {"type": types[0]}
+        found = max(found, types.index(before["type"]))
+        self._values = {"encoding": one.encoding, "type": types[found]}
+        if self._values != before:
+            self.cache.note("values", self._values)
 
     def facts(self) -> dict[str, Any]:
         """What is known of the vectors and of what they cost in this process; JSON."""

@@ -49,6 +49,11 @@ class Inputs:
     """
 
     def __init__(self, section: Any):
+        if not section.tower:
+            raise UserError(
+                "model.tower is empty; give the server's name of the model, and its address in "
+                "model.url, or a folder of sentence-transformers"
+            )
         self._prompts: Prompts = find(section.prompts)
         self.composition, self._max_side = section.composition, section.max_side
         embedder: Embedder = Server(section) if section.url else Folder(section)

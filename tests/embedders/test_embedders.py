@@ -381,6 +381,7 @@ def test_a_changed_file_is_another_image(photos):
             {"form": "fields", "prompts": "gme"},
             r"words of a system, and model.form=fields has no pl",
         ),
+        ({"tower": ""}, r"model.tower is empty; give the server's name of the model"),
         ({"url": "host:8000"}, r"url='host:8000' is no address"),
         ({"url": "http://h/v1/embeddings"}, r"must end before /embeddings"),
         (
