@@ -47,6 +47,10 @@ and where it needs them
                     a class that overrides `reference` or `target` alone is passed twice again
     text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
                     text_features(text, key), key), where a query is cheap once the text is encoded
+    embedder        embedder(config): what turns files and texts into what the methods take, in
+                    place of pixels and token ids, see `cir_jax.embedders.inputs`
+    PLAIN           True if the model means something with the parameters it is drawn with, so that
+                    it needs no weights
     halves          a method halves(reference, text) -> ([B, D], [B, D]) whose sum is
                     compose(reference, text): what the image gives to the query and what the text
                     does. Only for a query that is a sum; a search then tells why an image was found
@@ -265,6 +269,12 @@ class Functions:
 
         return jax.jit(draw)
 
+    @cached_property
+    def embedder(self) -> Any:
+        """What the model has in place of pixels and token ids, see `embedder` above; else None."""
+        made = getattr(self.module, "embedder", None)
+        return made(self.config) if made else None
+
     @property
     def image_size(self) -> int:
         """Side S of the square input, in pixels."""
@@ -392,6 +402,15 @@ def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Fu
     inputs = Inputs(module, config, getattr(model, "encoder", None))
     inputs.check()
     return Functions(module, config, graph, keys, abstract, stacked, inputs, fsdp, mesh)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a model needs no weights, see PLAIN.
+
+    Raises:
+      UserError: no such model; what exists is listed.
+    """
+    return getattr(plugins.load(PACKAGE, name, marker="Model"), "PLAIN", False)
 
 
 def _on_these_devices(config: Any, module: ModuleType) -> tuple[Any, Any]:

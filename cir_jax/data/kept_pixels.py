@@ -9,7 +9,7 @@ has no randomness, so a kept square is the one that decoding would give, bit for
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -275,6 +275,11 @@ class Part:
     def fingerprint(self) -> str:
         """As the preprocessing."""
         return self.kept.preprocess.fingerprint()
+
+    def prepare(self, images: Sequence[Any]) -> None:
+        """As the preprocessing, where it asks others for what it makes of images."""
+        if (prepare := getattr(self.kept.preprocess, "prepare", None)) is not None:
+            prepare(images)
 
     def expect(self, images: Collection[Any]) -> None:
         """Says which images will be opened.

@@ -34,7 +34,7 @@ from cir_jax.data.unusable import (
     source_of,
     stamp,
 )
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import ServerError, UserError, nearest
 
 CHOICES = ("error", "drop")
 TRAINING = "the training set"
@@ -377,11 +377,18 @@ class Explained:
         """
         try:
             return self._preprocess(source)
+        except ServerError:
+            raise
         except UserError as error:
             with self._lock:  # several threads may meet one each
                 if self._said is None:
                     self._said = self._screen.explained(self._images, error)
             raise self._said from None
+
+    def prepare(self, sources: Sequence[Any]) -> None:
+        """As `preprocess`, where it asks others for what it makes of images."""
+        if (prepare := getattr(self._preprocess, "prepare", None)) is not None:
+            prepare(sources)
 
     def fingerprint(self) -> str:
         """As `preprocess`."""

@@ -31,6 +31,8 @@ def table(sets: Sequence[TripletSet], tokenizer: Tokenizer, on_long: str = "erro
     Raises:
       UserError: a text is over the context, `on_long` is unknown, or there is no room.
     """
+    if tokenizer.backend is None:  # vectors of others, which keep them
+        return _of_vectors(sets, tokenizer, on_long)
     if not any(isinstance(one.triplets, Columns) for one in sets):
         return _of_tuples([t for one in sets for t in one.triplets], tokenizer, on_long)
     arrays: list[np.ndarray] = []
@@ -63,6 +65,18 @@ def _of_tuples(triplets: Sequence[Triplet], tokenizer: Tokenizer, on_long: str) 
         tokenizer,
         on_long,
         where=lambda i: _name(owner[i]),
+    )
+
+
+def _of_vectors(sets: Sequence[TripletSet], tokenizer: Tokenizer, on_long: str) -> TokenTable:
+    """Of texts whose vectors may be those of the text with its reference image."""
+    owner = [(one, t) for one in sets for t in one.triplets for _ in t.texts]
+    return token_tables.table(
+        [text for one in sets for t in one.triplets for text in t.texts],
+        tokenizer,
+        on_long,
+        where=lambda i: _name(owner[i][1]),
+        references=[one.paths[t.reference] if t.reference else None for one, t in owner],
     )
 
 

@@ -29,7 +29,7 @@ from cir_jax.data.pixels import ImageFile
 from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
 from cir_jax.data.unusable import Problem
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import ServerError, UserError, nearest
 from cir_jax.evals import screens
 from cir_jax.evals.example import SHOWN, Example, Hit
 from cir_jax.evals.metrics import Means
@@ -264,6 +264,8 @@ def encode(retriever: Retriever, one: Task) -> tuple[np.ndarray, np.ndarray]:
             [t.eval_text for t in one.triplets],
             lambda i: f"{one.title} query {one.triplets[i].query_id}",
         )
+    except ServerError:
+        raise
     except UserError as error:
         references = zip((t.reference for t in one.triplets), one.references, strict=True)
         images = dict([*zip(one.names, one.paths, strict=True), *references])

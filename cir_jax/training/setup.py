@@ -175,7 +175,7 @@ def read_data(setup: Setup) -> Data:
     screen = _screen(setup)
     triplets = pipeline.prepare(
         loading.load(config, captions=stage.reads == "captions"),
-        functions.inputs.tokenizer,
+        load.tokenizer(config, functions),
         on_missing=screen,
         on_long=config.data.on_long,
         optimized=config.data.optimized,
