@@ -37,7 +37,7 @@ from tools.benchmarks.stage2_models import texts
 from tools.benchmarks.stage2_models.contract import Problem
 
 HELP = "a step of stage two against the released step in PyTorch"
-MODELS = ("clip_sum", "blip", "sprc")
+MODELS = ("clip_sum", "sprc")
 PACKED, CUT, PADDED = "packed", "padding cut", "full length"  # texts of our steps
 EMBEDDING = "text/token_embedding"
 TEMPERATURE = 0.02

@@ -11,10 +11,6 @@ from typing import Any
 from cir_jax.towers.blip import sizes
 from tools.benchmarks.stage2_models.contract import EAGER, Problem, Way
 
-CONFIG = "blip:fashioniq,stage=2"
-# A quarter of BERT's width and half of its layers, and the tokens of an image of 384 pixels.
-TOWER = "vit-384-16-w192-l1-h3_med-w192-l6-h3_d256"
-ROWS = 25_136  # images of FashionIQ's training triplets
 TEMPERATURE = 0.03
 PADDED = 22  # the released step pads to the longest text, and `texts` has none that is longer
 FIRST, LAST, WORDS = 30523, 102, 30522  # [ENC], [SEP], and one above those of BERT

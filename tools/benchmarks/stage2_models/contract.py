@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a module of this folder defines, and the problem that both steps are given.
 
-CONFIG, TOWER, ROWS, TEMPERATURE   defaults of the comparison
+CONFIG, TOWER, ROWS   defaults of `bench.py stage2`, if that offers the model
+TEMPERATURE       tau of the softmax
 PADDED            tokens that the released step pads every text to
 FIRST, LAST, WORDS   ids of the first and last token, and one above those of words
 REFERENCE_SCALE   typical size of a reference's values, relative to a unit row
