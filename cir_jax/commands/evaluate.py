@@ -58,7 +58,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     config.add_init_from_argument(parser, "instead of --workdir: weights, with --config")
     parser.add_argument(
-        "--config", default="", metavar="NAME[:ARGUMENT]",
+        "--config",
+        default="",
+        metavar="NAME[:ARGUMENT]",
         help="with --init-from, as for `train`; alone for a model that needs no weights, served",
     )
     config.add_override_argument(parser)
