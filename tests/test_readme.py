@@ -207,6 +207,8 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
     assert (folder / "found.html").read_text("utf-8").count('src="data:image/') > 2
     for name in ("emoji-positives", "photos", "titles", "fiq-positives", "my-captions"):
         assert (folder / "runs" / name / "triplets.jsonl").read_text().count("\n") >= 3
+    shared, alone = (folder / f"runs/emoji-{n}/triplets.jsonl" for n in ("shared", "positives"))
+    assert shared.read_bytes() == alone.read_bytes()
     assert json.loads((folder / "DATA/lasco.jsonl").read_text())["text"] == "greener"
     train = cir_jax.train
     monkeypatch.setattr(

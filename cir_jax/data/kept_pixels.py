@@ -246,7 +246,8 @@ class KeptPixels:
         if self._files is None:
             return -1, 0
         folder = self._files.folder.absolute()
-        there = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
+        # Of a folder that may not be entered `Path.exists` raises.
+        there = next((p for p in (folder, *folder.parents) if os.path.exists(p)), Path("/"))
         disk = shutil.disk_usage(there)
         return disk.free, disk.total
 

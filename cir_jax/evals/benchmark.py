@@ -24,7 +24,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import plugins, progress
-from cir_jax.data import places, refusals, screening
+from cir_jax.data import kept_looks, places, refusals
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
@@ -226,7 +226,7 @@ def task(
     places.check_all(files, title)
     wanted = dict.fromkeys([*names, *(t.reference for t in triplets)])
     images = {n: files.get(n, n) for n in wanted}
-    chosen = chosen if chosen.root else replace(chosen, root=screening.home_of(images.values()))
+    chosen = chosen if chosen.root else replace(chosen, root=kept_looks.home_of(images.values()))
     lost = chosen.unusable(images, title)
     kept = [t for t in triplets if lost.keys().isdisjoint((t.reference, t.target, *t.truths))]
     names, row_of = _rows([n for n in names if n not in lost], files, by_name)
