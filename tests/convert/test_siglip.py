@@ -23,7 +23,7 @@ from cir_jax import contract, weights
 from cir_jax.convert import exporting, importing
 from cir_jax.data import tokenizer_files
 from cir_jax.errors import UserError
-from cir_jax.retrieval import golden, load
+from cir_jax.retrieval import load
 from cir_jax.towers.layers import unit
 from tests import siglip_folders, tokenizer_folders
 
@@ -103,7 +103,6 @@ def test_a_run_is_whole_and_says_what_came_with_the_weights(imported, folders, t
     again = cir_jax.load(moved)
     first = cir_jax.load(folders[2], model="clip_sum", dtype="float32")
     assert again.identity() == first.identity() and again.identity()["tokenizer"] == content
-    assert golden.differences(again.golden(), first.golden()) == []
     tokenizer_folders.gemma(moved / "tokenizer", model_max_length=12)
     with pytest.raises(UserError, match=r"moved/tokenizer: the tokenizer there .* is not the one"):
         cir_jax.load(moved)
@@ -169,8 +168,8 @@ def test_other_pixels_come_in_and_go_out_again(folder, tmp_path):
     exporting.write(out, again._functions, again._index, again._query, layout="siglip")
     written = json.loads((out / "preprocessor_config.json").read_text())
     assert (written["image_mean"], written["resample"]) == ([0.4, 0.5, 0.6], 3)
-    other = cir_jax.load(out, model="clip_sum", dtype="float32")
-    assert other.identity() == model.identity()
+    other, _ = load.config_of([str(out)], "clip_sum")
+    assert other.model.pixel_mean == said.pixel_mean and other.model.interpolation == "bicubic"
 
 
 def edit(folder, name, **changes):

@@ -5,6 +5,7 @@ folder of transformers."""
 import numpy as np
 import pytest
 
+import cir_jax
 from cir_jax import config as configs
 from cir_jax import contract, weights
 from cir_jax.convert import exporting
@@ -17,7 +18,8 @@ from tests import runs, siglip_folders
 from tests.training import test_laws
 
 
-@pytest.mark.parametrize("stage", test_laws.STAGES)
+# Stage two sees of the towers what its bank and references are made by, which others test.
+@pytest.mark.parametrize("stage", test_laws.STAGES[:2])
 def test_one_update_is_the_same_on_a_mesh_of_both_axes(stage):
     want, start, loss = test_laws.one_update("siglip", stage, (1, 1))
     assert max(np.abs(want[p] - start[p]).max() for p in want) > 1e-4
@@ -50,9 +52,13 @@ def test_what_the_sigmoid_learns():
         trained("one_in_batch", "loss.kind=sigmoid", "loss.negative_types=query")
 
 
-@pytest.mark.parametrize("model", ["clip_sum", "clip_combiner", "tgcir"])
-def test_every_model_on_two_towers_reads_a_folder(model, tmp_path):
-    folder = siglip_folders.write(tmp_path / "model")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return siglip_folders.write(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("model", ["clip_combiner", "tgcir"])
+def test_every_model_on_two_towers_reads_a_folder(model, folder):
     changes = [f"init_from={folder}", f"model.name={model}", "model.tower=auto"]
     config = weights.resolve(configs.load("base", changes))
     functions = contract.build(config.model)
@@ -65,10 +71,10 @@ def test_every_model_on_two_towers_reads_a_folder(model, tmp_path):
         layout.rules(configs.load("base", ["model.tower=tiny-vit"]).model)
 
 
-def test_both_stages_from_a_folder(tmp_path):
+def test_both_stages_from_a_folder(folder, tmp_path):
     root = runs.write_fashioniq(tmp_path / "data", images=8, triplets=8, categories=("dress",))
-    folder = siglip_folders.write(tmp_path / "model")
     common = ("data.on_long=truncate", "data.pad=squash", "data.categories=dress")
+    common += ("eval.benchmark=none", "steps=1")
     one = runs.tiny(
         tmp_path / "one", root, f"init_from={folder}", "model.tower=auto", *common,
         "loss.kind=sigmoid", "loss.learn_temperature=True", model="clip_sum",
@@ -88,4 +94,6 @@ def test_both_stages_from_a_folder(tmp_path):
     again = weights.config_of(tmp_path / "two").model
     assert (again.tower, again.tokenizer_content) == ("tiny-siglip2", content)
     assert weights.resolve(two).model.tokenizer == str(tmp_path / "two" / "tokenizer")
-    assert golden.kept_with(tmp_path / "two").tokens.shape[1] == 16
+    # What is served is what was trained.
+    kept, model = golden.kept_with(tmp_path / "two"), cir_jax.load(tmp_path / "two")
+    assert kept.tokens.shape[1] == 16 and golden.differences(kept, model.golden()) == []
