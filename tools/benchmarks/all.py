@@ -70,7 +70,9 @@ def _stage2(result: dict[str, Any]) -> dict[str, float]:
 def _positives(result: dict[str, Any]) -> dict[str, float]:
     return {
         "share of decoding": result["dedupe"]["share_in_decoder"],
-        "time of pairing / products": result["pair"]["time_ratio"],
+        "time of pairing / products": result["pair"][-1]["time_ratio"],
+        "time of mining / products": result["pair"][-1]["mined_ratio"],
+        "near duplicates of the most hashes, s": result["near"][-1]["bands_s"],
     }
 
 

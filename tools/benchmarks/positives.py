@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, default=512, help="of a feature, C")
     parser.add_argument("--window", type=int, nargs=2, default=(10_000, 20_000))
     parser.add_argument("--rows", type=int, default=512, help="references per round")
-    parser.add_argument("--block", type=int, default=256, help="rows per matrix product")
+    parser.add_argument("--block", type=int, default=64, help="rows per matrix product")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
