@@ -103,7 +103,7 @@ def of(retriever: Retriever, preprocess: Preprocess) -> Golden:
         "inputs": preprocess.fingerprint(),
         "dtype": str(retriever.functions.config.dtype),
         # Others compute vectors in a type and in batches of their own.
-        "parameters": "float32" if retriever.functions.embedder is None else "bfloat16",
+        "parameters": "bfloat16" if retriever.tokenizer.backend is None else "float32",
         "platform": retriever.mesh.devices.flat[0].platform,
         "jax": jax.__version__,
         "pillow": __version__,

@@ -45,7 +45,7 @@ def of(
       preprocess: image -> pixels.
     """
     rows, width = functions.target_shape
-    content = config.model[CONTENT]
+    content = getattr(config.model, CONTENT, "")
     return {
         "model": Path(config.model.name).stem,
         "tower": config.model.tower,

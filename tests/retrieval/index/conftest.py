@@ -46,7 +46,7 @@ class Model:
         )
 
     def retriever(self, *, batch=8, threads=2, few=False):
-        read = pictures.reader(self.preprocess)
+        read = pictures.Reader(self.preprocess)
 
         def opening(item):
             if not isinstance(item, golden.Picture):

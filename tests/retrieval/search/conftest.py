@@ -47,7 +47,7 @@ class Model:
     def retriever(self, *, few=False):
         found = Retriever(
             self.functions, self.params, self.params, tokens.load("clip"),
-            pictures.reader(Preprocess(SIZE, "none")), self.mesh, batch=8, threads=2, few=few,
+            pictures.Reader(Preprocess(SIZE, "none")), self.mesh, batch=8, threads=2, few=few,
             on_long=self.on_long,
         )  # fmt: skip
         for name in ("encode_queries", "encode_gallery", "encode_halves"):
