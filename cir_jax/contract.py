@@ -76,7 +76,7 @@ from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
 from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
-from cir_jax.towers import attention
+from cir_jax.towers import attention, lora
 from cir_jax.towers.layers import stacked_keys
 from cir_jax.towers.packed import Text
 
@@ -110,6 +110,8 @@ class Functions:
       abstract: parameter path -> jax.ShapeDtypeStruct.
       stacked: paths of the parameters whose first axis is the layers of a scan.
       fsdp: the devices over whose axis "data" parameters are split; None if they are not.
+      adapters: factors that a tree of parameters may hold beside those of the model, see
+        `cir_jax.towers.lora`; a tree that lacks them is the model as it is. None for none.
     """
 
     module: ModuleType
@@ -119,6 +121,7 @@ class Functions:
     abstract: Params
     stacked: frozenset[str]
     fsdp: Mesh | None = None
+    adapters: lora.Adapters | None = None
 
     def reference(
         self, params: Params, pixels: jax.Array, text: Text, key: jax.Array | None = None
@@ -257,6 +260,11 @@ class Functions:
         return self.module.image_size(self.config)
 
     @property
+    def factors(self) -> Params:
+        """Path -> jax.ShapeDtypeStruct of the factors of its adapters, which `abstract` lacks."""
+        return {} if self.adapters is None else self.adapters.shapes
+
+    @property
     def sharding_rules(self) -> list[tuple[str, tuple]]:
         """(regex of a path, mesh axis or None per dimension) of the model."""
         return self.module.sharding(self.config)
@@ -330,7 +338,10 @@ class Functions:
     def merged(self, params: Params) -> Any:
         """The nnx module with these parameters."""
         flat = {keys: params[path] for path, keys in self.keys.items()}
-        return nnx.merge(self.graph, unflatten_dict(flat))
+        model = nnx.merge(self.graph, unflatten_dict(flat))
+        if self.adapters is not None:
+            lora.attach(model, self.keys, params, self.adapters.scale)
+        return model
 
 
 def build(config: Any, fsdp: Mesh | None = None) -> Functions:
