@@ -259,7 +259,7 @@ def attach(model: nnx.Module, keys: Mapping[str, tuple], params: Params, scale: 
             layers[id(owner)] = LowRank(owner, a, b, scale)
         else:
             leaf = _part(model, keys[matrix])
-            leaf[...] = leaf[...] + scale * (a @ b)
+            leaf.set_value(leaf[...] + scale * (a @ b))
     for _, part in list(nnx.iter_graph(model)) if layers else ():
         if isinstance(part, nnx.Module):
             for name, value in list(vars(part).items()):

@@ -16,10 +16,13 @@ from cir_jax import contract, weights
 from cir_jax.errors import UserError
 from cir_jax.params import LORA_A, LORA_B
 from cir_jax.runtime import checkpoint, frozen, interrupts, metrics, optim, sharding
+from cir_jax.runtime import mesh as meshes
 from cir_jax.towers import layers, lora
+from cir_jax.towers.clip import sizes
 from cir_jax.training import adapters, setup, step, train
 from cir_jax.training import stage as stages
 from tests import runs
+from tests.training import test_full_size_costs as costs
 from tests.training import test_laws as laws
 
 ALL = ("lora.rank=3", "lora.alpha=6", "lora.modules=all")
@@ -46,16 +49,13 @@ def adapted(model, stage="one_in_batch", shape=(1, 1), *changes, fsdp=False):
 
 
 def vectors(functions, batch):
-    """Parameters -> (references, targets, queries)."""
+    """Parameters -> (targets, queries)."""
+    shape = (len(batch["text"]), *functions.reference_shape)
+    reference = np.random.default_rng(6).normal(size=shape).astype(np.float32)
 
     def compute(params):
-        pixels, text = batch["reference_pixels"], batch["text"]
-        reference = functions.reference(params, pixels, text)
-        return (
-            reference,
-            functions.target(params, pixels),
-            functions.compose(params, reference, text),
-        )
+        targets = functions.target(params, batch["reference_pixels"])
+        return targets, functions.compose(params, reference, batch["text"])
 
     return jax.jit(compute)
 
@@ -64,50 +64,55 @@ def vectors(functions, batch):
 def test_vectors_are_those_of_the_merged_model_and_at_first_those_of_the_base(model):
     changes = (*ALL, MODULES.get(model, "lora.modules=all"))
     functions, _, _, params, factors, batch, _, _ = adapted(model, "one_in_batch", (1, 1), *changes)
-    plain = vectors(dataclasses.replace(functions, adapters=None), batch)
-    with_factors = vectors(functions, batch)
+    compute = vectors(functions, batch)
     start = functions.adapters.start(0)
-    for got, want in zip(with_factors(params | start), plain(params), strict=True):
-        np.testing.assert_array_equal(got, want)
     merged = lora.merged(params | factors, functions.adapters.scale)
     assert merged.keys() == params.keys()
-    far = 0.0
-    base = plain(params)
-    for got, want, before in zip(with_factors(params | factors), plain(merged), base, strict=True):
+    base, far = compute(params | start), 0.0
+    for got, want, before in zip(
+        compute(params | factors), compute(merged | start), base, strict=True
+    ):
         np.testing.assert_allclose(got, want, atol=1e-6 * max(1, np.abs(want).max()))
         far = max(far, np.abs(np.asarray(want) - before).max())
     assert far > 1e-3
+    if model in ("clip_sum", "sprc_shaped"):
+        plain = vectors(dataclasses.replace(functions, adapters=None), batch)
+        for one, other in ((params, base), (merged, compute(merged | start))):
+            for got, want in zip(plain(one), other, strict=True):
+                np.testing.assert_array_equal(got, want)
 
 
 def test_gradients_are_those_of_the_formula():
-    functions, made, _, params, factors, batch, _, _ = adapted("clip_sum")
+    functions, _, _, params, factors, batch, _, _ = adapted("clip_sum")
     plain = dataclasses.replace(functions, adapters=None)
+    weights = np.random.default_rng(7).normal(size=(laws.BATCH, *functions.target_shape))
 
-    def loss(trained, fixed, functions):
-        tree = {**fixed, **trained}
-        return made.loss(functions, tree, tree, batch, None, jax.random.key(0))[0].mean()
+    def total(trained, fixed, functions):
+        return (functions.target({**fixed, **trained}, batch["target_pixels"]) * weights).sum()
 
-    by_factors = jax.jit(jax.grad(lambda f: loss(f, params, functions)))(factors)
+    by_factors = jax.jit(jax.grad(lambda f: total(f, params, functions)))(factors)
     merged = lora.merged(params | factors, functions.adapters.scale)
     matrices = {path: merged[path] for path in functions.adapters.matrices}
-    by_matrix = jax.jit(jax.grad(lambda m: loss(m, merged, plain)))(matrices)
+    by_matrix = jax.jit(jax.grad(lambda m: total(m, merged, plain)))(matrices)
     assert {path + end for path in matrices for end in (LORA_A, LORA_B)} == by_factors.keys()
-    for path, gradient in by_matrix.items():
-        a, b = factors[path + LORA_A], factors[path + LORA_B]
+    images = [path for path in matrices if path.startswith("visual/")]
+    assert len(images) == 7
+    for path in images:
+        gradient, a, b = by_matrix[path], factors[path + LORA_A], factors[path + LORA_B]
         want = 2 * gradient @ b.swapaxes(-1, -2), 2 * a.swapaxes(-1, -2) @ gradient
         for end, expected in zip((LORA_A, LORA_B), want, strict=True):
             largest = np.abs(expected).max()
             np.testing.assert_allclose(by_factors[path + end], expected, atol=1e-4 * largest)
-            assert largest > 1e-7
+            assert largest > 1e-4
 
 
-@pytest.mark.parametrize("stage, fsdp", [("one_in_batch", True), ("two_bank", False)])
-def test_an_update_is_the_same_on_a_mesh(stage, fsdp, monkeypatch):
+def test_an_update_is_the_same_on_a_mesh(monkeypatch):
+    """Rows, columns and the devices of the batch: a matrix is split over all of them."""
     monkeypatch.setattr(sharding, "LEAST", 1)
     found = []
-    for shape, split in (((1, 1), False), ((2, 4), fsdp)):
+    for shape, split in (((1, 1), False), ((2, 4), True)):
         functions, made, mesh, params, factors, batch, bank, config = adapted(
-            "clip_sum", stage, shape, *ALL, "lora.rank=4", fsdp=split
+            "clip_sum", "one_in_batch", shape, *ALL, "lora.rank=4", fsdp=split
         )
         places = sharding.parameter_shardings(functions, mesh) | adapters.shardings(functions, mesh)
         paths = stages.trainable(made, functions)
@@ -125,9 +130,8 @@ def test_an_update_is_the_same_on_a_mesh(stage, fsdp, monkeypatch):
     for path, expected in want.items():
         np.testing.assert_allclose(got[path], expected, atol=3e-5, err_msg=path)
     text = "text/blocks/mlp/fc1/kernel"
-    axes = {"model"} | ({"data"} if fsdp else set())
     there = [set(jax.tree.leaves(tuple(places[text + end].spec))) for end in (LORA_A, LORA_B)]
-    assert there[0] | there[1] == axes and "model" in there[1]
+    assert there[0] | there[1] == {"data", "model"}
 
 
 def test_a_layer_that_is_read_and_not_called_is_read_with_its_adapter(tmp_path):
@@ -167,7 +171,7 @@ def sharding(config):
     with config.unlocked():
         config.model.name = str(tmp_path / "mine.py")
     functions = contract.build(config.model)
-    made = stages.load("one_in_batch").Stage.from_config(config, functions, None)
+    made = stages.load("one_in_batch").Stage.from_config(config, functions, meshes.make(1, 1))
     functions = adapters.added(config, functions, made)
     assert set(functions.adapters.matrices) == {"layers/0/kernel", "layers/1/kernel", "proj"}
     rng = np.random.default_rng(0)
@@ -183,28 +187,27 @@ def sharding(config):
 
 
 def test_what_a_step_keeps_of_an_adapter_is_small():
-    """Of the second product only its input, which is r wide, is kept for the backward pass."""
-    from jax._src.ad_checkpoint import saved_residuals  # what `print_saved_residuals` prints
-
-    functions, _, _, params, factors, batch, _, _ = adapted("clip_sum", "one_in_batch", (1, 1))
+    """Of the two products of an adapter only what the first gives, which is r wide, and of no
+    matrix a gradient as large as it is."""
+    functions, _, _, params, factors, batch, _, _ = adapted("clip_sum")
     config = functions.config.copy_and_resolve_references()
     config.unlock()
     config.remat = "products"
     built = contract.build(config.lock())
 
-    def kept(functions, trained):
-        def total(trained):
-            return functions.target({**params, **trained}, batch["target_pixels"]).sum()
+    def traced(functions, trained):
+        def total(trained, fixed):
+            return functions.target({**fixed, **trained}, batch["target_pixels"]).sum()
 
-        found = saved_residuals(total, trained)
-        return sum(x.size for x, where in found if "argument" not in where)
+        program = jax.make_jaxpr(jax.grad(total))(trained, params).jaxpr
+        (each,) = costs.kept(program).values()
+        return each, costs.flop(program)
 
-    with_factors = dataclasses.replace(built, adapters=functions.adapters)
-    whole = {path: params[path] for path in functions.adapters.matrices}
-    less = kept(with_factors, factors)
-    few = sum(factors[path].shape[-1] * 0 + 3 for path in factors if path.endswith(LORA_A))
-    rows = len(batch["target_pixels"]) * 5 * 2  # tokens of an image, layers
-    assert less <= kept(built, whole) + few * rows
+    whole, most = traced(built, {path: params[path] for path in functions.adapters.matrices})
+    each, less = traced(dataclasses.replace(built, adapters=functions.adapters), factors)
+    width = sizes.find(functions.config.tower).vision.width
+    assert whole < each <= whole + 6 * 3 * 4 / width
+    assert less < 0.85 * most
 
 
 def test_few_values_are_summed_over_in_a_product_that_is_made_again():
@@ -221,9 +224,12 @@ def test_few_values_are_summed_over_in_a_product_that_is_made_again():
 
 REFUSED = [
     (("lora.modules=atention",), r"'atention' matches nothing .* Did you mean 'attention'"),
-    (("lora.modules=text/no.*",), r"there are: visual/"),
+    (("lora.modules=text/no.*",), r"there are: text/blocks/attention/key/kernel, .* and 2 more"),
     (("lora.modules=()",), "names no matrix"),
-    (("lora.rank=40",), r"lora.rank=40 is over 32, the rank of the matrix visual/blocks/attention"),
+    (
+        ("lora.rank=97",),
+        r"lora.rank=97 is over 96, the rank of the matrix text/blocks/attention/key",
+    ),
     (("lora.trained=norm",), r"lora.trained: 'norm' matches nothing .* Did you mean 'norms'"),
     (("lora.trained=.*",), r"lora.modules: 'attention' matches nothing here"),
 ]
@@ -266,7 +272,9 @@ def test_groups_and_what_trains_beside():
     assert "text/token_embedding" not in matrices  # a table, unless it is named
     assert "visual/norm_in/scale" in whole and "visual/blocks/mlp/fc1/bias" in whole
     assert chosen("text/token_embedding", "()")[0] == ["text/token_embedding"]
-    with pytest.raises(UserError, match="'mlp' matches nothing here. The groups .* stage would tr"):
+    with pytest.raises(
+        UserError, match=r"'mlp' matches nothing here. The groups .* stage would tr"
+    ):
         chosen("mlp", "new", "clip_combiner")  # whose CLIP is frozen
     _, whole = chosen("text/.*", "new", "clip_combiner")
     assert whole and all(p.startswith("combiner/") for p in whole)
