@@ -32,6 +32,8 @@ _PART = re.compile(
 )
 # What layers are called inside the ones that PEFT puts around them.
 _INNER = re.compile(r"\.base_layer(?=\.)|\.base_layer$")
+# With `bias` PEFT saves those of whole modules three times: here as well, as trained and as before.
+_COPIES = re.compile(r"\.(modules_to_save|original_module)(?=\.bias$)")
 _PACKED = "in_proj_weight"
 # Keys of the config that make it another function than the one above -> what to say.
 _OTHERS = {
@@ -157,7 +159,9 @@ def parts(
     """
     where = adapter.place
     _check(config, where)
-    tensors = adapter.groups.get("", {})
+    held = adapter.groups.get("", {})
+    once = {name: _COPIES.sub("", name) for name in held}
+    tensors = {name: x for name, x in held.items() if once[name] == name or once[name] not in held}
     group, prefix = _place(base, tensors, where)
     names = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     others = {_target(name): x for name, x in names.items() if not _PART.fullmatch(name)}

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters of ours as a folder of PEFT, and back; tests/convert/peft_check.py asks PEFT itself."""
 
+import dataclasses
 import json
 import shutil
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from cir_jax import config as configs
 from cir_jax import contract, main, weights
 from cir_jax.convert import adapters as folders
 from cir_jax.convert import exporting, importing, opened
 from cir_jax.errors import UserError
-from cir_jax.params import LORA_A, LORA_B
+from cir_jax.params import LORA_A
+from cir_jax.runtime import checkpoint, frozen
 from cir_jax.towers import lora
-from cir_jax.training import train
+from cir_jax.training import adapters as training
 from tests import runs
 from tests.convert import published
 
@@ -26,7 +30,7 @@ def problem(functions, rank=2, alpha=3.0, modules=("all",), trained=(), seed=1):
     """(functions with adapters, parameters, factors) with random values everywhere."""
     config = types.SimpleNamespace(rank=rank, alpha=alpha, modules=modules, trained=trained)
     abstract = functions.abstract
-    chosen = lora.choose(config, abstract, functions.stacked, list(abstract))
+    chosen = lora.choose(config, abstract, functions.stacked, list(abstract), list(abstract))
     rng = np.random.default_rng(seed)
     params = {p: rng.normal(size=x.shape).astype("f4") for p, x in abstract.items()}
     factors = {p: rng.normal(size=x.shape).astype("f4") for p, x in chosen.shapes.items()}
@@ -172,34 +176,54 @@ def test_models_without_a_layout_of_transformers(tmp_path):
         folders.write(tmp_path, functions, chosen, params | factors, "sum")
 
 
-def test_a_run_is_exported_merged_and_as_an_adapter_that_another_run_goes_on_from(tmp_path, capsys):
-    root = runs.write_fashioniq(tmp_path / "data")
-    base = published.write("huggingface", tmp_path / "base", published.state())
-    changes = ("model.tower=auto", f"init_from={base}", "steps=1", "eval.every=0",
-               "eval.benchmark=none", "lora.rank=2", "lora.alpha=4")  # fmt: skip
-    train.train(runs.tiny(tmp_path / "one", root, *changes, model="clip_sum"))
-    run, merged, adapter = (str(tmp_path / name) for name in ("one", "merged", "adapter"))
-    assert main.main(["export", run, merged, "--format", "huggingface"]) == 0
-    assert main.main(["export", run, adapter, "--format", "peft"]) == 0
+def run_with_adapters(folder, functions, config, base):
+    """A run folder as training leaves it, without the training."""
+    chosen, _, factors = problem(functions, alpha=4.0, modules=("attention", "mlp"))
+    factors = {path: x / 30 for path, x in factors.items()}
+    functions = dataclasses.replace(functions, adapters=chosen)
+    checksum = training.checksum(functions, base)
+    frozen.write(folder, {p: jnp.asarray(x) for p, x in base.items()}, checksum)
+    record = {
+        "config": configs.to_json(config), "index_is_query": True, "step": 1,
+        "paths": {"fixed": sorted(base), "trained": sorted(factors)},
+        "shapes": {p: list(s.shape) for p, s in functions.abstract.items()},
+        "source": {"place": "clip"}, **training.record(functions, checksum),
+    }  # fmt: skip
+    best = checkpoint.Checkpoints(folder / checkpoint.BEST)
+    best.save(1, {"trained": {p: jnp.asarray(x) for p, x in factors.items()}}, record)
+    best.close()
+    return functions, factors, checksum
+
+
+def test_a_run_is_exported_merged_and_as_an_adapter_to_go_on_from(tmp_path, capsys):
+    place = published.write("huggingface", tmp_path / "base", published.state())
     functions = published.functions()
-    want = importing.read(merged, functions).query
-    got = weights.load(f"{adapter},{base}", functions).query
+    base = importing.read(place, functions).query
+    changes = (f"model.tower={published.VIT}", "lora.rank=2", "lora.alpha=4")
+    config = runs.tiny("unused", "unused", *changes, model="clip_sum")
+    run, adapter = tmp_path / "run", str(tmp_path / "adapter")
+    functions, factors, checksum = run_with_adapters(run, functions, config, base)
+    assert main.main(["export", str(run), adapter, "--format", "peft"]) == 0
+    want = weights.load(str(run), functions).query
+    got = weights.load(f"{adapter},{place}", functions).query
+    assert got.keys() == want.keys()
     for path, value in want.items():
         np.testing.assert_allclose(got[path], value, atol=1e-6, err_msg=path)
-    plain = importing.read(base, functions).query
-    assert any(not np.array_equal(plain[p], want[p]) for p in want)
-    more = (*changes, f"lora.init_from={adapter}", "optim.learning_rate=0")
-    train.train(runs.tiny(tmp_path / "two", root, *more, model="clip_sum"))
-    first, second = (weights.trees_of_run(tmp_path / n, functions)[1] for n in ("one", "two"))
-    assert first.keys() == second.keys() and any(x.any() for p, x in first.items() if LORA_B in p)
-    assert all(np.array_equal(first[p], second[p]) for p in first)
+    assert any(not np.array_equal(base[p], want[p]) for p in want)
+    with config.unlocked():
+        config.lora.init_from = adapter
+    again = training.start(config, functions, base, checksum)
+    assert again.keys() == factors.keys()
+    assert all(np.array_equal(again[p], factors[p]) for p in factors)
+    with pytest.raises(UserError, match="trained on other weights than init_from gives here"):
+        training.start(config, functions, base, "of others")
     capsys.readouterr()
-    for places, flags, message in (
-        ([base], [], "is of the folder of a run that trained with adapters"),
-        ([run], ["--tree", "index"], "leave both out"),
+    for given, flags, message in (
+        (place, [], "is of the folder of a run that trained with adapters"),
+        (run, ["--tree", "index"], "leave both out"),
     ):
-        assert main.main(["export", *map(str, places), "x", "--format", "peft", *flags]) == 2
+        assert main.main(["export", str(given), "x", "--format", "peft", *flags]) == 2
         assert message in capsys.readouterr().err
-    assert main.main(["import", str(base), str(tmp_path / "imported")]) == 0
-    assert main.main(["export", str(tmp_path / "imported"), "x", "--format", "peft"]) == 2
+    plain = weights.save_run(tmp_path / "plain", config, functions, weights.Weights(base, base, {}))
+    assert main.main(["export", str(plain), "x", "--format", "peft"]) == 2
     assert "was trained without adapters" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 checkpoints, and a base that nothing else may take the place of."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cir_jax import config as configs
 from cir_jax import contract, weights
 from cir_jax.errors import UserError
 from cir_jax.params import LORA_A, LORA_B
@@ -106,32 +106,46 @@ def test_gradients_are_those_of_the_formula():
             assert largest > 1e-4
 
 
+def updated(model, stage, shape, *changes, fsdp=False):
+    """(loss, what was trained, start, places) of one update of the factors."""
+    functions, made, mesh, params, factors, batch, bank, config = adapted(
+        model, stage, shape, *ALL, *changes, fsdp=fsdp
+    )
+    places = sharding.parameter_shardings(functions, mesh) | adapters.shardings(functions, mesh)
+    paths = stages.trainable(made, functions)
+    start = {p: factors[p] if p in factors else params[p] for p in paths}
+    trained = sharding.place(start, places)
+    optimizer = optim.build(config.optim, paths, 10)
+    update = step.make(made, functions, optimizer, 1)
+    state = optimizer.init(trained)
+    assert optim.size(state) < 3 * optim.size(trained)
+    fixed = {p: x for p, x in params.items() if p not in paths or not made.index_is_query}
+    arguments = trained, state, sharding.place(fixed, places), laws.placed(batch, mesh), bank
+    trained, _, values = update(*arguments, jax.random.key(1))
+    return float(values["loss"]), {p: np.asarray(x) for p, x in trained.items()}, start, places
+
+
 def test_an_update_is_the_same_on_a_mesh(monkeypatch):
     """Rows, columns and the devices of the batch: a matrix is split over all of them."""
     monkeypatch.setattr(sharding, "LEAST", 1)
-    found = []
-    for shape, split in (((1, 1), False), ((2, 4), True)):
-        functions, made, mesh, params, factors, batch, bank, config = adapted(
-            "clip_sum", "one_in_batch", shape, *ALL, "lora.rank=4", fsdp=split
-        )
-        places = sharding.parameter_shardings(functions, mesh) | adapters.shardings(functions, mesh)
-        paths = stages.trainable(made, functions)
-        assert paths and all(map(lora.is_factor, paths))
-        trained = sharding.place({p: factors[p] for p in paths}, places)
-        optimizer = optim.build(config.optim, paths, 10)
-        update = step.make(made, functions, optimizer, 1)
-        state = optimizer.init(trained)
-        assert optim.size(state) < 3 * optim.size(trained)
-        key, rows = jax.random.key(1), laws.placed(batch, mesh)
-        out = update(trained, state, sharding.place(params, places), rows, bank, key)
-        found.append((out[2]["loss"], {p: np.asarray(x) for p, x in out[0].items()}, places))
-    (loss, want, _), (other, got, places) = found
-    assert other == pytest.approx(float(loss), rel=2e-5)
+    loss, want, start, _ = updated("clip_sum", "two_bank", (1, 1), "lora.rank=4")
+    other, got, _, places = updated("clip_sum", "two_bank", (2, 4), "lora.rank=4", fsdp=True)
+    assert want and all(map(lora.is_factor, want))
+    assert other == pytest.approx(loss, rel=2e-5)
     for path, expected in want.items():
         np.testing.assert_allclose(got[path], expected, atol=3e-5, err_msg=path)
+        assert not np.array_equal(expected, start[path])
     text = "text/blocks/mlp/fc1/kernel"
     there = [set(jax.tree.leaves(tuple(places[text + end].spec))) for end in (LORA_A, LORA_B)]
     assert there[0] | there[1] == {"data", "model"}
+
+
+def test_stage_zero_trains_factors_and_what_is_named_beside_them():
+    change = "lora.trained=logit_scale"
+    _, got, start, _ = updated("cross_attention", "zero_image_text", (1, 1), change)
+    matrices = {path.removesuffix(LORA_A).removesuffix(LORA_B) for path in got}
+    assert matrices == {"patches/kernel", "head/kernel", "mix/kernel", "logit_scale"}
+    assert not any(np.array_equal(got[path], start[path]) for path in got)
 
 
 def test_a_layer_that_is_read_and_not_called_is_read_with_its_adapter(tmp_path):
@@ -150,7 +164,8 @@ class Model(nnx.Module):
 
     def reference(self, pixels, text):
         tiles = pixels.reshape(-1, 16, 48)
-        return jnp.tanh(self.tied(tiles @ self.layers[0].kernel[...] + self.layers[0].bias[...]))
+        first = self.layers[0]
+        return jnp.tanh(self.tied(tiles @ first.kernel[...] + first.bias[...][None, None]))
 
     def target(self, pixels):
         return unit(self.layers[1](self.reference(pixels, None).mean(axis=1)))[:, None]
@@ -171,7 +186,7 @@ def sharding(config):
     with config.unlocked():
         config.model.name = str(tmp_path / "mine.py")
     functions = contract.build(config.model)
-    made = stages.load("one_in_batch").Stage.from_config(config, functions, meshes.make(1, 1))
+    made = stages.load("one_in_batch").Stage.from_config(config, functions, meshes.make())
     functions = adapters.added(config, functions, made)
     assert set(functions.adapters.matrices) == {"layers/0/kernel", "layers/1/kernel", "proj"}
     rng = np.random.default_rng(0)
@@ -356,29 +371,18 @@ def test_adapters_without_their_base_or_on_another_are_refused(root, one, tmp_pa
 
 def test_stage_two_adapts_the_query_alone_and_its_bank_is_that_of_the_index(root, one, tmp_path):
     two = {"stage": 2, **CROSS}
-    first = f"init_from={one}"
-    plain = ("steps=1", "eval.benchmark=none", first)
-    train.train(runs.tiny(tmp_path / "plain", root, *plain, **two))
-    train.train(runs.tiny(tmp_path / "two", root, *RUN, first, **two))
-    banks = [(tmp_path / name / "bank" / "bank.json").read_text() for name in ("plain", "two")]
-    want, got = (json.loads(text)["parameters"] for text in banks)
-    assert got == want
+    train.train(runs.tiny(tmp_path / "two", root, *RUN, f"init_from={one}", **two))
     functions, _, trained, _ = arrays(tmp_path / "two")
     assert set(trained) == {"mix/kernel" + LORA_A, "mix/kernel" + LORA_B}
     index, query, _ = weights.of_run(tmp_path / "two", functions)
     merged = weights.of_run(one, functions)[1]
     assert all(np.array_equal(index[p], merged[p]) for p in index)
+    digest = hashlib.sha256()  # of what makes the bank, which is no factor
+    for path in functions.index_paths:
+        digest.update(f"{path} float32 {merged[path].shape}\n".encode() + merged[path].tobytes())
+    bank = json.loads((tmp_path / "two" / "bank" / "bank.json").read_text())
+    assert bank["parameters"] == digest.hexdigest()
     assert {p for p in query if not np.array_equal(query[p], index[p])} == {"mix/kernel"}
     again = runs.tiny(tmp_path / "three", root, *RUN, f"init_from={tmp_path / 'two'}", **two)
     with pytest.raises(UserError, match=r"holds mix/kernel .1 leaves in all. twice"):
         train.train(again)
-
-
-def test_adapters_of_stage_zero(root, tmp_path):
-    captions = f"data.captions={runs.write_captions(root)}"
-    config = runs.tiny(tmp_path, root, *RUN, captions, "lora.trained=logit_scale", stage=0, **CROSS)
-    train.train(configs.override(config, ["steps=2"]))
-    _, _, trained, _ = arrays(tmp_path)
-    assert {p.removesuffix(LORA_A).removesuffix(LORA_B) for p in trained} == {
-        "patches/kernel", "head/kernel", "mix/kernel", "logit_scale"
-    }  # fmt: skip
