@@ -318,7 +318,7 @@ def arrays(workdir, which="last"):
 
 
 def test_a_run_keeps_its_base_once_and_resumes_exactly(root, one, tmp_path, monkeypatch):
-    changes = (*RUN, "lora.trained=.*bias")
+    changes = (*RUN, "lora.trained=.*bias", "eval.benchmark=none")
     asked = interrupts.StopRequest.now
     monkeypatch.setattr(interrupts.StopRequest, "now", lambda self, step: step == 2)
     assert not train.train(runs.tiny(tmp_path, root, *changes, **CROSS))["finished"]
