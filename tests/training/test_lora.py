@@ -5,12 +5,14 @@ checkpoints, and a base that nothing else may take the place of."""
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from cir_jax import contract, weights
 from cir_jax.errors import UserError
@@ -26,8 +28,6 @@ from tests.training import test_full_size_costs as costs
 from tests.training import test_laws as laws
 
 ALL = ("lora.rank=3", "lora.alpha=6", "lora.modules=all")
-# A Combiner trains on a frozen CLIP, which a group is not about.
-MODULES = {"clip_combiner": "lora.modules=(visual|text)/.*"}
 RUN = ("steps=4", "checkpoint.every_steps=2", "eval.every=0", *ALL)
 CROSS = {"model": "cross_attention"}
 
@@ -54,32 +54,64 @@ def vectors(functions, batch):
     reference = np.random.default_rng(6).normal(size=shape).astype(np.float32)
 
     def compute(params):
-        targets = functions.target(params, batch["reference_pixels"])
-        return targets, functions.compose(params, reference, batch["text"])
+        pixels, text = batch["reference_pixels"], batch["text"]
+        return functions.target(params, pixels), functions.compose(params, reference, text)
 
     return jax.jit(compute)
 
 
-@pytest.mark.parametrize("model", laws.MODELS)
+def check_matrices(functions):
+    """That all matrices have factors which train here, but those that train whole."""
+    read = {*functions.index_paths, *functions.query_paths}
+    kernels = {path for path in read if re.fullmatch(r"(.*/)?(kernel|\w*proj)", path)}
+    assert kernels and set(functions.adapters.matrices) == kernels - functions.adapters.whole
+
+
+# Also what a stage leaves frozen: the CLIP of a Combiner, the image encoder of BLIP.
+EVERY = (*ALL, "lora.modules=.*")
+
+
+@pytest.mark.parametrize("model", ["clip_sum", "blip", "sprc", "cross_attention", "sprc_shaped"])
 def test_vectors_are_those_of_the_merged_model_and_at_first_those_of_the_base(model):
-    changes = (*ALL, MODULES.get(model, "lora.modules=all"))
-    functions, _, _, params, factors, batch, _, _ = adapted(model, "one_in_batch", (1, 1), *changes)
+    functions, _, _, params, factors, batch, _, _ = adapted(model, "one_in_batch", (1, 1), *EVERY)
+    check_matrices(functions)
     compute = vectors(functions, batch)
     start = functions.adapters.start(0)
     merged = lora.merged(params | factors, functions.adapters.scale)
     assert merged.keys() == params.keys()
     base, far = compute(params | start), 0.0
-    for got, want, before in zip(
-        compute(params | factors), compute(merged | start), base, strict=True
-    ):
-        np.testing.assert_allclose(got, want, atol=1e-6 * max(1, np.abs(want).max()))
-        far = max(far, np.abs(np.asarray(want) - before).max())
+    got, want = compute(params | factors), compute(merged | start)
+    for one, other, before in zip(got, want, base, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6 * max(1, np.abs(other).max()))
+        far = max(far, np.abs(np.asarray(other) - before).max())
     assert far > 1e-3
     if model in ("clip_sum", "sprc_shaped"):
         plain = vectors(dataclasses.replace(functions, adapters=None), batch)
-        for one, other in ((params, base), (merged, compute(merged | start))):
-            for got, want in zip(plain(one), other, strict=True):
-                np.testing.assert_array_equal(got, want)
+        for one, other in ((params, base), (merged, want)):
+            for x, y in zip(plain(one), other, strict=True):
+                np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("model", ["clip_combiner", "tgcir"])
+def test_of_other_models_each_factor_is_a_part_of_what_is_computed(model):
+    """Whose dense layers are those of the others."""
+    config = runs.tiny("unused", "unused", *EVERY, model=model)
+    functions = contract.build(config.model)
+    made = stages.load("one_in_batch").Stage.from_config(config, functions, meshes.make())
+    functions = adapters.added(config, functions, made)
+    check_matrices(functions)
+    pixels = jnp.zeros((1, functions.image_size, functions.image_size, 3))
+    text = jnp.full((1, 16), 49407)
+
+    def compute(params):
+        reference = functions.reference(params, pixels, text)
+        return functions.compose(params, reference, text), functions.target(params, pixels)
+
+    tree = functions.abstract | functions.factors
+    program = jax.make_jaxpr(compute)(tree).jaxpr
+    _, used = dce_jaxpr(program, [True] * len(program.outvars))
+    unused = {path for path, one in zip(sorted(tree), used, strict=True) if not one}
+    assert functions.factors and not unused & functions.factors.keys()
 
 
 def test_gradients_are_those_of_the_formula():
@@ -304,7 +336,8 @@ def root(tmp_path_factory):
 def one(root, tmp_path_factory):
     """A run of stage one that was never stopped."""
     workdir = tmp_path_factory.mktemp("one")
-    train.train(runs.tiny(workdir, root, *RUN, "lora.trained=.*bias", **CROSS))
+    changes = ("lora.trained=.*bias", "eval.benchmark=none")
+    train.train(runs.tiny(workdir, root, *RUN, *changes, **CROSS))
     return workdir
 
 
