@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cir_jax.contract import Functions
+from cir_jax.convert.inputs import CONTENT
 from cir_jax.data.pixels import Preprocess
 from cir_jax.params import Params
 from cir_jax.runtime import checksums
@@ -25,8 +26,9 @@ WORDS = {
     "compute": "the type of computation",
     "image_side": "the parameters of the image side",
     "query_side": "the parameters of the query side",
+    "tokenizer": "the tokenizer",
 }
-QUERY_PARTS = ("query_side",)  # what rows do not depend on
+QUERY_PARTS = ("query_side", "tokenizer")  # what rows do not depend on
 
 
 def of(
@@ -41,6 +43,7 @@ def of(
       preprocess: image -> pixels.
     """
     rows, width = functions.target_shape
+    content = config.model[CONTENT]
     return {
         "model": Path(config.model.name).stem,
         "tower": config.model.tower,
@@ -50,6 +53,7 @@ def of(
         "compute": config.model.dtype,
         "image_side": checksums.of_arrays({path: index[path] for path in functions.index_paths}),
         "query_side": checksums.of_arrays({path: query[path] for path in functions.abstract}),
+        **({"tokenizer": content} if content else {}),
     }
 
 

@@ -18,9 +18,8 @@ from cir_jax.contract import Functions
 from cir_jax.convert import identify
 from cir_jax.convert.layout import Found
 from cir_jax.convert.sources import Source, open_source
-from cir_jax.data import tokens
 from cir_jax.errors import UserError
-from cir_jax.params import TEMPERATURE
+from cir_jax.params import OF_STAGES
 from cir_jax.towers import lora
 
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
@@ -96,7 +95,7 @@ def _holds(place: str, config: ConfigDict) -> bool:
     except UserError:  # the size of another family
         return False
     record = weights.record_of(place)
-    have = {path for part in record["paths"].values() for path in part} - {TEMPERATURE}
+    have = {path for part in record["paths"].values() for path in part} - {*OF_STAGES}
     have = {path for path in have if not lora.is_factor(path)}  # which are merged when it is read
     shapes, need = record["shapes"], functions.abstract
     return (
@@ -176,7 +175,7 @@ def _is_own_size(config: ConfigDict, key: str, other: Mapping[str, Any]) -> bool
         functions = contract.build(one.model)
         if key == "model.image_size":
             return functions.image_size
-        return tokens.load(functions.module.TOKENIZER, one.model.context).context
+        return functions.inputs.tokenizer.context
 
     try:
         return measured({**other, key: ours}) == measured(other)

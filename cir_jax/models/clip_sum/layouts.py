@@ -13,17 +13,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert import sources
+from cir_jax.convert import inputs, sources
 from cir_jax.convert.containers import safe_tensors, torch_writer
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
+from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
+from cir_jax.models.clip_sum import sentence_transformers
+from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
 from cir_jax.towers.clip.sizes import ClipSize
+from cir_jax.towers.siglip import weight_rules as siglip
 from cir_jax.weight_rules import Rule
 
 MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
@@ -63,10 +67,16 @@ def _bare(size: ClipSize) -> ClipSize:
 
 
 def _found(
-    group: str, size: ClipSize, context: int, data: Mapping[str, Any], doubt: str = ""
+    group: str,
+    size: ClipSize,
+    context: int,
+    data: Mapping[str, Any],
+    doubt: str = "",
+    came: Mapping[str, Any] | None = None,
 ) -> Found:
     config = {"tower": sizes.name_of(size), "context": clip.context_key(context)}
-    return Found(group, config, doubt, _agrees(size, context, sure=not doubt), data=data)
+    agrees = _agrees(size, context, sure=not doubt)
+    return Found(group, config, doubt, agrees, data=data, inputs=came or {})
 
 
 def _in_openai_names(
@@ -87,7 +97,7 @@ def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | Non
 def find_huggingface(source: Source) -> Found | None:
     """A folder of transformers' CLIPModel."""
     group = _group(source, HUGGINGFACE_MARK)
-    if group is None or OTHER_MARK in source.groups[group]:
+    if group is None or {OTHER_MARK, siglip.MARK} & source.groups[group].keys():
         return None
     if "config.json" not in source.configs:
         raise UserError(
@@ -97,7 +107,8 @@ def find_huggingface(source: Source) -> Found | None:
         )
     size, context = huggingface.size_of(source.configs["config.json"], source.folder)
     crops = huggingface.crops_as_clip(source.folder)
-    return _found(group, size, context, CROPPED if crops else {})
+    said = huggingface.processor_of(source.folder).model
+    return _found(group, size, context, CROPPED if crops else {}, came=said)
 
 
 def find_open_clip(source: Source) -> Found | None:
@@ -111,7 +122,9 @@ def find_open_clip(source: Source) -> Found | None:
         return _in_openai_names(source, group, {}, doubt=DOUBT)
     config = source.configs["open_clip_config.json"]
     size, context = open_clip.size_of(config, source.folder)
-    return _found(group, size, context, CROPPED if open_clip.crops_as_clip(config) else {})
+    said = open_clip.processor_of(config, source.folder).model
+    data = CROPPED if open_clip.crops_as_clip(config) else {}
+    return _found(group, size, context, data, came=said)
 
 
 def find_openai(source: Source) -> Found | None:
@@ -196,13 +209,13 @@ def check_name(place: Path, key: str) -> None:
 
 def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
     """A folder that open_clip loads as `local-dir:FOLDER`."""
-    _check_alone(place, ("open_clip_model.safetensors",))
+    check_alone(place, ("open_clip_model.safetensors",))
     size, context = _size(written)
     config = place / "open_clip_config.json"
     weights = place / "open_clip_model.safetensors"
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(config, open_clip.config_of(size, context))
+    write_json(config, open_clip.config_of(size, context, *_pixels(written)))
     return [weights, config]
 
 
@@ -211,18 +224,21 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     size, context = _size(written)
     config = huggingface.config_of(size, context)
     another = any(path.startswith("text/") for path in written.differ)
-    _check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
+    check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(place / "config.json", config)
-    huggingface.write_processor(place, size, context, list(written.files))
+    write_json(place / "config.json", config)
+    files = list(written.files)
+    huggingface.write_processor(place, size, context, files, *_pixels(written))
+    if written.config.name == "clip_sum":  # whose query is the sum of what the folder gives
+        sentence_transformers.write(place, dict(written.data))
     if another:
         folder = place / INDEX_TEXT
         text = {path: x for path, x in written.index.items() if path.startswith("text/")}
         table = expand(clip.huggingface_text(), text)
         with whole(folder / "model.safetensors") as file:
             safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
-        _write_json(folder / "config.json", huggingface.text_config_of(size, context))
+        write_json(folder / "config.json", huggingface.text_config_of(size, context))
     return sorted(p for p in place.rglob("*") if p.is_file())
 
 
@@ -230,7 +246,17 @@ def _size(written: Written) -> tuple[ClipSize, int]:
     return sizes.find(written.config.tower), written.config.context or sizes.CONTEXT
 
 
-def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
+def _pixels(written: Written) -> tuple[Normalisation, str]:
+    """(normalisation, filter) of what is written."""
+    encoder, said = encoders.find(written.config.tower), written.config
+    pixels = Normalisation(
+        tuple(said.get(inputs.MEAN, ())) or encoder.pixels.mean,
+        tuple(said.get(inputs.DEVIATION, ())) or encoder.pixels.deviation,
+    )
+    return pixels, said.get(inputs.INTERPOLATION, "") or encoder.resize.interpolation
+
+
+def check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
     """Raises UserError if a folder has weights that would stay beside those that are written."""
     names = (*sources.WEIGHTS, INDEX_TEXT)
     there = [n for n in names if n not in replaced and (folder / n).exists()]
@@ -241,7 +267,7 @@ def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
         )
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     with whole(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 

@@ -14,8 +14,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert.config_values import check_normalisation, square_side, whole_number
-from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
+from cir_jax.convert import inputs
+from cir_jax.convert.config_values import square_side, whole_number
+from cir_jax.data.pixels import CLIP, Normalisation
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.sizes import (
     VOCABULARY,
@@ -128,7 +129,7 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
     preprocess = config.get("preprocess_cfg") or {}
     if not _object(preprocess):
         raise UserError(f"{name} has preprocess_cfg={_short(preprocess)}, no object; correct that")
-    check_normalisation(preprocess.get("mean"), preprocess.get("std"), f"{name}: preprocess_cfg")
+    inputs.of_open_clip(preprocess, f"{name}: preprocess_cfg")
     vision, text = parts[1:]
     size = ClipSize(
         _vision(vision, name),
@@ -141,17 +142,30 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
     return normal_form(size), context
 
 
+def processor_of(config: dict[str, Any], where: Path) -> inputs.Processor:
+    """What `preprocess_cfg` of a config says; arguments and errors as of `size_of`."""
+    name = f"{where}: the config of open_clip: preprocess_cfg"
+    return inputs.of_open_clip(config.get("preprocess_cfg") or {}, name)
+
+
 def crops_as_clip(config: dict[str, Any]) -> bool:
     """Whether a config has images resized and cropped as CLIP does, which is its default."""
     return (config.get("preprocess_cfg") or {}).get("resize_mode", "shortest") == "shortest"
 
 
-def config_of(size: ClipSize, context: int) -> dict[str, Any]:
+def config_of(
+    size: ClipSize,
+    context: int,
+    normalisation: Normalisation = CLIP,
+    interpolation: str = "bicubic",
+) -> dict[str, Any]:
     """open_clip_config.json of a CLIP of this size.
 
     Args:
       size: of any CLIP.
       context: text positions.
+      normalisation: of the pixels.
+      interpolation: filter of the resize; open_clip's own is bicubic.
     """
     vision, text = size.vision, size.text
     if isinstance(vision, ResNetSize):
@@ -174,10 +188,12 @@ def config_of(size: ClipSize, context: int) -> dict[str, Any]:
             "mlp_ratio": _ratio(text),
         },
     }
-    return {
-        "model_cfg": model,
-        "preprocess_cfg": {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
-    }
+    preprocess: dict[str, Any] = {
+        "mean": list(normalisation.mean), "std": list(normalisation.deviation)
+    }  # fmt: skip
+    if interpolation != "bicubic":
+        preprocess["interpolation"] = interpolation
+    return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 
 def _check_plain(model: dict[str, Any], name: str) -> None:

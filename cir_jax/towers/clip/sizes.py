@@ -125,6 +125,11 @@ def find(name: str) -> ClipSize:
     return dataclasses.replace(size, activation=activation or "quick_gelu")
 
 
+def is_written(plain: str) -> bool:
+    """Whether a name without its activation is one that is written out."""
+    return _WRITTEN.fullmatch(plain) is not None
+
+
 def name_of(size: ClipSize) -> str:
     """The inverse of `find`: the shortest name of a size."""
     plus = "" if size.activation == "quick_gelu" else f"+{size.activation}"
