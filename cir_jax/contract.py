@@ -86,7 +86,7 @@ from cir_jax.data.pixels import CLIP, Normalisation
 from cir_jax.errors import UserError
 from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
-from cir_jax.towers import attention
+from cir_jax.towers import attention, lora
 from cir_jax.towers.inputs import Inputs
 from cir_jax.towers.layers import stacked_keys
 from cir_jax.towers.packed import Text
@@ -123,6 +123,8 @@ class Functions:
       inputs: how pictures and texts become what it takes.
       fsdp: the devices over whose axis "data" parameters are split; None if they are not.
       mesh: the devices over whose axis "data" the batches are split that it trains on.
+      adapters: factors that a tree of parameters may hold beside those of the model, see
+        `cir_jax.towers.lora`; a tree that lacks them is the model as it is. None for none.
     """
 
     module: ModuleType
@@ -134,6 +136,7 @@ class Functions:
     inputs: Inputs
     fsdp: Mesh | None = None
     mesh: Mesh | None = None
+    adapters: lora.Adapters | None = None
 
     def reference(
         self, params: Params, pixels: jax.Array, text: Text, key: jax.Array | None = None
@@ -281,6 +284,11 @@ class Functions:
         return self.module.image_size(self.config)
 
     @property
+    def factors(self) -> Params:
+        """Path -> jax.ShapeDtypeStruct of the factors of its adapters, which `abstract` lacks."""
+        return {} if self.adapters is None else self.adapters.shapes
+
+    @property
     def sharding_rules(self) -> list[tuple[str, tuple]]:
         """(regex of a path, mesh axis or None per dimension) of the model."""
         return self.module.sharding(self.config)
@@ -354,7 +362,10 @@ class Functions:
     def merged(self, params: Params) -> Any:
         """The nnx module with these parameters."""
         flat = {keys: params[path] for path, keys in self.keys.items()}
-        return nnx.merge(self.graph, unflatten_dict(flat))
+        model = nnx.merge(self.graph, unflatten_dict(flat))
+        if self.adapters is not None:
+            lora.attach(model, self.keys, params, self.adapters.scale)
+        return model
 
 
 def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Functions:

@@ -18,6 +18,8 @@ OF_STAGES = (TEMPERATURE, BIAS)
 # The scalar of a model that can be pretrained on captions, see stage zero: CLIP's.
 LOGIT_SCALE = "logit_scale"
 LOGIT_BIAS = "logit_bias"  # and SigLIP's beside it
+# The two factors of an adapter (LoRA): their paths are that of a matrix with one of these behind.
+LORA_A, LORA_B = "/lora_a", "/lora_b"
 
 
 class ModelParams(Protocol):
@@ -47,3 +49,26 @@ class ModelParams(Protocol):
     def stacked(self) -> frozenset[str]: ...
     @property
     def fsdp(self) -> Any: ...
+
+
+class AdapterParams(Protocol):
+    """The adapters of a model, as the conversion of weights knows them, see `cir_jax.towers.lora`.
+
+    Attributes:
+      rank: r of every adapter.
+      alpha: the product of the factors is multiplied by alpha / r.
+      shapes: path of each factor -> shape and type.
+      whole: paths of the parameters that train beside them, as they are.
+      matrices: paths of the matrices that have factors.
+    """
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def shapes(self) -> Params: ...
+    @property
+    def whole(self) -> frozenset[str]: ...
+    @property
+    def matrices(self) -> list[str]: ...

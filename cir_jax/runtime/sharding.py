@@ -11,7 +11,7 @@ batch instead, which are more; `keep_rows` forbids that.
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -49,12 +49,31 @@ def parameter_shardings(model: ModelParams, mesh: Mesh) -> dict[str, NamedShardi
         parameter has dimensions, or a dimension that does not divide over the mesh axis.
     """
     specs = rules.match(model.sharding_rules, model.abstract, "sharding rules")
+    return of_rules(specs, model.abstract, mesh, model.stacked, split=model.fsdp is not None)
+
+
+def of_rules(
+    specs: Mapping[str, tuple],
+    abstract: Mapping[str, Any],
+    mesh: Mesh,
+    stacked: Container[str],
+    split: bool,
+) -> dict[str, NamedSharding]:
+    """As `parameter_shardings`, of any leaves.
+
+    Args:
+      specs: path -> mesh axis or None per dimension.
+      abstract: path -> shape.
+      mesh: the device mesh.
+      stacked: paths whose first axis is the layers of a scan.
+      split: over "data" too.
+    """
     found = {}
     for path, entries in specs.items():
-        shape = model.abstract[path].shape
+        shape = abstract[path].shape
         spec = _spec(path, shape, entries, mesh)
-        if model.fsdp is not None:
-            spec = _over_data(spec, shape, path in model.stacked, mesh)
+        if split:
+            spec = _over_data(spec, shape, path in stacked, mesh)
         found[path] = NamedSharding(mesh, spec)
     return found
 

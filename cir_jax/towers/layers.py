@@ -10,6 +10,7 @@ Parts of flax stand wherever they have our parameters and give our bits. Where n
 and a comment says why.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 LAYERS = "layers"  # name of the axis over which `stack` maps
 STACKED = "stacked"  # attribute of a module that `stack` made
+FEW = 8  # a product over n values is made again if both its sides are over n times this
 M = TypeVar("M", bound=nnx.Module)
 F = TypeVar("F", bound=Callable)
 
@@ -319,11 +321,18 @@ def weights_times_values(primitive: Any, *operands: Any, **parameters: Any) -> b
 
     Convolutions are such products. Those within attention are of activations alone: the scores are
     the largest values of a layer, and both products together 1-3 % of its work, so they are made
-    again, as norms and activation functions are.
+    again, as norms and activation functions are. So is a product over so few values that its
+    output is larger than what making it again costs: the second one of an adapter.
     """
-    return primitive is jax.lax.conv_general_dilated_p or (
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **parameters)
-    )
+    if primitive is jax.lax.conv_general_dilated_p:
+        return True
+    if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(
+        primitive, *operands, **parameters
+    ):
+        return False
+    (contracted, _), _ = parameters["dimension_numbers"]
+    values = math.prod(operands[0].shape[axis] for axis in contracted)
+    return values * FEW >= min(math.prod(x.shape) // values for x in operands)
 
 
 # What is kept of a layer for the backward pass: name -> policy of `jax.checkpoint`.

@@ -32,12 +32,10 @@ def describe(setup: Setup, data: Data) -> str:
     """
     config, triplets = setup.config, data.triplets
     paths = stages.trainable(setup.stage, setup.functions)
+    known = {**setup.functions.abstract, **setup.functions.factors}
     total, trained = (
         sum(math.prod(x.shape) for x in found)
-        for found in (
-            setup.functions.abstract.values(),
-            (setup.functions.abstract[p] for p in paths if p in setup.functions.abstract),
-        )
+        for found in (known.values(), (known[p] for p in paths if p in known))
     )
     sources = ", ".join(
         f"{name} {int((triplets.source_of == i).sum()):,}"

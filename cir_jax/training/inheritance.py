@@ -20,6 +20,7 @@ from cir_jax.convert.layout import Found
 from cir_jax.convert.sources import Source, open_source
 from cir_jax.errors import UserError
 from cir_jax.params import OF_STAGES
+from cir_jax.towers import lora
 
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
 REMAT, ATTENTION = "model.remat", "model.attention"
@@ -95,6 +96,7 @@ def _holds(place: str, config: ConfigDict) -> bool:
         return False
     record = weights.record_of(place)
     have = {path for part in record["paths"].values() for path in part} - {*OF_STAGES}
+    have = {path for path in have if not lora.is_factor(path)}  # which are merged when it is read
     shapes, need = record["shapes"], functions.abstract
     return (
         have <= need.keys()

@@ -45,7 +45,7 @@ def told(setup: Setup, data: Data, program: Any) -> str:
     Raises:
       OutOfMemory: the step does not fit into the host, which would end this process without a word.
     """
-    abstract = setup.functions.abstract
+    abstract = {**setup.functions.abstract, **setup.functions.factors}
     trained = [p for p in stages.trainable(setup.stage, setup.functions) if p in abstract]
     total, own = optim.size(abstract), optim.size({p: abstract[p] for p in trained})
     device = setup.mesh.local_devices[0]

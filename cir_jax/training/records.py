@@ -27,6 +27,7 @@ from cir_jax.runtime import (
     watchdog,
 )  # fmt: skip
 from cir_jax.runtime.lease import Lease
+from cir_jax.training import adapters
 from cir_jax.training.setup import Data, Setup
 from cir_jax.training.state import State
 
@@ -155,7 +156,7 @@ class Records:
                 self._best.forget(later)  # of a run that was killed and went on from before it
             # Two writers at once would wait at each other's barriers on several hosts.
             self._last.wait()
-            self._best.save(state.step, _tree(state), self._record(state))
+            self._best.save(state.step, self._tree(state), self._record(state))
             self._best.wait()
             self._keep_golden(state)
             run_report.keep(self._setup.config.workdir, result)
@@ -166,7 +167,7 @@ class Records:
         """Starts writing a checkpoint that the run can go on from."""
         watchdog.progress("save", state.step)
         self._lease.check()
-        tree = _tree(state) | {"optimizer": state.optimizer}
+        tree = self._tree(state) | {"optimizer": state.optimizer}
         self._last.save(state.step, tree, self._record(state))
 
     def report(self, state: State, bank_seconds: float, finished: bool) -> dict[str, Any]:
@@ -261,7 +262,14 @@ class Records:
             "data": state.data,
             "fingerprints": self._data.fingerprints,
             "source": state.source,
+            **adapters.record(setup.functions, state.base),
         }
+
+    def _tree(self, state: State) -> dict[str, Any]:
+        """The parameters of a checkpoint; those below adapters are in the run already."""
+        if self._setup.functions.adapters is not None:
+            return {"trained": state.trained}
+        return {"fixed": state.fixed, "trained": state.trained}
 
 
 def _evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
@@ -280,7 +288,3 @@ def _evaluations_in(path: Path) -> tuple[list[dict[str, Any]], str]:
     ):
         return [], "it holds no evaluations"
     return found, ""
-
-
-def _tree(state: State) -> dict[str, Any]:
-    return {"fixed": state.fixed, "trained": state.trained}

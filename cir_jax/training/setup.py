@@ -32,7 +32,7 @@ from cir_jax.params import Params
 from cir_jax.retrieval import image_loading, load
 from cir_jax.runtime import encode, sharding, watchdog
 from cir_jax.runtime import mesh as meshes
-from cir_jax.training import comparison, degenerate, inheritance
+from cir_jax.training import adapters, comparison, degenerate, inheritance
 from cir_jax.training import stage as stages
 from cir_jax.training.stage import StageProtocol
 
@@ -46,7 +46,7 @@ class Setup:
       mesh: the devices.
       functions: the model.
       stage: what trains, and the loss.
-      shardings: parameter path -> where it lies.
+      shardings: path of a parameter, or of a factor of the adapters -> where it lies.
       preprocess: path -> uint8 [S, S, 3].
       pixels: what is kept of what it gives.
       benchmark: what the model is evaluated with; None for none.
@@ -100,6 +100,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
       UserError: `model.tower=auto` without weights that say their size; or stage two is told
         another model, size or preprocessing than its weights were trained with.
     """
+    adapters.check(config)
     config = inheritance.of_resumed(config)
     trains_index = getattr(stages.load(config.stage).Stage, "index_is_query", True) is not False
     if not trains_index:
@@ -148,6 +149,7 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     functions = contract.build(config.model, mesh if config.mesh.fsdp else None, mesh)
     # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
     stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
+    functions = adapters.added(config, functions, stage)
     meshes.check_batch(config.batch, mesh)
     if stage.needs_bank or config.eval.benchmark != "none":
         meshes.rounded(config.eval.batch, mesh, "eval.batch")  # says now what encoding will do
@@ -158,7 +160,8 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
         mesh=mesh,
         functions=functions,
         stage=stage,
-        shardings=sharding.parameter_shardings(functions, mesh),
+        shardings=sharding.parameter_shardings(functions, mesh)
+        | adapters.shardings(functions, mesh),
         preprocess=preprocess,
         pixels=KeptPixels(kept_pixels.DECODE, preprocess),
         benchmark=None,

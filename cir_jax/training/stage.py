@@ -95,7 +95,7 @@ def trainable(stage: StageProtocol, functions: Functions) -> list[str]:
     """Paths of the parameters that train, extra leaves last.
 
     Of the parameters with the stage's roles, those that its loss reads: an optimizer would let the
-    others decay.
+    others decay. With adapters, the factors of those that have some take their place.
     """
     read = {*functions.index_paths, *functions.query_paths, LOGIT_SCALE}
     if getattr(stage, "kind", SOFTMAX) == SIGMOID:
@@ -103,6 +103,8 @@ def trainable(stage: StageProtocol, functions: Functions) -> list[str]:
     if getattr(stage, "auxiliary", ()):
         read |= set(functions.training_paths)
     paths = [p for p, role in functions.roles.items() if role in stage.roles and p in read]
+    if functions.adapters is not None:
+        paths = functions.adapters.trained(paths)
     return [*paths, *stage.extra]
 
 

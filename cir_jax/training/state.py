@@ -15,9 +15,9 @@ from cir_jax.config import from_json, to_json
 from cir_jax.data import fingerprints
 from cir_jax.errors import UserError
 from cir_jax.params import Params
-from cir_jax.runtime import checkpoint, optim, sharding
+from cir_jax.runtime import checkpoint, frozen, optim, sharding
 from cir_jax.runtime import mesh as meshes
-from cir_jax.training import from_scratch
+from cir_jax.training import adapters, from_scratch
 from cir_jax.training import stage as stages
 from cir_jax.training.setup import Data, Setup
 
@@ -49,6 +49,7 @@ class State:
       history: one entry per evaluation.
       data: position of the input pipeline.
       source: files, or run, that the first parameters came from; or the seed that drew them.
+      base: checksum of the parameters below the adapters; "" without any.
     """
 
     fixed: Params
@@ -61,6 +62,7 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, Any] | None = None
     source: dict[str, Any] | None = None
+    base: str = ""
 
 
 def start(setup: Setup, data: Data) -> tuple[State, optax.GradientTransformation]:
@@ -75,29 +77,42 @@ def start(setup: Setup, data: Data) -> tuple[State, optax.GradientTransformation
         damaged, the weights are not this model's, or a model of full size has none to start from.
     """
     shapes, optimizer = abstract(setup, data.steps)
+    functions, workdir = setup.functions, setup.config.workdir
+    # What lies below adapters is kept once, not with every step.
+    saved = {k: v for k, v in shapes.items() if k != "fixed" or functions.adapters is None}
 
     def check(record: dict[str, Any]) -> None:
         _check_same(setup, record)
         _check_data(setup, data, record)
 
-    last = checkpoint.Checkpoints(Path(setup.config.workdir) / checkpoint.LAST)
-    found = checkpoint.restore_newest(last, shapes, check)
+    last = checkpoint.Checkpoints(Path(workdir) / checkpoint.LAST)
+    found = checkpoint.restore_newest(last, saved, check)
     last.close()
     if found:
         step, tree, record = found
         unread = setup.config.init_from and "; init_from is not read again"
-        progress.say(f"resuming {setup.config.workdir} at step {step}{unread}")
+        progress.say(f"resuming {workdir} at step {step}{unread}")
         kept = {k: record[k] for k in ("seconds", "best", "history", "data")}
         kept["source"] = record.get("source")  # runs of before this was noted lack it
+        if functions.adapters is not None:
+            kept["base"] = record["lora"]["base"]
+            tree = {"fixed": frozen.read(workdir, shapes["fixed"], kept["base"]), **tree}
         return State(**tree, step=step, **kept), optimizer
     index, query, source = _fresh(setup)
-    extra = setup.stage.extra
-    begin = {p: query[p] if p in query else np.float32(extra[p]) for p in shapes["trained"]}
+    base = query if setup.stage.index_is_query else index
+    extra = {path: np.float32(value) for path, value in setup.stage.extra.items()}
+    if not setup.stage.index_is_query:
+        adapters.check_one_tree(functions, index, query, shapes["trained"], setup.config.init_from)
+    checksum = adapters.checksum(functions, base)
+    starts = {**extra, **query, **adapters.start(setup.config, functions, base, checksum)}
+    begin = {path: starts[path] for path in shapes["trained"]}
     trained = sharding.place(begin, setup.shardings)
     places = sharding.optimizer_shardings(optimizer, trained, setup.shardings, setup.mesh)
     initial = jax.jit(optimizer.init, out_shardings=places)(trained)
-    fixed = sharding.place({p: index[p] for p in shapes["fixed"]}, setup.shardings)
-    return State(fixed, trained, initial, source=source), optimizer
+    fixed = sharding.place({p: base[p] for p in shapes["fixed"]}, setup.shardings)
+    if functions.adapters is not None:
+        frozen.write(workdir, fixed, checksum)
+    return State(fixed, trained, initial, source=source, base=checksum), optimizer
 
 
 def _fresh(setup: Setup) -> tuple[Params, Params, dict[str, Any] | None]:
@@ -145,7 +160,8 @@ def abstract(setup: Setup, steps: int) -> tuple[dict[str, Any], optax.GradientTr
     """Shapes and shardings of the tree of a checkpoint of this run, and the optimizer."""
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     paths = stages.trainable(setup.stage, setup.functions)
-    trained = {p: setup.functions.abstract.get(p, scalar) for p in paths}
+    known = {**setup.functions.abstract, **setup.functions.factors}
+    trained = {p: known.get(p, scalar) for p in paths}
     fixed = {
         p: s
         for p, s in setup.functions.abstract.items()

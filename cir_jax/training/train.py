@@ -234,7 +234,7 @@ def summary(setup: Setup, data: Data, state: State) -> str:
     )
     extra = triplets.images.unlabelled
     images = f"{len(triplets.images):,} images" + f", {extra:,} of them unlabelled" * bool(extra)
-    abstract = setup.functions.abstract
+    abstract = {**setup.functions.abstract, **setup.functions.factors}
     trained = {p: x for p, x in state.trained.items() if p in abstract}
     learned = f", and {', '.join(setup.stage.extra)}" if setup.stage.extra else ""
     share = meshes.share(config.batch, setup.mesh)

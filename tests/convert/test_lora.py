@@ -107,7 +107,12 @@ def test_modules_to_save_biases_embeddings_and_convolutions(tmp_path):
             f"{TOKENS}.weight": 2 * (tokens[f"{TOKENS}.lora_embedding_B"]
                                      @ tokens[f"{TOKENS}.lora_embedding_A"]).T,
             f"{PATCH}.weight": 2 * convolved}  # fmt: skip
-    compare(tmp_path, tensors, want, bias="all", modules_to_save=["visual_projection"])
+    saved = {"text_model.final_layer_norm.bias": numbers(64, seed=9)}
+    for copy in ("modules_to_save", "original_module"):  # which PEFT writes beside, with `bias`
+        tensors[f"text_model.final_layer_norm.{copy}.bias"] = numbers(64, seed=10)
+    want |= {name: x - state[name] for name, x in saved.items()}
+    whole = ["visual_projection", "final_layer_norm"]
+    compare(tmp_path, tensors | saved, want, bias="all", modules_to_save=whole)
 
 
 @pytest.fixture(scope="module")
