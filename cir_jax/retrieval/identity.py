@@ -29,8 +29,10 @@ WORDS = {
     "image_side": "the parameters of the image side",
     "query_side": "the parameters of the query side",
     "tokenizer": "the tokenizer",
+    "index_inputs": "what its encoder reads of an image",
+    "query_inputs": "what its encoder reads of a query",
 }
-QUERY_PARTS = ("query_side", "tokenizer")  # what rows do not depend on
+QUERY_PARTS = ("query_side", "tokenizer", "query_inputs")  # what rows do not depend on
 
 
 def of(
@@ -46,6 +48,7 @@ def of(
     """
     rows, width = functions.target_shape
     content = config.model[CONTENT]
+    keys = {f"{side}_inputs": functions.input_keys(side) for side in ("index", "query")}
     return {
         "model": Path(config.model.name).stem,
         "tower": config.model.tower,
@@ -56,6 +59,7 @@ def of(
         "image_side": _checksum({path: index[path] for path in functions.index_paths}),
         "query_side": _checksum({path: query[path] for path in functions.abstract}),
         **({"tokenizer": content} if content else {}),
+        **{part: values for part, values in keys.items() if values},
     }
 
 
