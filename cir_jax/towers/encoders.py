@@ -11,8 +11,9 @@ A family is a module with
 from cir_jax.errors import UserError, nearest
 from cir_jax.towers.clip import encoder as clip
 from cir_jax.towers.encoder import Encoder
+from cir_jax.towers.siglip import encoder as siglip
 
-FAMILIES = (clip,)
+FAMILIES = (clip, siglip)
 
 
 def find(name: str) -> Encoder:
@@ -27,5 +28,5 @@ def find(name: str) -> Encoder:
     known = [one for family in FAMILIES for one in family.names()]
     raise UserError(
         f"no tower {name!r}; there are: {', '.join(known)}.{nearest(name.partition('+')[0], known)}"
-        " A size of your own is written out, as cir_jax/towers/clip/sizes.py says"
+        " A size of your own is written out, as sizes.py in each folder of cir_jax/towers says"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.towers.clip import open_clip, sizes
 from cir_jax.towers.clip.sizes import ClipSize, ResNetSize, TextSize, VisionTransformerSize
@@ -236,8 +237,33 @@ def test_a_preprocessing_that_is_no_object_is_refused():
         open_clip.size_of({"model_cfg": config(), "preprocess_cfg": [0.5]}, WHERE)
 
 
-@pytest.mark.parametrize("key", ["mean", "std"])
-def test_pixels_normalised_by_others_are_refused(key):
-    half = {"mean": CLIP_MEAN, "std": CLIP_STD, key: [0.5, 0.5, 0.5]}
-    with pytest.raises(UserError, match=rf"image {key} of \[0.5, 0.5, 0.5\].*CLIP's"):
-        open_clip.size_of({"model_cfg": config(), "preprocess_cfg": half}, WHERE)
+def test_another_normalisation_and_filter_come_in_and_go_out_again():
+    half = {
+        "mean": [0.5] * 3,
+        "std": CLIP_STD,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
+    said = open_clip.processor_of({"model_cfg": config(), "preprocess_cfg": half}, WHERE)
+    assert said.model == {
+        "pixel_mean": (0.5,) * 3, "pixel_deviation": (), "interpolation": "bilinear",
+    }  # fmt: skip
+    assert said.data == {"pad": "squash"}
+    size, context = open_clip.size_of({"model_cfg": config()}, WHERE)
+    pixels = Normalisation((0.5,) * 3)
+    written = open_clip.config_of(size, context, pixels, "bilinear")["preprocess_cfg"]
+    assert written == {"mean": [0.5] * 3, "std": CLIP_STD, "interpolation": "bilinear"}
+
+
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        ({"mean": 0.5}, "pixel_mean of 0.5; three numbers"),
+        ({"std": [0.5, 0.5]}, "three numbers"),
+        ({"std": [0.5, 0.5, 0]}, "deviation .* none of an image"),
+        ({"interpolation": "lanczos"}, "interpolation='lanczos', and bilinear, bicubic"),
+    ],
+)
+def test_pixels_that_no_config_says_are_refused(said, why):
+    with pytest.raises(UserError, match=why):
+        open_clip.size_of({"model_cfg": config(), "preprocess_cfg": said}, WHERE)

@@ -26,6 +26,7 @@ from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
 from cir_jax.towers.clip.sizes import ClipSize
+from cir_jax.towers.siglip import weight_rules as siglip
 from cir_jax.weight_rules import Rule
 
 MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
@@ -95,7 +96,7 @@ def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | Non
 def find_huggingface(source: Source) -> Found | None:
     """A folder of transformers' CLIPModel."""
     group = _group(source, HUGGINGFACE_MARK)
-    if group is None or OTHER_MARK in source.groups[group]:
+    if group is None or {OTHER_MARK, siglip.MARK} & source.groups[group].keys():
         return None
     if "config.json" not in source.configs:
         raise UserError(
@@ -207,13 +208,13 @@ def check_name(place: Path, key: str) -> None:
 
 def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
     """A folder that open_clip loads as `local-dir:FOLDER`."""
-    _check_alone(place, ("open_clip_model.safetensors",))
+    check_alone(place, ("open_clip_model.safetensors",))
     size, context = _size(written)
     config = place / "open_clip_config.json"
     weights = place / "open_clip_model.safetensors"
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(config, open_clip.config_of(size, context, *_pixels(written)))
+    write_json(config, open_clip.config_of(size, context, *_pixels(written)))
     return [weights, config]
 
 
@@ -222,10 +223,10 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     size, context = _size(written)
     config = huggingface.config_of(size, context)
     another = any(path.startswith("text/") for path in written.differ)
-    _check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
+    check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(place / "config.json", config)
+    write_json(place / "config.json", config)
     files = list(written.files)
     huggingface.write_processor(place, size, context, files, *_pixels(written))
     if another:
@@ -234,7 +235,7 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
         table = expand(clip.huggingface_text(), text)
         with whole(folder / "model.safetensors") as file:
             safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
-        _write_json(folder / "config.json", huggingface.text_config_of(size, context))
+        write_json(folder / "config.json", huggingface.text_config_of(size, context))
     return sorted(p for p in place.rglob("*") if p.is_file())
 
 
@@ -252,7 +253,7 @@ def _pixels(written: Written) -> tuple[Normalisation, str]:
     return pixels, said.get(inputs.INTERPOLATION, "") or encoder.resize.interpolation
 
 
-def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
+def check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
     """Raises UserError if a folder has weights that would stay beside those that are written."""
     names = (*sources.WEIGHTS, INDEX_TEXT)
     there = [n for n in names if n not in replaced and (folder / n).exists()]
@@ -263,7 +264,7 @@ def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
         )
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     with whole(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 

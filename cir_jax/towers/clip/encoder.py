@@ -5,15 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from flax import nnx
-
 from cir_jax.towers.clip import sizes
-from cir_jax.towers.clip.resnet import ModifiedResNet
 from cir_jax.towers.clip.sizes import ClipSize
-from cir_jax.towers.clip.text import TextTransformer
-from cir_jax.towers.clip.vit import VisionTransformer
 from cir_jax.towers.encoder import BLOCKS, Encoder
-from cir_jax.towers.layers import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +16,13 @@ class ClipEncoder(Encoder):
 
     size: ClipSize
 
-    def build(self, config: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
+    def build(self, config: Any, rngs: Any) -> tuple[Any, Any]:
         """See `Encoder`."""
+        from cir_jax.towers.clip.resnet import ModifiedResNet
+        from cir_jax.towers.clip.text import TextTransformer
+        from cir_jax.towers.clip.vit import VisionTransformer
+        from cir_jax.towers.layers import DTYPES
+
         size = self.size
         options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "remat": config.remat}
         options["rngs"] = rngs

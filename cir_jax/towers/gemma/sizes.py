@@ -25,7 +25,7 @@ from cir_jax.errors import UserError, nearest
 
 PAD, END, START = 0, 1, 2  # token ids of every Gemma
 CONTEXT = 512  # tokens of a text; positions are rotations, so a longer one is no other model
-CLIP_WORDS = 49408  # the vocabulary that the tiny ones share with CLIP, see `Marks`
+CLIP_WORDS = 49408  # tokens of CLIP, behind which the tiny ones have the marks of an image
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ SIZES = {
     # Ours: it trains from nothing on two CPU cores within minutes.
     "tiny-gemma": GemmaSize(
         VisionSize(64, 8, 1, 96, 192, 2, 2, 48, 8),
-        TextSize(CLIP_WORDS + 3, 96, 192, 3, 3, 4, 2, 24, 1, 48, 512, 48),
+        TextSize(CLIP_WORDS + 8, 96, 192, 3, 3, 4, 2, 24, 1, 48, 512, 48),
         96,
         _TINY_MARKS,
     ),
