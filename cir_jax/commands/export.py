@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="safetensors (ours, both trees), and those of the model: clip_sum has huggingface, "
         "open_clip, openai, clip4cir, spn; clip_combiner also combiner; tgcir has tgcir, "
         "tgcir_spn, and of its CLIP huggingface, open_clip, openai; blip huggingface, blip4cir, "
-        "spn; sprc huggingface, sprc, spn",
+        "spn; sprc huggingface, sprc, spn; gemma_embedding huggingface",
     )  # fmt: skip
     parser.add_argument(
         "--tree", default="retrieval",
