@@ -32,6 +32,7 @@ TOWERS = {"clip_sum:fashioniq": "RN50x4", "clip_sum:emoji": "tiny-vit"}
 FULL = {
     "clip_sum": ("clip_sum:fashioniq", "RN50x4"),
     "clip_sum-ViT-L-14": ("clip_sum:fashioniq", "ViT-L/14"),
+    "clip_sum-SigLIP-So400m": ("clip_sum:fashioniq", "SigLIP-So400m/14-384"),
     "clip_combiner": ("clip_combiner:fashioniq", "RN50x4"),
     "tgcir": ("tgcir:fashioniq", "ViT-B/16"),
     "blip": ("blip:fashioniq", "blip-base"),
