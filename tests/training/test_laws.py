@@ -92,8 +92,7 @@ def placed(batch, mesh):
 def one_update(model, stage, shape, fsdp=False, text=None):
     functions, made, mesh, params, batch, bank, config = prepared(model, stage, shape)
     batch |= {} if text is None else {"text": text}
-    if fsdp:
-        functions = dataclasses.replace(functions, fsdp=mesh)
+    functions = dataclasses.replace(functions, fsdp=mesh if fsdp else None, mesh=mesh)
     places = sharding.parameter_shardings(functions, mesh)
     paths = stages.trainable(made, functions)
     if fsdp:

@@ -230,7 +230,7 @@ class Clip(nn.Module):
         x = self.ln_final(x)
         yield "norm", x
         end = tokens.argmax(dim=1)  # end-of-text has the largest id
-        yield "feature", x[torch.arange(len(x)), end] @ self.text_projection
+        yield "feature", x[torch.arange(len(x), device=x.device), end] @ self.text_projection
 
 
 def build(size: ClipSize, context: int = sizes.CONTEXT) -> Clip:

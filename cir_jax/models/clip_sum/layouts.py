@@ -22,6 +22,7 @@ from cir_jax.convert.tables import expand, tensors_of
 from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
+from cir_jax.models.clip_sum import sentence_transformers
 from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
@@ -229,6 +230,8 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     write_json(place / "config.json", config)
     files = list(written.files)
     huggingface.write_processor(place, size, context, files, *_pixels(written))
+    if written.config.name == "clip_sum":  # whose query is the sum of what the folder gives
+        sentence_transformers.write(place, dict(written.data))
     if another:
         folder = place / INDEX_TEXT
         text = {path: x for path, x in written.index.items() if path.startswith("text/")}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.runtime.sharding import keep_rows
+from cir_jax.runtime.sharding import keep_rows, lookup
 from cir_jax.towers import packed
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.sizes import CONTEXT, VOCABULARY, TextSize
@@ -72,7 +72,7 @@ class TextTransformer(nnx.Module):
             if length > context:
                 raise UserError(f"text of {length} tokens is over the context of {context}; cut it")
             positions = self.position[...][None, :length]
-        x = keep_rows(self.token_embedding[...][ids]) + positions
+        x = keep_rows(lookup(self.token_embedding[...], ids)) + positions
         return self.norm_out(run_blocks(self.blocks, x.astype(self.dtype), mask, remat=self.remat))
 
     def __call__(self, text: Text) -> jax.Array:

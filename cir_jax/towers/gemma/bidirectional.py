@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cir_jax.runtime.sharding import keep_rows
+from cir_jax.runtime.sharding import keep_rows, lookup
 from cir_jax.towers.gemma.layers import (
     GatedMlp,
     RMSNorm,
@@ -194,24 +194,21 @@ class Encoder(nnx.Module):
         valid = jnp.concatenate(
             [jnp.broadcast_to(shown[:, None], of_image.shape), used & ~here], axis=1
         )
-        x = jnp.concatenate([self._image(image), self._words(text)], axis=1)
+        x = self._tokens(text, image)
         x = self._layers(x, self._places(positions, valid))
         weight = valid[..., None].astype(jnp.float32)
         total = jnp.maximum(weight.sum(axis=1), 1.0)
         mean = (self.norm_out(x).astype(jnp.float32) * weight).sum(axis=1) / total
         return self.proj(mean)
 
-    def _words(self, ids: jax.Array) -> jax.Array:
-        """[B, T] -> [B, T, C] in the compute type."""
-        words = keep_rows(self.tokens[...][ids]) * self.size.width**0.5
-        return words.astype(self.dtype)
-
-    def _image(self, image: jax.Array) -> jax.Array:
-        """Soft tokens [B, R, C] -> [B, R + 2, C] between their marks."""
-        marks = jnp.asarray([[self.marks.begin, self.marks.end]])
-        begin, end = jnp.split(self._words(marks), 2, axis=1)
-        begin, end = (jnp.broadcast_to(x, (len(image), *x.shape[1:])) for x in (begin, end))
-        return jnp.concatenate([begin, image.astype(self.dtype), end], axis=1)
+    def _tokens(self, text: jax.Array, image: jax.Array) -> jax.Array:
+        """Ids [B, T] and soft tokens [B, R, C] between their marks -> [B, R + 2 + T, C]."""
+        marks = jnp.asarray([[self.marks.begin], [self.marks.end]], text.dtype)
+        begin, end = (jnp.broadcast_to(mark[None], (len(text), 1)) for mark in marks)
+        ids = jnp.concatenate([begin, end, text], axis=1)
+        words = keep_rows(lookup(self.tokens[...], ids)) * self.size.width**0.5
+        begin, end, text = jnp.split(words.astype(self.dtype), (1, 2), axis=1)
+        return jnp.concatenate([begin, image.astype(self.dtype), end, text], axis=1)
 
     def _places(self, positions: jax.Array, valid: jax.Array) -> Places:
         """Of [B, L] positions, and which of the tokens are there."""
