@@ -31,6 +31,13 @@ and where it needs them
     encoder         an attribute of a `Model`: the towers it is built of, see
                     `cir_jax.towers.encoders`. Their normalisation, filter and tokenizer are then
                     the model's; those of one without are CLIP's
+    prompted        a function of config and a tokenizer -> the tokenizer that puts texts into the
+                    words that the model was trained with, see `cir_jax.data.prompts`
+    INPUT_KEYS      keys of its KEYS that its vectors depend on, and that no shape says -> "index"
+                    if targets or references do, "query" if queries alone do. Stage two takes them
+                    from the run it starts from, and they are part of every fingerprint
+    TEXT_ALONE      True if a text composed with a reference of zeros is a query by the text alone.
+                    A model with CLIP's `logit_scale`, which stage zero trains so, need not say it
     NEW             regexes of paths that start at random, with a message, beside weights that lack
                     them
     AUXILIARY       {name: what it is}: losses of its own for stage one, see `loss.auxiliary` of
@@ -203,7 +210,13 @@ class Functions:
     @property
     def text_alone(self) -> bool:
         """True if a text composed with a reference of zeros has a meaning, as in pretraining."""
-        return LOGIT_SCALE in self.abstract
+        return LOGIT_SCALE in self.abstract or getattr(self.module, "TEXT_ALONE", False)
+
+    def input_keys(self, side: str) -> dict[str, Any]:
+        """Key of INPUT_KEYS -> its value in the config, of the side "index" or "query"."""
+        known = getattr(self.module, "INPUT_KEYS", {})
+        values = {key: self.config[key] for key, of in known.items() if of == side}
+        return {f"model.{key}": list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
     @property
     def sums(self) -> bool:
@@ -366,6 +379,15 @@ class Functions:
         if self.adapters is not None:
             lora.attach(model, self.keys, params, self.adapters.scale)
         return model
+
+
+def input_keys_of(name: str) -> list[str]:
+    """The INPUT_KEYS of the model called `name`.
+
+    Raises:
+      UserError: no such model.
+    """
+    return list(getattr(plugins.load(PACKAGE, name, marker="Model"), "INPUT_KEYS", {}))
 
 
 def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Functions:

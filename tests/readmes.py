@@ -16,6 +16,7 @@ FILES = (
     "cir_jax/retrieval/README.md",
     "cir_jax/serving/README.md",
     "cir_jax/README.md",
+    "cir_jax/models/README.md",
     "tools/README.md",
     ".github/CONTRIBUTING.md",
 )

@@ -91,6 +91,7 @@ class Inputs:
         kind = self.functions.config.attention
         if kind != XLA:  # what all banks were made with before there was another
             parts["model.attention"] = kind
+        parts |= {key: str(value) for key, value in self.functions.input_keys("index").items()}
         if self.place == "recompute":
             return parts
         plan, kind = self.plan, "by text" if self.plan.by_text else "by image"

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from cir_jax.losses.matryoshka import cut
 from cir_jax.losses.rows import own_rows
 from cir_jax.losses.scores import scores
 from cir_jax.runtime.mesh import AXES
@@ -64,6 +65,7 @@ def bank_loss(
     rows: int | None = None,
     exclude: jax.Array | None = None,
     block: int = 0,
+    width: int = 0,
 ) -> jax.Array:
     """Cross-entropy of each query over all rows of the bank.
 
@@ -84,15 +86,16 @@ def bank_loss(
       block: bank rows x K that a device holds products of at a time, [B, block] float32; blocks
         are made equal, of at most 1.5 times as many. 0 chooses, see `block_size`. Another block is
         another order of sums, and so changes a loss by rounding and by nothing else.
+      width: of the queries where they are cut, see `cir_jax.losses.matryoshka`: the rows are cut to
+        it block by block; 0 takes both as they are.
 
     Returns:
       [B] float32.
     """
     if exclude is not None:
         exclude = jnp.where(exclude == label[:, None], -1, exclude)
-    batch, width = query.shape
-    block = block or block_size(batch, width, mesh)
-    static = (mesh, per_row, rows or bank.shape[0] // per_row, block)
+    block = block or block_size(len(query), bank.shape[1], mesh)
+    static = (mesh, per_row, rows or bank.shape[0] // per_row, block, width)
     return _loss(static, query, jnp.asarray(temperature, jnp.float32), bank, label, exclude)
 
 
@@ -131,9 +134,9 @@ _loss.defvjp(_loss_forward, _loss_backward)
 
 
 def _sharded(static: tuple, gradient: bool, *arguments: Any) -> Any:
-    mesh, per_row, rows, block = static
+    mesh, per_row, rows, block, width = static
     return jax.shard_map(
-        partial(_on_device, per_row, rows, block, gradient),
+        partial(_on_device, per_row, rows, block, width, gradient),
         mesh=mesh,
         in_specs=(_ALL, _ALL, _ROWS, _ALL, _ALL),
         out_specs=_ALL,
@@ -145,6 +148,7 @@ def _on_device(
     per_row: int,
     rows: int,
     block: int,
+    width: int,
     gradient: bool,
     query: jax.Array,
     temperature: jax.Array,
@@ -167,7 +171,7 @@ def _on_device(
         # Where a bfloat16 bank is computed with in float32 (a CPU), the compiler would convert all
         # of it before the loop. The barrier makes the bank seem to change with the block.
         whole, start = jax.lax.optimization_barrier((bank, start))
-        part = jax.lax.dynamic_slice_in_dim(whole, start * per_row, size * per_row)
+        part = cut(jax.lax.dynamic_slice_in_dim(whole, start * per_row, size * per_row), width)
         local = start + jnp.arange(size)
         valid = (first + local < rows) & (local >= i * size)
         left_out = None if exclude is None else exclude - (first + start)
@@ -183,8 +187,9 @@ def _on_device(
     highest = jax.lax.pmax(top, AXES)
     share = jnp.exp(top - highest)
     total = jax.lax.psum(total * share, AXES)
-    positive = own_rows(bank, label, per_row).astype(jnp.float32)  # zeros: another device's
-    products = jnp.einsum("bd,bkd->bk", scaled, positive, precision=_precision(bank))
+    positive = cut(own_rows(bank, label, per_row), width)  # zeros: another device's
+    precision, positive = _precision(positive), positive.astype(jnp.float32)
+    products = jnp.einsum("bd,bkd->bk", scaled, positive, precision=precision)
     best = jax.lax.psum(products.max(axis=1), AXES)
     loss = highest + jnp.log(total) - best
     if not gradient:

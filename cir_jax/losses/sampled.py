@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from cir_jax.errors import UserError
+from cir_jax.losses.matryoshka import cut
 from cir_jax.losses.rows import own_rows
 from cir_jax.runtime.mesh import AXES
 
@@ -110,6 +111,7 @@ def sampled_bank_loss(
     *,
     mesh: Mesh,
     per_row: int = 1,
+    width: int = 0,
 ) -> jax.Array:
     """Cross-entropy of each query over its positive and its own negatives.
 
@@ -121,17 +123,24 @@ def sampled_bank_loss(
       temperature: scalar.
       mesh: the device mesh.
       per_row: K.
+      width: of the queries where they are cut, see `cir_jax.losses.matryoshka`: rows are then cut
+        to it; 0 takes both as they are.
 
     Returns:
       [B] float32; gradients reach the query and the temperature.
     """
     ids = jnp.concatenate([label[:, None], negative_id], axis=1)
-    logits = row_scores(query, bank, ids, mesh, per_row) / temperature
+    logits = row_scores(query, bank, ids, mesh, per_row, width) / temperature
     return jax.nn.logsumexp(logits, axis=1) - logits[:, 0]
 
 
 def row_scores(
-    query: jax.Array, bank: jax.Array, ids: jax.Array, mesh: Mesh, per_row: int = 1
+    query: jax.Array,
+    bank: jax.Array,
+    ids: jax.Array,
+    mesh: Mesh,
+    per_row: int = 1,
+    width: int = 0,
 ) -> jax.Array:
     """Scores of each query with candidates of its own, [B, D], [N K, D], [B, n] -> [B, n] float32.
 
@@ -147,7 +156,7 @@ def row_scores(
         @jax.checkpoint
         def one(part: jax.Array) -> jax.Array:
             # Rows of other devices are zeros here, and so are their scores.
-            rows = own_rows(local, part, per_row).astype(jnp.float32)
+            rows = cut(own_rows(local, part, per_row), width).astype(jnp.float32)
             flat = rows.reshape(len(rows), -1, rows.shape[-1])
             products = jnp.einsum("bd,bmd->bm", query, flat, precision="highest")
             return products.reshape(rows.shape[:3]).max(axis=2)

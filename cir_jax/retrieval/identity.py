@@ -27,8 +27,10 @@ WORDS = {
     "image_side": "the parameters of the image side",
     "query_side": "the parameters of the query side",
     "tokenizer": "the tokenizer",
+    "index_inputs": "what its encoder reads of an image",
+    "query_inputs": "what its encoder reads of a query",
 }
-QUERY_PARTS = ("query_side", "tokenizer")  # what rows do not depend on
+QUERY_PARTS = ("query_side", "tokenizer", "query_inputs")  # what rows do not depend on
 
 
 def of(
@@ -44,6 +46,7 @@ def of(
     """
     rows, width = functions.target_shape
     content = getattr(config.model, CONTENT, "")
+    keys = {f"{side}_inputs": functions.input_keys(side) for side in ("index", "query")}
     return {
         "model": Path(config.model.name).stem,
         "tower": config.model.tower,
@@ -54,6 +57,7 @@ def of(
         "image_side": checksums.of_arrays({path: index[path] for path in functions.index_paths}),
         "query_side": checksums.of_arrays({path: query[path] for path in functions.abstract}),
         **({"tokenizer": content} if content else {}),
+        **{part: values for part, values in keys.items() if values},
     }
 
 

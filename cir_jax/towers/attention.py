@@ -35,6 +35,7 @@ class Attend:
         `jax.nn.dot_product_attention`. Gradients of the two differ in the last bit, so a tower
         stays with what its released runs were made with.
       kind: XLA or CUDNN.
+      scale: of the scores; None is 1 / sqrt(width).
     """
 
     heads: int
@@ -43,6 +44,7 @@ class Attend:
     masks: bool = False
     written_out: bool = False
     kind: str = XLA
+    scale: float | None = None
 
     def __call__(
         self,
@@ -52,7 +54,7 @@ class Attend:
         mask: jax.Array | None = None,
         drop: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
-        """softmax(query key / sqrt(width)) value for each head.
+        """softmax(scale query key) value for each head.
 
         Args:
           query: [B, T, C], C = heads x width.
@@ -71,14 +73,21 @@ class Attend:
             x.reshape(*x.shape[:2], self.heads, self.width) for x in (query, key, value)
         )
         if drop is None and self.kind == CUDNN and (mask is None or mask.ndim == 2):
-            return _by_kernel(query, key, value, mask, self.causal).reshape(shape)
+            return _by_kernel(query, key, value, mask, self.causal, self.scale).reshape(shape)
         if mask is not None:
             mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]
         if drop is not None or self.written_out:
             assert not self.causal, "no causal tower is written out or drops weights"
+            assert self.scale is None, "nor one with a scale of its own"
             return _written_out(query, key, value, mask, drop).reshape(shape)
         mixed = jax.nn.dot_product_attention(
-            query, key, value, mask=mask, is_causal=self.causal, implementation="xla"
+            query,
+            key,
+            value,
+            mask=mask,
+            is_causal=self.causal,
+            scale=self.scale,
+            implementation="xla",
         )
         return mixed.reshape(shape)
 
@@ -101,14 +110,25 @@ def _written_out(
 
 
 def _by_kernel(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, causal: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    causal: bool,
+    scale: float | None,
 ) -> jax.Array:
     # A number of keys, not a mask: the kernel takes masks as a bias, whose gradient it then stores,
     # and not for every length.
     seen = None if mask is None else mask.sum(axis=1, dtype=jnp.int32)
     try:
         return jax.nn.dot_product_attention(
-            query, key, value, is_causal=causal, key_value_seq_lengths=seen, implementation="cudnn"
+            query,
+            key,
+            value,
+            is_causal=causal,
+            scale=scale,
+            key_value_seq_lengths=seen,
+            implementation="cudnn",
         )
     except (NotImplementedError, RuntimeError, ValueError) as error:
         shapes = f"queries {query.shape} and keys {key.shape} of {query.dtype}"

@@ -43,12 +43,18 @@ class Inputs:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer.
+        """The tokenizer, with what the model puts around each text.
 
         Raises:
           UserError: there is none of that name; or the file of it is not there, is damaged, or is
             not the one that the weights were trained with.
         """
+        prompted = getattr(self.module, "prompted", None)
+        plain = self._plain()
+        return prompted(self.config, plain) if prompted else plain
+
+    def _plain(self) -> Tokenizer:
+        """The tokenizer of the words."""
         name, context = self.tokenizer_name, self.config.context
         if name != tokens.FILE:
             if place := self.config.get(TOKENIZER, ""):

@@ -256,7 +256,9 @@ class Block(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def patches(pixels: jax.Array, side: int, kernel: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+def patches(
+    pixels: jax.Array, side: int, kernel: nnx.Param | jax.Array, dtype: jnp.dtype
+) -> jax.Array:
     """Every whole patch of an image times `kernel`.
 
     Args:

@@ -7,6 +7,7 @@ of jax: the command asks before it loads anything heavy, and the trainer asks ag
 itself.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from cir_jax.errors import UserError
 from cir_jax.towers.blip import sizes as blip
 from cir_jax.towers.blip2 import sizes as blip2
 from cir_jax.towers.clip import sizes as clip
+from cir_jax.towers.gemma import sizes as gemma
 from cir_jax.towers.siglip import sizes as siglip
 
 # Parameters from which on a model counts as of full size: above all that learn from OpenMoji in
@@ -79,6 +81,8 @@ def parameters(tower: str) -> int:
 
     Matrices of blocks and of the vocabulary are counted, which is nearly all of them.
     """
+    with contextlib.suppress(UserError):
+        return gemma.parameters(gemma.find(tower))
     for family, vocabulary in _VOCABULARY.items():
         try:
             size: Any = family.find(tower)

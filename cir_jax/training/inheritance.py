@@ -85,7 +85,14 @@ def _from_run(config: ConfigDict, place: str) -> ConfigDict:
 def _of_run(held: ConfigDict) -> dict[str, Any]:
     flat = keys.flat(held)
     ratio = (RATIO,) if flat[PAD] == "target" else ()  # which nothing else reads
-    return {key: flat[key] for key in (*_SIZES, PAD, *ratio)}
+    return {key: flat[key] for key in (*_SIZES, PAD, *ratio, *_input_keys(held))}
+
+
+def _input_keys(held: ConfigDict) -> list[str]:
+    """Keys of a run's model that its weights were trained with, see INPUT_KEYS of the contract."""
+    if identify.is_file(held.model.name):  # whose code is not run here
+        return []
+    return [f"model.{key}" for key in contract.input_keys_of(held.model.name)]
 
 
 def _holds(place: str, config: ConfigDict) -> bool:

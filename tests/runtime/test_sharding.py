@@ -39,6 +39,7 @@ FULL = {
     "tgcir": ("tgcir:fashioniq", "ViT-B/16"),
     "blip": ("blip:fashioniq", "blip-base"),
     "sprc": ("sprc:fashioniq", "blip2-vit-g"),
+    "gemma_embedding": ("gemma_embedding:fashioniq", "embeddinggemma-2"),
 }
 
 

@@ -25,6 +25,7 @@ REFUSED = r"is of full size \(about .* M parameters\), and no weights are given 
     [
         *("clip_sum:fashioniq", "clip_sum:cirr,stage=2", "clip_sum:cirr,stage=0"),
         *("blip:cirr", "sprc:fashioniq,stage=2", "tgcir:cirr", "clip_combiner", "zero_shot:cirr"),
+        "gemma_embedding:cirr",
     ],
 )
 def test_every_published_recipe_needs_weights(config):
@@ -56,7 +57,8 @@ def test_the_tiny_ones_go_on_as_before(name, argument):
 
 def test_sizes_are_close_to_the_published():
     """In M, as the configs say them: RN50x4 178, ViT-L/14 428, BLIP 224, BLIP-2 1,170."""
-    published = {"RN50x4": 178, "ViT-L/14": 428, "blip-base": 224, "blip2-vit-g": 1170}
+    published = {"RN50x4": 178, "ViT-L/14": 428, "blip-base": 224, "blip2-vit-g": 1170,
+                 "embeddinggemma-2": 439}  # fmt: skip
     for tower, size in published.items():
         assert from_scratch.parameters(tower) / 1e6 == pytest.approx(size, rel=0.06)
     written = "vit-224-32-w768-l12-h12_text-w512-l12-h8_d512"

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError, nearest
-from cir_jax.losses import in_batch, negative_types, sigmoid
+from cir_jax.losses import in_batch, matryoshka, negative_types, sigmoid
 from cir_jax.params import BIAS, Params
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage
@@ -43,6 +43,9 @@ KEYS = {
     "negative_types": (("target",), "an ablation: what of another example replaces a part of the "
                        "triplet to make a negative; their losses are averaged",
                        ("target", "query", "text", "reference")),
+    "matryoshka": ((), "widths, that of the model's vectors among them, at each of which vectors "
+                   "are cut and the contrastive loss is taken; the sum of these trains vectors "
+                   "that may be cut (arXiv 2205.13147)", "[1, 1e6]"),
     "chunk": (0, "images per encoder chunk over all devices (gradient caching), more where these "
                  "are more; 0 = all at once", "[0, 1e6]"),
 }  # fmt: skip
@@ -59,6 +62,7 @@ class Stage:
     chunk: int = 0
     auxiliary: tuple[tuple[str, float], ...] = ()
     negative_types: tuple[str, ...] = ("target",)
+    matryoshka: tuple[int, ...] = ()
     extra: dict[str, float] = field(default_factory=dict)
     fields: tuple[str, ...] = ("text", "reference_pixels", "target_pixels")
     roles: tuple[str, ...] = ("index", "query")
@@ -69,8 +73,8 @@ class Stage:
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
         """Raises UserError for a batch of one or one that does not split into chunks that divide
-        over the mesh, or for auxiliary losses or types of negatives that do not exist or do not go
-        together."""
+        over the mesh, or for auxiliary losses, types of negatives or widths that do not exist or do
+        not go together."""
         loss = config.loss
         stage.check_negatives(config)
         chunk = meshes.fitting_chunk(config.batch, loss.chunk, mesh)
@@ -82,6 +86,7 @@ class Stage:
                 f"loss.negative_types={types} composes every reference with every text, which does "
                 f"not go with {other}; leave one of them out"
             )
+        widths = matryoshka.check(loss.matryoshka, functions)
         extra = stage.temperature_leaf(config)
         if loss.kind == stage.SIGMOID:
             if types != ("target",):
@@ -90,7 +95,8 @@ class Stage:
                     f"{types} are not of them; leave one of the two out"
                 )
             extra |= {BIAS: loss.bias} if extra else {}
-        return cls(loss.temperature, mesh, loss.kind, loss.bias, chunk, auxiliary, types, extra)
+        kind = loss.kind, loss.bias
+        return cls(loss.temperature, mesh, *kind, chunk, auxiliary, types, widths, extra)
 
     @property
     def crosses(self) -> bool:
@@ -129,26 +135,51 @@ class Stage:
         composed, targets, extras = _in_chunks(encode, rows, key, self.chunk)
         tau = stage.temperature(self, query)
         metrics = {"temperature": jnp.asarray(tau)}
-        if self.kind == stage.SIGMOID:
-            assert self.mesh is not None  # every stage of a config has one
-            bias = stage.bias(self, query)
-            losses = sigmoid.sigmoid_loss(composed, targets, tau, bias, mesh=self.mesh)
-            metrics |= {"bias": jnp.asarray(bias)}
-        elif self.negative_types == ("target",):
-            losses = in_batch.in_batch_loss(composed, targets, tau)
-        else:
-            crossed = None
-            if crosses:
-                crossed = _crossed(functions, query, index, rows, extras["reference"], key)
-            kinds = negative_types.losses(self.negative_types, composed, targets, tau, crossed)
-            losses = functools.reduce(operator.add, kinds.values()) / len(kinds)
-            metrics |= {f"{name}_negatives": x.mean() for name, x in kinds.items()}
+        crossed = None
+        if crosses:
+            crossed = _crossed(functions, query, index, rows, extras["reference"], key)
+
+        def at(width: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+            others = crossed and (lambda shift: matryoshka.cut(crossed(shift), width))
+            pair = matryoshka.cut(composed, width), matryoshka.cut(targets, width)
+            return self._contrastive(query, *pair, tau, others)
+
+        losses, found = matryoshka.summed(at, self.matryoshka)
+        metrics |= found
         if self.auxiliary:
             added = functions.auxiliary(query, composed, targets, extras, tau)
             metrics |= {"contrastive": losses.mean()}
             metrics |= {name: added[name].mean() for name, _ in self.auxiliary}
             losses = losses + sum(weight * added[name] for name, weight in self.auxiliary)
         return losses, metrics
+
+    def _contrastive(
+        self,
+        query: Params,
+        composed: jax.Array,
+        targets: jax.Array,
+        tau: jax.Array | float,
+        crossed: Callable[[jax.Array], jax.Array] | None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """([B] losses of queries over the batch's targets, what is to be logged).
+
+        Args:
+          query: parameters of the query, for what the stage adds to them.
+          composed: [B, D].
+          targets: [B, K, D].
+          tau: the temperature.
+          crossed: see `negative_types.losses`.
+        """
+        if self.kind == stage.SIGMOID:
+            assert self.mesh is not None  # every stage of a config has one
+            bias = stage.bias(self, query)
+            losses = sigmoid.sigmoid_loss(composed, targets, tau, bias, mesh=self.mesh)
+            return losses, {"bias": jnp.asarray(bias)}
+        if self.negative_types == ("target",):
+            return in_batch.in_batch_loss(composed, targets, tau), {}
+        kinds = negative_types.losses(self.negative_types, composed, targets, tau, crossed)
+        means = {f"{name}_negatives": x.mean() for name, x in kinds.items()}
+        return functools.reduce(operator.add, kinds.values()) / len(kinds), means
 
 
 def _weights(texts: Iterable[str], functions: Functions) -> tuple[tuple[str, float], ...]:

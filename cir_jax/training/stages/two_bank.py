@@ -8,6 +8,7 @@ Source: section 3.3 ("scaling negatives") of arXiv 2404.11317.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from cir_jax.bank import references
 from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
-from cir_jax.losses import in_bank, rows, sampled
+from cir_jax.losses import in_bank, matryoshka, rows, sampled
 from cir_jax.params import Params
 from cir_jax.training import stage
 
@@ -39,6 +40,9 @@ KEYS = {
     "reference_text": ("per_triplet", "models whose reference depends on the text: a reference for "
                        "every text, or one per image (last_caption: a mismatch, as the released "
                        "code has it)", ("per_triplet", "last_caption")),
+    "matryoshka": ((), "widths, that of the model's vectors among them, at each of which vectors "
+                   "are cut and the loss is taken; the sum of these trains vectors that may be cut "
+                   "(arXiv 2205.13147)", "[1, 1e6]"),
     "exclude_reference": (False, "the query's own reference is no negative", None),
     "exclude_positives": (False, "other targets of the same query are no negatives", None),
 }  # fmt: skip
@@ -55,6 +59,7 @@ class Stage:
     negatives: int = 0
     block: int = 0
     recompute: bool = False  # references are encoded in every step
+    matryoshka: tuple[int, ...] = ()
     extra: dict[str, float] = field(default_factory=dict)
     fields: tuple[str, ...] = ("text",)
     roles: tuple[str, ...] = ("query",)
@@ -65,7 +70,7 @@ class Stage:
 
     @classmethod
     def from_config(cls, config: ConfigDict, functions: Functions, mesh: Mesh) -> "Stage":
-        """Raises UserError for texts of references that do not go with the model."""
+        """Raises UserError for texts of references or widths that do not go with the model."""
         loss = config.loss
         references.check_texts(loss, functions.per_triplet)
         excludes = loss.exclude_reference or loss.exclude_positives
@@ -75,6 +80,7 @@ class Stage:
             loss.bank_negatives,
             loss.bank_block,
             loss.references == "recompute",
+            matryoshka.check(loss.matryoshka, functions),
             stage.temperature_leaf(config),
             ("text", "exclude_id") if excludes else ("text",),
         )
@@ -95,24 +101,22 @@ class Stage:
         tau = stage.temperature(self, query)
         label, exclude = batch["target_id"], batch.get("exclude_id")
         per_row = functions.target_shape[0]
+        ids = None
         if self.negatives:
             ids = sampled.sample_negatives(sample_key, label, self.negatives, bank.rows, exclude)
-            losses = sampled.sampled_bank_loss(
-                composed, bank.targets, label, ids, tau, mesh=self.mesh, per_row=per_row
-            )
-        else:
-            losses = in_bank.bank_loss(
-                composed,
-                bank.targets,
-                label,
-                tau,
-                per_row=per_row,
-                exclude=exclude,
-                rows=bank.rows,
-                block=self.block,
-                mesh=self.mesh,
-            )
-        return losses, {"temperature": jnp.asarray(tau)}
+
+        def at(width: int) -> tuple[jax.Array, dict[str, jax.Array]]:
+            vectors = matryoshka.cut(composed, width)
+            shared: dict[str, Any] = {"mesh": self.mesh, "per_row": per_row, "width": width}
+            if ids is not None:
+                return sampled.sampled_bank_loss(
+                    vectors, bank.targets, label, ids, tau, **shared
+                ), {}
+            options: dict[str, Any] = {"exclude": exclude, "rows": bank.rows, "block": self.block}
+            return in_bank.bank_loss(vectors, bank.targets, label, tau, **options, **shared), {}
+
+        losses, found = matryoshka.summed(at, self.matryoshka)
+        return losses, found | {"temperature": jnp.asarray(tau)}
 
     def _reference(
         self, functions: Functions, index: Params, batch: dict[str, jax.Array], bank: Bank
