@@ -56,7 +56,12 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """The approximation of `gelu` by tanh."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": jax.nn.relu}
 
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}  # compute types
@@ -210,6 +215,22 @@ class Mlp(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
+class LayerScale(nnx.Module):
+    """x times a learned vector, [..., C] -> [..., C], in the type of x; it starts as x itself.
+
+    Source: Touvron et al., "Going deeper with Image Transformers", ICCV 2021.
+
+    Args:
+      width: C.
+    """
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.scale[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), [B, T, C] -> [B, T, C].
 
@@ -219,6 +240,7 @@ class Block(nnx.Module):
       activation: one of ACTIVATIONS.
       epsilon: of both norms.
       key_bias: False leaves the bias of the attention keys out.
+      layer_scale: what is added is multiplied by a learned vector each time.
       attention: what computes it, see `cir_jax.towers.attention`.
     """
 
@@ -230,6 +252,7 @@ class Block(nnx.Module):
         activation: str,
         epsilon: float = 1e-5,
         key_bias: bool = True,
+        layer_scale: bool = False,
         attention: str = XLA,
         rngs: nnx.Rngs,
     ):
@@ -243,10 +266,14 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(width, epsilon=epsilon)
         inner = size.mlp or 4 * width
         self.mlp = Mlp(width, inner, mlp_std, out_std, activation=activation, rngs=rngs)
+        self.layer_scale1 = LayerScale(width) if layer_scale else None
+        self.layer_scale2 = LayerScale(width) if layer_scale else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        x = x + self.attention(self.norm1(x), mask)
-        return x + self.mlp(self.norm2(x))
+        added = self.attention(self.norm1(x), mask)
+        x = x + (added if self.layer_scale1 is None else self.layer_scale1(added))
+        added = self.mlp(self.norm2(x))
+        return x + (added if self.layer_scale2 is None else self.layer_scale2(added))
 
 
 def patches(pixels: jax.Array, side: int, kernel: nnx.Param, dtype: jnp.dtype) -> jax.Array:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cir_jax.convert import sources
 from cir_jax.convert.containers import safe_tensors, torch_writer
-from cir_jax.convert.containers.tensors import Tensor
+from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
@@ -27,6 +29,8 @@ from cir_jax.towers.clip.sizes import ClipSize
 from cir_jax.weight_rules import Rule
 
 MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
+EVA_MARK = "visual.trunk.patch_embed.proj.weight"  # of open_clip's models with an encoder of timm
+OPEN_CLIP = "open_clip_config.json"
 HUGGINGFACE_MARK = "vision_model.embeddings.patch_embedding.weight"
 # transformers' BLIP and BLIP-2 have that too; CLIP has no such attention.
 OTHER_MARK = "vision_model.encoder.layers.0.self_attn.qkv.weight"
@@ -35,6 +39,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # trained, and as CLIP's own preprocessing does.
 PADDED = {"pad": "target", "target_ratio": 1.25, "loading": "released"}
 CROPPED = {"pad": "none"}
+LOGIT_BIAS = clip.LOGIT_BIAS.regex
 INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
 DOUBT = (
     "its tensors do not say whether the activation is OpenAI's QuickGELU or the GELU of most "
@@ -45,7 +50,7 @@ DOUBT = (
 def _agrees(size: ClipSize, context: int, sure: bool) -> Callable[[str, Any], bool]:
     def agrees(key: str, value: Any) -> bool:
         if key == "context":
-            return (value or sizes.CONTEXT) == context
+            return (value or size.context) == context
         given = sizes.find(value)
         return (given if sure else _bare(given)) == (size if sure else _bare(size))
 
@@ -84,8 +89,8 @@ def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | Non
     return next((g for g in chosen if name in source.groups[g]), None)
 
 
-def find_huggingface(source: Source) -> Found | None:
-    """A folder of transformers' CLIPModel."""
+def find_huggingface(source: Source, kind: huggingface.Kind = huggingface.CLIP) -> Found | None:
+    """A folder of transformers' CLIPModel, or of another kind."""
     group = _group(source, HUGGINGFACE_MARK)
     if group is None or OTHER_MARK in source.groups[group]:
         return None
@@ -95,22 +100,39 @@ def find_huggingface(source: Source) -> Found | None:
             "given, which says its heads and its activation; give the folder that has both, not "
             "the file alone"
         )
-    size, context = huggingface.size_of(source.configs["config.json"], source.folder)
+    config = source.configs["config.json"]
+    if huggingface.kind_of(config) not in (kind, None):
+        return None
+    size, context = huggingface.size_of(config, source.folder, kind)
     crops = huggingface.crops_as_clip(source.folder)
     return _found(group, size, context, CROPPED if crops else {})
 
 
-def find_open_clip(source: Source) -> Found | None:
-    """A state dict of open_clip, with its config beside it or with a doubt."""
-    group = _group(source, MARK, ("", "state_dict"))
-    if source.container == "torchscript":  # OpenAI's, whatever lies beside it
+def find_open_clip(source: Source, custom: bool = False) -> Found | None:
+    """A state dict of open_clip, with its config beside it or with a doubt.
+
+    Args:
+      source: any.
+      custom: of a model whose text side has names of its own although open_clip has it without.
+    """
+    groups = (_group(source, mark, ("", "state_dict")) for mark in (MARK, EVA_MARK))
+    group = next((one for one in groups if one is not None), None)
+    if group is None or source.container == "torchscript":  # OpenAI's, whatever lies beside it
         return None
-    if group is None or (group == "" and "open_clip_config.json" not in source.configs):
-        return None
-    if "open_clip_config.json" not in source.configs:
-        return _in_openai_names(source, group, {}, doubt=DOUBT)
-    config = source.configs["open_clip_config.json"]
+    tensors = source.groups[group]
+    apart = f"{clip.CUSTOM}token_embedding.weight" in tensors
+    if OPEN_CLIP not in source.configs:
+        if apart or EVA_MARK in tensors:
+            raise UserError(
+                f"{source.place} has names of an open_clip model whose network they do not tell; "
+                f"put its {OPEN_CLIP} beside it"
+            )
+        doubtful = group != "" and not custom
+        return _in_openai_names(source, group, {}, doubt=DOUBT) if doubtful else None
+    config = source.configs[OPEN_CLIP]
     size, context = open_clip.size_of(config, source.folder)
+    if custom != (apart and not open_clip.needs_custom_text(size)):
+        return None
     return _found(group, size, context, CROPPED if open_clip.crops_as_clip(config) else {})
 
 
@@ -138,13 +160,21 @@ def openai_rules(config: Any, prefix: str = "") -> list[Rule]:
     return clip.openai(sizes.find(config.tower), prefix)
 
 
-def huggingface_rules(config: Any) -> list[Rule]:
+def open_clip_rules(config: Any, custom: bool = False) -> list[Rule]:
+    """The rules in the names of open_clip, `custom` as for `find_open_clip`."""
+    size = sizes.find(config.tower)
+    apart = custom or open_clip.needs_custom_text(size)
+    return clip.openai(size, text=clip.CUSTOM if apart else "")
+
+
+def huggingface_rules(config: Any, kind: huggingface.Kind = huggingface.CLIP) -> list[Rule]:
     """The rules in transformers' names.
 
     Raises:
-      UserError: a ResNet, which it does not have.
+      UserError: a ResNet, or another network that transformers' class is not.
     """
-    huggingface.config_of(sizes.find(config.tower), config.context or sizes.CONTEXT)
+    size = sizes.find(config.tower)
+    huggingface.config_of(size, config.context or size.context, kind)
     return clip.huggingface()
 
 
@@ -198,18 +228,41 @@ def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -
     """A folder that open_clip loads as `local-dir:FOLDER`."""
     _check_alone(place, ("open_clip_model.safetensors",))
     size, context = _size(written)
-    config = place / "open_clip_config.json"
+    config = place / OPEN_CLIP
+    custom = any(name.startswith(clip.CUSTOM) for name in tensors)
     weights = place / "open_clip_model.safetensors"
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(config, open_clip.config_of(size, context))
+    _write_json(config, open_clip.config_of(size, context, custom, LOGIT_BIAS in tensors))
     return [weights, config]
 
 
-def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
-    """A folder that `CLIPModel.from_pretrained` loads, and the index's text tower if it differs."""
+def scalar_logit_scale(
+    tensors: Mapping[str, Tensor], config: Any, where: str
+) -> Mapping[str, Tensor]:
+    """The same tensors; a logit scale that open_clip keeps as a list of one as the number."""
+    scale = tensors.get("logit_scale")
+    if scale is None or scale.shape != (1,):
+        return tensors
+    return {**tensors, "logit_scale": Tensor((), scale.dtype, lambda: scale.read().reshape(()))}
+
+
+def open_clip_extra(tensors: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Counters, and the bias of a sigmoid loss if the weights came with one."""
+    bias = {LOGIT_BIAS: of(np.asarray(kept[LOGIT_BIAS], np.float32))} if LOGIT_BIAS in kept else {}
+    return clip.counters(tensors, kept) | bias
+
+
+def write_huggingface(
+    place: Path,
+    tensors: dict[str, Tensor],
+    written: Written,
+    kind: huggingface.Kind = huggingface.CLIP,
+) -> list[Path]:
+    """A folder that transformers' `from_pretrained` loads, and the index's text tower if it
+    differs."""
     size, context = _size(written)
-    config = huggingface.config_of(size, context)
+    config = huggingface.config_of(size, context, kind)
     another = any(path.startswith("text/") for path in written.differ)
     _check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     with whole(place / "model.safetensors") as file:
@@ -222,12 +275,13 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
         table = expand(clip.huggingface_text(), text)
         with whole(folder / "model.safetensors") as file:
             safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
-        _write_json(folder / "config.json", huggingface.text_config_of(size, context))
+        _write_json(folder / "config.json", huggingface.text_config_of(size, context, kind))
     return sorted(p for p in place.rglob("*") if p.is_file())
 
 
 def _size(written: Written) -> tuple[ClipSize, int]:
-    return sizes.find(written.config.tower), written.config.context or sizes.CONTEXT
+    size = sizes.find(written.config.tower)
+    return size, written.config.context or size.context
 
 
 def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
@@ -250,25 +304,49 @@ _OPENAI: dict[str, Any] = {
     "ignored": (clip.COUNTERS, clip.ABOUT, clip.MASK),
     "extra": clip.counters,
 }
+_OPEN_CLIP: dict[str, Any] = {
+    "write": write_open_clip,
+    "files": processor_files,
+    "fitted": scalar_logit_scale,
+    "ignored": (*_OPENAI["ignored"], clip.DECODER, clip.LOGIT_BIAS),
+    "extra": open_clip_extra,
+}
+_HUGGINGFACE: dict[str, Any] = {
+    "ignored": (clip.POSITIONS,), "index": huggingface_index, "files": processor_files,
+}  # fmt: skip
+_METACLIP_2 = {"kind": huggingface.METACLIP_2}
+_CUSTOM = {"custom": True}
 LAYOUTS = (
     Layout(
         "huggingface",
         "a folder of transformers' CLIPModel",
         find_huggingface,
         huggingface_rules,
-        ignored=(clip.POSITIONS,),
         write=write_huggingface,
-        index=huggingface_index,
-        files=processor_files,
+        **_HUGGINGFACE,
+    ),
+    Layout(
+        "metaclip2",
+        "a folder of transformers' MetaClip2Model (MetaCLIP 2; published weights are CC-BY-NC 4.0, "
+        "not for commercial use)",
+        functools.partial(find_huggingface, **_METACLIP_2),
+        functools.partial(huggingface_rules, **_METACLIP_2),
+        write=functools.partial(write_huggingface, **_METACLIP_2),
+        **_HUGGINGFACE,
     ),
     Layout(
         "open_clip",
         "a folder of open_clip",
         find_open_clip,
-        openai_rules,
-        write=write_open_clip,
-        files=processor_files,
-        **_OPENAI,
+        open_clip_rules,
+        **_OPEN_CLIP,
+    ),
+    Layout(
+        "open_clip_custom_text",
+        "a folder of open_clip with custom_text, whose text side has names of its own",
+        functools.partial(find_open_clip, **_CUSTOM),
+        functools.partial(open_clip_rules, **_CUSTOM),
+        **_OPEN_CLIP,
     ),
     Layout(
         "clip4cir",
