@@ -11,7 +11,8 @@ B batch, N images, R reference rows, K target rows, T text tokens, C width, D em
 
 A model is one module of `cir_jax.models` (or a file of yours) that defines
 
-    TOKENIZER       name of a tokenizer of `cir_jax.data.tokens`
+    TOKENIZER       name of a tokenizer of `cir_jax.data.tokens`; "file" for one that comes with
+                    the weights
     CUT_PADDING     True if a text may be cut to the longest caption of its batch
     REFERENCE_ROWS  "per_image", or "per_triplet" where the reference depends on the text
     Model           an `nnx.Module`: Model(config, rngs=...), with the three methods above
@@ -25,6 +26,11 @@ and where it needs them
                     [B, T] ids; training then computes hardly any padding. For towers that see each
                     text apart from all others; not for one that reads its padding too, or looks at
                     the image of a text's row
+                    Each of TOKENIZER, CUT_PADDING and PACKS_TEXTS may be a function of `config`,
+                    for a model whose towers differ in it
+    encoder         an attribute of a `Model`: the towers it is built of, see
+                    `cir_jax.towers.encoders`. Their normalisation, filter and tokenizer are then
+                    the model's; those of one without are CLIP's
     NEW             regexes of paths that start at random, with a message, beside weights that lack
                     them
     AUXILIARY       {name: what it is}: losses of its own for stage one, see `loss.auxiliary` of
@@ -72,11 +78,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from cir_jax import plugins, rules
-from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
+from cir_jax.data.pixels import CLIP, Normalisation
 from cir_jax.errors import UserError
 from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
 from cir_jax.towers import attention
+from cir_jax.towers.inputs import Inputs
 from cir_jax.towers.layers import stacked_keys
 from cir_jax.towers.packed import Text
 
@@ -84,15 +91,15 @@ ROLES = ("index", "query", "statistic", "pretrain")
 PACKAGE = "cir_jax.models"
 
 
-def normalize(pixels: jax.Array) -> jax.Array:
-    """uint8 [..., 3] -> float32, CLIP's mean and deviation; float input passes unchanged.
+def normalize(pixels: jax.Array, how: Normalisation = CLIP) -> jax.Array:
+    """uint8 [..., 3] -> float32, by the model's mean and deviation; floats pass unchanged.
 
     Done on the device: a quarter of the bytes cross to it.
     """
     if pixels.dtype != jnp.uint8:
         return pixels
-    mean = jnp.asarray(IMAGE_MEAN, jnp.float32)
-    deviation = jnp.asarray(IMAGE_STD, jnp.float32)
+    mean = jnp.asarray(how.mean, jnp.float32)
+    deviation = jnp.asarray(how.deviation, jnp.float32)
     shape = (1,) * (pixels.ndim - 1) + (3,)
     scaled = pixels.astype(jnp.float32) / 255.0
     return (scaled - mean.reshape(shape)) / deviation.reshape(shape)
@@ -109,6 +116,7 @@ class Functions:
       keys: parameter path -> its key tuple in the nnx state.
       abstract: parameter path -> jax.ShapeDtypeStruct.
       stacked: paths of the parameters whose first axis is the layers of a scan.
+      inputs: how pictures and texts become what it takes.
       fsdp: the devices over whose axis "data" parameters are split; None if they are not.
     """
 
@@ -118,17 +126,18 @@ class Functions:
     keys: dict[str, tuple]
     abstract: Params
     stacked: frozenset[str]
+    inputs: Inputs
     fsdp: Mesh | None = None
 
     def reference(
         self, params: Params, pixels: jax.Array, text: Text, key: jax.Array | None = None
     ) -> jax.Array:
         """[B, S, S, 3] and [B, T] -> [B, R, C], on index parameters."""
-        return self._call(params, "reference", normalize(pixels), text, key=key)
+        return self._call(params, "reference", self._normal(pixels), text, key=key)
 
     def target(self, params: Params, pixels: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """[B, S, S, 3] -> [B, K, D] unit rows, on index parameters."""
-        return self._call(params, "target", normalize(pixels), key=key)
+        return self._call(params, "target", self._normal(pixels), key=key)
 
     def reference_and_target(
         self,
@@ -145,7 +154,7 @@ class Functions:
         if not self.passes_once:
             reference = self.reference(params, reference_pixels, text, keys[0])
             return reference, self.target(params, target_pixels, keys[1])
-        pixels = normalize(reference_pixels), normalize(target_pixels)
+        pixels = self._normal(reference_pixels), self._normal(target_pixels)
         with sharding.split_over(self.fsdp):
             return self.merged(params).reference_and_target(*pixels, text, keys)
 
@@ -201,7 +210,7 @@ class Functions:
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
-        pixels = normalize(reference_pixels), normalize(target_pixels)
+        pixels = self._normal(reference_pixels), self._normal(target_pixels)
         with sharding.split_over(self.fsdp):
             return self.merged(params).training(*pixels, text, key)
 
@@ -231,6 +240,9 @@ class Functions:
     def fuses(self) -> bool:
         """True if the model composes in two steps, `text_features` and `fuse`."""
         return hasattr(self.module.Model, "fuse")
+
+    def _normal(self, pixels: jax.Array) -> jax.Array:
+        return normalize(pixels, self.inputs.normalisation)
 
     def _call(self, params: Params, name: str, *inputs: Text, key: jax.Array | None) -> Any:
         method = getattr(self.merged(params), name)
@@ -374,7 +386,9 @@ def build(config: Any, fsdp: Mesh | None = None) -> Functions:
     abstract = {path: flat[key] for path, key in keys.items()}
     layered = stacked_keys(model)
     stacked = frozenset(path for path, key in keys.items() if key in layered)
-    return Functions(module, config, graph, keys, abstract, stacked, fsdp)
+    inputs = Inputs(module, config, getattr(model, "encoder", None))
+    inputs.check()
+    return Functions(module, config, graph, keys, abstract, stacked, inputs, fsdp)
 
 
 def _on_these_devices(config: Any, module: ModuleType) -> tuple[Any, Any]:

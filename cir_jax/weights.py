@@ -16,9 +16,10 @@ from cir_jax import config as configs
 from cir_jax import keys, progress
 from cir_jax.config import from_json, to_json
 from cir_jax.contract import Functions
-from cir_jax.convert import identify, importing
+from cir_jax.convert import identify, importing, inputs
 from cir_jax.convert.importing import Weights
 from cir_jax.convert.opened import sources_of
+from cir_jax.data import tokenizer_files
 from cir_jax.errors import UserError
 from cir_jax.files import put
 from cir_jax.params import TEMPERATURE, Params
@@ -70,12 +71,20 @@ def _whole(workdir: str | Path, which: str) -> tuple[dict[str, Any], ConfigDict]
     for checkpoints, step in run_steps.candidates(workdir, which):
         try:
             record = checkpoints.record(step)
-            return record, _config_in(record["config"])
+            return record, _here(_config_in(record["config"]), workdir)
         except UserError as error:  # `of_run` says which step is used in its place
             trouble.append(error)
         except _NO_CONFIG as error:
             trouble.append(checkpoints.damaged(step, f"the config in its record: {error!r}"))
     raise UserError("; ".join(map(str, trouble)))
+
+
+def _here(config: ConfigDict, workdir: str | Path) -> ConfigDict:
+    """The config of a run, whose tokenizer lies in its folder wherever that is today."""
+    if config.model[inputs.TOKENIZER]:
+        with config.unlocked():
+            config.model[inputs.TOKENIZER] = str(Path(workdir) / TOKENIZER)
+    return config
 
 
 def _config_in(text: str) -> ConfigDict:
@@ -107,7 +116,9 @@ def resumed(config: ConfigDict) -> ConfigDict | None:
 
 
 def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best") -> ConfigDict:
-    """`config`, with `model.tower=auto` replaced by what its weights are of.
+    """`config` with what it leaves to its weights.
+
+    That is `model.tower=auto`, and the keys of `convert.inputs`: normalisation, filter, tokenizer.
 
     Args:
       config: of a run.
@@ -116,14 +127,20 @@ def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best
       which: of a run: "best", "last" or a step.
 
     Raises:
-      UserError: there are no weights to ask, or they do not say.
+      UserError: there are no weights to ask, they do not say, or the config says something else.
     """
-    if config.model.tower != identify.AUTO:
-        return config
+    resumes = False
     if init_from is None:
         init_from = config.init_from
-        if checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps():
+        resumes = bool(checkpoint.Checkpoints(Path(config.workdir) / checkpoint.LAST).steps())
+        if resumes:
             init_from, which = config.workdir, "last"
+    return _with_inputs(_sized(config, init_from, which), init_from, which, resumes)
+
+
+def _sized(config: ConfigDict, init_from: str, which: str) -> ConfigDict:
+    if config.model.tower != identify.AUTO:
+        return config
     if from_run := next(filter(is_run, places(init_from)), None):
         held = config_of(from_run, which).model
         keys = {key: held[key] for key in _MODEL_KEYS}
@@ -137,6 +154,49 @@ def resolve(config: ConfigDict, init_from: str | None = None, which: str = "best
             "--init-from FILE_OR_FOLDER, or the name of a tower"
         )
     return identify.resolve(config, places(init_from))
+
+
+def _with_inputs(config: ConfigDict, init_from: str, which: str, resumes: bool) -> ConfigDict:
+    """`config` with the keys of `inputs` that it leaves open as its weights have them."""
+    said = inputs.agreed(_inputs_of(config, init_from, which, resumes))
+    model = config.model
+    by_hand = {key: value for key in inputs.KEYS if (value := model[key])}
+    if model[inputs.TOKENIZER] and not model[inputs.CONTENT]:
+        by_hand[inputs.CONTENT] = tokenizer_files.checksum(
+            tokenizer_files.read(model[inputs.TOKENIZER])
+        )
+    wrong = inputs.differing(by_hand, {k: v for k, v in said.items() if k in by_hand})
+    if wrong and not resumes:  # the two configs of a run that is resumed are compared later
+        raise UserError(
+            f"{init_from} was trained with {'; '.join(wrong)}, which was set; every image or text "
+            "would look wrong to it. Leave that out"
+        )
+    taken = said | by_hand
+    if all(model[key] == value for key, value in taken.items()):
+        return config
+    given = configs.given(config)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.update(taken)
+    return configs.note_given(config.lock(), given)
+
+
+def _inputs_of(
+    config: ConfigDict, init_from: str, which: str, resumes: bool
+) -> dict[str, dict[str, Any]]:
+    """Place -> what it says of inputs."""
+    if resumes:
+        own = resumed(config)
+        return {} if own is None else {init_from: {key: own.model[key] for key in inputs.KEYS}}
+    named = places(init_from)
+    runs = [place for place in named if is_run(place)]
+    said = {}
+    for run in runs:
+        held = config_of(run, which).model
+        said[run] = {key: held[key] for key in inputs.KEYS}
+    for source in sources_of([place for place in named if place not in runs]):
+        said[str(source.place)] = dict(identify.find(source, config.model.name)[1].inputs)
+    return said
 
 
 def load(
@@ -224,6 +284,7 @@ def save_run(
     best.save(0, {"fixed": _in_place(weights.index), "trained": _in_place(different)}, record)
     best.close()
     carry(weights.files, folder)
+    keep_tokenizer(config, folder)
     return folder
 
 
@@ -233,6 +294,15 @@ def carry(files: tuple[Path, ...], workdir: str | Path) -> None:
     for file in files if jax.process_index() == 0 else ():
         if file.parent.absolute() != folder.absolute():
             put(folder / file.name, file.read_bytes())
+
+
+def keep_tokenizer(config: ConfigDict, workdir: str | Path) -> None:
+    """Copies the tokenizer of a config into a run folder, so that the run is whole."""
+    place, folder = config.model[inputs.TOKENIZER], Path(workdir) / TOKENIZER
+    if not place or jax.process_index() != 0 or Path(place).absolute() == folder.absolute():
+        return
+    for name, content in tokenizer_files.read(place).items():
+        put(folder / name, content)
 
 
 def carried(workdir: str | Path) -> tuple[Path, ...]:

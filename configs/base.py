@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.name = "clip_sum"  # module of cir_jax.models (or a .py file)
-    # Size of the encoders, see cir_jax/towers/*_sizes.py; "auto" = that of init_from.
+    # Size of the encoders, see cir_jax/towers/*/sizes.py; "auto" = that of init_from.
     c.model.tower = "RN50x4"
     c.model.image_size = 0  # input side in pixels; 0 = the tower's own
     c.model.context = 0  # text positions; 0 = the tower's own
@@ -54,6 +54,14 @@ def get_config(arg: str = "") -> ConfigDict:
     # What computes attention: "xla", or "cudnn", a kernel that never stores the scores (NVIDIA GPUs
     # in bfloat16); "auto" = cudnn where it can, and what a run began with where it is resumed.
     c.model.attention = "auto"
+
+    # What came with the weights and is not of their size; empty = the tower's own. It is taken from
+    # init_from; by hand it is needed only where neither that nor the tower says it.
+    c.model.pixel_mean = ()  # of red, green and blue, white being 1
+    c.model.pixel_deviation = ()
+    c.model.interpolation = ""  # filter by which pictures are resized: "bicubic" or "bilinear"
+    c.model.tokenizer = ""  # folder of a tokenizer.json or a SentencePiece model
+    c.model.tokenizer_content = ""  # checksum of its files; filled in
 
     c.data = ConfigDict()
     c.data.name = "fashioniq"  # module of cir_jax.datasets.readers (or a .py file)
@@ -83,7 +91,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # "error" lists them all and stops, "drop" leaves them out with what needs them.
     c.data.on_missing = "error"
     c.data.on_long = "error"  # or "truncate": texts over the context
-    c.data.pad = "target"  # "target" (TargetPad), "square" (SquarePad) or "none" (plain CLIP crop)
+    # "target" (TargetPad), "square" (SquarePad), "none" (plain CLIP crop) or "squash" (SigLIP: a
+    # square, whatever the sides).
+    c.data.pad = "target"
     c.data.target_ratio = 1.25  # TargetPad: largest aspect ratio left unpadded
     # How a file becomes a picture: "released", bit for bit as published runs did (no orientation
     # tag, 16 bits cut at 255, transparency dropped), or "natural", as a person sees it (see
@@ -175,6 +185,10 @@ ALLOWED = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "products", "layers"),
     "model.attention": ("auto", "xla", "cudnn"),
+    "model.pixel_mean": "[0, 1]",
+    "model.pixel_deviation": "(0, 1]",
+    "model.interpolation": ("", "bicubic", "bilinear"),
+    "model.tokenizer": "path",
     "data.name": "plug-in cir_jax.datasets.readers",
     "data.root": "path",
     "data.annotated": "[-1, 1e9]",
@@ -190,7 +204,7 @@ ALLOWED = {
     "data.weights": "(0, 1e9]",
     "data.on_missing": ("error", "drop"),
     "data.on_long": ("error", "truncate"),
-    "data.pad": ("target", "square", "none"),
+    "data.pad": ("target", "square", "none", "squash"),
     "data.target_ratio": "[1, 1000]",
     "data.loading": ("auto", "released", "natural"),
     "data.resize": ("pillow", "fast"),

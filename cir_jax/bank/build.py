@@ -300,7 +300,7 @@ def _loader(inputs: Inputs) -> Callable[[Visit], dict[str, np.ndarray]]:
     data, plan, width = inputs.data, inputs.plan, _texts_per_pass(inputs.plan)
     pixels = _Opened(lambda row: inputs.preprocess(data.images.paths[row]))
     length = int(data.tokens.lengths.max())
-    if not inputs.functions.module.CUT_PADDING:
+    if not inputs.functions.inputs.cut_padding:
         length = data.tokens.context
 
     def load(visit: Visit) -> dict[str, np.ndarray]:

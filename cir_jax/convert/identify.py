@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cir_jax import plugins
-from cir_jax.convert import native, subtrees
+from cir_jax.convert import inputs, native, subtrees
 from cir_jax.convert.layout import Found, Layout
 from cir_jax.convert.opened import sources_of
 from cir_jax.convert.sources import Source
@@ -92,6 +92,15 @@ def match(source: Source, model: ConfigDict) -> tuple[Layout, Found, dict[str, A
             )
         keys[key] = value if automatic else model[key]
     return layout, found, keys
+
+
+def check_inputs(source: Source, found: Found, model: ConfigDict) -> None:
+    """Raises UserError if weights were trained with other inputs than a `model` section says."""
+    if other := inputs.differing(model, found.inputs):
+        raise UserError(
+            f"{source.place} was trained with {'; '.join(other)} of the config: every image or "
+            "text would look wrong to it. Leave the key out, which takes that of the weights"
+        )
 
 
 def resolve(config: ConfigDict, places: Sequence[str | Path]) -> ConfigDict:

@@ -42,6 +42,7 @@ def read(place: str | Path | Source, functions: ModelParams) -> Weights:
     """
     source = place if isinstance(place, Source) else open_source(place)
     layout, found, _ = identify.match(source, functions.config)
+    identify.check_inputs(source, found, functions.config)
     where = f"{source.place}{found.group and f' ({found.group})'}"
     held = source.groups[found.group]
     tensors = held if found.tensors is None else found.tensors

@@ -34,6 +34,9 @@ class Found:
         about the state dict as it is.
       data: keys of a config's `data` section -> values: how images become squares, where the file
         says it or all files of its layout were trained with the same; {} where neither is so.
+      inputs: keys of the `model` section of `convert.inputs.KEYS` -> values: what came with the
+        weights beside their size, as far as the file says it; a value that is the tower's own is
+        empty.
       renamed: what names of the file were read as, where they had a prefix; "" otherwise.
     """
 
@@ -43,6 +46,7 @@ class Found:
     agrees: Callable[[str, Any], bool] = lambda key, value: False
     tensors: Mapping[str, Tensor] | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     renamed: str = ""
 
     def fits(self, key: str, value: Any) -> bool:

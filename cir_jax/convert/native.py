@@ -3,7 +3,8 @@
 
 It holds the query tree, and under `index:` those leaves of the index tree that differ from it: the
 text tower, after stage two. Its metadata say which model of which size it is, and how images and
-texts are made into what the model was trained with.
+texts are made into what the model was trained with. Files of a tokenizer that came with the weights
+are in it too, under `file:`, as tensors of bytes.
 """
 
 import base64
@@ -11,12 +12,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from cir_jax.convert import inputs
 from cir_jax.convert.containers import safe_tensors
-from cir_jax.convert.containers.tensors import Tensor
+from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
-from cir_jax.data import json_files
+from cir_jax.data import json_files, tokenizer_files
+from cir_jax.data.tokenizer_files import PREFIX
 from cir_jax.errors import UserError
 from cir_jax.files import check_version, whole
 from cir_jax.weight_rules import Ignored, Rule
@@ -44,6 +49,7 @@ def find(source: Source) -> Found | None:
         content = dict(json_files.loads(source.metadata[KEY]))
         check_version(content, VERSION, f"{source.place}")
         model = _typed(content["model"], SIZE_KEYS)
+        came = _inputs(content["model"], source.place)
         data = said_of(content["data"]) if "data" in content else {}
     except UserError:
         raise
@@ -56,7 +62,20 @@ def find(source: Source) -> Found | None:
     def agrees(key: str, value: Any) -> bool:  # the file of a model may lie elsewhere today
         return key == "name" and Path(value).name == Path(model["name"]).name
 
-    return Found("", model, agrees=agrees, data=data)
+    return Found("", model, agrees=agrees, data=data, inputs=came)
+
+
+def _inputs(model: dict[str, Any], place: Path) -> dict[str, Any]:
+    """What came with the weights; files of earlier versions had what the tower has."""
+    found = {}
+    for key, empty in inputs.KEYS.items():
+        value = model.get(key, empty)
+        value = tuple(value) if isinstance(value, list) else value
+        if type(value) is not type(empty):
+            raise ValueError(f"{key}={value!r}")
+        found[key] = value
+    # Where it lay once is nobody's business.
+    return found | {inputs.TOKENIZER: str(place) if found[inputs.CONTENT] else ""}
 
 
 def said_of(data: dict[str, Any]) -> dict[str, Any]:
@@ -99,10 +118,16 @@ def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Pat
     table = expand([Rule(path, path) for path in differ], differ)
     index = tensors_of(table, differ, written.dtypes)
     both = tensors | {INDEX + path: tensor for path, tensor in index.items()}
-    content = {"version": VERSION, "model": written.config.to_dict()}
+    model = written.config.to_dict()
+    if model.get(inputs.TOKENIZER):
+        files = tokenizer_files.read(model[inputs.TOKENIZER])
+        both |= {PREFIX + n: of(np.frombuffer(x, np.uint8)) for n, x in files.items()}
+        del model[inputs.TOKENIZER]
+    said = {key: value for key, value in model.items() if value or key not in inputs.KEYS}
+    content = {"version": VERSION, "model": said}
     if written.data:
-        said = {**_BEFORE, **written.data}
-        content["data"] = {key: said[key] for key in INPUT_KEYS}
+        data = {**_BEFORE, **written.data}
+        content["data"] = {key: data[key] for key in INPUT_KEYS}
     metadata = {KEY: json.dumps(content)}
     if written.golden:
         metadata[GOLDEN] = base64.b64encode(written.golden).decode()
@@ -116,7 +141,10 @@ LAYOUT = Layout(
     "a safetensors file of this project",
     find,
     rules=None,
-    ignored=(Ignored(f"{INDEX}.*", "leaves of the index tree, which are read apart"),),
+    ignored=(
+        Ignored(f"{INDEX}.*", "leaves of the index tree, which are read apart"),
+        Ignored(f"{PREFIX}.*", "files of the tokenizer"),
+    ),
     write=write,
     index=index,
     two_trees=True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image file -> square uint8 pixels.
+"""Image file -> square uint8 pixels; and the mean and deviation by which a device normalises them.
 
     released   bit-compatible with the released CLIP4CIR/SPN pipelines: pad, resize the short side
                (bicubic, antialiased), crop the centre, and only then convert to RGB. The order
@@ -15,7 +15,9 @@ far taller than wide (500 x 2000) in another order of axes: of noise a fifth to 
 values differ, by up to 14 of 255. So `results.json` names the version.
 """
 
+import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,11 +30,64 @@ from cir_jax.errors import UserError, nearest
 # Of OpenAI CLIP; the released code uses them for every backbone.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-PADS = ("target", "square", "none")
+PADS = ("target", "square", "none", "squash")
+# Filters of a resize. Both take the mean over what becomes one pixel (antialiasing) in a smaller
+# image, as Pillow's and those of the image processors of transformers and open_clip do.
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 AUTO = "auto"  # of data.loading: what weights or data say
 LOADINGS = ("released", "natural")
 RESIZES = ("pillow", "fast")
 FAST = RESIZES[1]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """What is done to a value of a pixel on the device: (value / 255 - mean) / deviation.
+
+    Attributes:
+      mean: of red, green and blue, in the units of an image whose white is 1.
+      deviation: the same; CLIP's by default.
+
+    Raises:
+      UserError: there are not three of each, or no image can have them.
+    """
+
+    mean: tuple[float, ...] = IMAGE_MEAN
+    deviation: tuple[float, ...] = IMAGE_STD
+
+    def __post_init__(self) -> None:
+        for name, values, limit in (("mean", self.mean, 0), ("deviation", self.deviation, 1e-6)):
+            if len(values) != 3 or not all(limit <= value <= 1 for value in values):
+                raise UserError(
+                    f"a pixel {name} of {tuple(values)} is none of an image: give three numbers "
+                    f"from {limit:g} to 1, of red, green and blue"
+                )
+
+    def fingerprint(self) -> str:
+        """Names it; "" for CLIP's, which every run had before there was another."""
+        if self == CLIP:
+            return ""
+        said = ("mean", self.mean), ("deviation", self.deviation)
+        return " ".join(f"{name}={','.join(f'{x:.8g}' for x in values)}" for name, values in said)
+
+
+CLIP = Normalisation()
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How the images of a tower became squares where its weights were first trained.
+
+    Attributes:
+      pad: "none", the short side is fitted and the centre cropped, or "squash", both sides are.
+      interpolation: one of INTERPOLATIONS.
+    """
+
+    pad: str = "none"
+    interpolation: str = "bicubic"
+
+
+CROPPED = Resize()  # as CLIP's
 
 
 @dataclass(frozen=True)
@@ -93,13 +148,17 @@ class Preprocess:
     Args:
       size: side S in pixels.
       pad: "target" pads the short side with zeros until the aspect ratio is `target_ratio`;
-        "square" until it is 1; "none" is plain CLIP (resize and crop).
+        "square" until it is 1; "none" is plain CLIP (resize and crop); "squash" makes the image a
+        square whatever its sides, as SigLIP does.
       target_ratio: for "target"; 1.25 in every released run.
       loading: how files become pictures.
       resize: "pillow", bit for bit as the released code, or "fast", see `cir_jax.data.fast_resize`.
+      interpolation: one of INTERPOLATIONS, that of the model.
+      normalisation: of the model. It is done on the device; here it is part of the fingerprint.
 
     Raises:
-      UserError: an unknown `pad` or `resize`, a ratio below 1, or a package that is not there.
+      UserError: an unknown `pad`, `resize` or `interpolation`, a ratio below 1, or a package that
+        is not there.
     """
 
     def __init__(
@@ -109,6 +168,8 @@ class Preprocess:
         target_ratio: float = 1.25,
         loading: Loading = RELEASED,
         resize: str = RESIZES[0],
+        interpolation: str = "bicubic",
+        normalisation: Normalisation = CLIP,
     ):
         if pad not in PADS:
             raise UserError(
@@ -123,6 +184,13 @@ class Preprocess:
             )
         if resize == FAST:
             fast_resize.check()
+        if interpolation not in INTERPOLATIONS:
+            raise UserError(
+                f"model.interpolation={interpolation!r} is unknown; there are: "
+                f"{', '.join(INTERPOLATIONS)}.{nearest(interpolation, INTERPOLATIONS)}"
+            )
+        self.interpolation = interpolation
+        self.normalisation = normalisation
         self.size = size
         self.resize = resize
         self.pad = pad
@@ -152,35 +220,43 @@ class Preprocess:
         Raises:
           ValueError: it is so long and thin that it makes no square.
         """
-        resize = fast_resize.resized if self.resize == FAST else None
-        image = squares.square(image, self.padding(*image.size), self.resized, self.size, resize)
+        resample = INTERPOLATIONS[self.interpolation]
+        resize = partial(fast_resize.resized, resample=resample) if self.resize == FAST else None
+        padding = self.padding(*image.size)
+        image = squares.square(image, padding, self.resized, self.size, resize, resample)
         return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
     def loaded(self, loading: Loading) -> "Preprocess":
         """The same with another loading."""
-        return Preprocess(self.size, self.pad, self.target_ratio, loading, self.resize)
+        made = copy.copy(self)
+        made.loading = loading
+        return made
 
     def padding(self, width: int, height: int) -> tuple[int, int]:
         """(left = right, top = bottom) zeros for an image of this size, in pixels."""
         long, short = max(width, height), min(width, height)
-        if self.pad == "none" or (self.pad == "target" and long / short < self.target_ratio):
+        unpadded = self.pad in ("none", "squash")
+        if unpadded or (self.pad == "target" and long / short < self.target_ratio):
             return 0, 0
         side = long / self.target_ratio if self.pad == "target" else long
         # Truncation leaves the ratio a little above the target; the released code does so too.
         return max(int((side - width) / 2), 0), max(int((side - height) / 2), 0)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """Size after the short side was made S."""
+        """Size after the short side was made S, or both where they are squashed."""
+        if self.pad == "squash":
+            return self.size, self.size
         if width <= height:
             return self.size, int(self.size * height / width)
         return int(self.size * width / height), self.size
 
     def fingerprint(self) -> str:
-        """Names everything that changes a pixel."""
+        """Names everything that changes an input of the model."""
         ratio = f" {self.target_ratio}" if self.pad == "target" else ""
         loading = self.loading.fingerprint()
         how = f" by {fast_resize.PACKAGE}" * (self.resize == FAST)
-        return f"pad={self.pad}{ratio} size={self.size} bicubic{how} centre {loading}"
+        made = f"pad={self.pad}{ratio} size={self.size} {self.interpolation}{how} centre {loading}"
+        return f"{made} {self.normalisation.fingerprint()}".strip()
 
     def made_by(self) -> str:
         """Names what else may change a pixel: versions of packages, beside that of Pillow."""

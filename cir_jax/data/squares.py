@@ -26,6 +26,7 @@ def square(
     resized: Callable[[int, int], tuple[int, int]],
     side: int,
     resize: Callable[[Image.Image, tuple[int, int]], Image.Image] | None = None,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
 ) -> Image.Image:
     """The centre, `side` x `side` pixels, of the padded and resized image.
 
@@ -35,6 +36,7 @@ def square(
       resized: size of the padded image -> its size when its short side is `side`.
       side: of the square, in pixels.
       resize: image, size -> resized image, where the canvas is made in one piece; None is Pillow.
+      resample: Pillow's filter.
 
     Raises:
       ValueError: it is so long and thin that it has more than `MAX_CANVAS` pixels padded, or
@@ -53,16 +55,20 @@ def square(
             f"{MAX_PIXELS:,}: cut it"
         )
     if (left or top) and strips and pixels > WHOLE:
-        return _in_strips(image, padding, new, side)
+        return _in_strips(image, padding, new, side, resample)
     if left or top:
         image = ImageOps.expand(image, (left, top, left, top), fill=0)
-    image = resize(image, new) if resize else image.resize(new, Image.Resampling.BICUBIC)
+    image = resize(image, new) if resize else image.resize(new, resample)
     x, y = _centre(new, side)
     return image.crop((x, y, x + side, y + side))
 
 
 def _in_strips(
-    image: Image.Image, padding: tuple[int, int], new: tuple[int, int], side: int
+    image: Image.Image,
+    padding: tuple[int, int],
+    new: tuple[int, int],
+    side: int,
+    resample: Image.Resampling,
 ) -> Image.Image:
     (left, top), (x, y), (width, height) = padding, _centre(new, side), image.size
     # Multiplied once, as Pillow does, and not once for each pass.
@@ -72,14 +78,14 @@ def _in_strips(
     for start in range(0, height, rows):
         strip = _in(image.crop((0, start, width, min(start + rows, height))), inner)
         strip = ImageOps.expand(strip, (left, 0, left, 0), fill=0)
-        strip = strip.resize((new[0], strip.height), Image.Resampling.BICUBIC)
+        strip = strip.resize((new[0], strip.height), resample)
         narrow.paste(strip.crop((x, 0, x + side, strip.height)), (0, start))
     columns = max(1, STRIP // max(height + 2 * top, new[1]))
     result = _blank(image, inner, (side, side))
     for start in range(0, side, columns):
         strip = narrow.crop((start, 0, min(start + columns, side), height))
         strip = ImageOps.expand(strip, (0, top, 0, top), fill=0)
-        strip = strip.resize((strip.width, new[1]), Image.Resampling.BICUBIC)
+        strip = strip.resize((strip.width, new[1]), resample)
         result.paste(strip.crop((0, y, strip.width, y + side)), (start, 0))
     return _in(result, image.mode)
 

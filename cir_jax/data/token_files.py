@@ -129,7 +129,8 @@ def _of_part(part: Part, tokenizer: Tokenizer, on_long: str) -> _Tokens:
 
 def _identity(tokenizer: Tokenizer) -> str:
     """What tells a tokenizer from every other one, and from other versions of it."""
-    rules = [tokenizer.backend.to_str(), version("ftfy"), version("tokenizers")]
+    own = tokenizer.identity or tokenizer.backend.to_str()
+    rules = [own, version("ftfy"), version("tokenizers")]
     numbers = [tokenizer.context, tokenizer.start, tokenizer.end, tokenizer.pad]
     return xxhash.xxh3_128_hexdigest(repr((tokenizer.name, *numbers, *rules)).encode())
 

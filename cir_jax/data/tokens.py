@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text -> token ids, offline: the vocabularies are part of the package.
+"""Text -> token ids, offline: the vocabularies are part of the package, or came with weights.
 
 CLIP's byte-pair tokenizer ("clip"), exactly: text is repaired (ftfy), HTML entities are resolved
 twice, white space is collapsed, everything is lower-cased. BERT's WordPiece for BLIP ("bert_enc")
-and for BLIP-2 ("bert_lavis"), see `cir_jax.data.wordpiece`.
+and for BLIP-2 ("bert_lavis"), see `cir_jax.data.wordpiece`. One that comes with weights is read by
+`cir_jax.data.tokenizer_files`.
 
 Nothing is cut silently: a text over the context is an error that names its record, as in the
 released code, unless truncation is asked for. BLIP-2 alone was trained on texts that are cut.
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -27,6 +29,7 @@ from cir_jax.data import wordpiece
 from cir_jax.errors import UserError, nearest
 
 NAMES = ("clip", "bert_enc", "bert_lavis")
+FILE = "file"  # the name of one that came with weights
 CLIP_CONTEXT = 77
 BATCH = 4096  # texts encoded at a time: the tokenizer keeps much more than ids of each
 _CLIP_MERGES = 48_894  # 49,408 ids: 2 x 256 bytes, the merges, start and end of text
@@ -40,27 +43,30 @@ class Tokenizer:
     """A tokenizer of fixed context.
 
     Attributes:
-      name: as in `load`.
+      name: as in `load`, or FILE.
       context: most tokens of a text, start and end included.
-      start, end, pad: their ids.
+      start, end, pad: their ids; None where no start, or no end, is put around a text.
       backend: its vocabulary and rules.
       cuts: its model was trained on texts that are cut at the context, so that is no error.
+      identity: what tells one that came with weights from every other; "" of those of the package.
     """
 
     name: str
     context: int
-    start: int
-    end: int
+    start: int | None
+    end: int | None
     pad: int
-    backend: Backend
+    backend: Any
     _clean: Callable[[str], str]
     cuts: bool = False
+    identity: str = ""
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text between start and end; of any length."""
         cleaned = [self._clean(t) for t in texts]
         encoded = self.backend.encode_batch(cleaned, add_special_tokens=False)
-        return [[self.start, *e.ids, self.end] for e in encoded]
+        first, last = ([] if mark is None else [mark] for mark in (self.start, self.end))
+        return [[*first, *e.ids, *last] for e in encoded]
 
 
 class Joined:
@@ -148,7 +154,9 @@ class TokenTable:
         first = self.start[:-1][index][:, None]
         end = self.start[1:][index][:, None]
         place = first + np.arange(length)[None]
-        last = max(len(self.flat) - 1, 0)
+        if not len(self.flat):  # empty texts, of a tokenizer that puts nothing around them
+            return np.full(place.shape, self.pad, np.int32)
+        last = len(self.flat) - 1
         return np.where(place < end, self.flat[np.minimum(place, last)], self.pad).astype(np.int32)
 
 
@@ -223,7 +231,8 @@ def encoded(
                     f"with start and end: {texts[i][:80]!r}...; shorten it, or set "
                     "data.on_long=truncate"
                 )
-            found[i] = [*ids[: tokenizer.context - 1], tokenizer.end]
+            last = [] if tokenizer.end is None else [tokenizer.end]
+            found[i] = [*ids[: tokenizer.context - len(last)], *last]
     flat = np.fromiter(itertools.chain.from_iterable(found), np.int32)
     return flat, np.fromiter(map(len, found), np.int64, len(found))
 

@@ -19,7 +19,10 @@ from cir_jax.data.pixels import LOADINGS, PADS
 from cir_jax.errors import UserError, nearest
 from cir_jax.retrieval import load
 
-_PAD = "pad='target' (padded to 1.25, as CLIP4CIR and SPN train), 'square' or 'none' (CLIP's crop)"
+_PAD = (
+    "pad='target' (padded to 1.25, as CLIP4CIR and SPN train), 'square', 'none' (CLIP's crop) or "
+    "'squash' (SigLIP's)"
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 
 from cir_jax.contract import Functions
+from cir_jax.convert.inputs import CONTENT
 from cir_jax.data.pixels import Preprocess
 from cir_jax.params import Params
 
@@ -27,8 +28,9 @@ WORDS = {
     "compute": "the type of computation",
     "image_side": "the parameters of the image side",
     "query_side": "the parameters of the query side",
+    "tokenizer": "the tokenizer",
 }
-QUERY_PARTS = ("query_side",)  # what rows do not depend on
+QUERY_PARTS = ("query_side", "tokenizer")  # what rows do not depend on
 
 
 def of(
@@ -43,6 +45,7 @@ def of(
       preprocess: image -> pixels.
     """
     rows, width = functions.target_shape
+    content = config.model[CONTENT]
     return {
         "model": Path(config.model.name).stem,
         "tower": config.model.tower,
@@ -52,6 +55,7 @@ def of(
         "compute": config.model.dtype,
         "image_side": _checksum({path: index[path] for path in functions.index_paths}),
         "query_side": _checksum({path: query[path] for path in functions.abstract}),
+        **({"tokenizer": content} if content else {}),
     }
 
 

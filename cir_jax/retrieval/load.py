@@ -15,7 +15,6 @@ from cir_jax.contract import Functions
 from cir_jax.convert import identify, native
 from cir_jax.convert.layout import Found
 from cir_jax.convert.opened import sources_of
-from cir_jax.data import tokens
 from cir_jax.data.kept_pixels import KeptPixels, Part
 from cir_jax.data.pixels import AUTO, Loading, Preprocess
 from cir_jax.errors import UserError
@@ -106,7 +105,7 @@ def from_parameters(
         functions,
         index,
         query,
-        tokens.load(functions.module.TOKENIZER, config.model.context),
+        functions.inputs.tokenizer,
         kept or preprocessing(config, functions),
         mesh,
         batch=config.eval.batch,
@@ -128,9 +127,16 @@ def placed(loaded: weights.Weights, functions: Functions, mesh: Mesh) -> tuple[P
 def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config; one that leaves the loading open opens all images that
     are not of a published data set, see `image_loading`."""
-    size = functions.image_size
-    data = config.data
-    return Preprocess(size, data.pad, data.target_ratio, loading(config), data.resize)
+    data, inputs = config.data, functions.inputs
+    return Preprocess(
+        functions.image_size,
+        data.pad,
+        data.target_ratio,
+        loading(config),
+        data.resize,
+        inputs.interpolation,
+        inputs.normalisation,
+    )
 
 
 def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:

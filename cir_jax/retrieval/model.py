@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from cir_jax import files
 from cir_jax.contract import Functions
 from cir_jax.convert import exporting
-from cir_jax.data import tokens
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import Params
@@ -68,7 +67,7 @@ class Model:
     ):
         self.config = config
         self._functions, self._index, self._query, self._mesh = functions, index, query, mesh
-        self._tokenizer = tokens.load(functions.module.TOKENIZER, config.model.context)
+        self._tokenizer = functions.inputs.tokenizer
         self._preprocess = preprocess
         self._record = record
         self.source = source
@@ -106,7 +105,7 @@ class Model:
 
     @property
     def pad(self) -> str:
-        """How an image becomes a square: "target", "square" or "none" (cropped)."""
+        """How an image becomes a square: "target", "square", "none" (cropped) or "squash"."""
         return self._preprocess.pad
 
     @property

@@ -219,7 +219,7 @@ class Retriever:
         table = tokens.table(texts, self.tokenizer, "truncate")
         need, context = int(table.lengths.max()), self.tokenizer.context
         usual = context
-        if self.functions.module.CUT_PADDING:
+        if self.functions.inputs.cut_padding:
             usual = tokens.fit(need, context, self.text_lengths)
         programs, members = _programs(self.functions), range(len(images))
         first = programs.image if self._kept else programs.target
@@ -348,7 +348,7 @@ class Retriever:
         Fewer queries than a batch join the next length: they would not repay their own program.
         """
         context = self.tokenizer.context
-        if not self.functions.module.CUT_PADDING:
+        if not self.functions.inputs.cut_padding:
             yield list(range(len(lengths))), context
             return
         fitted = np.asarray([tokens.fit(n, context, self.text_lengths) for n in lengths])

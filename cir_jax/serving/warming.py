@@ -82,7 +82,7 @@ def _texts(model: Any) -> list[str]:
     """A text of each length that texts are filled up to."""
     retriever = model.retriever(few=True)
     context = retriever.tokenizer.context
-    if not retriever.functions.module.CUT_PADDING:
+    if not retriever.functions.inputs.cut_padding:
         return ["a"]
     lengths = {tokens.fit(n, context, retriever.text_lengths) for n in range(2, context + 1)}
     return [" ".join(["a"] * (length - 2)) for length in sorted(lengths)]

@@ -18,7 +18,6 @@ from cir_jax.contract import Functions
 from cir_jax.convert import identify
 from cir_jax.convert.layout import Found
 from cir_jax.convert.sources import Source, open_source
-from cir_jax.data import tokens
 from cir_jax.errors import UserError
 from cir_jax.params import TEMPERATURE
 
@@ -174,7 +173,7 @@ def _is_own_size(config: ConfigDict, key: str, other: Mapping[str, Any]) -> bool
         functions = contract.build(one.model)
         if key == "model.image_size":
             return functions.image_size
-        return tokens.load(functions.module.TOKENIZER, one.model.context).context
+        return functions.inputs.tokenizer.context
 
     try:
         return measured({**other, key: ours}) == measured(other)

@@ -19,7 +19,7 @@ from cir_jax import contract, weights
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, files, references
 from cir_jax.contract import Functions
-from cir_jax.data import fingerprints, kept_pixels, loader, pipeline, refusals, tokens
+from cir_jax.data import fingerprints, kept_pixels, loader, pipeline, refusals
 from cir_jax.data.kept_pixels import KeptPixels
 from cir_jax.data.pixels import Preprocess
 from cir_jax.data.screening import Explained, Screen
@@ -175,7 +175,7 @@ def read_data(setup: Setup) -> Data:
     screen = _screen(setup)
     triplets = pipeline.prepare(
         loading.load(config, captions=stage.reads == "captions"),
-        tokens.load(functions.module.TOKENIZER, config.model.context),
+        functions.inputs.tokenizer,
         on_missing=screen,
         on_long=config.data.on_long,
         optimized=config.data.optimized,
@@ -280,8 +280,7 @@ def _bank_folder(config: ConfigDict, place: str) -> Path:
 
 def packs_texts(setup: Setup) -> bool:
     """Whether the texts of a batch are packed: if config, model and stage allow it."""
-    model, stage = setup.functions.module, setup.stage
-    allowed = getattr(model, "PACKS_TEXTS", False) and getattr(stage, "packs_texts", False)
+    allowed = setup.functions.inputs.packs_texts and getattr(setup.stage, "packs_texts", False)
     return setup.config.data.pack_texts and allowed
 
 
@@ -301,7 +300,7 @@ def make_batches(setup: Setup, data: Data, store: files.Store | None) -> Dataset
         mixing=config.data.mixing,
         weights=tuple(config.data.weights),
         text_lengths=tuple(config.data.text_lengths),
-        cut_padding=setup.functions.module.CUT_PADDING,
+        cut_padding=setup.functions.inputs.cut_padding,
         exclude_reference=config.loss.exclude_reference,
         exclude_positives=config.loss.exclude_positives,
         threads=config.data.threads,

@@ -25,10 +25,10 @@ from cir_jax.training.setup import Data, Setup
 # long and what it shows, but nothing that changes a step already made.
 _FREE = (
     "workdir", "init_from", "from_scratch", "epochs", "steps", "max_seconds", "log_every", "mesh",
-    "eval", "checkpoint", "cluster", "model.remat", "model.attention", "model.dtype", "data.root",
-    "data.threads", "data.pixels", "data.captions", "data.caption_text_field",
-    "data.caption_empty", "data.caption_duplicates", "data.optimized", "loss.bank_path",
-    "loss.bank_block", "loss.references", "profile",
+    "eval", "checkpoint", "cluster", "model.remat", "model.attention", "model.dtype",
+    "model.tokenizer", "data.root", "data.threads", "data.pixels", "data.captions",
+    "data.caption_text_field", "data.caption_empty", "data.caption_duplicates", "data.optimized",
+    "loss.bank_path", "loss.bank_block", "loss.references", "profile",
 )  # fmt: skip
 
 
@@ -100,6 +100,7 @@ def start(setup: Setup, data: Data) -> tuple[State, optax.GradientTransformation
 
 def _fresh(setup: Setup) -> tuple[Params, Params, dict[str, Any] | None]:
     """(index, query, where they came from)."""
+    weights.keep_tokenizer(setup.config, setup.config.workdir)
     if setup.config.init_from:
         one_tree = setup.stage.index_is_query
         found = weights.load(

@@ -25,9 +25,8 @@ class Products:
 
     def __init__(self, k=1, per_triplet=False, cut_padding=True):
         self.per_triplet = per_triplet
-        self.module = SimpleNamespace(
-            CUT_PADDING=cut_padding, REFERENCE_ROWS="per_triplet" if per_triplet else "per_image"
-        )
+        self.module = SimpleNamespace(REFERENCE_ROWS="per_triplet" if per_triplet else "per_image")
+        self.inputs = SimpleNamespace(cut_padding=cut_padding)
         self.reference_shape, self.target_shape = (2, 5), (k, 6)
         self.index_paths = ["start", "visual", *(["text"] if per_triplet else [])]
         self.traced = Counter()  # "compose 16": traced once with texts of 16 tokens

@@ -71,7 +71,7 @@ def test_the_query_depends_on_image_and_text(model):
 
 
 def test_padding_may_be_cut_where_declared(model):
-    assert model.functions.module.CUT_PADDING
+    assert model.functions.inputs.cut_padding
     short = model.text[:, :7]
     rows = model.reference(model.params, model.pixels, short)
     np.testing.assert_allclose(model.rows, rows, atol=1e-5)

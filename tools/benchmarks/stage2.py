@@ -241,6 +241,6 @@ class _Ours:
 
 def _texts(ours: _Ours, padded: int, cut: int) -> dict[str, Any]:
     """Name -> the texts as a step takes them; the first is what a run does."""
-    ids, packs = ours.problem.ids, getattr(ours.functions.module, "PACKS_TEXTS", False)
+    ids, packs = ours.problem.ids, ours.functions.inputs.packs_texts
     found = {PACKED: ours.packed()} if packs else {}
     return found | {CUT: ids[:, :cut], PADDED: ids[:, :padded]}

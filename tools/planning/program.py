@@ -148,9 +148,9 @@ def block(setup: Setup) -> int:
 
 def text_length(setup: Setup, wanted: int) -> int:
     """Tokens of the texts of a batch."""
-    module, config = setup.functions.module, setup.config
-    context = tokens.load(module.TOKENIZER, config.model.context).context
-    if not module.CUT_PADDING:
+    inputs, config = setup.functions.inputs, setup.config
+    context = inputs.tokenizer.context
+    if not inputs.cut_padding:
         return context
     longest = min(wanted or datasets.TEXT, context)
     return tokens.fit(longest, context, config.data.text_lengths)

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.models import clip_sum
-from cir_jax.towers.clip import sizes
 from cir_jax.towers.layers import DTYPES, Dense, dropout, unit
 from cir_jax.towers.packed import Text
 
@@ -83,8 +82,7 @@ class Model(clip_sum.Model):
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
-        width = sizes.find(config.tower).embedding
-        self.combiner = Combiner(width, dtype=DTYPES[config.dtype], rngs=rngs)
+        self.combiner = Combiner(self.encoder.embedding, dtype=DTYPES[config.dtype], rngs=rngs)
 
     def reference_and_target(
         self, reference_pixels: jax.Array, target_pixels: jax.Array, text: Text, keys: Any

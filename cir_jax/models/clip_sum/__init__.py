@@ -14,6 +14,6 @@ from cir_jax.models.clip_sum.model import (
 )
 
 KEYS = {
-    "tower": ("RN50x4", "size of the encoders, see cir_jax/towers/clip/sizes.py; auto = that of "
-              "init_from", "size of cir_jax.towers.clip.sizes"),
+    "tower": ("RN50x4", "size of the encoders, see sizes.py of the families in cir_jax/towers; "
+              "auto = that of init_from", "size of cir_jax.towers.encoders"),
 }  # fmt: skip

@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.convert import sources
+from cir_jax.convert import inputs, sources
 from cir_jax.convert.containers import safe_tensors, torch_writer
 from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
+from cir_jax.data import tokenizer_files, tokens
+from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
+from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
 from cir_jax.towers.clip.sizes import ClipSize
@@ -68,10 +71,21 @@ def _bare(size: ClipSize) -> ClipSize:
 
 
 def _found(
-    group: str, size: ClipSize, context: int, data: Mapping[str, Any], doubt: str = ""
+    group: str,
+    size: ClipSize,
+    context: int,
+    data: Mapping[str, Any],
+    doubt: str = "",
+    came: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Found:
+    """`came` and `folder`: what came with the weights, and where files beside them lie."""
     config = {"tower": sizes.name_of(size), "context": clip.context_key(context)}
-    return Found(group, config, doubt, _agrees(size, context, sure=not doubt), data=data)
+    came = dict(came or {})
+    if size.tokenizer == tokens.FILE and folder and tokenizer_files.vocabularies(folder):
+        came |= inputs.tokenizer(folder)
+    agrees = _agrees(size, context, sure=not doubt)
+    return Found(group, config, doubt, agrees, data=data, inputs=came)
 
 
 def _in_openai_names(
@@ -105,7 +119,9 @@ def find_huggingface(source: Source, kind: huggingface.Kind = huggingface.CLIP) 
         return None
     size, context = huggingface.size_of(config, source.folder, kind)
     crops = huggingface.crops_as_clip(source.folder)
-    return _found(group, size, context, CROPPED if crops else {})
+    said = huggingface.processor_of(source.folder).model
+    data = CROPPED if crops else {}
+    return _found(group, size, context, data, came=said, folder=source.folder)
 
 
 def find_open_clip(source: Source, custom: bool = False) -> Found | None:
@@ -133,7 +149,9 @@ def find_open_clip(source: Source, custom: bool = False) -> Found | None:
     size, context = open_clip.size_of(config, source.folder)
     if custom != (apart and not open_clip.needs_custom_text(size)):
         return None
-    return _found(group, size, context, CROPPED if open_clip.crops_as_clip(config) else {})
+    said = open_clip.processor_of(config, source.folder).model
+    data = CROPPED if open_clip.crops_as_clip(config) else {}
+    return _found(group, size, context, data, came=said, folder=source.folder)
 
 
 def find_openai(source: Source) -> Found | None:
@@ -179,10 +197,31 @@ def huggingface_rules(config: Any, kind: huggingface.Kind = huggingface.CLIP) ->
 
 
 def processor_files(source: Source, config: Any) -> list[Path]:
-    """Tokenizer and image processor beside the weights, which must be CLIP's."""
+    """Tokenizer and image processor beside the weights; the tokenizer, if it is not the weights'
+    own, must be CLIP's."""
     if not source.place.is_dir():
         return []
-    return huggingface.tokenizer_files(source.place, sizes.find(config.tower).vision.image)
+    size = sizes.find(config.tower)
+    own = size.tokenizer == tokens.FILE
+    return huggingface.tokenizer_files(source.place, size.vision.image, own)
+
+
+def own_tokenizer(written: Written) -> dict[str, bytes]:
+    """Name -> content of the files of a tokenizer that came with the weights; {} of CLIP's.
+
+    Raises:
+      UserError: it is not known.
+    """
+    config = written.config
+    if encoders.find(config.tower).tokenizer != tokens.FILE:
+        return {}
+    if not (place := config.get(inputs.TOKENIZER, "")):
+        raise UserError(
+            f"model.tower={config.tower} reads texts by a tokenizer that comes with its weights, "
+            "and none is known, so nobody could use this export; name its folder: --set "
+            "model.tokenizer=FOLDER"
+        )
+    return tokenizer_files.read(place)
 
 
 def huggingface_index(source: Source) -> tuple[Source, list[Rule]] | None:
@@ -228,13 +267,18 @@ def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -
     """A folder that open_clip loads as `local-dir:FOLDER`."""
     _check_alone(place, ("open_clip_model.safetensors",))
     size, context = _size(written)
+    own = own_tokenizer(written)
     config = place / OPEN_CLIP
     custom = any(name.startswith(clip.CUSTOM) for name in tensors)
     weights = place / "open_clip_model.safetensors"
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(config, open_clip.config_of(size, context, custom, LOGIT_BIAS in tensors))
-    return [weights, config]
+    named = {"custom": custom, "bias": LOGIT_BIAS in tensors}
+    _write_json(config, open_clip.config_of(size, context, *_pixels(written), **named))
+    for name, content in own.items():
+        with whole(place / name) as file:
+            file.write(content)
+    return [weights, config, *(place / name for name in own)]
 
 
 def scalar_logit_scale(
@@ -262,13 +306,14 @@ def write_huggingface(
     """A folder that transformers' `from_pretrained` loads, and the index's text tower if it
     differs."""
     size, context = _size(written)
-    config = huggingface.config_of(size, context, kind)
+    config, own = huggingface.config_of(size, context, kind), own_tokenizer(written)
     another = any(path.startswith("text/") for path in written.differ)
     _check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
     _write_json(place / "config.json", config)
-    huggingface.write_processor(place, size, context, list(written.files))
+    files = list(written.files)
+    huggingface.write_processor(place, size, context, files, *_pixels(written), own)
     if another:
         folder = place / INDEX_TEXT
         text = {path: x for path, x in written.index.items() if path.startswith("text/")}
@@ -282,6 +327,16 @@ def write_huggingface(
 def _size(written: Written) -> tuple[ClipSize, int]:
     size = sizes.find(written.config.tower)
     return size, written.config.context or size.context
+
+
+def _pixels(written: Written) -> tuple[Normalisation, str]:
+    """(normalisation, filter) of what is written."""
+    encoder, said = encoders.find(written.config.tower), written.config
+    pixels = Normalisation(
+        tuple(said.get(inputs.MEAN, ())) or encoder.pixels.mean,
+        tuple(said.get(inputs.DEVIATION, ())) or encoder.pixels.deviation,
+    )
+    return pixels, said.get(inputs.INTERPOLATION, "") or encoder.resize.interpolation
 
 
 def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:

@@ -6,7 +6,6 @@ is made unit length (section 4.1 of arXiv 2404.11317 uses it so). Zero-shot CLIP
 weights that never saw a triplet.
 """
 
-import math
 from typing import Any
 
 import jax
@@ -14,45 +13,49 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.towers.clip import sizes
-from cir_jax.towers.clip.resnet import ModifiedResNet
-from cir_jax.towers.clip.text import TextTransformer
-from cir_jax.towers.clip.vit import VisionTransformer
-from cir_jax.towers.layers import DTYPES, unit
+from cir_jax.towers import encoders
+from cir_jax.towers.layers import unit
 from cir_jax.towers.packed import Text
 from cir_jax.towers.pairs import in_one_pass
 
-TOKENIZER = "clip"
-CUT_PADDING = True  # causal and read at the end of text
-PACKS_TEXTS = True
 REFERENCE_ROWS = "per_image"
+
+
+def tokenizer(config: Any) -> str:
+    """Name of the tokenizer that the towers read."""
+    return encoders.find(config.tower).tokenizer
+
+
+def cut_padding(config: Any) -> bool:
+    """Whether the text tower sees nothing of what fills a text up."""
+    return encoders.find(config.tower).cut_padding
+
+
+def packs_texts(config: Any) -> bool:
+    """Whether the text tower takes packed texts."""
+    return encoders.find(config.tower).packs_texts
+
+
+TOKENIZER, CUT_PADDING, PACKS_TEXTS = tokenizer, cut_padding, packs_texts
 
 
 class Model(nnx.Module):
     """R = K = 1, C = D. See `cir_jax.contract`."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
-        size = sizes.find(config.tower)
+        encoder = encoders.find(config.tower)
         side = image_size(config)
-        if side != size.vision.image:
+        if side != encoder.image_size:
             raise UserError(
                 f"model.image_size={side}, but tower {config.tower!r} takes "
-                f"{size.vision.image}; set model.image_size=0"
+                f"{encoder.image_size}; set model.image_size=0"
             )
-        options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "remat": config.remat}
-        options["rngs"] = rngs
-        transformer: dict[str, Any] = {
-            "activation": size.activation, "attention": config.attention, **options,
-        }  # fmt: skip
+        self.encoder = encoder
         self.visual: Any  # models on this one also take the tokens of a ViT
-        if isinstance(size.vision, sizes.VisionTransformerSize):
-            self.visual = VisionTransformer(size.vision, size.embedding, **transformer)
-        else:
-            self.visual = ModifiedResNet(size.vision, size.embedding, **options)
-        self.text = TextTransformer(
-            size.text, size.embedding, context=config.context, **transformer
-        )
-        self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
+        self.visual, self.text = encoder.build(config, rngs)
+        self.logit_scale = nnx.Param(jnp.asarray(encoder.logit_scale, jnp.float32))
+        if encoder.logit_bias is not None:
+            self.logit_bias = nnx.Param(jnp.asarray(encoder.logit_bias, jnp.float32))
 
     def reference(self, pixels: jax.Array, text: Text | None) -> jax.Array:
         """[B, S, S, 3] -> [B, 1, D] raw image features; the text is not used."""
@@ -92,45 +95,16 @@ class Model(nnx.Module):
 
 def image_size(config: Any) -> int:
     """Side of the input, in pixels."""
-    return config.image_size or sizes.find(config.tower).vision.image
+    return config.image_size or encoders.find(config.tower).image_size
 
 
 def roles(config: Any) -> list[tuple[str, str]]:
-    """The image side is the index, the text side the query."""
-    statistics = [] if _is_vit(config) else [(r"visual/.*/(mean|var)", "statistic")]
-    return [
-        *statistics,
-        (r"visual/.*", "index"),
-        (r"text/.*", "query"),
-        (r"logit_scale", "pretrain"),
-    ]
+    """Of the towers, the image side the index and the text side the query; what stage zero adds."""
+    encoder = encoders.find(config.tower)
+    bias = [] if encoder.logit_bias is None else [(r"logit_bias", "pretrain")]
+    return [*encoder.roles(), (r"logit_scale", "pretrain"), *bias]
 
 
 def sharding(config: Any) -> list[tuple[str, tuple]]:
-    """Matrices over "model": outputs of the first product of a pair, inputs of the second."""
-    blocks = [
-        (r".*/blocks/attention/(query|key|value)/kernel", (None, None, "model")),
-        (r".*/blocks/attention/(query|key|value)/bias", (None, "model")),
-        (r".*/blocks/attention/out/kernel", (None, "model", None)),
-        (r".*/blocks/mlp/fc1/kernel", (None, None, "model")),
-        (r".*/blocks/mlp/fc1/bias", (None, "model")),
-        (r".*/blocks/mlp/fc2/kernel", (None, "model", None)),
-    ]
-    text = [(r"text/token_embedding", ("model", None))]
-    visual: list[tuple[str, tuple]]
-    if _is_vit(config):
-        visual = [(r"visual/patch_kernel", (None, None, None, "model"))]
-    else:
-        visual = [
-            (r"visual/stage.*/kernel", (None, None, None, "model")),
-            (r"visual/conv.*/kernel", (None, None, None, "model")),
-            (r"visual/pool/(query|key|value)/kernel", (None, "model")),
-            (r"visual/pool/out/kernel", ("model", None)),
-            (r"visual/pool/position", (None, "model")),
-        ]
-    projections = [(r"(visual|text)/proj", ("model", None))]
-    return [*blocks, *text, *visual, *projections, (r".*", ())]
-
-
-def _is_vit(config: Any) -> bool:
-    return isinstance(sizes.find(config.tower).vision, sizes.VisionTransformerSize)
+    """Those of the towers; all else lies whole on each device."""
+    return [*encoders.find(config.tower).sharding(), (r".*", ())]

@@ -30,7 +30,7 @@ from cir_jax.errors import UserError
 from cir_jax.losses.in_batch import in_batch_loss
 from cir_jax.models import clip_sum
 from cir_jax.models.tgcir.token_learner import TokenLearner
-from cir_jax.towers.clip import sizes
+from cir_jax.towers import encoders
 from cir_jax.towers.layers import DTYPES, Dense, unit
 from cir_jax.towers.packed import Packed, Text
 from cir_jax.towers.pairs import in_one_pass
@@ -83,16 +83,16 @@ class Model(clip_sum.Model):
     """R = 12, K = 1, C = D. See `cir_jax.contract`."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
-        size = sizes.find(config.tower)
-        if not isinstance(size.vision, sizes.VisionTransformerSize):
+        encoder = encoders.find(config.tower)
+        if not encoder.tokens:
             raise UserError(
                 f"model.tower={config.tower!r} is a ResNet, but tgcir makes its tokens of the "
                 "positions of a ViT; use ViT-B/16, as published, or another ViT"
             )
         super().__init__(config, rngs=rngs)
-        width, dtype = size.embedding, DTYPES[config.dtype]
-        self.image_projection = _dense(size.vision.width, width, rngs)
-        self.text_projection = _dense(size.text.width, width, rngs)
+        width, dtype = encoder.embedding, DTYPES[config.dtype]
+        self.image_projection = _dense(encoder.vision_width, width, rngs)
+        self.text_projection = _dense(encoder.text_width, width, rngs)
         self.masks = nnx.Param(_masks(width))
         self.token_learner = TokenLearner(LOCAL, width, rngs=rngs)
         self.gate = Gate(width, dtype=dtype, rngs=rngs)
@@ -119,8 +119,8 @@ class Model(clip_sum.Model):
     def text_features(self, text: Text) -> jax.Array:
         """[B, T] -> [B, 12, D] tokens, not normalised; however short T is, the same ones."""
         assert not isinstance(text, Packed)  # no PACKS_TEXTS: what is behind an end takes part
-        missing = max(0, self.text.position.shape[0] - text.shape[1])
-        text = jnp.pad(text, ((0, 0), (0, missing)))
+        missing = max(0, self.text.context - text.shape[1])
+        text = jnp.pad(text, ((0, 0), (0, missing)), constant_values=self.encoder.rules.pad or 0)
         positions = self.text.tokens(text)
         return self._tokens(self.text.feature(positions, text), self.text_projection(positions))
 

@@ -18,7 +18,12 @@ from typing import Any
 from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import square_side, whole_number
 from cir_jax.errors import UserError
-from cir_jax.towers.clip.processor_files import crops_as_clip, tokenizer_files, write_processor
+from cir_jax.towers.clip.processor_files import (
+    crops_as_clip,
+    processor_of,
+    tokenizer_files,
+    write_processor,
+)
 from cir_jax.towers.clip.sizes import (
     PLAIN_TEXT,
     VOCABULARY,
@@ -36,6 +41,7 @@ from cir_jax.towers.clip.weight_rules import differs_from_openai
 __all__ = [
     "config_of",
     "crops_as_clip",
+    "processor_of",
     "size_of",
     "text_config_of",
     "tokenizer_files",

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert.config_values import check_normalisation, square_side, whole_number
-from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
+from cir_jax.convert import inputs
+from cir_jax.convert.config_values import square_side, whole_number
+from cir_jax.data.pixels import CLIP, Normalisation
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.open_clip_keys import (
     EPSILONS,
@@ -73,7 +74,7 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
     preprocess = config.get("preprocess_cfg") or {}
     if not is_object(preprocess):
         raise UserError(f"{name} has preprocess_cfg={short(preprocess)}, no object; correct that")
-    check_normalisation(preprocess.get("mean"), preprocess.get("std"), f"{name}: preprocess_cfg")
+    inputs.of_open_clip(preprocess, f"{name}: preprocess_cfg")
     vision, text = parts[1:]
     size = ClipSize(
         _vision(vision, name),
@@ -88,6 +89,12 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
     return normal_form(size), context
 
 
+def processor_of(config: dict[str, Any], where: Path) -> inputs.Processor:
+    """What `preprocess_cfg` of a config says; arguments and errors as of `size_of`."""
+    name = f"{where}: the config of open_clip: preprocess_cfg"
+    return inputs.of_open_clip(config.get("preprocess_cfg") or {}, name)
+
+
 def crops_as_clip(config: dict[str, Any]) -> bool:
     """Whether a config has images resized and cropped as CLIP does, which is its default."""
     return (config.get("preprocess_cfg") or {}).get("resize_mode", "shortest") == "shortest"
@@ -99,13 +106,21 @@ def needs_custom_text(size: ClipSize) -> bool:
 
 
 def config_of(
-    size: ClipSize, context: int, custom: bool = False, bias: bool = False
+    size: ClipSize,
+    context: int,
+    normalisation: Normalisation = CLIP,
+    interpolation: str = "bicubic",
+    *,
+    custom: bool = False,
+    bias: bool = False,
 ) -> dict[str, Any]:
     """open_clip_config.json of a CLIP of this size.
 
     Args:
       size: of any CLIP.
       context: text positions.
+      normalisation: of the pixels.
+      interpolation: filter of the resize; open_clip's own is bicubic.
       custom: the tensors are named as with `custom_text`.
       bias: there is a `logit_bias` among them.
     """
@@ -133,6 +148,8 @@ def config_of(
         **({"ls_init_value": 1.0} if text.scale else {}),
         **({"pool_type": text.pool} if text.pool != "end" else {}),
         **({"pool_type": "eos", "eos_id": text.end} if text.end else {}),
+        # open_clip then takes the tokenizer that lies in the folder, whatever its name.
+        **({"hf_tokenizer_name": "own"} if size.tokenizer != "clip" else {}),
         **({"embed_cls": True} if text.class_token else {}),
         **({"no_causal_mask": True} if not text.causal else {}),
         **({"proj_bias": True} if text.bias else {}),
@@ -146,10 +163,12 @@ def config_of(
         "vision_cfg": vision_cfg,
         "text_cfg": text_cfg,
     }
-    return {
-        "model_cfg": model,
-        "preprocess_cfg": {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)},
-    }
+    preprocess: dict[str, Any] = {
+        "mean": list(normalisation.mean), "std": list(normalisation.deviation)
+    }  # fmt: skip
+    if interpolation != "bicubic":
+        preprocess["interpolation"] = interpolation
+    return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 
 def _vision_numbers(size: ClipSize) -> dict[str, Any]:

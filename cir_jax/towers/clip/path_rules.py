@@ -2,6 +2,7 @@
 """Path rules of the CLIP encoders: who trains when, and what is split over the axis "model"."""
 
 from cir_jax.towers.clip.sizes import ClipSize, EvaSize, ResNetSize
+from cir_jax.towers.encoder import BLOCKS
 
 WHOLE = 64  # a dimension that divides by it divides over the devices of any mesh
 Rules = list[tuple[str, tuple]]
@@ -19,17 +20,10 @@ def roles(size: ClipSize) -> list[tuple[str, str]]:
 
 def sharding(size: ClipSize) -> Rules:
     """Matrices over "model": outputs of the first product of a pair, inputs of the second."""
-    blocks: Rules = [
-        (r".*/blocks/attention/(query|key|value)/kernel", (None, None, "model")),
-        (r".*/blocks/attention/(query|key|value)/bias", (None, "model")),
-        (r".*/blocks/attention/out/kernel", (None, "model", None)),
-        (r".*/blocks/mlp/fc1/kernel", (None, None, "model")),
-        (r".*/blocks/mlp/fc1/bias", (None, "model")),
-        (r".*/blocks/mlp/fc2/kernel", (None, "model", None)),
-    ]
+    # A vocabulary that does not divide is split by the width of its rows.
     whole = size.text_variant.vocabulary % WHOLE == 0
     text: Rules = [(r"text/token_embedding", ("model", None) if whole else (None, "model"))]
-    return [*_gated(size), *blocks, *text, *_visual(size), (r"(visual|text)/proj", ("model", None))]
+    return [*_gated(size), *BLOCKS, *text, *_visual(size), (r"(visual|text)/proj", ("model", None))]
 
 
 def _gated(size: ClipSize) -> Rules:

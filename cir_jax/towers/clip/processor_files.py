@@ -8,15 +8,16 @@ does the same.
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cir_jax.convert.config_values import check_normalisation, close
+from cir_jax.convert import inputs
+from cir_jax.convert.config_values import close
 from cir_jax.convert.sources import read_json
 from cir_jax.data import text_files, tokens
-from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
+from cir_jax.data.pixels import CLIP, INTERPOLATIONS, Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
 from cir_jax.towers.clip.sizes import VOCABULARY, ClipSize
@@ -44,12 +45,13 @@ SAMPLES = (
 _REMEDY = "or take the tokenizer files out of the folder if its weights have CLIP's own vocabulary"
 
 
-def tokenizer_files(folder: Path, image: int | None = None) -> list[Path]:
+def tokenizer_files(folder: Path, image: int | None = None, own: bool = False) -> list[Path]:
     """The tokenizer and processor files of a folder, checked to be CLIP's.
 
     Args:
       folder: of a model of transformers.
       image: side of the model's images in pixels; None does not compare it.
+      own: its tokenizer is one of its own, which a run keeps by itself: left out.
 
     Returns:
       Those that are there; [] if there are none, and our own tokenizer is what the weights get.
@@ -58,12 +60,12 @@ def tokenizer_files(folder: Path, image: int | None = None) -> list[Path]:
       UserError: the tokenizer makes other ids than ours, or the pixels are normalised or cropped
         otherwise; the file and the first difference are named.
     """
-    present = [folder / n for n in (*TOKENIZER, PREPROCESSOR, PROCESSOR) if (folder / n).is_file()]
+    known = (*(() if own else TOKENIZER), PREPROCESSOR, PROCESSOR)
+    present = [folder / n for n in known if (folder / n).is_file()]
     names = {path.name for path in present}
     if names.intersection(TOKENIZER):
         _check_tokenizer(folder, names)
     for path, settings in _image_settings(present):
-        check_normalisation(settings.get("image_mean"), settings.get("image_std"), str(path))
         wrong = _image_differences(settings, image)
         if wrong:
             raise UserError(
@@ -71,6 +73,17 @@ def tokenizer_files(folder: Path, image: int | None = None) -> list[Path]:
                 "the file, or take it out of the folder"
             )
     return present
+
+
+def processor_of(folder: Path) -> inputs.Processor:
+    """What the image processor of a folder says, if it has one.
+
+    Raises:
+      UserError: it makes pixels that are not possible here.
+    """
+    paths = [folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()]
+    found = [inputs.of_transformers(said, str(path)) for path, said in _image_settings(paths)]
+    return found[0] if found else inputs.Processor()
 
 
 def crops_as_clip(folder: Path) -> bool:
@@ -81,7 +94,13 @@ def crops_as_clip(folder: Path) -> bool:
 
 
 def write_processor(
-    folder: Path, size: ClipSize, context: int, taken_over: list[Path]
+    folder: Path,
+    size: ClipSize,
+    context: int,
+    taken_over: list[Path],
+    normalisation: Normalisation = CLIP,
+    interpolation: str = "bicubic",
+    own: Mapping[str, bytes] | None = None,
 ) -> list[Path]:
     """Writes tokenizer and image processor files with which transformers does what we do.
 
@@ -92,6 +111,9 @@ def write_processor(
       taken_over: files of the folder that the weights came from, as `tokenizer_files` found them.
         They are copied, except those for images of another side; what is not among them is made
         from our own vocabulary.
+      normalisation: of the pixels.
+      interpolation: filter of the resize.
+      own: name -> content of the files of a tokenizer that is not CLIP's.
 
     Returns:
       The files written.
@@ -102,10 +124,14 @@ def write_processor(
         if _image_differences(settings, size.vision.image)
     }
     content = {path.name: path.read_bytes() for path in taken_over if path not in other}
-    if not any(name in content for name in VOCABULARY_FILES):
+    if own:
+        content |= own
+    elif not any(name in content for name in VOCABULARY_FILES):
         content |= _own_tokenizer(context)
     if not _image_settings([path for path in taken_over if path not in other]):
-        content[PREPROCESSOR] = _own_image_processor(size.vision.image)
+        content[PREPROCESSOR] = _own_image_processor(
+            size.vision.image, normalisation, interpolation
+        )
     for name, what in content.items():
         with whole(folder / name) as file:
             file.write(what)
@@ -270,21 +296,21 @@ def _own_tokenizer(context: int) -> dict[str, bytes]:
     return content
 
 
-def _own_image_processor(image: int) -> bytes:
+def _own_image_processor(image: int, normalisation: Normalisation, interpolation: str) -> bytes:
     return _bytes(
         {
             "image_processor_type": "CLIPImageProcessor",
             "do_convert_rgb": True,
             "do_resize": True,
             "size": {"shortest_edge": image},
-            "resample": 3,  # Pillow's number of bicubic
+            "resample": int(INTERPOLATIONS[interpolation]),  # Pillow's number
             "do_center_crop": True,
             "crop_size": {"height": image, "width": image},
             "do_rescale": True,
             "rescale_factor": 1 / 255,
             "do_normalize": True,
-            "image_mean": list(IMAGE_MEAN),
-            "image_std": list(IMAGE_STD),
+            "image_mean": list(normalisation.mean),
+            "image_std": list(normalisation.deviation),
         }
     )
 

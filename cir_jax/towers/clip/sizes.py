@@ -268,6 +268,11 @@ def find(name: str) -> ClipSize:
     return size
 
 
+def is_written(plain: str) -> bool:
+    """Whether a name without what follows a plus is written out, or is one of open_clip's."""
+    return _WRITTEN.fullmatch(plain) is not None or _OF_OPEN_CLIP.fullmatch(plain) is not None
+
+
 def name_of(size: ClipSize) -> str:
     """The inverse of `find`: the shortest name of a size."""
     plus = "" if size.activation == "quick_gelu" else f"+{size.activation}"

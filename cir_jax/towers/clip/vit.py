@@ -59,13 +59,14 @@ class VisionTransformer(nnx.Module):
         self.blocks = stack(
             lambda rngs: Block(size, causal=False, rngs=rngs, **options), size.layers, rngs
         )
-        self.pool = None
-        read = width
-        if variant.queries:
-            read, heads = embedding, variant.query_heads
-            self.pool = AttentionPool(
-                width, embedding, variant.queries, heads, attention=attention, rngs=rngs
+        queries, read = variant.queries, embedding if variant.queries else width
+        self.pool = (
+            AttentionPool(
+                width, embedding, queries, variant.query_heads, attention=attention, rngs=rngs
             )
+            if queries
+            else None
+        )
         self.norm_out = LayerNorm(read, epsilon=epsilon)
         self.proj = normal(rngs, (read, embedding), scale)
         self.variant = variant
