@@ -40,6 +40,7 @@ PIECE_CLASSES = {
     "T5Tokenizer": (False, True),
     "GemmaTokenizer": (True, False),
     "LlamaTokenizer": (True, False),
+    "Tipsv2Tokenizer": (False, False),
 }
 _CANONICAL = ("SiglipTokenizer",)  # takes capitals, punctuation and spaces out of a text first
 _LOWER = ("Siglip2Tokenizer",)

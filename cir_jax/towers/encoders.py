@@ -11,8 +11,9 @@ A family is a module with
 from cir_jax.errors import UserError, nearest
 from cir_jax.towers.clip import encoder as clip
 from cir_jax.towers.encoder import Encoder
+from cir_jax.towers.tips import encoder as tips
 
-FAMILIES = (clip,)
+FAMILIES = (clip, tips)
 
 
 def find(name: str) -> Encoder:

@@ -3,7 +3,7 @@
 
 Beside learned positions, queries and keys of every layer are turned by angles that row and column
 of a patch give (rotary positions); the class token is not turned. Keys have no bias, what attention
-gathers is normed before its last product, and the MLP is
+gathers is normed before its last product, and so is what the MLP gates:
 
     fc2(norm(silu(gate x) * fc1 x))
 
@@ -20,7 +20,7 @@ from flax import nnx
 
 from cir_jax.towers.attention import XLA, Attend
 from cir_jax.towers.clip.sizes import EvaSize
-from cir_jax.towers.layers import Dense, LayerNorm, normal, patches, run_stack, stack
+from cir_jax.towers.layers import Dense, GatedMlp, LayerNorm, normal, patches, run_stack, stack
 
 EPSILON = 1e-6  # of every norm
 GRID = 16  # patches across the images of the pretraining: rows of others are measured in its steps
@@ -78,25 +78,6 @@ class EvaAttention(nnx.Module):
         return self.out(self.norm(self.attend(query, key, self.value(x))))
 
 
-class GatedMlp(nnx.Module):
-    """[..., C] -> [..., inner] -> [..., C]: fc2(norm(silu(gate x) * fc1 x)).
-
-    Args:
-      size: width, layers and inner width.
-    """
-
-    def __init__(self, size: EvaSize, *, rngs: nnx.Rngs):
-        width, inner = size.width, size.mlp or 4 * size.width
-        std = (2 * width) ** -0.5
-        self.gate = Dense(width, inner, std, rngs=rngs)
-        self.fc1 = Dense(width, inner, std, rngs=rngs)
-        self.norm = LayerNorm(inner, epsilon=EPSILON)
-        self.fc2 = Dense(inner, width, (width * 2 * size.layers) ** -0.5, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(self.norm(jax.nn.silu(self.gate(x)) * self.fc1(x)))
-
-
 class EvaBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), [B, T, C] -> [B, T, C].
 
@@ -109,7 +90,9 @@ class EvaBlock(nnx.Module):
         self.norm1 = LayerNorm(size.width, epsilon=EPSILON)
         self.attention = EvaAttention(size, attention=attention, rngs=rngs)
         self.norm2 = LayerNorm(size.width, epsilon=EPSILON)
-        self.mlp = GatedMlp(size, rngs=rngs)
+        width, inner = size.width, size.mlp or 4 * size.width
+        std, out_std = (2 * width) ** -0.5, (width * 2 * size.layers) ** -0.5
+        self.mlp = GatedMlp(width, inner, std, out_std, epsilon=EPSILON, rngs=rngs)
 
     def __call__(self, x: jax.Array, angle: jax.Array) -> jax.Array:
         """`angle`: [T, C / heads], see `angles`."""
