@@ -13,8 +13,11 @@ Params = dict[str, Any]  # path -> array
 
 # The leaf that a stage which learns its temperature adds to the query tree; no model has it.
 TEMPERATURE = "loss/temperature"
+BIAS = "loss/bias"  # the same of a stage that learns the bias of its sigmoid loss
+OF_STAGES = (TEMPERATURE, BIAS)
 # The scalar of a model that can be pretrained on captions, see stage zero: CLIP's.
 LOGIT_SCALE = "logit_scale"
+LOGIT_BIAS = "logit_bias"  # and SigLIP's beside it
 
 
 class ModelParams(Protocol):

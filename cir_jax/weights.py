@@ -22,7 +22,7 @@ from cir_jax.convert.opened import sources_of
 from cir_jax.data import tokenizer_files
 from cir_jax.errors import UserError
 from cir_jax.files import put
-from cir_jax.params import TEMPERATURE, Params
+from cir_jax.params import OF_STAGES, Params
 from cir_jax.runtime import checkpoint, run_steps
 from cir_jax.runtime import mesh as meshes
 
@@ -339,7 +339,7 @@ def of_run(
         name: {p: need.get(p, jax.ShapeDtypeStruct((), jnp.float32)) for p in paths}
         for name, paths in record["paths"].items()
     }
-    have = {p for paths in record["paths"].values() for p in paths} - {TEMPERATURE}
+    have = {p for paths in record["paths"].values() for p in paths} - {*OF_STAGES}
     absent = {p for p in need.keys() - have if not may_be_new(functions, p)}
     different = sorted((have - need.keys()) | absent)
     different += [p for p, s in shapes.items() if p in need and need[p].shape != tuple(s)]

@@ -11,9 +11,10 @@ A family is a module with
 from cir_jax.errors import UserError, nearest
 from cir_jax.towers.clip import encoder as clip
 from cir_jax.towers.encoder import Encoder
+from cir_jax.towers.siglip import encoder as siglip
 from cir_jax.towers.tips import encoder as tips
 
-FAMILIES = (clip, tips)
+FAMILIES = (clip, siglip, tips)
 
 
 def find(name: str) -> Encoder:
@@ -28,5 +29,5 @@ def find(name: str) -> Encoder:
     known = [one for family in FAMILIES for one in family.names()]
     raise UserError(
         f"no tower {name!r}; there are: {', '.join(known)}.{nearest(name.partition('+')[0], known)}"
-        " A size of your own is written out, as cir_jax/towers/clip/sizes.py says"
+        " A size of your own is written out, as sizes.py in each folder of cir_jax/towers says"
     )

@@ -16,12 +16,13 @@ from cir_jax.errors import UserError
 from cir_jax.towers.blip import sizes as blip
 from cir_jax.towers.blip2 import sizes as blip2
 from cir_jax.towers.clip import sizes as clip
+from cir_jax.towers.siglip import sizes as siglip
 
 # Parameters from which on a model counts as of full size: above all that learn from OpenMoji in
 # minutes (8 M), below the least of the published encoders (RN50 of CLIP, 102 M).
 FULL_SIZE = 50_000_000
 AUTO = "auto"  # of `model.tower`: the size of the weights
-_VOCABULARY = {clip: clip.VOCABULARY, blip: blip.VOCABULARY, blip2: blip2.VOCABULARY}
+_VOCABULARY = {clip: clip.VOCABULARY, blip: blip.VOCABULARY, blip2: blip2.VOCABULARY, siglip: 0}
 
 
 def check(config: ConfigDict) -> None:
@@ -85,9 +86,9 @@ def parameters(tower: str) -> int:
             continue
         text = size.former if family is blip2 else size.text
         # Each second block of a Q-Former, and each of BLIP's text encoder, looks at the image too.
-        looks = {clip: 0.0, blip: 1.0, blip2: 0.5}[family]
+        looks = {clip: 0.0, blip: 1.0, blip2: 0.5, siglip: 0.0}[family]
         crossed = looks * text.layers * 2 * text.width * (text.width + size.vision.width)
-        words = vocabulary * text.width
+        words = (text.words if family is siglip else vocabulary) * text.width
         return int(_vision(size.vision) + _blocks(text) + crossed + words)
     return 0
 

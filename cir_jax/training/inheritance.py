@@ -19,7 +19,7 @@ from cir_jax.convert import identify
 from cir_jax.convert.layout import Found
 from cir_jax.convert.sources import Source, open_source
 from cir_jax.errors import UserError
-from cir_jax.params import TEMPERATURE
+from cir_jax.params import OF_STAGES
 
 MODEL, TOWER, PAD, RATIO = "model.name", "model.tower", "data.pad", "data.target_ratio"
 REMAT, ATTENTION = "model.remat", "model.attention"
@@ -94,7 +94,7 @@ def _holds(place: str, config: ConfigDict) -> bool:
     except UserError:  # the size of another family
         return False
     record = weights.record_of(place)
-    have = {path for part in record["paths"].values() for path in part} - {TEMPERATURE}
+    have = {path for part in record["paths"].values() for path in part} - {*OF_STAGES}
     shapes, need = record["shapes"], functions.abstract
     return (
         have <= need.keys()

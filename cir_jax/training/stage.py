@@ -18,9 +18,10 @@ from cir_jax import plugins
 from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError
-from cir_jax.params import LOGIT_SCALE, TEMPERATURE, Params
+from cir_jax.params import BIAS, LOGIT_BIAS, LOGIT_SCALE, TEMPERATURE, Params
 
 PACKAGE = "cir_jax.training.stages"
+SOFTMAX, SIGMOID = "softmax", "sigmoid"  # what a stage does with the scores of a batch
 
 
 class StageProtocol(Protocol):
@@ -97,6 +98,8 @@ def trainable(stage: StageProtocol, functions: Functions) -> list[str]:
     others decay.
     """
     read = {*functions.index_paths, *functions.query_paths, LOGIT_SCALE}
+    if getattr(stage, "kind", SOFTMAX) == SIGMOID:
+        read.add(LOGIT_BIAS)
     if getattr(stage, "auxiliary", ()):
         read |= set(functions.training_paths)
     paths = [p for p, role in functions.roles.items() if role in stage.roles and p in read]
@@ -111,6 +114,11 @@ def temperature(stage: Any, query: Params) -> jax.Array | float:
 def temperature_leaf(config: ConfigDict) -> dict[str, float]:
     """The extra leaf of a stage whose config says `learn_temperature`."""
     return {TEMPERATURE: config.loss.temperature} if config.loss.learn_temperature else {}
+
+
+def bias(stage: Any, query: Params) -> jax.Array | float:
+    """The trained bias of a sigmoid loss, or the config's constant."""
+    return query[BIAS] if BIAS in stage.extra else stage.bias
 
 
 def check_negatives(config: ConfigDict) -> None:

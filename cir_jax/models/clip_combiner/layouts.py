@@ -13,6 +13,7 @@ from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.files import whole
+from cir_jax.models import clip_sum
 from cir_jax.models.clip_sum import layouts
 from cir_jax.weight_rules import Rule, dense
 
@@ -59,5 +60,5 @@ LAYOUTS = (
         write=write,
         part=True,
     ),
-    *(dataclasses.replace(layout, part=True) for layout in layouts.LAYOUTS),
+    *(dataclasses.replace(layout, part=True) for layout in clip_sum.LAYOUTS),
 )

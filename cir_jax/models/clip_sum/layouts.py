@@ -28,7 +28,9 @@ from cir_jax.files import whole
 from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
+from cir_jax.towers.clip.encoder import owns
 from cir_jax.towers.clip.sizes import ClipSize
+from cir_jax.towers.siglip import weight_rules as siglip
 from cir_jax.weight_rules import Rule
 
 MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
@@ -54,6 +56,8 @@ def _agrees(size: ClipSize, context: int, sure: bool) -> Callable[[str, Any], bo
     def agrees(key: str, value: Any) -> bool:
         if key == "context":
             return (value or size.context) == context
+        if not owns(value):
+            return False
         given = sizes.find(value)
         return (given if sure else _bare(given)) == (size if sure else _bare(size))
 
@@ -106,7 +110,7 @@ def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | Non
 def find_huggingface(source: Source, kind: huggingface.Kind = huggingface.CLIP) -> Found | None:
     """A folder of transformers' CLIPModel, or of another kind."""
     group = _group(source, HUGGINGFACE_MARK)
-    if group is None or OTHER_MARK in source.groups[group]:
+    if group is None or {OTHER_MARK, siglip.MARK} & source.groups[group].keys():
         return None
     if "config.json" not in source.configs:
         raise UserError(
@@ -174,13 +178,31 @@ def find_spn(source: Source) -> Found | None:
 
 
 def openai_rules(config: Any, prefix: str = "") -> list[Rule]:
-    """The rules in OpenAI's names."""
-    return clip.openai(sizes.find(config.tower), prefix)
+    """The rules in OpenAI's names.
+
+    Raises:
+      UserError: the towers are another family's.
+    """
+    return clip.openai(clip_size(config), prefix)
+
+
+def clip_size(config: Any) -> ClipSize:
+    """The size that a `model` section names.
+
+    Raises:
+      UserError: the towers are another family's.
+    """
+    if not owns(config.tower):
+        raise UserError(
+            f"model.tower={config.tower} is no CLIP, so it cannot be written as one; use --format "
+            f"{encoders.find(config.tower).family} or safetensors"
+        )
+    return sizes.find(config.tower)
 
 
 def open_clip_rules(config: Any, custom: bool = False) -> list[Rule]:
     """The rules in the names of open_clip, `custom` as for `find_open_clip`."""
-    size = sizes.find(config.tower)
+    size = clip_size(config)
     apart = custom or open_clip.needs_custom_text(size)
     return clip.openai(size, text=clip.CUSTOM if apart else "")
 
@@ -191,7 +213,7 @@ def huggingface_rules(config: Any, kind: huggingface.Kind = huggingface.CLIP) ->
     Raises:
       UserError: a ResNet, or another network that transformers' class is not.
     """
-    size = sizes.find(config.tower)
+    size = clip_size(config)
     huggingface.config_of(size, config.context or size.context, kind)
     return clip.huggingface()
 
@@ -265,7 +287,7 @@ def check_name(place: Path, key: str) -> None:
 
 def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
     """A folder that open_clip loads as `local-dir:FOLDER`."""
-    _check_alone(place, ("open_clip_model.safetensors",))
+    check_alone(place, ("open_clip_model.safetensors",))
     size, context = _size(written)
     own = own_tokenizer(written)
     config = place / OPEN_CLIP
@@ -274,7 +296,7 @@ def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
     named = {"custom": custom, "bias": LOGIT_BIAS in tensors}
-    _write_json(config, open_clip.config_of(size, context, *_pixels(written), **named))
+    write_json(config, open_clip.config_of(size, context, *pixels_of(written), **named))
     for name, content in own.items():
         with whole(place / name) as file:
             file.write(content)
@@ -308,19 +330,19 @@ def write_huggingface(
     size, context = _size(written)
     config, own = huggingface.config_of(size, context, kind), own_tokenizer(written)
     another = any(path.startswith("text/") for path in written.differ)
-    _check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
+    check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    _write_json(place / "config.json", config)
+    write_json(place / "config.json", config)
     files = list(written.files)
-    huggingface.write_processor(place, size, context, files, *_pixels(written), own)
+    huggingface.write_processor(place, size, context, files, *pixels_of(written), own)
     if another:
         folder = place / INDEX_TEXT
         text = {path: x for path, x in written.index.items() if path.startswith("text/")}
         table = expand(clip.huggingface_text(), text)
         with whole(folder / "model.safetensors") as file:
             safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
-        _write_json(folder / "config.json", huggingface.text_config_of(size, context, kind))
+        write_json(folder / "config.json", huggingface.text_config_of(size, context, kind))
     return sorted(p for p in place.rglob("*") if p.is_file())
 
 
@@ -329,7 +351,7 @@ def _size(written: Written) -> tuple[ClipSize, int]:
     return size, written.config.context or size.context
 
 
-def _pixels(written: Written) -> tuple[Normalisation, str]:
+def pixels_of(written: Written) -> tuple[Normalisation, str]:
     """(normalisation, filter) of what is written."""
     encoder, said = encoders.find(written.config.tower), written.config
     pixels = Normalisation(
@@ -339,7 +361,7 @@ def _pixels(written: Written) -> tuple[Normalisation, str]:
     return pixels, said.get(inputs.INTERPOLATION, "") or encoder.resize.interpolation
 
 
-def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
+def check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
     """Raises UserError if a folder has weights that would stay beside those that are written."""
     names = (*sources.WEIGHTS, INDEX_TEXT)
     there = [n for n in names if n not in replaced and (folder / n).exists()]
@@ -350,7 +372,8 @@ def _check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
         )
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON object."""
     with whole(path) as file:
         file.write((json.dumps(content, indent=2) + "\n").encode())
 

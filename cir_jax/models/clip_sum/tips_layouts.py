@@ -5,7 +5,6 @@ Its temperature may be missing from a file, and is that of the config then. It i
 `exp(logit_scale)`, and written with the very bits that it came with where training did not move it.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from cir_jax.convert import inputs
+from cir_jax.convert import inputs, sources
 from cir_jax.convert.containers import safe_tensors
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source, read_json
+from cir_jax.convert.tables import expand, tensors_of
 from cir_jax.data import tokenizer_files
 from cir_jax.errors import UserError
 from cir_jax.files import whole
-from cir_jax.models.clip_sum import folders
+from cir_jax.models.clip_sum.layouts import (
+    INDEX_TEXT,
+    check_alone,
+    own_tokenizer,
+    pixels_of,
+    write_json,
+)
 from cir_jax.towers.tips import encoder, huggingface, sizes, weight_rules
 from cir_jax.weight_rules import Ignored, Rule
 
@@ -84,25 +90,38 @@ def rules(config: Any) -> list[Rule]:
 
 
 def write(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
-    """A folder that `Tipsv2Model.from_pretrained` loads."""
-    folders.check_alone(place, ("model.safetensors",))
+    """A folder that `Tipsv2Model.from_pretrained` loads, with the text tower of the index apart."""
+    another = any(path.startswith("text/") for path in written.differ)
+    check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     size, context = sizes.find(written.config.tower), written.config.context or sizes.CONTEXT
-    own = folders.own_tokenizer(written)
+    own = own_tokenizer(written)
     held = {name: tensor for name, tensor in tensors.items() if name != SCALE}
     temperature = float(held[TEMPERATURE].read())
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, held, {"format": "pt"})
-    pixels, interpolation = folders.pixels_of(written)
+    pixels, interpolation = pixels_of(written)
     image = huggingface.image_processor(size.vision.image, pixels, interpolation)
-    content = {
-        "config.json": _bytes(huggingface.config_of(size, context, temperature)),
-        PROCESSORS[0]: _bytes(image),
-        **own,
-    }
-    for name, what in content.items():
+    write_json(place / "config.json", huggingface.config_of(size, context, temperature))
+    write_json(place / PROCESSORS[0], image)
+    for name, content in own.items():
         with whole(place / name) as file:
-            file.write(what)
-    return [place / "model.safetensors", *(place / name for name in content)]
+            file.write(content)
+    if another:
+        folder = place / INDEX_TEXT
+        text = {path: x for path, x in written.index.items() if path.startswith("text/")}
+        table = expand(weight_rules.text_rules(), text)
+        with whole(folder / "model.safetensors") as file:
+            safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
+        write_json(folder / "config.json", huggingface.text_config_of(size, context))
+    return sorted(p for p in place.rglob("*") if p.is_file())
+
+
+def index(source: Source) -> tuple[Source, list[Rule]] | None:
+    """The text tower of the index tree that an export of stage two left beside the model."""
+    folder = source.folder / INDEX_TEXT
+    if not source.place.is_dir() or not folder.is_dir():
+        return None
+    return sources.open_source(folder), weight_rules.text_rules()
 
 
 def extra(tensors: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -127,16 +146,15 @@ def _processor(folder: Path) -> inputs.Processor:
     return inputs.Processor()
 
 
-def _bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
-LAYOUT = Layout(
-    "tipsv2",
-    "a folder of transformers' Tipsv2Model (TIPSv2; published weights are Apache-2.0)",
-    find,
-    rules,
-    ignored=(UNREAD,),
-    write=write,
-    extra=extra,
+LAYOUTS = (
+    Layout(
+        "tipsv2",
+        "a folder of transformers' Tipsv2Model (TIPSv2; published weights are Apache-2.0)",
+        find,
+        rules,
+        ignored=(UNREAD,),
+        write=write,
+        extra=extra,
+        index=index,
+    ),
 )

@@ -23,7 +23,9 @@ from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tied import Copied
 from cir_jax.errors import UserError
+from cir_jax.models import clip_sum as two_towers
 from cir_jax.models.clip_sum import layouts as clip_sum
+from cir_jax.towers import encoders
 from cir_jax.towers.clip import sizes, weight_rules
 from cir_jax.weight_rules import Ignored, Rule, dense
 
@@ -73,8 +75,7 @@ def find_clip(source: Source, of_clip: Callable[[Source], Found | None]) -> Foun
     found = of_clip(source)
     if found is None:
         return None
-    size = sizes.find(found.config["tower"])
-    return found if isinstance(size.vision, sizes.VisionTransformerSize) else None
+    return found if encoders.find(found.config["tower"]).tokens else None
 
 
 def rules(config: Any, copy: str = "") -> list[Rule]:
@@ -157,6 +158,6 @@ LAYOUTS = (
             write=None if layout.name in ("clip4cir", "spn") else layout.write,
             find=functools.partial(find_clip, of_clip=layout.find),
         )
-        for layout in clip_sum.LAYOUTS
+        for layout in two_towers.LAYOUTS
     ),
 )

@@ -20,7 +20,7 @@ from cir_jax.towers.tips.sizes import TipsSize, check, normal_form
 
 KIND = "tipsv2"
 # Key of a side -> the one value with which it is the encoder that is here.
-NEEDED = {
+NEEDED: dict[str, dict[str, Any]] = {
     "vision_config": {
         "hidden_act": "gelu", "layer_norm_eps": vision.EPSILON, "num_channels": 3,
         "qkv_bias": True,
@@ -88,9 +88,7 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[TipsSize, int]:
     return normal_form(size), number("text_config", "max_position_embeddings")
 
 
-def config_of(
-    size: TipsSize, context: int, temperature: float = TEMPERATURE
-) -> dict[str, Any]:
+def config_of(size: TipsSize, context: int, temperature: float = TEMPERATURE) -> dict[str, Any]:
     """config.json of a Tipsv2Model of this size, as transformers writes it.
 
     Args:
@@ -103,22 +101,28 @@ def config_of(
     """
     from transformers import Tipsv2Config  # takes seconds, and other formats do without
 
-    image, words = size.vision, size.text
-    needed = {part: dict(values) for part, values in NEEDED.items()}
+    image = size.vision
     config = Tipsv2Config(
         vision_config={
-            **needed["vision_config"], **_transformer(image), "image_size": image.image,
+            **NEEDED["vision_config"], **_transformer(image), "image_size": image.image,
             "patch_size": image.patch, "mlp_ratio": _ratio(size),
             "use_swiglu_ffn": size.gated, "num_register_tokens": size.registers,
         },
-        text_config={
-            **needed["text_config"], **_transformer(words), "vocab_size": size.vocabulary,
-            "intermediate_size": words.mlp or 4 * words.width, "max_position_embeddings": context,
-        },
+        text_config=_text(size, context),
         temperature_init_value=temperature,
         architectures=["Tipsv2Model"],
         dtype="float32",
     )  # fmt: skip
+    return config.to_diff_dict()
+
+
+def text_config_of(size: TipsSize, context: int) -> dict[str, Any]:
+    """config.json of a Tipsv2TextModel: the text side of a model of this size."""
+    from transformers import Tipsv2TextConfig
+
+    config = Tipsv2TextConfig(
+        **_text(size, context), architectures=["Tipsv2TextModel"], dtype="float32"
+    )
     return config.to_diff_dict()
 
 
@@ -151,6 +155,17 @@ def image_processor(image: int, pixels: Normalisation, interpolation: str) -> di
         "do_normalize": pixels != PIXELS,
         "image_mean": list(pixels.mean),
         "image_std": list(pixels.deviation),
+    }
+
+
+def _text(size: TipsSize, context: int) -> dict[str, Any]:
+    words = size.text
+    return {
+        **NEEDED["text_config"],
+        **_transformer(words),
+        "vocab_size": size.vocabulary,
+        "intermediate_size": words.mlp or 4 * words.width,
+        "max_position_embeddings": context,
     }
 
 

@@ -9,7 +9,7 @@ MARK = "vision_model.embeddings.register_tokens"
 
 def rules(size: TipsSize) -> list[Rule]:
     """The rules of a whole model."""
-    vision, text = "vision_model.embeddings", "text_model"
+    vision = "vision_model.embeddings"
     return [
         Rule(f"{vision}.patch_embeddings.projection.weight", "visual/patch_kernel", CONVOLUTION),
         Rule(f"{vision}.patch_embeddings.projection.bias", "visual/patch_bias"),
@@ -19,10 +19,18 @@ def rules(size: TipsSize) -> list[Rule]:
         Rule(f"{vision}.mask_token", "visual/mask_token", ones=(0,)),
         *norm("vision_model.layernorm", "visual/norm_out"),
         *_image_blocks(size.gated),
+        *text_rules(),
+        Rule("logit_scale", "logit_scale"),
+    ]
+
+
+def text_rules() -> list[Rule]:
+    """The rules of the text side alone."""
+    text = "text_model"
+    return [
         Rule(f"{text}.embeddings.token_embedding.weight", "text/token_embedding"),
         *norm(f"{text}.final_layer_norm", "text/norm_out"),
         *_text_blocks(f"{text}.encoder.layers.{{layer}}", "text/blocks"),
-        Rule("logit_scale", "logit_scale"),
     ]
 
 

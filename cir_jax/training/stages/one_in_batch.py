@@ -4,7 +4,8 @@
 Source: equation 2 of arXiv 2404.11317; one direction, no symmetric term. With `loss.chunk` the
 encoders run over that many rows at a time and are run again in the backward pass (gradient caching,
 arXiv 2101.06983): the loss is still that of the whole batch, exactly. `loss.auxiliary` adds losses
-that a model's own paper states, `loss.negative_types` replaces the kind of negatives.
+that a model's own paper states, `loss.negative_types` replaces the kind of negatives, and
+`loss.kind=sigmoid` asks of each pair alone, see `cir_jax.losses.sigmoid`.
 """
 
 import functools
@@ -21,8 +22,8 @@ from ml_collections import ConfigDict
 from cir_jax.bank.bank import Bank
 from cir_jax.contract import Functions
 from cir_jax.errors import UserError, nearest
-from cir_jax.losses import in_batch, negative_types
-from cir_jax.params import Params
+from cir_jax.losses import in_batch, negative_types, sigmoid
+from cir_jax.params import BIAS, Params
 from cir_jax.runtime import mesh as meshes
 from cir_jax.training import stage
 
@@ -30,8 +31,13 @@ Rows = dict[str, jax.Array]
 
 
 KEYS = {
+    "kind": ("softmax", "what is done with the scores of a batch: softmax compares them, sigmoid "
+             "asks of each pair alone, as SigLIP does", ("softmax", "sigmoid")),
+    "bias": (-10.0, "of the sigmoid: what is added to each score over the temperature; where it is "
+             "learned, its start", "[-1000, 1000]"),
     "temperature": (0.02, "of the softmax", "(0, 100]"),
-    "learn_temperature": (False, "train it, from `temperature` on", None),
+    "learn_temperature": (False, "train it, from `temperature` on, with the bias of a sigmoid",
+                          None),
     "auxiliary": ((), "losses of the model's own beside the contrastive one, 'name:weight'; the "
                       "model's file lists them", None),
     "negative_types": (("target",), "an ablation: what of another example replaces a part of the "
@@ -47,6 +53,9 @@ class Stage:
     """See `cir_jax.training.stage`."""
 
     temperature: float
+    mesh: Mesh | None = None
+    kind: str = stage.SOFTMAX
+    bias: float = 0.0
     chunk: int = 0
     auxiliary: tuple[tuple[str, float], ...] = ()
     negative_types: tuple[str, ...] = ("target",)
@@ -74,7 +83,14 @@ class Stage:
                 f"not go with {other}; leave one of them out"
             )
         extra = stage.temperature_leaf(config)
-        return cls(loss.temperature, chunk, auxiliary, types, extra)
+        if loss.kind == stage.SIGMOID:
+            if types != ("target",):
+                raise UserError(
+                    f"loss.kind=sigmoid is of the targets of a batch, and loss.negative_types="
+                    f"{types} are not of them; leave one of the two out"
+                )
+            extra |= {BIAS: loss.bias} if extra else {}
+        return cls(loss.temperature, mesh, loss.kind, loss.bias, chunk, auxiliary, types, extra)
 
     @property
     def crosses(self) -> bool:
@@ -95,7 +111,7 @@ class Stage:
         bank: Bank | None,
         key: jax.Array,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross-entropy of each query over the batch's targets, and what is added to it, [B]."""
+        """The loss of each query over the batch's targets, and what is added to it, [B]."""
 
         def encode(rows: Rows, key: jax.Array) -> tuple[jax.Array, jax.Array, Rows]:
             pixels, text = (rows["reference_pixels"], rows["target_pixels"]), rows["text"]
@@ -113,7 +129,12 @@ class Stage:
         composed, targets, extras = _in_chunks(encode, rows, key, self.chunk)
         tau = stage.temperature(self, query)
         metrics = {"temperature": jnp.asarray(tau)}
-        if self.negative_types == ("target",):
+        if self.kind == stage.SIGMOID:
+            assert self.mesh is not None  # every stage of a config has one
+            bias = stage.bias(self, query)
+            losses = sigmoid.sigmoid_loss(composed, targets, tau, bias, mesh=self.mesh)
+            metrics |= {"bias": jnp.asarray(bias)}
+        elif self.negative_types == ("target",):
             losses = in_batch.in_batch_loss(composed, targets, tau)
         else:
             crossed = None
