@@ -295,8 +295,8 @@ def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -
     weights = place / "open_clip_model.safetensors"
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    named = {"custom": custom, "bias": LOGIT_BIAS in tensors}
-    write_json(config, open_clip.config_of(size, context, *pixels_of(written), **named))
+    pixels, bias = pixels_of(written), LOGIT_BIAS in tensors
+    write_json(config, open_clip.config_of(size, context, *pixels, custom=custom, bias=bias))
     for name, content in own.items():
         with whole(place / name) as file:
             file.write(content)
@@ -392,8 +392,6 @@ _OPEN_CLIP: dict[str, Any] = {
 _HUGGINGFACE: dict[str, Any] = {
     "ignored": (clip.POSITIONS,), "index": huggingface_index, "files": processor_files,
 }  # fmt: skip
-_METACLIP_2 = {"kind": huggingface.METACLIP_2}
-_CUSTOM = {"custom": True}
 LAYOUTS = (
     Layout(
         "huggingface",
@@ -407,9 +405,9 @@ LAYOUTS = (
         "metaclip2",
         "a folder of transformers' MetaClip2Model (MetaCLIP 2; published weights are CC-BY-NC 4.0, "
         "not for commercial use)",
-        functools.partial(find_huggingface, **_METACLIP_2),
-        functools.partial(huggingface_rules, **_METACLIP_2),
-        write=functools.partial(write_huggingface, **_METACLIP_2),
+        functools.partial(find_huggingface, kind=huggingface.METACLIP_2),
+        functools.partial(huggingface_rules, kind=huggingface.METACLIP_2),
+        write=functools.partial(write_huggingface, kind=huggingface.METACLIP_2),
         **_HUGGINGFACE,
     ),
     Layout(
@@ -422,8 +420,8 @@ LAYOUTS = (
     Layout(
         "open_clip_custom_text",
         "a folder of open_clip with custom_text, whose text side has names of its own",
-        functools.partial(find_open_clip, **_CUSTOM),
-        functools.partial(open_clip_rules, **_CUSTOM),
+        functools.partial(find_open_clip, custom=True),
+        functools.partial(open_clip_rules, custom=True),
         **_OPEN_CLIP,
     ),
     Layout(

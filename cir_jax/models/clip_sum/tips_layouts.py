@@ -137,12 +137,13 @@ def extra(tensors: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Tens
 
 
 def _processor(folder: Path) -> inputs.Processor:
-    for name in PROCESSORS:
-        if (folder / name).is_file():
-            said = read_json(folder / name)
-            said = said if name == PROCESSORS[0] else said.get("image_processor")
-            if isinstance(said, dict):
-                return huggingface.processor_of(said, str(folder / name))
+    for path in (folder / name for name in PROCESSORS):
+        if not path.is_file():
+            continue
+        held = read_json(path)
+        said = held if path.name == PROCESSORS[0] else held.get("image_processor")
+        if isinstance(said, dict):
+            return huggingface.processor_of(said, str(path))
     return inputs.Processor()
 
 

@@ -68,9 +68,9 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[TipsSize, int]:
     def number(part: str, key: str) -> int:
         return whole_number(getattr(sides[part], key), f"{part}.{key}", name)
 
-    def sizes(part: str) -> tuple[int, ...]:
-        keys = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-        return tuple(number(part, key) for key in keys)
+    def sizes(part: str) -> tuple[int, int, int]:
+        first, second, third = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        return number(part, first), number(part, second), number(part, third)
 
     image = square_side(full.vision_config.image_size, "vision_config.image_size", name)
     patch = square_side(full.vision_config.patch_size, "vision_config.patch_size", name)
