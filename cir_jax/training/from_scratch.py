@@ -17,12 +17,15 @@ from cir_jax.towers.blip import sizes as blip
 from cir_jax.towers.blip2 import sizes as blip2
 from cir_jax.towers.clip import sizes as clip
 from cir_jax.towers.siglip import sizes as siglip
+from cir_jax.towers.tips import sizes as tips
 
 # Parameters from which on a model counts as of full size: above all that learn from OpenMoji in
 # minutes (8 M), below the least of the published encoders (RN50 of CLIP, 102 M).
 FULL_SIZE = 50_000_000
 AUTO = "auto"  # of `model.tower`: the size of the weights
-_VOCABULARY = {clip: clip.VOCABULARY, blip: blip.VOCABULARY, blip2: blip2.VOCABULARY, siglip: 0}
+_VOCABULARY: dict[Any, int] = {
+    clip: clip.VOCABULARY, blip: blip.VOCABULARY, blip2: blip2.VOCABULARY, siglip: 0, tips: 0,
+}  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
