@@ -194,8 +194,9 @@ class _Said:
         kind = self._settings.get("tokenizer_class")
         self.kind = kind.removesuffix("Fast") if isinstance(kind, str) else ""
         longest = self._settings.get("model_max_length")
-        whole = isinstance(longest, int) and not isinstance(longest, bool)
-        self.context = longest if whole and 0 < longest <= _ENDLESS else 0
+        if not isinstance(longest, int) or isinstance(longest, bool):
+            longest = 0
+        self.context = longest if 0 < longest <= _ENDLESS else 0
         self.lower = self._settings.get("do_lower_case") is True or self.kind in _LOWER
 
     def around(self) -> tuple[bool, bool] | None:
@@ -254,9 +255,8 @@ class _Fast:
             return first, said.token("eos_token", self.number) if asked[1] else None
         whole = damaged(place, lambda: self._backend.encode("a")).ids
         inner = damaged(place, lambda: self._backend.encode("a", add_special_tokens=False)).ids
-        places = [
-            n for n in range(len(whole) - len(inner) + 1) if whole[n : n + len(inner)] == inner
-        ]
+        length = len(inner)
+        places = [n for n in range(len(whole) - length + 1) if whole[n : n + length] == inner]
         before = places[0] if places else 2
         after = len(whole) - before - len(inner)
         if max(before, after) > 1:

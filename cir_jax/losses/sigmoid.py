@@ -96,15 +96,19 @@ def _on_device(
         positive = own & (rows == start + jnp.arange(size)[None])
         return jax.nn.softplus(jnp.where(positive, -logits, logits)).sum(axis=1)
 
+    def all_of(loss: jax.Array, held: jax.Array, own: jax.Array) -> jax.Array:
+        body = lambda loss, start: (loss + some(start, held, own), None)
+        return jax.lax.scan(body, loss, starts)[0]
+
+    nothing = jnp.zeros(len(query), jnp.float32)
+    if shards == 1:  # a loop of one turn: all in it would be taken out of it, and kept
+        return all_of(nothing, targets, jnp.bool_(True))
+    around = [(i, (i + 1) % shards) for i in range(shards)]
+
     def turn(carry: tuple, step: jax.Array) -> tuple:
         loss, held = carry
-        body = lambda loss, start: (loss + some(start, held, step == 0), None)
-        loss, _ = jax.lax.scan(body, loss, starts)
-        if shards > 1:
-            around = [(i, (i + 1) % shards) for i in range(shards)]
-            held = jax.lax.ppermute(held, DATA, around)
-        return (loss, held), None
+        loss = all_of(loss, held, step == 0)
+        return (loss, jax.lax.ppermute(held, DATA, around)), None
 
-    begin = jnp.zeros(len(query), jnp.float32), targets
-    (loss, _), _ = jax.lax.scan(turn, begin, jnp.arange(shards))
+    (loss, _), _ = jax.lax.scan(turn, (nothing, targets), jnp.arange(shards))
     return loss

@@ -11,8 +11,6 @@ import abc
 from dataclasses import dataclass
 from typing import Any
 
-from flax import nnx
-
 from cir_jax.data.pixels import CLIP, CROPPED, Normalisation, Resize
 from cir_jax.data.tokenizer_files import ANY, Rules
 
@@ -60,15 +58,17 @@ class Encoder(abc.ABC):
     rules: Rules = ANY
 
     @abc.abstractmethod
-    def build(self, config: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
+    def build(self, config: Any, rngs: Any) -> tuple[Any, Any]:
         """(visual, text): modules with visual(pixels) and text(ids) -> [B, D] float32 features.
 
         Features are not of unit length. text.tokens(ids) gives the [B, T, C] that text.feature
         takes, and so does visual where `tokens` is True.
 
+        Networks are imported here, not with the module: a config is checked before jax is there.
+
         Args:
           config: the `model` section of a run's config: dtype, remat, attention, context.
-          rngs: for random parameters, those of the image tower first.
+          rngs: nnx.Rngs for random parameters, those of the image tower first.
         """
 
     @abc.abstractmethod

@@ -97,9 +97,11 @@ class Inputs:
         if self.encoder is None:
             return
         own, tower = self.encoder, self.config.tower
-        wrong = [("TOKENIZER", self.tokenizer_name, own.tokenizer)]
-        wrong += [("CUT_PADDING", self.cut_padding, self.cut_padding and own.cut_padding)]
-        wrong += [("PACKS_TEXTS", self.packs_texts, self.packs_texts and own.packs_texts)]
+        wrong: list[tuple[str, Any, Any]] = [
+            ("TOKENIZER", self.tokenizer_name, own.tokenizer),
+            ("CUT_PADDING", self.cut_padding, self.cut_padding and own.cut_padding),
+            ("PACKS_TEXTS", self.packs_texts, self.packs_texts and own.packs_texts),
+        ]
         if said := [f"{name} = {here!r}, not {there!r}" for name, here, there in wrong
                     if here != there]:  # fmt: skip
             raise UserError(

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from cir_jax.convert import inputs
 from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.towers import encoders
@@ -360,22 +359,33 @@ def test_a_preprocessing_that_is_no_object_is_refused():
         open_clip.size_of({"model_cfg": config(), "preprocess_cfg": [0.5]}, WHERE)
 
 
-def test_the_pixels_of_others_come_with_the_config():
-    half = [0.5, 0.5, 0.5]
-    pictures = {"mean": half, "std": CLIP_STD, "interpolation": "bilinear"}
-    around = {"model_cfg": config(), "preprocess_cfg": pictures}
-    size, context = open_clip.size_of(around, WHERE)
-    said = open_clip.processor_of(around, WHERE)
+def test_another_normalisation_and_filter_come_in_and_go_out_again():
+    half = {
+        "mean": [0.5] * 3,
+        "std": CLIP_STD,
+        "interpolation": "bilinear",
+        "resize_mode": "squash",
+    }
+    said = open_clip.processor_of({"model_cfg": config(), "preprocess_cfg": half}, WHERE)
     assert said.model == {
-        inputs.MEAN: (0.5, 0.5, 0.5), inputs.DEVIATION: (), inputs.INTERPOLATION: "bilinear"
+        "pixel_mean": (0.5,) * 3, "pixel_deviation": (), "interpolation": "bilinear",
     }  # fmt: skip
-    pixels = Normalisation((0.5, 0.5, 0.5))
+    assert said.data == {"pad": "squash"}
+    size, context = open_clip.size_of({"model_cfg": config()}, WHERE)
+    pixels = Normalisation((0.5,) * 3)
     written = open_clip.config_of(size, context, pixels, "bilinear")["preprocess_cfg"]
-    assert written == pictures
+    assert written == {"mean": [0.5] * 3, "std": CLIP_STD, "interpolation": "bilinear"}
 
 
-@pytest.mark.parametrize("key", ["mean", "std"])
-def test_pixels_of_no_image_are_refused(key):
-    none = {"mean": CLIP_MEAN, "std": CLIP_STD, key: [0.5, 2.0, 0.5]}
-    with pytest.raises(UserError, match=r"preprocess_cfg: a pixel .* of \(0.5, 2.0, 0.5\)"):
-        open_clip.size_of({"model_cfg": config(), "preprocess_cfg": none}, WHERE)
+@pytest.mark.parametrize(
+    "said, why",
+    [
+        ({"mean": 0.5}, "pixel_mean of 0.5; three numbers"),
+        ({"std": [0.5, 0.5]}, "three numbers"),
+        ({"std": [0.5, 0.5, 0]}, "deviation .* none of an image"),
+        ({"interpolation": "lanczos"}, "interpolation='lanczos', and bilinear, bicubic"),
+    ],
+)
+def test_pixels_that_no_config_says_are_refused(said, why):
+    with pytest.raises(UserError, match=why):
+        open_clip.size_of({"model_cfg": config(), "preprocess_cfg": said}, WHERE)

@@ -115,7 +115,9 @@ def _loop(folder: Path, root: Path, args: argparse.Namespace) -> dict[str, list[
     warm = min(20, args.steps)  # steps in which each image is decoded once
     steps = warm + args.steps
     changes = _changes(root, folder / "run", args, steps)
-    config = configs.load("clip_sum:tiny", [*changes, f"log_every={warm}"])
+    # Saved at the end alone: writing checkpoints takes cores, but is no part of a step.
+    changes += [f"log_every={warm}", f"checkpoint.every_steps={steps}"]
+    config = configs.load("clip_sum:tiny", changes)
     update = _update(config, args.steps)
     found: dict[str, list[float]] = {"loop": [], "update": []}
     for turn in range(args.repeats):

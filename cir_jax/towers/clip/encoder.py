@@ -5,17 +5,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from flax import nnx
-
 from cir_jax.data.tokenizer_files import ANY, Rules
 from cir_jax.towers.clip import path_rules, sizes
-from cir_jax.towers.clip.eva import EvaTransformer
-from cir_jax.towers.clip.resnet import ModifiedResNet
 from cir_jax.towers.clip.sizes import ClipSize, EvaSize, ResNetSize
-from cir_jax.towers.clip.text import TextTransformer
-from cir_jax.towers.clip.vit import VisionTransformer
 from cir_jax.towers.encoder import Encoder
-from cir_jax.towers.layers import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +17,14 @@ class ClipEncoder(Encoder):
 
     size: ClipSize
 
-    def build(self, config: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
+    def build(self, config: Any, rngs: Any) -> tuple[Any, Any]:
         """See `Encoder`."""
+        from cir_jax.towers.clip.eva import EvaTransformer
+        from cir_jax.towers.clip.resnet import ModifiedResNet
+        from cir_jax.towers.clip.text import TextTransformer
+        from cir_jax.towers.clip.vit import VisionTransformer
+        from cir_jax.towers.layers import DTYPES
+
         size = self.size
         options: dict[str, Any] = {"dtype": DTYPES[config.dtype], "remat": config.remat}
         options["rngs"] = rngs

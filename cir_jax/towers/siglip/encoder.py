@@ -5,17 +5,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from flax import nnx
-
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Normalisation, Resize
 from cir_jax.data.tokenizer_files import Rules
 from cir_jax.towers.encoder import BLOCKS, Encoder
-from cir_jax.towers.layers import DTYPES
 from cir_jax.towers.siglip import sizes
 from cir_jax.towers.siglip.sizes import SiglipSize
-from cir_jax.towers.siglip.text import SiglipTextTransformer
-from cir_jax.towers.siglip.vit import SiglipVisionTransformer
 
 PIXELS = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # As the image processors of the released weights have it.
@@ -28,8 +23,12 @@ class SiglipEncoder(Encoder):
 
     size: SiglipSize
 
-    def build(self, config: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
+    def build(self, config: Any, rngs: Any) -> tuple[Any, Any]:
         """See `Encoder`."""
+        from cir_jax.towers.layers import DTYPES
+        from cir_jax.towers.siglip.text import SiglipTextTransformer
+        from cir_jax.towers.siglip.vit import SiglipVisionTransformer
+
         size = self.size
         options: dict[str, Any] = {
             "dtype": DTYPES[config.dtype], "remat": config.remat, "attention": config.attention,

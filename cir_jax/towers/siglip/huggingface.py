@@ -264,8 +264,8 @@ def _image_settings(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for name in (PREPROCESSOR, PROCESSOR):
         if (folder / name).is_file():
-            said = read_json(folder / name)
-            said = said if name == PREPROCESSOR else said.get("image_processor")
+            content = read_json(folder / name)
+            said = content if name == PREPROCESSOR else content.get("image_processor")
             if isinstance(said, dict):
                 found.append((folder / name, said))
     return found

@@ -5,17 +5,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from flax import nnx
-
 from cir_jax.data import tokens
 from cir_jax.data.pixels import Normalisation, Resize
 from cir_jax.data.tokenizer_files import Rules
 from cir_jax.towers.encoder import BLOCKS, Encoder
-from cir_jax.towers.layers import DTYPES
 from cir_jax.towers.tips import sizes
-from cir_jax.towers.tips.sizes import TipsSize
-from cir_jax.towers.tips.text import PADDING, TextEncoder
-from cir_jax.towers.tips.vision import ImageEncoder
+from cir_jax.towers.tips.sizes import PADDING, TipsSize
 
 # Pixels go in as they are, from 0 to 1.
 PIXELS = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -29,8 +24,12 @@ class TipsEncoder(Encoder):
 
     size: TipsSize
 
-    def build(self, config: Any, rngs: nnx.Rngs) -> tuple[Any, Any]:
+    def build(self, config: Any, rngs: Any) -> tuple[Any, Any]:
         """See `Encoder`."""
+        from cir_jax.towers.layers import DTYPES
+        from cir_jax.towers.tips.text import TextEncoder
+        from cir_jax.towers.tips.vision import ImageEncoder
+
         options: dict[str, Any] = {
             "dtype": DTYPES[config.dtype], "remat": config.remat, "attention": config.attention,
             "rngs": rngs,

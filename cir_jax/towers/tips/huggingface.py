@@ -16,7 +16,7 @@ from cir_jax.errors import UserError
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 from cir_jax.towers.tips import text, vision
 from cir_jax.towers.tips.encoder import PIXELS, RESIZE, TEMPERATURE
-from cir_jax.towers.tips.sizes import TipsSize, check, normal_form
+from cir_jax.towers.tips.sizes import PADDING, TipsSize, check, normal_form
 
 KIND = "tipsv2"
 # Key of a side -> the one value with which it is the encoder that is here.
@@ -27,7 +27,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
     "text_config": {
         "hidden_act": "relu", "layer_norm_eps": text.EPSILON, "pooling_epsilon": text.FEW,
-        "scale_sqrt_depth": True, "pad_token_id": text.PADDING,
+        "scale_sqrt_depth": True, "pad_token_id": PADDING,
     },
 }  # fmt: skip
 RATIO = 4.0  # of widths of an MLP, where nothing else is said

@@ -22,6 +22,7 @@ from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 VOCABULARY = 32_000
 CONTEXT = 64  # text positions of every released one
+PADDING = 0  # id behind a text
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from cir_jax.runtime.sharding import keep_rows
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
 from cir_jax.towers.packed import Packed, Text
-from cir_jax.towers.tips.sizes import CONTEXT, TipsSize
+from cir_jax.towers.tips.sizes import CONTEXT, PADDING, TipsSize
 
-PADDING = 0
 EPSILON = 1e-5  # of every norm
 FEW = 1e-8  # is added to the number of tokens, which may be none
 BASE = 10_000.0  # of the wave lengths
