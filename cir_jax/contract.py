@@ -47,6 +47,10 @@ and where it needs them
                     a class that overrides `reference` or `target` alone is passed twice again
     text_features, fuse   methods with compose(reference, text, key) = fuse(reference,
                     text_features(text, key), key), where a query is cheap once the text is encoded
+    embedder        embedder(config): what turns files and texts into what the methods take, in
+                    place of pixels and token ids, see `cir_jax.embedders.inputs`
+    PLAIN           True if the model means something with the parameters it is drawn with, so that
+                    it needs no weights
     halves          a method halves(reference, text) -> ([B, D], [B, D]) whose sum is
                     compose(reference, text): what the image gives to the query and what the text
                     does. Only for a query that is a sum; a search then tells why an image was found
@@ -118,6 +122,7 @@ class Functions:
       stacked: paths of the parameters whose first axis is the layers of a scan.
       inputs: how pictures and texts become what it takes.
       fsdp: the devices over whose axis "data" parameters are split; None if they are not.
+      mesh: the devices over whose axis "data" the batches are split that it trains on.
     """
 
     module: ModuleType
@@ -128,6 +133,7 @@ class Functions:
     stacked: frozenset[str]
     inputs: Inputs
     fsdp: Mesh | None = None
+    mesh: Mesh | None = None
 
     def reference(
         self, params: Params, pixels: jax.Array, text: Text, key: jax.Array | None = None
@@ -155,7 +161,7 @@ class Functions:
             reference = self.reference(params, reference_pixels, text, keys[0])
             return reference, self.target(params, target_pixels, keys[1])
         pixels = self._normal(reference_pixels), self._normal(target_pixels)
-        with sharding.split_over(self.fsdp):
+        with sharding.split_over(self.fsdp, self.mesh):
             return self.merged(params).reference_and_target(*pixels, text, keys)
 
     @property
@@ -211,7 +217,7 @@ class Functions:
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(query, targets, extras) of a model that has auxiliary losses; one tree is both sides."""
         pixels = self._normal(reference_pixels), self._normal(target_pixels)
-        with sharding.split_over(self.fsdp):
+        with sharding.split_over(self.fsdp, self.mesh):
             return self.merged(params).training(*pixels, text, key)
 
     def auxiliary(
@@ -223,7 +229,7 @@ class Functions:
         temperature: jax.Array | float,
     ) -> dict[str, jax.Array]:
         """The auxiliary losses over a whole batch, name -> [B] float32."""
-        with sharding.split_over(self.fsdp):
+        with sharding.split_over(self.fsdp, self.mesh):
             return self.merged(params).auxiliary(query, targets, extras, temperature)
 
     def text_features(self, params: Params, text: Text, key: jax.Array | None) -> jax.Array:
@@ -247,7 +253,7 @@ class Functions:
     def _call(self, params: Params, name: str, *inputs: Text, key: jax.Array | None) -> Any:
         method = getattr(self.merged(params), name)
         takes_key = "key" in inspect.signature(method).parameters
-        with sharding.split_over(self.fsdp):
+        with sharding.split_over(self.fsdp, self.mesh):
             return method(*inputs, key=key) if takes_key else method(*inputs)
 
     def init(self, seed: int) -> Params:
@@ -262,6 +268,12 @@ class Functions:
             return {path: flat[keys] for path, keys in self.keys.items()}
 
         return jax.jit(draw)
+
+    @cached_property
+    def embedder(self) -> Any:
+        """What the model has in place of pixels and token ids, see `embedder` above; else None."""
+        made = getattr(self.module, "embedder", None)
+        return made(self.config) if made else None
 
     @property
     def image_size(self) -> int:
@@ -345,7 +357,7 @@ class Functions:
         return nnx.merge(self.graph, unflatten_dict(flat))
 
 
-def build(config: Any, fsdp: Mesh | None = None) -> Functions:
+def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Functions:
     """The functions of the model `config.name`, built abstractly: no memory is allocated.
 
     Args:
@@ -353,6 +365,7 @@ def build(config: Any, fsdp: Mesh | None = None) -> Functions:
       fsdp: devices over whose axis "data" its parameters will be split, see
         `cir_jax.runtime.sharding`; None for those that hold them whole. What it computes is the
         same.
+      mesh: devices over which batches are split in training; gradients cross them in fewer bytes.
 
     Raises:
       UserError: no such model (what exists is listed), or the plug-in lacks a part of the contract.
@@ -388,7 +401,16 @@ def build(config: Any, fsdp: Mesh | None = None) -> Functions:
     stacked = frozenset(path for path, key in keys.items() if key in layered)
     inputs = Inputs(module, config, getattr(model, "encoder", None))
     inputs.check()
-    return Functions(module, config, graph, keys, abstract, stacked, inputs, fsdp)
+    return Functions(module, config, graph, keys, abstract, stacked, inputs, fsdp, mesh)
+
+
+def is_plain(name: str) -> bool:
+    """Whether a model needs no weights, see PLAIN.
+
+    Raises:
+      UserError: no such model; what exists is listed.
+    """
+    return getattr(plugins.load(PACKAGE, name, marker="Model"), "PLAIN", False)
 
 
 def _on_these_devices(config: Any, module: ModuleType) -> tuple[Any, Any]:

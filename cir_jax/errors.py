@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Input that cannot be used, with the value, the limit and what to do about it."""
 
 
+class ServerError(UserError):
+    """A server of others does not give what is needed; no file of the user's is at fault."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped `name`: " Did you mean 'x'?", or "" if nothing is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

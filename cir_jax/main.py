@@ -22,8 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0 done; 1 the command says no, or one of several processes failed; 2 bad
-      input; 75 stopped by a signal, and the same command goes on (`train`, `evaluate`, `submit` and
-      `demo`); 130 Ctrl-C, of `train`, `evaluate` and `submit` a second one.
+      input; 75 stopped by a signal (`train`, `evaluate`, `submit` and `demo`), or other workers are
+      missing (`positives`), and the same command goes on; 130 Ctrl-C, of `train`, `evaluate` and
+      `submit` a second one.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     # `import` is a word of Python, so its module is called `import_`.

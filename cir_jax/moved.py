@@ -35,8 +35,8 @@ FILES = {
         "datasets": "lists:image_lists",
         "generation": "looks:image_hashes mine:hard_negatives "
         "windows:similarity writing:generate_text "
-        "captioners.contract:captioner captioners.inputs:caption_inputs "
-        "captioners.in_flight:retry captioners.patience:retry",
+        "captioners.contract:captioner captioners.inputs:caption_inputs",
+        "servers": "captioners.in_flight:retry captioners.patience:retry",
     },
     "negatives": {
         "bank": "bank bank_build:build bank_files:files bank_folder:files references",

@@ -210,7 +210,8 @@ def load(
 
     Args:
       init_from: a run folder, a file or a folder of weights; or several, with commas between, each
-        of which holds a part of the model.
+        of which holds a part of the model. One that needs none, see PLAIN in `cir_jax.contract`,
+        reads a run folder alone, and is else as it was drawn.
       functions: the model.
       which: of a run: "best", "last" or a step.
       seed: for leaves that may be new, see NEW in `cir_jax.contract`; below 0 none may be.
@@ -220,6 +221,10 @@ def load(
       UserError: no such place; or together they do not hold exactly this model.
     """
     named = places(init_from)
+    plain = getattr(functions.module, "PLAIN", False)
+    if plain and not any(map(is_run, named)):
+        drawn = _host(functions.init(max(seed, 0)))
+        return Weights(drawn, drawn, {"from_scratch": True, "seed": max(seed, 0)}, ())
     if which != "best" and not any(map(is_run, named)):
         raise UserError(f"--step={which} is of a run, and {init_from} is none; leave it out")
     parts = _parts(named, functions, which)

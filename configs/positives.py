@@ -72,7 +72,7 @@ def get_config(arg: str = "folder") -> ConfigDict:
     c.dedupe = ConfigDict()
     c.dedupe.exact = True  # one of several pixel-identical images stands for all
     c.dedupe.near = -1  # perceptual hashes (128 bits) that differ in so many bits at most are the
-    # same image; -1 = off
+    # same image; -1 = off. From 22 on, all images are compared with all, which takes long for many
     c.dedupe.optimized = ""  # an optimized_images.json or same_image_list.json, to compare nothing
 
     c.caption = _writer(IMAGE_PROMPT, words=10)

@@ -11,6 +11,7 @@ from PIL import Image
 from cir_jax import config
 from cir_jax.datasets import loading
 from cir_jax.training import setup
+from tests import tokenizer_folders
 
 # The models of the package, each at the size that its tests train.
 TOWERS = {
@@ -21,6 +22,8 @@ TOWERS = {
     # As many queries as BLIP-2 has: each target is 32 rows.
     "sprc": "eva-32-16-w32-l1-h2_qformer-w32-l2-h2-q32_d16",
 }
+# Other towers of those models: what stands for one in the tests -> (model, tower).
+ENCODERS = {"siglip": ("clip_sum", "tiny-siglip2")}
 COLORS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (40, 60, 220), "grey": (128,) * 3}
 
 
@@ -101,12 +104,18 @@ def dump(path, content):
 def tiny(workdir, root, *changes, stage=1, model="cross_attention", data="fashioniq"):
     """A locked config that trains in seconds; `model` is one of TOWERS or of the stand-ins."""
     name, tower = (model, TOWERS[model]) if model in TOWERS else (stand_in(model), "tiny-vit")
+    own = []
+    if model in ENCODERS:  # with what comes with its weights, and the loss it is known for
+        name, tower = ENCODERS[model]
+        own = [f"model.tokenizer={tokenizer_folders.kept()}", "data.on_long=truncate"]
+        own += ["loss.kind=sigmoid"] if stage < 2 else []
     base = (
         f"workdir={workdir}", f"data.root={root}", f"data.name={data}", f"eval.benchmark={data}",
         f"model.name={name}", f"model.tower={tower}", "model.dtype=float32", "batch=8", "epochs=1",
         "data.threads=2", "eval.batch=16", "eval.examples=4", "optim.learning_rate=1e-3",
         "log_every=1",
         *(["model.context=16"] if model == "tgcir" else []),  # it reads every position
+        *own,
     )  # fmt: skip
     loaded = config.load(f"clip_sum:fashioniq,stage={stage}", base)
     with loaded.unlocked():  # of every stage, also of those that do not read them

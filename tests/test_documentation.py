@@ -207,6 +207,8 @@ class Parsed(Exception):
 
 # Which tests run the scripts of tools/, at a small size.
 RUN_BY = {
+    "bench.py all": "test_bench_all.py::test_all_runs_processes_in_turn",
+    "bench.py accelerator": "test_accelerator.py::test_a_dry_run_walks_its_parts",
     "bench.py bank": "test_bench.py::test_bank",
     "bench.py tables": "../runtime/test_topologies.py::test_no_program_copies_a_table",
     "bench.py stage2": "test_stage2.py",

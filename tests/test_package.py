@@ -89,7 +89,7 @@ def test_what_is_imported_is_declared():
     extras = project["optional-dependencies"]
     kinds = {
         *("cuda", "cuda12", "tpu", "torch", "caption", "demo", "heic", "serve", "milvus"),
-        *("search-demo", "test", "fast"),
+        *("search-demo", "test", "fast", "sentencepiece"),
     }
     assert kinds == set(extras)
     other_names = {"pil": "pillow", "orbax": "orbax_checkpoint", "grpc": "grpcio"}
@@ -99,7 +99,7 @@ def test_what_is_imported_is_declared():
             *project["dependencies"],
             *(
                 line
-                for kind in ("caption", "demo", "fast", "serve", "milvus")
+                for kind in ("caption", "demo", "fast", "serve", "milvus", "torch", "sentencepiece")
                 for line in extras[kind]
             ),
         ]

@@ -21,7 +21,8 @@ from cir_jax.main import main
 from cir_jax.models.sprc.layouts import STAGE_ONE
 from tests import readmes, runs, zero_shot_sets
 from tests.convert import blip_files, published, published_sprc
-from tests.generation.scripted import Scripted
+from tests.embedders import colours
+from tests.generation.scripted import Scripted, completion, prompt
 from tests.readmes import COMMANDS
 from tests.training.test_init_from import combiner
 from tools import convert_weights
@@ -145,6 +146,8 @@ def shrunk(flags, server):
         changes += unnamed
     elif "--init-from" in flags and not small:
         changes += ["model.tower=auto", *unnamed]
+    elif any(f.startswith("served:") for f in flags):
+        changes += unnamed if flags[0] == "train" else []
     elif flags[0] == "train":
         changes += TINY
     if small and "data.root=" not in " ".join(flags):
@@ -152,6 +155,13 @@ def shrunk(flags, server):
     if "positives:blip-fashioniq" in flags:  # a model of 7 billion parameters writes these
         changes += ["caption.captioner=texts", "caption.file=DATA/llava.json", "pair.keep=3"]
     return [*flags, *(x for change in changes for x in ("--set", change))]
+
+
+def answer(number, body):
+    """Of a server that writes captions, and has vectors."""
+    if "max_tokens" in body:
+        return 200, completion(prompt(body)), {}
+    return 200, colours.reply(body), {}
 
 
 def shrunk_changes(changes):
@@ -165,7 +175,7 @@ def shrunk_changes(changes):
 def test_commands_and_python_in_order(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     ran, converted = [], []
-    with Scripted() as server:
+    with Scripted(answer) as server:
         for command in COMMANDS:
             name, *flags = shlex.split(command)
             if command.startswith("python tools/convert_weights.py"):
@@ -197,6 +207,8 @@ def test_commands_and_python_in_order(folder, monkeypatch, capsys):
     assert (folder / "found.html").read_text("utf-8").count('src="data:image/') > 2
     for name in ("emoji-positives", "photos", "titles", "fiq-positives", "my-captions"):
         assert (folder / "runs" / name / "triplets.jsonl").read_text().count("\n") >= 3
+    shared, alone = (folder / f"runs/emoji-{n}/triplets.jsonl" for n in ("shared", "positives"))
+    assert shared.read_bytes() == alone.read_bytes()
     assert json.loads((folder / "DATA/lasco.jsonl").read_text())["text"] == "greener"
     train = cir_jax.train
     monkeypatch.setattr(

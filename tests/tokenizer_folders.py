@@ -2,8 +2,13 @@
 """Tiny tokenizers as they lie beside weights: a tokenizer.json as Gemma's is made, and a
 SentencePiece model as SigLIP's is."""
 
+import atexit
+import functools
 import io
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -34,6 +39,14 @@ def gemma(folder, pad="<pad>", **settings):
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
     return folder
+
+
+@functools.cache
+def kept():
+    """A folder as `gemma` writes it, for all tests of this process."""
+    folder = tempfile.mkdtemp(prefix="tokenizer")
+    atexit.register(shutil.rmtree, folder)
+    return gemma(Path(folder))
 
 
 def pieces(folder, **settings):

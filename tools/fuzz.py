@@ -31,6 +31,8 @@ from cir_jax import progress
 from cir_jax.errors import UserError, nearest
 from tools.fuzzing import mutations, readers
 
+# Readers that write, so that all of their files are as they were only if all are put back.
+_WRITE = ("banks", "checkpoints", "looks", "columns", "squares")
 LATE = 20.0  # seconds that one read may take
 MEMORY = 512 << 20  # bytes by which the process may grow in one trial
 
@@ -110,7 +112,7 @@ class Trials:
         for path in {
             *chosen,
             *missing,
-            *(p for p in self._content if self.name in ("banks", "checkpoints", "looks")),
+            *(p for p in self._content if self.name in _WRITE),
         }:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._content[path])

@@ -3,7 +3,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -225,6 +225,7 @@ def _build(
             batch=batch,
             mesh=mesh,
             threads=threads,
+            prepare=partial(_prepare, inputs),
         )
         for start, rows in stream:
             part = rest[start : start + len(rows["targets"])]
@@ -311,6 +312,13 @@ def _loader(inputs: Inputs) -> Callable[[Visit], dict[str, np.ndarray]]:
         return fields
 
     return load
+
+
+def _prepare(inputs: Inputs, visited: Sequence[Visit]) -> None:
+    """Lets a preprocessing that asks others for vectors ask for those of all images together."""
+    if (prepare := getattr(inputs.preprocess, "prepare", None)) is not None:
+        paths = inputs.data.images.paths
+        prepare([paths[image] for image in dict.fromkeys(visit.image for visit in visited)])
 
 
 class _Opened:

@@ -6,6 +6,7 @@ Examples:
   cir-jax evaluate --workdir RUN --set eval.benchmark=circo --set eval.root=DATA/CIRCO
   cir-jax evaluate --init-from best.pt --config clip_sum:cirr --set data.root=DATA
   cir-jax evaluate --workdir RUN --save rankings,features
+  cir-jax evaluate --config served:cirr --set model.url=http://HOST:8000/v1 --set model.tower=NAME
 """
 
 import argparse
@@ -57,7 +58,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
     config.add_init_from_argument(parser, "instead of --workdir: weights, with --config")
     parser.add_argument(
-        "--config", default="", metavar="NAME[:ARGUMENT]", help="with --init-from, as for `train`"
+        "--config",
+        default="",
+        metavar="NAME[:ARGUMENT]",
+        help="with --init-from, as for `train`; alone for a model that needs no weights, served",
     )
     config.add_override_argument(parser)
     add_code_arguments(parser)
@@ -88,6 +92,13 @@ def retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
 def _retriever(args: argparse.Namespace) -> "tuple[ConfigDict, Retriever, str]":
     from cir_jax.retrieval import load
 
+    if args.config and not (args.workdir or args.init_from):
+        from cir_jax import contract
+
+        chosen = config.from_args(args)
+        if contract.is_plain(chosen.model.name):
+            loaded, found = load.from_weights(chosen, "", args.step)
+            return loaded, found, f"{loaded.model.name} {loaded.model.tower}"
     if bool(args.workdir) == bool(args.init_from):
         raise UserError(
             "name either a trained run, --workdir RUN, or weights and what to score them on, "
@@ -162,12 +173,16 @@ def _scored(
     progress.say(f"{what}: {rules}\n")
     progress.say(text_table(run_report.recall_table(result.scores, result.protocol)))
     progress.say(f"\n{result.selection}: {result.score:.2f}")
+    served = found.functions.embedder
+    if served is not None:
+        progress.say(served.words())
     folder = Path(args.out or Path(args.workdir or loaded.workdir) / "evaluation")
     for file in saving.write(folder, wanted, found, answers, args.ranked):
         progress.say(f"saved: {file}")
     if jax.process_index() == 0:
         scored = result.protocol.get("benchmark", loaded.eval.benchmark)
         title = f"{loaded.model.name} {loaded.model.tower} on {scored}"
-        path = run_report.write_evaluation(folder, title, loaded, result, what)
+        facts = None if served is None else served.facts()
+        path = run_report.write_evaluation(folder, title, loaded, result, what, facts)
         progress.say(f"report: {path}")
     return 0

@@ -3,12 +3,14 @@
 
 PLACE is a .pt or .safetensors file (OpenAI CLIP, open_clip, LAVIS, released runs of CLIP4Cir, SPN,
 TG-CIR, BLIP4CIR and SPRC, ours), a folder of transformers or open_clip, or a run folder. No PyTorch
-is needed, and no code in a file is run.
+is needed, and no code in a file is run. With --model served it is the address of an embeddings
+server, or a folder of sentence-transformers.
 
 Examples:
   cir-jax import clip-vit-large-patch14 runs/clip-large
   cir-jax import clip_finetuned.pt combiner.pt runs/combiner
   cir-jax import ViT-B-32.safetensors runs/b32 --set model.tower=ViT-B/32+gelu --set data.pad=none
+  cir-jax import http://localhost:8000/v1 runs/served --model served --set model.tower=NAME
 """
 
 import argparse

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from cir_jax import config as configs
 from cir_jax import progress
+from cir_jax.errors import UserError
 
 HELP = "make triplets from images: dedupe, caption, pair, modify"
 
@@ -31,6 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the .py files that the folder pair.run names, though you have not trained with "
         "them",
     )  # fmt: skip
+    parser.add_argument(
+        "--worker", metavar="K/N",
+        help="do the work of worker K of N beside the others, on any host, in one workdir; K,L/N "
+        "does that of two. When all have ended, the same command without it makes the triplets",
+    )  # fmt: skip
+    parser.add_argument(
+        "--wait", type=float, default=None, metavar="SECONDS",
+        help="with --worker: how long to wait for workers that show no sign of life, by default "
+        "600; it then ends with status 75, and the same command goes on",
+    )  # fmt: skip
     recipes = ", ".join(configs.module("positives").RECIPES)
     parser.epilog = f"recipes, as --config positives:RECIPE:\n{recipes}"
 
@@ -42,8 +53,16 @@ def run(args: argparse.Namespace) -> int:
     from cir_jax import trust
     from cir_jax.generation import steps
 
+    share = _share(args)
     with trust.trusting(args.trust_code):
-        results = steps.run(config, functools.partial(_open_run, config))
+        results = steps.run(config, functools.partial(_open_run, config), share)
+    if share:
+        progress.show(
+            f"--worker {args.worker} has done its part of {results['images']:,} images, of which "
+            f"{results['distinct']:,} are different. When all workers have ended, the same command "
+            "without --worker makes the triplets"
+        )
+        return 0
     made = results["files"][0]
     progress.show(
         f"{results['triplets']:,} triplets of {results['captions']:,} captioned images in "
@@ -51,6 +70,17 @@ def run(args: argparse.Namespace) -> int:
     )
     progress.show(f"to train on them: --set data.generated={made}{_images(config, made)}")
     return 0
+
+
+def _share(args: argparse.Namespace) -> Any:
+    """What `--worker` says; None without it."""
+    from cir_jax.generation.workers import PATIENCE, Share
+
+    if args.worker is None:
+        if args.wait is not None:
+            raise UserError("--wait is how long a --worker waits for others; give that, too")
+        return None
+    return Share.parse(args.worker, PATIENCE if args.wait is None else args.wait)
 
 
 def _images(config: ConfigDict, made: str) -> str:

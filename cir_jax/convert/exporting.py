@@ -95,6 +95,11 @@ def check(functions: ModelParams, layout: str, tree: str, dtype: str) -> Layout:
     Raises:
       UserError: an unknown layout, tree or type.
     """
+    if getattr(functions, "embedder", None) is not None:
+        raise UserError(
+            f"{functions.config.name} {functions.config.tower} is an embedder of others and a head "
+            "on it, which no file of weights says; its run folder is all there is of it"
+        )
     _check_choice("--tree", tree, TREES)
     _check_choice("--dtype", dtype, DTYPES)
     known = formats(functions.config.name)

@@ -82,7 +82,7 @@ def read_lines(
     for number, line in text_files.lines(path):
         if line.strip():
             where = f"{path}:{number}"
-            yield where, _object(line, where, lone_surrogates)
+            yield where, parsed(line, where, lone_surrogates)
 
 
 def field(record: dict[str, Any], key: str, where: str) -> Any:
@@ -188,7 +188,12 @@ def _checked(record: Any, where: str) -> dict[str, Any]:
     return record
 
 
-def _object(line: str, where: str, lone_surrogates: bool) -> dict[str, Any]:
+def parsed(line: str, where: str, lone_surrogates: bool) -> dict[str, Any]:
+    """The record of one line, named `where` in messages; see `read_lines`.
+
+    Raises:
+      UserError: it is no JSON object, or one that `json_files` refuses.
+    """
     try:
         record = json_files.loads(line, lone_surrogates, printable=not lone_surrogates)
     except json.JSONDecodeError as error:

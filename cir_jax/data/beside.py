@@ -5,10 +5,12 @@ It lies in a hidden folder beside the file, `.cir_jax/`, or in the cache folder 
 that cannot be written. It counts as made of the file that is there now if that has the same size,
 the same few bytes at its start, middle and end, and the same time; if only the time is another, as
 after copying a data set, if its whole content has the same hash. Every file that is kept has a
-checksum. What is stale or damaged is made again.
+checksum. What is stale or damaged is made again. What was not made by this user on this host, such
+as what came with a data set, is checked before it is used, and that is noted in the cache folder.
 """
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -28,7 +30,7 @@ from cir_jax.errors import UserError
 
 FOLDER = ".cir_jax"
 RECORD = "record.json"
-_CACHE = "beside"  # folder of the cache folder
+_CACHE, _KNOWN = "beside", "checked"  # folder of the cache folder, and what it notes in it
 
 T = TypeVar("T")
 
@@ -91,6 +93,7 @@ def kept(
     key: Mapping[str, Any],
     make: Callable[[Path], Mapping[str, Any]],
     load: Callable[[Path, Mapping[str, Any]], T],
+    check: Callable[[Path, Mapping[str, Any]], None] = lambda folder, noted: None,
 ) -> T:
     """What is made of a file: from where it is kept, else made now and kept.
 
@@ -104,22 +107,32 @@ def kept(
       make: writes files into an empty folder; returns what else is to be noted, values of JSON.
       load: (folder, what `make` has returned) -> what is wanted; it opens all files it needs, for
         the folder may go or get another name afterwards.
+      check: (folder, what `make` has returned) -> raises Damaged unless `make` may have written it.
+        Nothing else reads the files of somebody else before.
 
     Raises:
       UserError: the file cannot be read, or neither place can be written.
       Damaged: what was written cannot be read back, either.
     """
     places = _places(source, what)
+
+    def found_at(place: Path) -> T:
+        noted = _noted(place, source, key)
+        if not _is_known(place):
+            check(place, noted)
+            _remember(place)
+        return load(place, noted)
+
     for place in places:
         with suppress(Damaged):
-            return load(place, _noted(place, source, key))
+            return found_at(place)
     refusals = []
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with _alone(place) as locked:
                 with suppress(Damaged):  # made by another process while this one waited
-                    return load(place, _noted(place, source, key))
+                    return found_at(place)
                 if locked:
                     _clear(place)
                 partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=_prefix(place)))
@@ -127,6 +140,7 @@ def kept(
                     # Loaded before it has its place, which another process may take where there
                     # are no locks: what is mapped stays.
                     found = load(partial, _make(partial, source, key, make))
+                    _remember(partial)
                     _swap(partial, place)
                     return found
                 finally:
@@ -196,6 +210,30 @@ def _make(
     if not origin.is_of(source):
         raise UserError(f"{source} changed while it was read; start again when it is complete")
     return noted
+
+
+def _known(place: Path) -> Path:
+    """The file whose presence says that what lies at a place was made or checked by this user.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    name = hashlib.sha256((place / RECORD).read_bytes()).hexdigest()
+    return files.cache() / _CACHE / _KNOWN / name
+
+
+def _is_known(place: Path) -> bool:
+    with suppress(OSError, RuntimeError):
+        return os.path.exists(_known(place))
+    return False
+
+
+def _remember(place: Path) -> None:
+    """Notes that what lies at a place is known; where that cannot be, it is checked each time."""
+    with suppress(OSError, RuntimeError):
+        note = _known(place)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
 
 
 def _prefix(place: Path) -> str:

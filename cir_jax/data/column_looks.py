@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import xxhash
 
 from cir_jax import files
 from cir_jax.data import column_images as lying
+from cir_jax.data import picture_files
 from cir_jax.data.column_images import Images, PartImages
 from cir_jax.data.kept_looks import FOLDER
 from cir_jax.data.unusable import DECODE, Problem, Stamp
@@ -65,6 +65,23 @@ def scan(
     return found
 
 
+def forget(images: Mapping[str, Any], files: Mapping[str, Any], loading: str) -> None:
+    """Lets the next start look at images again that were found good and are not.
+
+    Args:
+      images: of triplets in columns, and others.
+      files: the broken ones, as messages call them.
+      loading: see `scan`.
+    """
+    for part in parts_of(images):
+        for one, shown in part.parts.items() if isinstance(part, Images) else ():
+            there = [n for n in np.flatnonzero(shown).tolist() if str(one.file(n)) in files]
+            if there:
+                kept = _Kept(one, loading)
+                kept.forget(there)
+                kept.write()
+
+
 class _Kept:
     """The looks at the images of one file of triplets, by the numbers of their names.
 
@@ -79,7 +96,7 @@ class _Kept:
         part = images.part
         if part.identity:
             bases = map(os.path.realpath, images.bases())
-            key = [_VERSION, part.what, part.identity, loading, PIL.__version__, *bases]
+            key = [_VERSION, part.what, part.identity, loading, picture_files.decoders(), *bases]
             name = xxhash.xxh3_128_hexdigest(repr(key).encode(errors="surrogatepass"))
             with suppress(RuntimeError):  # of a user without a home
                 self._file = files.cache() / FOLDER / f"{name}.looks"
@@ -117,6 +134,10 @@ class _Kept:
         """Notes what the listing says now of images that hold."""
         looks = self._writable()
         looks["state"][numbers] = self._images.state[numbers]
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Notes that nothing is known of some images."""
+        self._writable()[numbers] = 0
 
     def _writable(self) -> np.ndarray:
         if not self._looks.flags.writeable:

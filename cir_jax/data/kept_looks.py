@@ -3,21 +3,22 @@
 
 A file counts as the one that was looked at if its size and its time are the same; if only its time
 is another, as after copying a data set, if its size and a few bytes of its start, middle and end
-are. A file that could not be used is looked at again as soon as its time changes.
+are. A file that could not be used is looked at again as soon as its time changes. All are looked at
+again by other decoders: a newer Pillow, or a package for HEIC, opens what was refused before.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-import PIL
 import xxhash
 from filelock import FileLock, Timeout
 
 from cir_jax import files
-from cir_jax.data.unusable import DECODE, REASONS, Looked, Problem, Stamp
+from cir_jax.data import picture_files
+from cir_jax.data.unusable import REASONS, Looked, Problem, Stamp
 from cir_jax.errors import UserError
 
 FOLDER = "image_looks"
@@ -62,10 +63,6 @@ class Known(NamedTuple):
         expected = [int, int, str, int, str, str, int, int, str, str]
         return kinds == expected and self.reason in ("", *REASONS)
 
-    def at_most(self, depth: int) -> "Known":
-        """What is left of it if it was not looked at more closely than that."""
-        return self._replace(depth=min(self.depth, depth), pixels="", unusual="")
-
     def deep_enough(self, depth: int, sized: bool = False) -> bool:
         """Whether nothing more comes out by looking so closely; `sized`: at the size, too."""
         return bool(self.reason) or (self.depth >= depth and (self.width > 0 or not sized))
@@ -79,6 +76,14 @@ class Known(NamedTuple):
 def settled(stamp: Stamp) -> int:
     """The time to keep of a file that was looked at just now; -1 if it may change within it."""
     return stamp.time if files.settled(stamp.time) else -1
+
+
+def home_of(paths: Iterable[Any]) -> str:
+    """The folder that these images share, for a data set without a root; "" if there is none."""
+    folders = {os.path.dirname(os.path.abspath(p)) for p in paths if isinstance(p, str)}
+    with suppress(ValueError):  # of none, or of several drives
+        return os.path.commonpath(folders)
+    return ""
 
 
 class KeptLooks:
@@ -99,17 +104,15 @@ class KeptLooks:
                 self._file = files.cache() / FOLDER / f"{name}.json"
 
     def read(self) -> None:
-        """Takes in what the file holds; nothing if it is not there or is damaged."""
+        """Takes in what the file holds; nothing if it is not there, is damaged, or of others."""
         if self._file is None:
             return
         with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             content = json.loads(self._file.read_bytes())
-            if content["version"] == _VERSION:
+            if content["version"] == _VERSION and content["by"] == picture_files.decoders():
                 known = {place: Known(*found) for place, found in content["images"].items()}
                 if all(map(Known.is_one, known.values())):
                     self.known = known
-                    if content.get("pillow") != PIL.__version__:  # may decode to other pixels
-                        self.known = {p: one.at_most(DECODE) for p, one in known.items()}
 
     def add(self, found: Mapping[str, Known]) -> None:
         """Keeps more; without a word nothing if the cache folder cannot be written."""
@@ -117,9 +120,8 @@ class KeptLooks:
             return
         self.read()  # of what other runs have added since
         self.known |= found
-        content: dict[str, Any] = {
-            "version": _VERSION, "pillow": PIL.__version__, "images": self.known
-        }  # fmt: skip
+        by = picture_files.decoders()
+        content: dict[str, Any] = {"version": _VERSION, "by": by, "images": self.known}
         with suppress(UserError):
             files.put(self._file, json.dumps(content, separators=(",", ":")).encode())
 

@@ -9,7 +9,7 @@ has no randomness, so a kept square is the one that decoding would give, bit for
 import os
 import shutil
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -246,7 +246,8 @@ class KeptPixels:
         if self._files is None:
             return -1, 0
         folder = self._files.folder.absolute()
-        there = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
+        # Of a folder that may not be entered `Path.exists` raises.
+        there = next((p for p in (folder, *folder.parents) if os.path.exists(p)), Path("/"))
         disk = shutil.disk_usage(there)
         return disk.free, disk.total
 
@@ -274,6 +275,11 @@ class Part:
     def fingerprint(self) -> str:
         """As the preprocessing."""
         return self.kept.preprocess.fingerprint()
+
+    def prepare(self, images: Sequence[Any]) -> None:
+        """As the preprocessing, where it asks others for what it makes of images."""
+        if (prepare := getattr(self.kept.preprocess, "prepare", None)) is not None:
+            prepare(images)
 
     def expect(self, images: Collection[Any]) -> None:
         """Says which images will be opened.

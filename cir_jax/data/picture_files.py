@@ -14,10 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import PIL
+from PIL import Image, UnidentifiedImageError, features
 
 from cir_jax.data import pillow_warnings
 from cir_jax.errors import UserError
@@ -39,6 +41,8 @@ _NO_MEMORY = ("out of memory error", "decoder error -9")  # Pillow's words, of i
 _A_PIXEL, _BESIDE = 12, 1 << 26  # bytes: what decoding takes of memory at most, see `_free_for`
 _SECOND_LOOK = threading.Lock()
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis")
+_CODECS = ("libjpeg_turbo", "jpg", "webp", "jpg_2000", "avif", "libtiff", "littlecms2")
+_HEIF = "pillow-heif"
 _EPS = (b"%!PS", b"\xc5\xd0\xd3\xc6")  # plain, and with the preview of DOS
 _KINDS = {
     b"%PDF": "a PDF document",
@@ -204,6 +208,14 @@ def _decoding(name: str, content: bytes, formats: tuple[str, ...] | None) -> Ite
         if str(error).startswith(_NO_MEMORY):
             raise MemoryError(str(error)) from None
         raise _undecodable(name, content, error, formats) from None
+
+
+def decoders() -> str:
+    """Names all that decides which files can be opened here, and what their pixels are."""
+    found = [f"Pillow {PIL.__version__}", *(f"{one} {features.version(one)}" for one in _CODECS)]
+    with suppress(metadata.PackageNotFoundError):
+        found.append(f"{_HEIF} {metadata.version(_HEIF)}")
+    return ", ".join(found)
 
 
 def format_of(path: str | Path) -> str:

@@ -28,12 +28,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
 import xxhash
 from filelock import FileLock, Timeout
-from PIL import features
 
 from cir_jax import files, progress
+from cir_jax.data import picture_files
 
 FOLDER = "pixels"
 ABOUT = "about.json"
@@ -43,7 +42,6 @@ _OWN = struct.Struct("<Q")  # checksum of what stands before it
 _BYTES = _ENTRY.size + _OWN.size
 _AGAIN = 2.0  # seconds between two looks at what other processes have written
 _LOOK = 256  # rows between two looks at the room
-_CODECS = ("libjpeg_turbo", "jpg", "webp", "jpg_2000", "avif")  # whose version may change a pixel
 
 
 class Identity(NamedTuple):
@@ -77,14 +75,9 @@ def folder_of(preprocessing: str, side: int) -> Path:
     Raises:
       RuntimeError: the user has no home.
     """
-    made = "\n".join([str(_VERSION), preprocessing, _made_by()])
+    made = "\n".join([str(_VERSION), preprocessing, picture_files.decoders()])
     name = xxhash.xxh3_64_hexdigest(made.encode())
     return files.cache() / FOLDER / f"{side}-{name}"
-
-
-def _made_by() -> str:
-    versions = (f"{name} {features.version(name)}" for name in _CODECS)
-    return f"Pillow {PIL.__version__}, {', '.join(versions)}"
 
 
 class PixelFiles:
@@ -107,7 +100,8 @@ class PixelFiles:
         self.folder = folder or folder_of(preprocessing, side)
         self.row_bytes = side * side * 3
         self.leave = leave
-        self._about = {"preprocessing": preprocessing, "made by": _made_by(), "side": side}
+        by = picture_files.decoders()
+        self._about = {"preprocessing": preprocessing, "made by": by, "side": side}
         self._shape = side, side, 3
         self._segments: dict[str, _Segment] = {}
         self._rows: dict[bytes, tuple[_Segment, int]] = {}

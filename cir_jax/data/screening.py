@@ -8,11 +8,9 @@ Both are kept (`cir_jax.data.kept_looks`), so that the next start costs a stat p
 image of `error` is broken, at the start or later, all are decoded to say what else is.
 """
 
-import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -36,7 +34,7 @@ from cir_jax.data.unusable import (
     source_of,
     stamp,
 )
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import ServerError, UserError, nearest
 
 CHOICES = ("error", "drop")
 TRAINING = "the training set"
@@ -55,6 +53,7 @@ def scan(
     threads: int = 16,
     progressed: Callable[[], None] = lambda: None,
     opener: Opener | None = None,
+    disproved: Collection[str] = (),
 ) -> dict[str, Problem]:
     """The images that cannot be used: name -> why, in the order of `images`.
 
@@ -66,6 +65,8 @@ def scan(
       threads: files that are looked at at a time.
       progressed: called now and then.
       opener: what decodes images, with the same result as `open_image`, if not that.
+      disproved: files, as messages call them, that were found good and are not. They are looked
+        at anew; of others a few bytes are compared, whatever sizes and times say.
     """
     sources = {name: source_of(image) for name, image in images.items()}
     places = {str(source): source for source in sources.values()}
@@ -75,7 +76,9 @@ def scan(
         kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
         opener = opener or partial(open_image, loading=loading)
-        known = _known(pool, kept, _Questions(places, stamps, depth, sized, opener), progressed)
+        known = _known(
+            pool, kept, _Questions(places, stamps, depth, sized, opener, disproved), progressed
+        )
     found: dict[str, Problem] = {}
     for name, image in images.items():
         place = str(sources[name])
@@ -98,6 +101,7 @@ class _Questions:
       sized: names of those whose images' size is asked, too: whether a box lies in one. It takes
         decoding them.
       opener: what decodes images.
+      disproved: see `scan`.
     """
 
     places: Mapping[str, Any]
@@ -105,6 +109,7 @@ class _Questions:
     depth: int
     sized: Set[str]
     opener: Opener
+    disproved: Collection[str]
 
     def open(self, kept: KeptLooks) -> dict[str, Stamp]:
         """The files that have to be looked at."""
@@ -113,7 +118,8 @@ class _Questions:
             if isinstance(now, Problem):
                 continue
             known = kept.known.get(place)
-            if known is None or not known.holds(now, self._depth(place), place in self.sized):
+            held = known is not None and known.holds(now, self._depth(place), place in self.sized)
+            if not held or self.disproved:
                 found[place] = now
         return found
 
@@ -122,6 +128,7 @@ class _Questions:
         source, depth = self.places[place], self._depth(place)
         opener = self.opener
         same = before is not None and before.size == now.size and not before.reason
+        same = same and place not in self.disproved
         if before is not None and same and before.deep_enough(depth, place in self.sized):
             looked = look(source, LOOK, opener)
             if looked.sample == before.sample and not looked.problem:
@@ -284,7 +291,10 @@ class Screen:
         left = [
             {n: file for n, file in part.images.items() if n not in part.found} for part in parts
         ]
-        broken = self._scan({str(file): file for some in left for file in some.values()}, DECODE)
+        files = {str(file): file for some in left for file in some.values()}
+        # As after a crash, a file may be another one with the size and the time that it had.
+        disproved = {place for place in files if str(error).startswith(f"image {place} ")}
+        broken = self._scan(files, DECODE, disproved)
         if not broken:
             return error
         parts = [
@@ -295,10 +305,14 @@ class Screen:
             for part, some in zip(parts, left, strict=True)
         ]
         parts = [part for part in parts if part.found]
+        for part in self.gathering.parts:  # so that the next start finds them
+            column_looks.forget(part.images, broken, self.loading.name)
         self.found.update({name: one for part in parts for name, one in part.found.items()})
         return refusals.refusal(parts, self.folder or self.gathering.folder)
 
-    def _scan(self, images: Mapping[str, ImageFile], depth: int) -> dict[str, Problem]:
+    def _scan(
+        self, images: Mapping[str, ImageFile], depth: int, disproved: Collection[str] = ()
+    ) -> dict[str, Problem]:
         found: dict[str, Problem] = {}
         for part in column_looks.parts_of(images):
             if isinstance(part, Images):
@@ -307,11 +321,15 @@ class Screen:
                     part, depth, self.loading.name, one_by_one, partial(_stamps, self.threads)
                 )
             else:
-                found |= self._scan_some(part, depth, self.root)
+                found |= self._scan_some(part, depth, self.root, disproved)
         return found
 
     def _scan_some(
-        self, images: Mapping[str, ImageFile], depth: int, root: str
+        self,
+        images: Mapping[str, ImageFile],
+        depth: int,
+        root: str,
+        disproved: Collection[str] = (),
     ) -> dict[str, Problem]:
         return scan(
             images,
@@ -321,6 +339,7 @@ class Screen:
             threads=self.threads,
             progressed=self.progressed,
             opener=self._opener(depth),
+            disproved=disproved,
         )
 
     def _opener(self, depth: int) -> Opener | None:
@@ -358,11 +377,18 @@ class Explained:
         """
         try:
             return self._preprocess(source)
+        except ServerError:
+            raise
         except UserError as error:
             with self._lock:  # several threads may meet one each
                 if self._said is None:
                     self._said = self._screen.explained(self._images, error)
             raise self._said from None
+
+    def prepare(self, sources: Sequence[Any]) -> None:
+        """As `preprocess`, where it asks others for what it makes of images."""
+        if (prepare := getattr(self._preprocess, "prepare", None)) is not None:
+            prepare(sources)
 
     def fingerprint(self) -> str:
         """As `preprocess`."""
@@ -426,11 +452,3 @@ def _each(
 
     for results in pool.map(task, range(0, len(items), size)):
         yield from results
-
-
-def home_of(paths: Iterable[Any]) -> str:
-    """The folder that these images share, for a data set without a root; "" if there is none."""
-    folders = {os.path.dirname(os.path.abspath(p)) for p in paths if isinstance(p, str)}
-    with suppress(ValueError):  # of none, or of several drives
-        return os.path.commonpath(folders)
-    return ""

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from cir_jax import progress
-from cir_jax.data import beside
+from cir_jax.data import beside, foreign_columns
 from cir_jax.data import tokens as token_tables
 from cir_jax.data.stacked import starts
 from cir_jax.data.tokens import Joined, Tokenizer, TokenTable
@@ -31,6 +31,8 @@ def table(sets: Sequence[TripletSet], tokenizer: Tokenizer, on_long: str = "erro
     Raises:
       UserError: a text is over the context, `on_long` is unknown, or there is no room.
     """
+    if tokenizer.backend is None:  # vectors of others, which keep them
+        return _of_vectors(sets, tokenizer, on_long)
     if not any(isinstance(one.triplets, Columns) for one in sets):
         return _of_tuples([t for one in sets for t in one.triplets], tokenizer, on_long)
     arrays: list[np.ndarray] = []
@@ -63,6 +65,18 @@ def _of_tuples(triplets: Sequence[Triplet], tokenizer: Tokenizer, on_long: str) 
         tokenizer,
         on_long,
         where=lambda i: _name(owner[i]),
+    )
+
+
+def _of_vectors(sets: Sequence[TripletSet], tokenizer: Tokenizer, on_long: str) -> TokenTable:
+    """Of texts whose vectors may be those of the text with its reference image."""
+    owner = [(one, t) for one in sets for t in one.triplets for _ in t.texts]
+    return token_tables.table(
+        [text for one in sets for t in one.triplets for text in t.texts],
+        tokenizer,
+        on_long,
+        where=lambda i: _name(owner[i][1]),
+        references=[one.paths[t.reference] if t.reference else None for one, t in owner],
     )
 
 
@@ -124,7 +138,23 @@ def _of_part(part: Part, tokenizer: Tokenizer, on_long: str) -> _Tokens:
         "version": _VERSION, "tokenizer": _identity(tokenizer), "cuts": cuts, "texts": part.identity
     }  # fmt: skip
     what = f"{part.what}-{tokenizer.name}{'-cut' if cuts else ''}"
-    return beside.kept(part.file, what, key, make, load)
+    check = lambda folder, noted: _check(folder, part, tokenizer)
+    return beside.kept(part.file, what, key, make, load, check)
+
+
+def _check(folder: Path, part: Part, tokenizer: Tokenizer) -> None:
+    """Raises Damaged unless `_write` may have written the tokens of a folder."""
+    found = foreign_columns.checked(folder / FILE, _schema())
+    ids = tokenizer.backend.get_vocab_size(), tokenizer.start, tokenizer.end, tokenizer.pad
+    if len(found) != len(part.blocks):
+        raise beside.Damaged(f"{folder}: {len(found)} blocks, not {len(part.blocks)}")
+    for batch, block in zip(found, part.blocks, strict=True):
+        counts, values = foreign_columns.of_lists(batch.column("ids"))
+        texts = foreign_columns.of_lists(block.column("texts"))[1]
+        if len(counts) != len(texts):
+            raise beside.Damaged(f"{folder}: tokens of {len(counts)} texts, not {len(texts)}")
+        foreign_columns.check_within(counts, tokenizer.context + 1, 1)
+        foreign_columns.check_within(values.to_numpy(), max(ids) + 1)
 
 
 def _identity(tokenizer: Tokenizer) -> str:
@@ -135,10 +165,16 @@ def _identity(tokenizer: Tokenizer) -> str:
     return xxhash.xxh3_128_hexdigest(repr((tokenizer.name, *numbers, *rules)).encode())
 
 
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([("ids", pa.large_list(pa.int32()))])
+
+
 def _write(folder: Path, part: Part, tokenizer: Tokenizer, on_long: str) -> dict[str, Any]:
     import pyarrow as pa
 
-    schema = pa.schema([("ids", pa.large_list(pa.int32()))])
+    schema = _schema()
     texts = Columns([Share(part)])
     with pa.OSFile(str(folder / FILE), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         bar = progress.bar(texts.texts(), total=len(part.blocks), title="tokenizing")

@@ -60,6 +60,7 @@ class Tokenizer:
     _clean: Callable[[str], str]
     cuts: bool = False
     identity: str = ""
+    reads_references = False  # what an embedder of others does, see `cir_jax.embedders.inputs`
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text between start and end; of any length."""
@@ -67,6 +68,10 @@ class Tokenizer:
         encoded = self.backend.encode_batch(cleaned, add_special_tokens=False)
         first, last = ([] if mark is None else [mark] for mark in (self.start, self.end))
         return [[*first, *e.ids, *last] for e in encoded]
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, start and end included."""
+        return [len(ids) for ids in self.encode(texts)]
 
 
 class Joined:
@@ -186,6 +191,7 @@ def table(
     tokenizer: Tokenizer,
     on_long: str = "error",
     where: Callable[[int], str] = "text {}".format,
+    references: Sequence[Any] | None = None,
 ) -> TokenTable:
     """Tokenises all texts at once.
 
@@ -195,6 +201,7 @@ def table(
       on_long: "error", or "truncate" (the end token stays last), which a tokenizer that `cuts`
         does anyhow.
       where: index of a text -> how messages name it.
+      references: the reference image of each text, for a tokenizer that `reads_references`.
 
     Raises:
       UserError: a text is over the context, or `on_long` is unknown.
@@ -202,7 +209,8 @@ def table(
     pieces, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for first in range(0, max(len(texts), 1), BATCH):
         some = texts[first : first + BATCH]
-        ids, counts = encoded(some, tokenizer, on_long, where, first)
+        images = None if references is None else references[first : first + BATCH]
+        ids, counts = encoded(some, tokenizer, on_long, where, first, images)
         pieces.append(ids)
         lengths.append(counts)
     start = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
@@ -215,6 +223,7 @@ def encoded(
     on_long: str,
     where: Callable[[int], str],
     before: int = 0,
+    references: Sequence[Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(int32 ids of some texts one behind the other, int64 how many each has); see `table`.
 
@@ -222,7 +231,11 @@ def encoded(
     """
     if on_long not in ("error", "truncate"):
         raise UserError(f"on_long={on_long!r} is unknown; use error or truncate")
-    found = tokenizer.encode(texts)
+    found: list[Any] = (
+        tokenizer.encode_with(references, texts)  # type: ignore[attr-defined]
+        if references is not None and tokenizer.reads_references
+        else tokenizer.encode(texts)
+    )
     for i, ids in enumerate(found):
         if len(ids) > tokenizer.context:
             if on_long == "error" and not tokenizer.cuts:
@@ -233,6 +246,8 @@ def encoded(
                 )
             last = [] if tokenizer.end is None else [tokenizer.end]
             found[i] = [*ids[: tokenizer.context - len(last)], *last]
+    if found and isinstance(found[0], np.ndarray):  # vectors in place of ids
+        return np.concatenate(found), np.asarray([len(one) for one in found], np.int64)
     flat = np.fromiter(itertools.chain.from_iterable(found), np.int32)
     return flat, np.fromiter(map(len, found), np.int64, len(found))
 

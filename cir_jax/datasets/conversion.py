@@ -7,15 +7,17 @@ names may lead, what is held out) is asked when the columns are opened.
 """
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cir_jax import files, progress
-from cir_jax.data import beside, places
+from cir_jax.data import beside, places, text_files
+from cir_jax.data import foreign_columns as foreign
 from cir_jax.data import triplet_columns as columns
+from cir_jax.data.beside import Damaged
 from cir_jax.data.triplets import Triplet
 
 LEAST = 16 * 10**6  # bytes of a file from which on it is worth a converted one beside it
@@ -71,9 +73,8 @@ def part(
         return noted | {"what": what, "identity": files.checksum(folder / columns.ROWS)[1]}
 
     what = f"llm-{WHAT}" if llm_captions else WHAT
-    return beside.kept(
-        file, what, key, make, lambda folder, noted: columns.Part(folder, noted, file)
-    )
+    load = lambda folder, noted: columns.Part(folder, noted, file)
+    return beside.kept(file, what, key, make, load, _check)
 
 
 def _write(folder: Path, file: Path, records: Iterable[Record]) -> dict[str, Any]:
@@ -126,6 +127,29 @@ def _schema() -> Any:
             ("truths", names),
         ]
     )
+
+
+def _schema_of_names() -> Any:
+    import pyarrow as pa
+
+    whole, text = pa.int32(), pa.large_string()
+    return pa.schema(
+        [
+            ("name", text),
+            ("key", pa.uint64()),
+            *((name, whole) for name in ("by_key", "order")),
+            ("flags", pa.uint8()),
+            *((name, whole) for name in ("prefix", "folder", "by_folder")),
+            ("paths", pa.large_list(text)),
+            ("records", pa.large_list(pa.int64())),
+        ]
+    )
+
+
+def _schema_of_folders() -> Any:
+    import pyarrow as pa
+
+    return pa.schema([("folder", pa.large_string())])
 
 
 def _append(
@@ -206,39 +230,109 @@ class _Names:
     def write(self, folder: Path) -> None:
         """Writes the file of names."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
-        names = pa.array(list(self._numbers), pa.large_string())
-        plain = [_is_plain(prefix, True) for prefix in self._written]
-        keys = np.empty(len(names), np.uint64)
-        folders: dict[str, int] = {}
-        folder_of = np.empty(len(names), np.int32)
-        for number, name in enumerate(self._numbers):
-            keys[number] = columns.key_of(name)
-            cut = name.rfind("/") + 1
-            folder_of[number] = folders.setdefault(name[:cut], len(folders))
-            if _is_plain(name):
-                prefix = self._prefix[number]
-                fits = prefix == columns.NO_PREFIX or (prefix >= 0 and plain[prefix])
-                self._flags[number] |= columns.PLAIN | (columns.PLAIN_PATH * fits)
+        names = list(self._numbers)
+        follows, folders = _follows(names, self._written, self._prefix)
+        flags = np.frombuffer(self._flags, np.uint8) | follows.pop("plain")
         own = [self._own.get(number) for number in range(len(names))]
         paths = [[path for path, _ in said] if said else None for said in own]
         rows = [[row for _, row in said] if said else None for said in own]
         table = {
             "name": names,
-            "key": pa.array(keys),
-            "by_key": pa.array(np.argsort(keys).astype(np.int32)),
-            "order": pc.array_sort_indices(names).cast(pa.int32()),
-            "flags": pa.array(np.frombuffer(self._flags, np.uint8)),
-            "prefix": pa.array(np.frombuffer(self._prefix, np.int32)),
-            "folder": pa.array(folder_of),
-            "by_folder": pa.array(np.argsort(folder_of, kind="stable").astype(np.int32)),
-            "paths": pa.array(paths, pa.large_list(pa.large_string())),
-            "records": pa.array(rows, pa.large_list(pa.int64())),
+            **follows,
+            "flags": flags,
+            "prefix": np.frombuffer(self._prefix, np.int32),
+            "paths": paths,
+            "records": rows,
         }
-        _write_one(folder / columns.NAMES, pa.record_batch(table))
-        listed = pa.array(list(folders), pa.large_string())
-        _write_one(folder / columns.FOLDERS, pa.record_batch({"folder": listed}))
+        schema = _schema_of_names()
+        arrays = [pa.array(table[one.name], one.type) for one in schema]
+        _write_one(folder / columns.NAMES, pa.record_batch(arrays, schema))
+        listed = pa.array(folders, pa.large_string())
+        _write_one(folder / columns.FOLDERS, pa.record_batch([listed], _schema_of_folders()))
+
+
+def _follows(
+    names: Sequence[str], prefixes: Sequence[str], prefix: Sequence[int]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(columns that follow from the names of a file and the prefixes of their paths, by name, and
+    "plain", the flags of plain names; the folders).
+
+    Args:
+      names: all, each once.
+      prefixes: what stands before names in paths.
+      prefix: number of the one of each name, or why there is none.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    plain = [_is_plain(one, True) for one in prefixes]
+    keys, folder_of = np.empty(len(names), np.uint64), np.empty(len(names), np.int32)
+    flags, folders = np.zeros(len(names), np.uint8), dict[str, int]()
+    for number, name in enumerate(names):
+        keys[number] = columns.key_of(name)
+        cut = name.rfind("/") + 1
+        folder_of[number] = folders.setdefault(name[:cut], len(folders))
+        if _is_plain(name):
+            own = prefix[number]
+            fits = own == columns.NO_PREFIX or (own >= 0 and plain[own])
+            flags[number] = columns.PLAIN | (columns.PLAIN_PATH * fits)
+    order = pc.array_sort_indices(pa.array(names, pa.large_string())).to_numpy()
+    found = {
+        "key": keys,
+        "by_key": np.argsort(keys, kind="stable").astype(np.int32),
+        "order": order.astype(np.int32),
+        "folder": folder_of,
+        "by_folder": np.argsort(folder_of, kind="stable").astype(np.int32),
+        "plain": flags,
+    }
+    return found, list(folders)
+
+
+def _check(folder: Path, noted: Mapping[str, Any]) -> None:
+    """Raises Damaged unless `_write` may have written the columns of a folder."""
+    try:
+        sources, prefixes = noted["sources"], noted["prefixes"]
+        if any(text_files.fault(one) for one in (*sources, *prefixes)) or not sources:
+            raise Damaged(f"{folder}: {sources} and {prefixes} are no names")
+        blocks = foreign.checked(folder / columns.ROWS, _schema(), ("id", "members", "truths"))
+        [names] = foreign.checked(folder / columns.NAMES, _schema_of_names(), ("paths", "records"))
+        [folders] = foreign.checked(folder / columns.FOLDERS, _schema_of_folders())
+        _check_names(names, prefixes, folders.column(0).to_pylist(), sum(map(len, blocks)))
+        for block in blocks:
+            _check_block(block, len(names), len(sources))
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Damaged(f"{folder}: {error}") from None
+
+
+def _check_names(batch: Any, prefixes: Sequence[str], folders: Sequence[str], rows: int) -> None:
+    names, prefix = batch.column("name").to_pylist(), batch.column("prefix").to_numpy()
+    foreign.check_text(batch.column("name"), foreign.CONTROL)
+    foreign.check_within(prefix, len(prefixes), columns.OWN_PATH)
+    follows, own_folders = _follows(names, prefixes, prefix)
+    plain, flags = follows.pop("plain"), batch.column("flags").to_numpy()
+    wrong = [n for n, own in follows.items() if not np.array_equal(batch.column(n).to_numpy(), own)]
+    if ((flags ^ plain) & (columns.PLAIN | columns.PLAIN_PATH)).any() or folders != own_folders:
+        wrong.append("flags or folders")
+    if wrong or len(set(names)) < len(names) or not all(names):
+        raise Damaged(f"{', '.join(wrong) or 'names'} are not those of these names")
+    counts, _ = foreign.of_lists(batch.column("paths"))
+    others, records = foreign.of_lists(batch.column("records"))
+    if not np.array_equal(counts, others) or not counts[prefix == columns.OWN_PATH].all():
+        raise Damaged("names lack their paths")
+    foreign.check_within(records.to_numpy(), rows, -1)
+
+
+def _check_block(block: Any, names: int, sources: int) -> None:
+    for column, end in (("reference", names), ("target", names), ("source", sources)):
+        foreign.check_within(block.column(column).to_numpy(), end)
+    for column in ("members", "truths"):
+        foreign.check_within(foreign.of_lists(block.column(column))[1].to_numpy(), names)
+    counts, texts = foreign.of_lists(block.column("texts"))
+    if not counts.all() or not np.array_equal(counts, foreign.of_lists(block.column("keys"))[0]):
+        raise Damaged("triplets lack texts, or keys of them")
+    foreign.check_text(texts, foreign.NO_TEXT)
+    foreign.check_text(block.column("id"), foreign.CONTROL)
 
 
 def _write_one(path: Path, batch: Any) -> None:

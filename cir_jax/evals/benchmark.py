@@ -24,12 +24,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import plugins, progress
-from cir_jax.data import places, refusals, screening
+from cir_jax.data import kept_looks, places, refusals
 from cir_jax.data.pixels import ImageFile
 from cir_jax.data.screening import Screen
 from cir_jax.data.triplets import Triplet
 from cir_jax.data.unusable import Problem
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import ServerError, UserError, nearest
 from cir_jax.evals import screens
 from cir_jax.evals.example import SHOWN, Example, Hit
 from cir_jax.evals.metrics import Means
@@ -226,7 +226,7 @@ def task(
     places.check_all(files, title)
     wanted = dict.fromkeys([*names, *(t.reference for t in triplets)])
     images = {n: files.get(n, n) for n in wanted}
-    chosen = chosen if chosen.root else replace(chosen, root=screening.home_of(images.values()))
+    chosen = chosen if chosen.root else replace(chosen, root=kept_looks.home_of(images.values()))
     lost = chosen.unusable(images, title)
     kept = [t for t in triplets if lost.keys().isdisjoint((t.reference, t.target, *t.truths))]
     names, row_of = _rows([n for n in names if n not in lost], files, by_name)
@@ -264,6 +264,8 @@ def encode(retriever: Retriever, one: Task) -> tuple[np.ndarray, np.ndarray]:
             [t.eval_text for t in one.triplets],
             lambda i: f"{one.title} query {one.triplets[i].query_id}",
         )
+    except ServerError:
+        raise
     except UserError as error:
         references = zip((t.reference for t in one.triplets), one.references, strict=True)
         images = dict([*zip(one.names, one.paths, strict=True), *references])

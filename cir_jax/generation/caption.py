@@ -5,7 +5,9 @@ Section 3.2 of arXiv 2404.11317. The prompts and numbers of words of its release
 configs/positives.py.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -26,7 +28,13 @@ def check_caption(config: ConfigDict) -> None:
     generate_text.check_section(config.caption, "caption", _FIELDS)
 
 
-def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[str, str]:
+def run(
+    config: ConfigDict,
+    pool: Pool,
+    groups: Groups,
+    workdir: Path,
+    merged: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, str]:
     """The captions of the images that stand for their groups; some images may end without one.
 
     Args:
@@ -35,12 +43,59 @@ def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[s
       groups: which are the same.
       workdir: `captions.jsonl` grows here as replies come, with prompt, number of words, model,
         seed and date beside every caption; `captions_refused.jsonl` lists the images without.
+      merged: where workers have asked for all captions, what was refused to them, as the list has
+        it: name -> its record. What they have asked for is not asked for again.
 
     Returns:
       Image name -> caption, in the order of the groups.
 
     Raises:
       UserError: see `generate_text.generate`; or there are fewer than two captions.
+    """
+    nothing = generate_text.Shared(lambda key: False, [workdir / FILE])
+    asked, written = ask(config, pool, groups, workdir, None if merged is None else nothing)
+    known = merged or {}
+    for name in asked.values():
+        if name in known and name not in written.texts:
+            written.refused.setdefault(name, known[name])
+    generate_text.list_refused(workdir / REFUSED, written.refused, "image")
+    if written.refused:
+        progress.say(
+            f"warning: {len(written.refused)} of {len(asked)} images have no caption "
+            f"({generate_text.reasons(written.refused)}); they are listed in "
+            f"{workdir / REFUSED} and left out. {generate_text.again(merged)}"
+        )
+    if len(written.texts) < 2:
+        raise UserError(
+            f"{len(written.texts)} of {len(asked)} images have a caption, and pairs need two "
+            f"({generate_text.reasons(written.refused)}); see {workdir / REFUSED}"
+        )
+    return by_name(asked, written)
+
+
+def by_name(asked: Mapping[str, str], written: generate_text.Texts) -> dict[str, str]:
+    """Image that stands for its group -> caption, in the order of the groups; see `ask`."""
+    return {name: written.texts[n] for name, n in asked.items() if n in written.texts}
+
+
+def ask(
+    config: ConfigDict,
+    pool: Pool,
+    groups: Groups,
+    workdir: Path,
+    shared: generate_text.Shared | None = None,
+) -> tuple[dict[str, str], generate_text.Texts]:
+    """Asks for the captions that are not there, or for a part of them.
+
+    Args:
+      config, pool, groups, workdir: see `run`.
+      shared: the part that is asked for; None for all.
+
+    Returns:
+      Image that stands for its group -> image of the group that is asked for; and the texts.
+
+    Raises:
+      UserError: see `generate_text.generate`.
     """
     check_caption(config)
     section, loading = config.caption, images.loading_of(config)
@@ -56,28 +111,14 @@ def run(config: ConfigDict, pool: Pool, groups: Groups, workdir: Path) -> dict[s
             groups.pixels,
             "" if loading == RELEASED else loading.fingerprint(),
         ),
+        shared=None if generate_text.is_free(captioner) else shared,
     )
-    generate_text.list_refused(workdir / REFUSED, written.refused, "image")
-    if written.refused:
-        progress.say(
-            f"warning: {len(written.refused)} of {len(asked)} images have no caption "
-            f"({generate_text.reasons(written.refused)}); they are listed in "
-            f"{workdir / REFUSED} and left out. The same command asks for them again"
-        )
-    if len(written.texts) < 2:
-        raise UserError(
-            f"{len(written.texts)} of {len(asked)} images have a caption, and pairs need two "
-            f"({generate_text.reasons(written.refused)}); see {workdir / REFUSED}"
-        )
-    return {name: written.texts[n] for name, n in asked.items() if n in written.texts}
+    return asked, written
 
 
 def was_released(file: Path) -> bool:
     """Whether captions were begun before there was a choice of how images are opened."""
-    if not file.is_file():
-        return False
-    with journal.Journal(file) as kept:
-        first = next(iter(kept.records()), None)
+    first = next(journal.read(file), None)
     return first is not None and first[1].keys().isdisjoint(("pixels", generate_text.LOADING))
 
 

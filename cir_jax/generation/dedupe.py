@@ -7,13 +7,12 @@ same groups in one pass, and of an image only its hash is kept. As an option, ne
 perceptual hashes that differ in a few bits, whatever the size and the file format.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from cir_jax import progress
@@ -23,12 +22,12 @@ from cir_jax.data.screening import Screen
 from cir_jax.data.unusable import Problem
 from cir_jax.errors import UserError
 from cir_jax.generation import images, journal
-from cir_jax.generation.image_hashes import hash_images
+from cir_jax.generation.image_hashes import ImageHashes, hash_images
 from cir_jax.generation.images import Pool
+from cir_jax.generation.near_duplicates import join_near_duplicates
 
 HASHES, GROUPS, TABLE = "hashes.jsonl", "same_image_list.json", "optimized_images.json"
 _LIST_OF_BEFORE = "unreadable.jsonl"  # of earlier versions, without the reasons
-_TILE = 2048  # perceptual hashes that are compared with as many others at a time
 
 
 @dataclass(frozen=True)
@@ -84,65 +83,41 @@ def run(config: ConfigDict, pool: Pool, workdir: Path) -> tuple[Pool, Groups]:
         some.
     """
     check_dedupe(config)
-    near = config.dedupe.near
     if config.dedupe.optimized:
         made = read_groups(config.dedupe.optimized, pool.paths)
-    else:
-        hashes = hash_images(
-            *(pool.paths, workdir / HASHES, near >= 0, config.data.threads),
-            images.loading_of(config),
-        )
-        pool = _without(pool, _screen(config, workdir).judged(pool.paths, hashes.problems), workdir)
-        groups = [[name] for name in pool.paths]
-        if config.dedupe.exact:
-            groups = _equal(pool.paths, hashes.pixels)
-        if near >= 0:
-            groups = join_near_duplicates(groups, hashes.perceptual, near)
-        made = replace(Groups.make(groups), pixels=hashes.pixels)
+        write_groups(workdir, pool.paths, made)
+        return pool, made
+    hashes = hash_images(
+        *(pool.paths, workdir / HASHES, config.dedupe.near >= 0, config.data.threads),
+        images.loading_of(config),
+    )
+    return grouped(config, pool, hashes, workdir)
+
+
+def grouped(
+    config: ConfigDict, pool: Pool, hashes: ImageHashes, workdir: Path
+) -> tuple[Pool, Groups]:
+    """As `run`, of images that are hashed."""
+    pool = _without(pool, judged(config, pool.paths, hashes, workdir), workdir)
+    groups = [[name] for name in pool.paths]
+    if config.dedupe.exact:
+        groups = _equal(pool.paths, hashes.pixels)
+    if config.dedupe.near >= 0:
+        groups = join_near_duplicates(groups, hashes.perceptual, config.dedupe.near)
+    made = replace(Groups.make(groups), pixels=hashes.pixels)
     write_groups(workdir, pool.paths, made)
     return pool, made
 
 
-def join_near_duplicates(
-    groups: Sequence[Sequence[str]], hashes: Mapping[str, bytes], distance: int
-) -> list[list[str]]:
-    """Joins groups whose first members' perceptual hashes differ in `distance` bits at most.
+def judged(
+    config: ConfigDict, paths: Mapping[str, Any], hashes: ImageHashes, workdir: Path
+) -> dict[str, Problem]:
+    """Those of some hashed images that cannot be used; they are listed in `workdir`.
 
-    Likeness is passed on: if a is near b and b near c, all three are one group. Pictures without
-    any edge have an empty hash, which says nothing, and are joined with none.
+    Raises:
+      UserError: there are some, and they may not be dropped.
     """
-    joined = b"".join(hashes[group[0]] for group in groups)
-    bits = np.frombuffer(joined, np.uint64).reshape(len(groups), 2)
-    parent = list(range(len(groups)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j in _near(bits, distance):
-        a, b = root(i), root(j)
-        parent[max(a, b)] = min(a, b)
-    found: dict[int, list[str]] = {}
-    for i, group in enumerate(groups):
-        found.setdefault(root(i), []).extend(group)
-    return list(found.values())
-
-
-def _near(hashes: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
-    """Pairs of rows i < j of [N, 2] that differ in so few bits, tile by tile."""
-    some = np.asarray(hashes.any(axis=1))
-    for top in progress.bar(range(0, len(hashes), _TILE), title="near duplicates"):
-        rows = hashes[top : top + _TILE]
-        for left in range(top, len(hashes), _TILE):
-            columns = hashes[left : left + _TILE]
-            bits = np.bitwise_count(rows[:, None, 0] ^ columns[None, :, 0])
-            bits += np.bitwise_count(rows[:, None, 1] ^ columns[None, :, 1])
-            near = (bits <= distance) & some[top : top + _TILE, None]
-            near &= some[None, left : left + _TILE]
-            for i, j in np.argwhere(np.triu(near, 1) if left == top else near).tolist():
-                yield top + i, left + j
+    return _screen(config, workdir).judged(paths, hashes.problems)
 
 
 def write_groups(workdir: Path, paths: Mapping[str, Any], groups: Groups) -> None:

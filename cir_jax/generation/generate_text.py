@@ -9,7 +9,8 @@ import datetime
 import json
 import math
 import string
-from collections.abc import Generator, Iterable, Mapping
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from cir_jax.generation import journal, replies
 from cir_jax.generation.captioner import Reply, Request
 
 LOADING = "loading"  # of a record: see `RequestImages`
+_CHECKED = 5.0  # seconds between two looks whether another process has taken over
 
 
 @dataclass
@@ -39,6 +41,16 @@ class Texts:
     texts: dict[str, str]
     refused: dict[str, dict[str, Any]]
     new: int = 0
+
+    def keep(self, name: str, text: str) -> None:
+        """Takes a new text."""
+        self.texts[name] = text
+        self.new += 1
+
+    def refuse(self, name: str, reply: Reply, problem: str, attempts: int) -> None:
+        """Notes why there is no text after so many attempts."""
+        self.texts.pop(name, None)
+        self.refused[name] = {"problem": problem, "reply": reply.text, "attempts": attempts}
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,23 @@ class RequestImages:
         return {hashed: self.stands_for.get(name, name) for name, hashed in self.pixels.items()}
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A part of requests that several processes share, each with a journal of its own.
+
+    Attributes:
+      mine: key -> whether this process asks for it.
+      journals: all journals, with that of this process. Of two texts for one request the one that
+        comes later counts, so all processes must name them in one order.
+      check: called now and then before a text is kept; raises UserError where another process has
+        taken over this part.
+    """
+
+    mine: Callable[[str], bool]
+    journals: Sequence[Path]
+    check: Callable[[], object] = lambda: None
+
+
 def check_section(section: ConfigDict, name: str, fields: Iterable[str]) -> None:
     """Checks `config.caption` or `config.rewrite`, called `name` in messages.
 
@@ -100,6 +129,11 @@ def check_section(section: ConfigDict, name: str, fields: Iterable[str]) -> None
     contract.check(section, name)
 
 
+def is_free(captioner: Any) -> bool:
+    """Whether a captioner, or the class of one, only looks texts up."""
+    return bool(getattr(captioner, "free", False))
+
+
 def names_field(prompt: str, field: str) -> bool:
     """Whether a prompt that can be filled in names {field}."""
     return any(name == field for _, name, _, _ in string.Formatter().parse(prompt))
@@ -115,6 +149,7 @@ def generate(
     seed: int,
     title: str,
     images: RequestImages | None = None,
+    shared: Shared | None = None,
 ) -> Texts:
     """A text for every request, as far as there are good ones.
 
@@ -128,42 +163,64 @@ def generate(
       seed: recorded.
       title: of the progress bar.
       images: what the requests are about.
+      shared: the part that this process asks for; what others have written is returned, too.
 
     Raises:
       UserError: the journal was written with other settings, the captioner gives up, or the disk
         is full. What was written is kept in every case.
     """
     images = images or RequestImages({}, {})
-    free = getattr(captioner, "free", False)
     identity = _identity(captioner, section, seed)
-    refused: dict[str, dict[str, Any]] = {}
-    new = 0
     with journal.Journal(file) as kept:
-        texts = _earlier(kept, wanted, identity, key, images, captioner, section)
-        todo = {k: r for k, r in wanted.items() if free or k not in texts}
-        with progress.counter(len(wanted), title, len(wanted) - len(todo)) as bar:
-            for attempt in range(section.attempts):
-                if not todo:
-                    break
-                with closing(_answers(captioner, todo, attempt)) as answers:
-                    for request, reply in answers:
-                        name = request.key
-                        text, problem = _judged(reply, captioner, section)
-                        if problem:
-                            texts.pop(name, None)
-                            why = {"problem": problem, "reply": reply.text}
-                            refused[name] = why | {"attempts": attempt + 1}
-                        else:
-                            if texts.get(name) != text:
-                                said = {key: name, "text": text, "prompt": request.prompt}
-                                kept.add({**said, **identity, **images.of(name), "date": _now()})
-                                texts[name] = text
-                                new += 1
-                            refused.pop(name, None)
-                            bar.update(1)
-                        if reply.final or not problem:
-                            del todo[name]
-    return Texts(texts, refused, new)
+        texts = _earlier(
+            *(_records(kept, shared), file, wanted, identity, key, images, captioner, section)
+        )
+        written = Texts(texts, {})
+        mine = {k: r for k, r in wanted.items() if shared is None or shared.mine(k)}
+        todo = {k: r for k, r in mine.items() if k not in texts or is_free(captioner)}
+        check = _now_and_then(shared.check) if shared else lambda: None
+        with (
+            progress.counter(len(mine), title, len(mine) - len(todo)) as bar,
+            closing(_attempts(captioner, todo, section.attempts)) as attempts,
+        ):
+            for attempt, request, reply in attempts:
+                name = request.key
+                text, problem = _judged(reply, captioner, section)
+                if problem:
+                    written.refuse(name, reply, problem, attempt + 1)
+                else:
+                    if texts.get(name) != text:
+                        check()
+                        said = {key: name, "text": text, "prompt": request.prompt}
+                        kept.add({**said, **identity, **images.of(name), "date": _now()})
+                        written.keep(name, text)
+                    written.refused.pop(name, None)
+                    bar.update(1)
+                if reply.final or not problem:
+                    del todo[name]
+    return written
+
+
+def _records(kept: journal.Journal, shared: Shared | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of all journals."""
+    if shared is None:
+        yield from kept.records()
+        return
+    for file in shared.journals:
+        yield from kept.records() if file == kept.path else journal.read(file)
+
+
+def _now_and_then(check: Callable[[], object]) -> Callable[[], None]:
+    """Calls `check` unless that, or this, was a moment ago."""
+    last = time.monotonic()
+
+    def checked() -> None:
+        nonlocal last
+        if time.monotonic() - last >= _CHECKED:
+            check()
+            last = time.monotonic()
+
+    return checked
 
 
 def _identity(captioner: contract.Captioner, section: ConfigDict, seed: int) -> dict[str, Any]:
@@ -171,6 +228,18 @@ def _identity(captioner: contract.Captioner, section: ConfigDict, seed: int) -> 
     prompted = getattr(captioner, "prompted", True)
     identity = {**captioner.identity, "words": section.words if prompted else None, "seed": seed}
     return json.loads(json.dumps(identity, default=str))
+
+
+def _attempts(
+    captioner: contract.Captioner, todo: Mapping[str, Request], attempts: int
+) -> Generator[tuple[int, Request, Reply], None, None]:
+    """(attempt, request, reply) of what is still to be done when an attempt begins."""
+    for attempt in range(attempts):
+        if not todo:
+            return
+        with closing(_answers(captioner, todo, attempt)) as answers:
+            for request, reply in answers:
+                yield attempt, request, reply
 
 
 def _answers(
@@ -207,7 +276,8 @@ def _judged(reply: Reply, captioner: contract.Captioner, section: ConfigDict) ->
 
 
 def _earlier(
-    kept: journal.Journal,
+    records: Iterable[tuple[str, dict[str, Any]]],
+    file: Path,
     wanted: Mapping[str, Request],
     identity: dict[str, Any],
     key: str,
@@ -216,11 +286,11 @@ def _earlier(
     section: ConfigDict,
 ) -> dict[str, str]:
     """Texts of an earlier run, if they are what this one would ask for and accept."""
-    free = getattr(captioner, "free", False)
+    free = is_free(captioner)
     texts: dict[str, str] = {}
     shared: dict[str, str] = {}
     keys, otherwise = images.keys(), 0
-    for where, record in kept.records():
+    for where, record in records:
         name, text = record.get(key), record.get("text")
         if not isinstance(name, str) or not isinstance(text, str):
             raise UserError(f"{where} has no {key} or no text; remove that line")
@@ -245,7 +315,7 @@ def _earlier(
             )
     if otherwise and not free:
         progress.say(
-            f"{otherwise:,} texts of {kept.path} are of pictures that were opened otherwise "
+            f"{otherwise:,} texts of {file} are of pictures that were opened otherwise "
             "(data.loading): they are asked for again, and what is there is kept"
         )
     return shared | texts
@@ -257,6 +327,12 @@ def list_refused(file: Path, refused: Mapping[str, dict[str, Any]], key: str) ->
         file.unlink(missing_ok=True)
         return
     journal.write_lines(file, ({key: k, **v} for k, v in refused.items()))
+
+
+def again(merged: Mapping[str, Any] | None) -> str:
+    """Who asks again for what was refused; `merged`: see `caption.run`."""
+    who = "The same command asks" if merged is None else "Workers that are started again ask"
+    return f"{who} for them again"
 
 
 def _now() -> str:

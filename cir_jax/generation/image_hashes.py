@@ -51,6 +51,12 @@ class ImageHashes:
         if "look" in record:
             self.perceptual[name] = bytes.fromhex(record["look"])
 
+    def forget(self, name: str) -> None:
+        """Drops what is known of an image."""
+        self.pixels.pop(name, None)
+        self.perceptual.pop(name, None)
+        self.problems.pop(name, None)
+
 
 def hash_images(
     paths: Mapping[str, Any],
@@ -96,12 +102,58 @@ def hash_images(
     return hashes
 
 
+def gathered(
+    paths: Mapping[str, Any],
+    files: Sequence[Path],
+    perceptual: bool,
+    loading: Loading = RELEASED,
+) -> ImageHashes:
+    """The hashes in several journals that others have written, each of some of the images.
+
+    They are taken for those of the files that lie here: places and times of copies may be others.
+
+    Args:
+      paths: name -> file.
+      files: the journals.
+      perceptual: with perceptual hashes.
+      loading: how files become pictures; hashes of another one are not used.
+
+    Raises:
+      UserError: a journal is damaged, or an image is in none.
+    """
+    hashes = ImageHashes()
+    stamps: dict[str, Any] = {}
+    for where, record in (one for file in files for one in journal.read(file)):
+        try:
+            name, stamp = record["image"], record["file"]
+            if record.get(_LOADING, RELEASED.fingerprint()) != loading.fingerprint():
+                continue
+            if name not in paths or (perceptual and not {"look", "problem"} & record.keys()):
+                continue
+            # A file that was replaced has several: the last counts, unless that is of another file
+            # than the one that lies here again.
+            if name in stamps and stamp != stamps[name] == _file_stamp(paths[name]):
+                continue
+            stamps[name] = stamp
+            hashes.forget(name)
+            hashes.add(record, paths[name])
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{where} is no record of an image; remove that line") from None
+    lost = [name for name in paths if name not in stamps]
+    if lost:
+        raise UserError(
+            f"the journals of the workers lack {len(lost)} of {len(paths)} images, {lost[0]!r} the "
+            "first; start the workers again"
+        )
+    # In the order of one process.
+    hashes.pixels = {name: hashes.pixels[name] for name in paths if name in hashes.pixels}
+    hashes.problems = {name: hashes.problems[name] for name in paths if name in hashes.problems}
+    return hashes
+
+
 def was_released(file: str | Path) -> bool:
     """Whether a journal was begun before there was a choice of loadings."""
-    if not Path(file).is_file():
-        return False
-    with journal.Journal(file) as done:
-        first = next(iter(done.records()), None)
+    first = next(journal.read(file), None)
     return first is not None and _LOADING not in first[1]
 
 

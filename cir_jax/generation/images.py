@@ -111,6 +111,11 @@ def loading_of(config: ConfigDict) -> Loading:
     return Loading(own if data.loading == AUTO else data.loading, data.background)
 
 
+def are_opened(config: ConfigDict) -> bool:
+    """Whether a step after the first opens the images: captions may come from files alone."""
+    return config.caption.captioner != "texts" or bool(config.pair.run)
+
+
 def _of_folder(root: str) -> Pool:
     if not root:
         raise UserError("data.root is empty; set it to a folder of images")

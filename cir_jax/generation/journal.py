@@ -7,6 +7,7 @@ and moved there when it is complete.
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from cir_jax.data.annotations import read_lines
+from cir_jax.data.annotations import parsed, read_lines
 from cir_jax.errors import UserError
 from cir_jax.files import full, whole
+from cir_jax.runtime import storage
+
+REOPEN = 10.0  # seconds that a journal on a bucket stays open
 
 
 class Journal:
@@ -25,6 +29,9 @@ class Journal:
     What a kill left half written at its end is cut off when it is opened. A record is on its way to
     the disk when `add` returns, so a killed program loses none; `sync_every` records are forced
     there, for the case that the machine stops. One process writes at a time, see `locked`.
+
+    On a mounted bucket an open file is seen by nobody and lost with its host, so there it is closed
+    and opened anew every few seconds: what a machine had added in the last of them goes with it.
 
     Args:
       path: the file; made if it is not there.
@@ -38,6 +45,7 @@ class Journal:
         self._every, self._unsynced = sync_every, 0
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._reopens, self._since = storage.is_bucket(path), time.monotonic()
             self._file = self.path.open("ab", buffering=0)
             self._end = _complete(self.path)
             self._file.truncate(self._end)
@@ -73,8 +81,13 @@ class Journal:
             if self._unsynced >= self._every:
                 os.fsync(self._file.fileno())
                 self._unsynced = 0
+            if self._reopens and time.monotonic() - self._since >= REOPEN:
+                self._file.close()
+                self._file, self._since = self.path.open("ab", buffering=0), time.monotonic()
         except OSError as error:
-            with suppress(OSError):  # half a line at the end is cut when the file is next opened
+            with suppress(
+                OSError, ValueError
+            ):  # half a line at the end is cut when the file is next opened
                 os.ftruncate(self._file.fileno(), self._end)
             raise full(self.path, error) from None
         self._end += len(lines)
@@ -85,6 +98,8 @@ class Journal:
         Raises:
           UserError: the disk is full or fails.
         """
+        if self._file.closed:  # it could not be opened anew
+            return
         try:
             with self._file:
                 os.fsync(self._file.fileno())
@@ -92,9 +107,39 @@ class Journal:
             raise full(self.path, error) from None
 
 
+def read(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The records of a journal that another process may be writing, as `Journal.records` has them.
+
+    Half a record at its end is not there yet. A journal that is not there has none.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            where = f"{path}:{number}"
+            try:
+                text = line.decode()
+            except UnicodeDecodeError:
+                raise UserError(f"{where} is not UTF-8 text; remove that line") from None
+            if text.strip():
+                yield where, parsed(text, where, lone_surrogates=True)
+
+
 @contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
     """Makes `folder` and keeps other processes out of it; the lock goes when this process does.
+
+    Some mounted buckets have no locks; there it only makes the folder.
+
+    Args:
+      folder: the folder.
+      wait: seconds that another process is waited for.
 
     Raises:
       UserError: another process is in it, or it cannot be made.
@@ -103,11 +148,13 @@ def locked(folder: str | Path) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise UserError(
             f"another process is at work in {folder}; wait for it, or use another workdir"
         ) from None
+    except NotImplementedError:
+        pass
     except OSError as error:
         raise full(folder, error) from None
     try:

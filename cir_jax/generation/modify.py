@@ -7,7 +7,7 @@ target's caption alone, as in the released generator. Rewriting by a language mo
 the same rule holds for what it writes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,11 @@ class Generated:
 
 
 def run(
-    config: ConfigDict, pairs: Sequence[dict[str, Any]], captions: dict[str, str], workdir: Path
+    config: ConfigDict,
+    pairs: Sequence[dict[str, Any]],
+    captions: dict[str, str],
+    workdir: Path,
+    merged: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[Generated]:
     """The triplets of `pairs`.
 
@@ -51,6 +55,7 @@ def run(
       pairs: see `pair.run`.
       captions: image name -> caption.
       workdir: where `rewrites.jsonl` grows, if texts are rewritten.
+      merged: where workers have asked for all texts, what was refused to them, see `caption.run`.
 
     Returns:
       One for each pair; where rewriting is asked for and failed, the pair is left out and listed,
@@ -60,15 +65,34 @@ def run(
       UserError: a template cannot be filled in, or what `generate_text.generate` finds.
     """
     check_modify(config)
+    made = _filled(config, pairs, captions)
+    if config.rewrite.captioner:
+        made = _rewritten(made, config, workdir, merged)
+    return _fitted(made, config.modify.context)
+
+
+def ask(
+    config: ConfigDict,
+    pairs: Sequence[dict[str, Any]],
+    captions: dict[str, str],
+    workdir: Path,
+    shared: generate_text.Shared,
+) -> generate_text.Texts:
+    """Asks for a part of the rewritten texts, see `generate_text.generate`."""
+    return _asked(_filled(config, pairs, captions), config, workdir, shared)
+
+
+def _filled(
+    config: ConfigDict, pairs: Sequence[dict[str, Any]], captions: dict[str, str]
+) -> list[Generated]:
+    """The texts of the templates."""
     templates = tuple(config.modify.templates)
     made = []
     for pair in pairs:
         both = captions[pair["reference"]], captions[pair["target"]]
         texts = tuple(t.format(reference=both[0], target=both[1]) for t in templates)
         made.append(Generated(pair, both, texts))
-    if config.rewrite.captioner:
-        made = _rewritten(made, config, workdir)
-    return _fitted(made, config.modify.context)
+    return made
 
 
 def check_modify(config: ConfigDict) -> None:
@@ -134,16 +158,37 @@ def _over(context: int, texts: Iterable[str]) -> set[str]:
     return long
 
 
-def _rewritten(made: list[Generated], config: ConfigDict, workdir: Path) -> list[Generated]:
+def _asked(
+    made: list[Generated],
+    config: ConfigDict,
+    workdir: Path,
+    shared: generate_text.Shared | None = None,
+) -> generate_text.Texts:
     section = config.rewrite
     captioner = contract.build(section, "rewrite", config.seed, [])
     wanted = dict(_requests(made, section))
-    written = generate_text.generate(
+    return generate_text.generate(
         *(workdir / REWRITES, captioner, wanted, section),
         key="pair",
         seed=config.seed,
         title="rewriting",
+        shared=shared,
     )
+
+
+def _rewritten(
+    made: list[Generated],
+    config: ConfigDict,
+    workdir: Path,
+    merged: Mapping[str, dict[str, Any]] | None,
+) -> list[Generated]:
+    section = config.rewrite
+    nothing = generate_text.Shared(lambda key: False, [workdir / REWRITES])
+    written = _asked(made, config, workdir, None if merged is None else nothing)
+    if merged:
+        for key, _ in _requests(made, section):
+            if key in merged and key not in written.texts:
+                written.refused.setdefault(key, merged[key])
     generate_text.list_refused(workdir / REFUSED, written.refused, "pair")
     result = []
     for one in made:
@@ -155,8 +200,8 @@ def _rewritten(made: list[Generated], config: ConfigDict, workdir: Path) -> list
         progress.say(
             f"warning: {len(written.refused)} texts were refused "
             f"({generate_text.reasons(written.refused)}), listed in {workdir / REFUSED}; "
-            f"{len(made) - len(result)} pairs without a text are left out. The same command asks "
-            "for them again"
+            f"{len(made) - len(result)} pairs without a text are left out. "
+            f"{generate_text.again(merged)}"
         )
     if not result:
         raise UserError(f"no text was rewritten; see {workdir / REFUSED}")

@@ -86,6 +86,12 @@ def run(
     return pairs
 
 
+def check_place(file: str, workdir: Path) -> None:
+    """Raises UserError if `pair.file` is a file that is written over."""
+    if file and Path(file).resolve() == (workdir / FILE).resolve():
+        raise UserError(f"pair.file={file} is written by this run; give it another name")
+
+
 def check_pair(config: ConfigDict) -> None:
     """Raises UserError for settings of `pair` that do not go together."""
     section = config.pair
@@ -177,8 +183,7 @@ def _of_file(
     Raises:
       UserError: a record names no image of the set, or pairs an image with itself; no pair is left.
     """
-    if Path(file).resolve() == (workdir / FILE).resolve():
-        raise UserError(f"pair.file={file} is written by this run; give it another name")
+    check_place(file, workdir)
     known, captioned = NamedFiles(pool.paths), set(names)
     pairs, without = [], 0
     for where, record in read_lines(file):

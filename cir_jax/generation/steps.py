@@ -29,25 +29,34 @@ from cir_jax.generation import (
     modify,
     output,
     pair,
+    shared_steps,
+    workers,
 )
 from cir_jax.generation.trained import OpenRun, no_run
+from cir_jax.generation.workers import Share
 
 CONFIG, RESULTS = "config.json", "results.json"
 
 
-def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
+def run(
+    config: ConfigDict, open_run: OpenRun = no_run, share: Share | None = None
+) -> dict[str, Any]:
     """Makes triplets.
 
     Args:
       config: a locked config of configs/positives.py.
       open_run: folder of a trained run -> its model, for `pair.run`.
+      share: does a part of the work, beside other workers, and makes no triplets: see
+        `shared_steps.work`, also for what is returned then. Without, what workers have done in the
+        work folder is merged.
 
     Returns:
       What `results.json` holds: {"images", "unusable", "distinct", "captions", "pairs", "triplets",
       "texts", "files", "seconds"}; "unusable" is reason -> how many images were left out.
 
     Raises:
-      UserError: input that cannot be used. What the steps before it made is kept.
+      UserError: input that cannot be used, or workers have not done their part. What the steps
+        before it made is kept.
     """
     if "caption" not in config:
         raise UserError(
@@ -60,6 +69,9 @@ def run(config: ConfigDict, open_run: OpenRun = no_run) -> dict[str, Any]:
     pair.check_pair(config)
     modify.check_modify(config)
     output.check_output(config)
+    if share is not None:
+        with _in_memory(config):
+            return shared_steps.work(resolve(config), share, open_run)
     workdir = Path(config.workdir)
     with journal.locked(workdir), _in_memory(config):
         return _run(resolve(config), workdir, open_run)
@@ -116,13 +128,21 @@ def _was_released(workdir: Path) -> bool:
 
 def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]:
     began = time.monotonic()
-    pool, groups = dedupe.run(config, images.read(config), workdir)
-    if config.dedupe.optimized and _opens_images(config):  # which have not been looked at
+    pool, others = images.read(config), workers.begun(workdir)
+    if others:
+        shared_steps.merge_hashes(config, pool, others)
+    pool, groups = dedupe.run(config, pool, workdir)
+    if config.dedupe.optimized and images.are_opened(config):  # which have not been looked at
         pool, groups = dedupe.usable(config, pool, groups, workdir)
     progress.say(f"{len(pool.paths)} images, {len(groups.members)} different ones")
-    captions = caption.run(config, pool, groups, workdir)
-    pairs = pair.run(config, pool, groups, list(captions), workdir, open_run)
-    made = modify.run(config, pairs, captions, workdir)
+    refused = shared_steps.merge_captions(config, groups, others) if others else None
+    captions = caption.run(config, pool, groups, workdir, refused)
+    if others and config.rewrite.captioner:
+        pairs, refused = shared_steps.merge_rewrites(config, captions, others)
+    else:
+        pairs = pair.run(config, pool, groups, list(captions), workdir, open_run)
+        refused = None
+    made = modify.run(config, pairs, captions, workdir, refused)
     # Until all is written, no record says that the files belong together.
     before = _files_of_before(workdir)
     (workdir / RESULTS).unlink(missing_ok=True)
@@ -144,11 +164,6 @@ def _run(config: ConfigDict, workdir: Path, open_run: OpenRun) -> dict[str, Any]
     }
     journal.write_json(workdir / RESULTS, results, indent=2)
     return results
-
-
-def _opens_images(config: ConfigDict) -> bool:
-    """Whether a step after the first opens the images: captions may come from files alone."""
-    return config.caption.captioner != "texts" or bool(config.pair.run)
 
 
 def _files_of_before(workdir: Path) -> set[Path]:

@@ -102,7 +102,8 @@ def of(retriever: Retriever, preprocess: Preprocess) -> Golden:
     about = {
         "inputs": preprocess.fingerprint(),
         "dtype": str(retriever.functions.config.dtype),
-        "parameters": "float32",
+        # Others compute vectors in a type and in batches of their own.
+        "parameters": "float32" if retriever.functions.embedder is None else "bfloat16",
         "platform": retriever.mesh.devices.flat[0].platform,
         "jax": jax.__version__,
         "pillow": __version__,
@@ -319,6 +320,8 @@ def _means(squares: np.ndarray) -> np.ndarray:
 
 
 def _ids(tokenizer: tokens.Tokenizer) -> np.ndarray:
+    if tokenizer.backend is None:  # bits of vectors, which differ from batch to batch
+        return np.full((len(TEXTS), 1), tokenizer.context, np.int32)
     table = tokens.table(TEXTS, tokenizer, "truncate")
     ids = table.rows(slice(None), tokenizer.context)
     return np.where(np.arange(ids.shape[1]) < table.lengths[:, None], ids, -1).astype(np.int32)

@@ -15,7 +15,8 @@ from cir_jax.contract import Functions
 from cir_jax.convert import identify, native
 from cir_jax.convert.layout import Found
 from cir_jax.convert.opened import sources_of
-from cir_jax.data.kept_pixels import KeptPixels, Part
+from cir_jax.data import tokens
+from cir_jax.data.kept_pixels import DECODE, KeptPixels, Part
 from cir_jax.data.pixels import AUTO, Loading, Preprocess
 from cir_jax.errors import UserError
 from cir_jax.params import Params
@@ -105,7 +106,7 @@ def from_parameters(
         functions,
         index,
         query,
-        functions.inputs.tokenizer,
+        tokenizer(config, functions),
         kept or preprocessing(config, functions),
         mesh,
         batch=config.eval.batch,
@@ -127,6 +128,8 @@ def placed(loaded: weights.Weights, functions: Functions, mesh: Mesh) -> tuple[P
 def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     """The image preprocessing of a config; one that leaves the loading open opens all images that
     are not of a published data set, see `image_loading`."""
+    if functions.embedder is not None:
+        return functions.embedder.preprocess(loading(config))
     data, inputs = config.data, functions.inputs
     return Preprocess(
         functions.image_size,
@@ -139,6 +142,13 @@ def preprocessing(config: ConfigDict, functions: Functions) -> Preprocess:
     )
 
 
+def tokenizer(config: ConfigDict, functions: Functions) -> tokens.Tokenizer:
+    """The tokenizer of a config."""
+    if functions.embedder is not None:
+        return functions.embedder.tokenizer(loading(config))
+    return functions.inputs.tokenizer
+
+
 def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:
     """What is kept of the pixels of a run, by `data.pixels`. Every process calls this.
 
@@ -146,6 +156,8 @@ def pixels(config: ConfigDict, preprocess: Preprocess) -> KeptPixels:
       config: of the run.
       preprocess: its preprocessing.
     """
+    if not getattr(preprocess, "keeps", True):
+        return KeptPixels(DECODE, preprocess)
     here = platform.node()
     processes = agreement.tell(here).count(here)
     return KeptPixels(config.data.pixels, preprocess, memory_of.free_on_host() // processes)
@@ -180,6 +192,8 @@ def config_of(
     joined = ",".join(places)
     named = [f"model.name={model}"] if model else []
     runs = [place for place in places if weights.is_run(place)]
+    if model and not runs and contract.is_plain(model):
+        return configs.load("base", [*named, *_embedder_at(places), *overrides]), True
     if len(places) == 1 and runs:
         config = _anywhere(weights.config_of(joined, which))
         trust.check(config, joined, [*named, *overrides])
@@ -198,6 +212,21 @@ def config_of(
     config = configs.load("base", [*changes, *overrides])
     known = "pad" in data or "data.pad" in given
     return weights.resolve(config, joined, which), known
+
+
+def _embedder_at(places: Sequence[str]) -> list[str]:
+    """What says which embedder a model is: the address of a server, or a folder.
+
+    Raises:
+      UserError: there are several places.
+    """
+    if len(places) != 1:
+        raise UserError(
+            f"{', '.join(places)}: an embedder is one server or one folder; give that alone"
+        )
+    [place] = places
+    at = "model.url" if "://" in place else "model.tower"
+    return ["eval.benchmark=none", f"{at}={place}"]
 
 
 def inputs_of(

@@ -18,7 +18,7 @@ from cir_jax.convert import exporting
 from cir_jax.data.pixels import AUTO, Preprocess
 from cir_jax.errors import UserError, nearest
 from cir_jax.params import Params
-from cir_jax.retrieval import golden, identity, image_loading, pictures, ranking
+from cir_jax.retrieval import golden, identity, image_loading, load, pictures, ranking
 from cir_jax.retrieval.pictures import Picture
 from cir_jax.retrieval.retriever import Retriever
 
@@ -67,7 +67,7 @@ class Model:
     ):
         self.config = config
         self._functions, self._index, self._query, self._mesh = functions, index, query, mesh
-        self._tokenizer = functions.inputs.tokenizer
+        self._tokenizer = load.tokenizer(config, functions)
         self._preprocess = preprocess
         self._record = record
         self.source = source
@@ -135,7 +135,7 @@ class Model:
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """The tokens of each text, start and end included; its context is the limit."""
-        return [len(ids) for ids in self._tokenizer.encode(_texts(texts, 0))]
+        return self._tokenizer.lengths(_texts(texts, 0))
 
     @files.permitted()
     def encode_images(
@@ -320,15 +320,18 @@ class Model:
           dataset: name of the data set whose images they are. Weights that do not say how files
             become pictures take those of a published one as published runs did.
         """
-        data, preprocess = self.config.data, self._preprocess
+        data, preprocess, tokenizer = self.config.data, self._preprocess, self._tokenizer
         if data.loading == AUTO:
-            preprocess = preprocess.loaded(image_loading.by_images(data, dataset))
+            loading = image_loading.by_images(data, dataset)
+            preprocess = preprocess.loaded(loading)
+            if self._functions.embedder is not None:
+                tokenizer = self._functions.embedder.tokenizer(loading)
         return Retriever(
             self._functions,
             self._index,
             self._query,
-            self._tokenizer,
-            pictures.reader(preprocess),
+            tokenizer,
+            pictures.Reader(preprocess),
             self._mesh,
             batch=batch,
             threads=threads,

@@ -3,7 +3,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -64,14 +64,37 @@ def _item(image: Any, number: int) -> str | Decoded:
     )
 
 
-def reader(preprocess: Preprocess) -> Callable[[Any], np.ndarray]:
-    """Such a key -> uint8 [S, S, 3]."""
+class Reader:
+    """Such a key -> uint8 [S, S, 3].
 
-    def read(item: Any) -> np.ndarray:
+    Args:
+      preprocess: image -> the same.
+    """
+
+    def __init__(self, preprocess: Preprocess):
+        self._preprocess = preprocess
+
+    def __call__(self, item: Any) -> np.ndarray:
+        """What the preprocessing makes of it.
+
+        Raises:
+          UserError: there is no such file, or it cannot be read.
+        """
+        return self._preprocess(self.source(item))
+
+    def source(self, item: Any) -> Any:
+        """The image as a preprocessing takes it.
+
+        Raises:
+          UserError: there is no such file.
+        """
         if isinstance(item, Decoded):
-            return preprocess(item.image)
+            return item.image
         if isinstance(item, str) and not Path(item).exists():
             raise UserError(f"image {item} does not exist; give the path of an image file")
-        return preprocess(item)
+        return item
 
-    return read
+    def prepare(self, items: Sequence[Any]) -> None:
+        """As the preprocessing, where it asks others for what it makes of images."""
+        if (prepare := getattr(self._preprocess, "prepare", None)) is not None:
+            prepare([self.source(item) for item in items])

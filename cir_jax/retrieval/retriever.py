@@ -84,6 +84,8 @@ class Retriever:
         self.batch_key = batch_key
         self._batch = batch  # of queries of one length: the same on any number of devices
         size = meshes.rounded(batch, mesh, batch_key)
+        # What asks others for the vectors of images asks for those of all together.
+        self.prepare = getattr(preprocess, "prepare", lambda sources: None)
         self._options: dict[str, Any] = {"batch": size, "threads": threads, "mesh": mesh}
         self._targets: dict[Any, _Row] = {}
         self._references: dict[Any, np.ndarray] = {}
@@ -126,7 +128,11 @@ class Retriever:
         return int(self._options["batch"])
 
     def stream(
-        self, items: Sequence[Any], load: Callable[[Any], dict[str, np.ndarray]], least: int = 0
+        self,
+        items: Sequence[Any],
+        load: Callable[[Any], dict[str, np.ndarray]],
+        least: int = 0,
+        prepare: Callable[[Sequence[Any]], None] | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """Target rows of any number of images, none of which is kept.
 
@@ -134,15 +140,15 @@ class Retriever:
           items: what `load` takes.
           load: item -> {"pixels": uint8 [S, S, 3]}, run in threads, ahead of the devices.
           least: images that a batch has even of fewer items.
+          prepare: see `encode.encode`.
 
         Yields:
           (number of the batch's first item, float32 [n, K, D]), in order.
         """
         program = _programs(self.functions).target
+        options = {"least": least, "prepare": prepare, **self._options}
         with self._encoding("encoding images"):
-            for start, out in encode.stream(
-                program, self._index, items, load, least=least, **self._options
-            ):
+            for start, out in encode.stream(program, self._index, items, load, **options):
                 yield start, out["target"].astype(np.float32, copy=False)
 
     def encode_gallery(self, paths: Sequence[Any]) -> np.ndarray:
@@ -199,7 +205,7 @@ class Retriever:
         rows: np.ndarray,
     ) -> np.ndarray:
         """Fills `rows` by the first program, or by the second where no references are kept."""
-        table = tokens.table(texts, self.tokenizer, self.on_long, where)
+        table = tokens.table(texts, self.tokenizer, self.on_long, where, self._sources(references))
         if self._kept and references is not None:
             self._encode_images([p for p in dict.fromkeys(references) if p not in self._references])
         for members, length in self._by_length(table.lengths):
@@ -216,7 +222,8 @@ class Retriever:
         that hold them: a few more vectors after an evaluation cost no compilation. Nothing of them
         is kept, no bar is shown, and texts over the context are cut.
         """
-        table = tokens.table(texts, self.tokenizer, "truncate")
+        sources = self._sources(images)
+        table = tokens.table(texts, self.tokenizer, "truncate", references=sources)
         need, context = int(table.lengths.max()), self.tokenizer.context
         usual = context
         if self.functions.inputs.cut_padding:
@@ -292,6 +299,7 @@ class Retriever:
             paths,
             lambda path: {"pixels": self.preprocess(path)},
             "encoding images",
+            prepare=self.prepare,
         )
         rows = out["target"].astype(np.float32, copy=False)
         self._targets |= {path: _Row(rows, i) for i, path in enumerate(paths)}
@@ -328,16 +336,21 @@ class Retriever:
         title: str,
         length: int = 0,
         again: bool = False,
+        prepare: Callable[[Sequence[Any]], None] | None = None,
     ) -> Any:
         """`encode.encode` of texts of `length` tokens; `again`: with the rows it was run with."""
         least = self._ran.get((program, length), 0) if again else 0
         if not least and self._few and len(items) <= self._batch:
             least, title = 1 << (len(items) - 1).bit_length(), ""  # and no bar for one batch
         self._ran[program, length] = min(max(len(items), least), self._options["batch"])
+        options = {"least": least, "title": title, "prepare": prepare, **self._options}
         with self._encoding(title or "encoding"):
-            return encode.encode(
-                program, params, items, load, least=least, title=title, **self._options
-            )
+            return encode.encode(program, params, items, load, **options)
+
+    def _sources(self, references: Sequence[Any] | None) -> list[Any] | None:
+        """The images as `preprocess` opens them, for a tokenizer that reads them too."""
+        source = getattr(self.preprocess, "source", lambda reference: reference)
+        return None if references is None else [source(one) for one in references]
 
     def _encoding(self, doing: str) -> AbstractContextManager[None]:
         return memory.encoding(doing, self.functions, self.mesh, self.batch_key, self._batch)

@@ -31,6 +31,7 @@ def encode(
     threads: int = 8,
     least: int = 0,
     title: str = "",
+    prepare: Callable[[Sequence[Any]], None] | None = None,
 ) -> Any:
     """`apply(params, batch)` over all items; the rows come back on every host.
 
@@ -48,12 +49,14 @@ def encode(
       threads: loading threads of this process.
       least: rows that a batch has even of fewer items, so that several calls share a program.
       title: text of the progress bar; "" shows none.
+      prepare: called once, before any is loaded, with the items that this process loads.
 
     Returns:
       The pytree `apply` returns, as numpy arrays [len(items), ...].
     """
+    options: dict[str, Any] = {"batch": batch, "mesh": mesh, "threads": threads, "least": least}
     pieces: Iterable[tuple[int, Any]] = stream(
-        apply, params, items, load, batch=batch, mesh=mesh, threads=threads, least=least
+        apply, params, items, load, prepare=prepare, **options
     )
     if title:
         each = _rows(batch, max(len(items), least), mesh)
@@ -82,6 +85,7 @@ def stream(
     mesh: Mesh,
     threads: int = 8,
     least: int = 0,
+    prepare: Callable[[Sequence[Any]], None] | None = None,
 ) -> Iterator[tuple[int, Any]]:
     """`encode` for rows that do not fit the host: one batch of them at a time, in order.
 
@@ -92,6 +96,8 @@ def stream(
     program = _compiled(apply, mesh)
     before = None
     rows = _rows(batch, max(len(items), least), mesh)
+    if prepare is not None:
+        prepare([items[i] for i in _loaded_here(len(items), rows, mesh)])
     for start, fields, count in _batches(items, load, rows, mesh, threads):
         with meshes.LAUNCH:
             out = program(params, fields)
@@ -101,6 +107,13 @@ def stream(
         before = start, out, count
     if before:
         yield _to_host(*before)
+
+
+def _loaded_here(items: int, batch: int, mesh: Mesh) -> list[int]:
+    """The items that `_batches` loads in this process, ascending."""
+    mine = local_rows(batch, mesh)
+    starts = range(0, items, batch)
+    return sorted({min(start + row, items - 1) for start in starts for row in mine.tolist()})
 
 
 def _rows(batch: int, items: int, mesh: Mesh) -> int:

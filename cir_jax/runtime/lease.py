@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,11 @@ class Lease:
     Args:
       folder: of the run.
       seconds: how long a lease counts after its owner was last seen.
+      doing: what its owner does there, for messages.
     """
 
-    def __init__(self, folder: str | Path, seconds: float):
-        self.folder, self.seconds = Path(folder), seconds
+    def __init__(self, folder: str | Path, seconds: float, doing: str = "trains"):
+        self.folder, self.seconds, self._doing = Path(folder), seconds, doing
         self._path = self.folder / FILE
         self._me = {
             "host": socket.gethostname(),
@@ -125,7 +126,8 @@ class Lease:
 
     def _taken(self, owner: dict[str, Any]) -> UserError:
         return UserError(
-            f"{_name(owner)} trains in {self.folder}; give another workdir, or end that run first"
+            f"{_name(owner)} {self._doing} in {self.folder}; give another workdir, or end that run "
+            "first"
         )
 
     def _beat(self) -> None:
@@ -185,6 +187,35 @@ def hold(folder: str | Path, seconds: float) -> Iterator[Lease]:
         yield lease
     finally:
         lease._release()
+
+
+@contextmanager
+def hold_alone(folder: str | Path, seconds: float, doing: str) -> Iterator[Callable[[], object]]:
+    """The lease of a folder for a process that is no part of a run of several, and asks no jax.
+
+    Args:
+      folder: made if need be.
+      seconds: how long a lease counts after its owner was last seen.
+      doing: what its owner does there, e.g. "captions".
+
+    Yields:
+      What checks that it is still held: it raises UserError where another process has taken it.
+
+    Raises:
+      UserError: another process holds it, or the folder cannot be written.
+    """
+    lease = Lease(folder, seconds, doing)
+    lease._acquire()
+    try:
+        yield lease._check
+    finally:
+        lease._release()
+
+
+def seen(folder: str | Path) -> tuple[Any, Any] | None:
+    """What changes for as long as the owner of a folder's lease lives; None where it has none."""
+    owner = _read(Path(folder) / FILE)
+    return (owner.get("nonce"), owner.get("beat")) if owner else None
 
 
 def _check_mounts(folder: str | Path) -> None:

@@ -11,7 +11,7 @@ import functools
 import jax
 from flax import nnx
 
-from cir_jax.runtime.sharding import keep_rows
+from cir_jax.runtime.sharding import keep_rows, lookup
 from cir_jax.towers.attention import XLA, Attend
 from cir_jax.towers.layers import Dense, LayerNorm, dropout, gelu, normal
 
@@ -36,7 +36,7 @@ class Embeddings(nnx.Module):
 
     def lookup(self, text: jax.Array) -> jax.Array:
         """[B, T] ids -> [B, T, C] float32, without the norm."""
-        return keep_rows(self.words[...][text]) + self.positions[...][None, : text.shape[1]]
+        return keep_rows(lookup(self.words[...], text)) + self.positions[...][None, : text.shape[1]]
 
     def finish(self, x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         """Norm, then dropout, [B, T, C] -> [B, T, C]."""

@@ -145,7 +145,7 @@ def assemble(config: ConfigDict, mesh: jax.sharding.Mesh) -> Setup:
     Raises:
       UserError: values that do not go together.
     """
-    functions = contract.build(config.model, fsdp=mesh if config.mesh.fsdp else None)
+    functions = contract.build(config.model, mesh if config.mesh.fsdp else None, mesh)
     # The stage comes first: it names numbers that fit where it cuts the batch into chunks.
     stage = stages.load(config.stage).Stage.from_config(config, functions, mesh)
     meshes.check_batch(config.batch, mesh)
@@ -175,7 +175,7 @@ def read_data(setup: Setup) -> Data:
     screen = _screen(setup)
     triplets = pipeline.prepare(
         loading.load(config, captions=stage.reads == "captions"),
-        functions.inputs.tokenizer,
+        load.tokenizer(config, functions),
         on_missing=screen,
         on_long=config.data.on_long,
         optimized=config.data.optimized,

@@ -29,6 +29,8 @@ _FREE = (
     "model.tokenizer", "data.root", "data.threads", "data.pixels", "data.captions",
     "data.caption_text_field", "data.caption_empty", "data.caption_duplicates", "data.optimized",
     "loss.bank_path", "loss.bank_block", "loss.references", "profile",
+    "model.url", "model.per_request", "model.concurrency", "model.per_minute", "model.timeout",
+    "model.wait", "model.key_variable", "model.cache",
 )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def _fresh(setup: Setup) -> tuple[Params, Params, dict[str, Any] | None]:
         if one_tree:
             _say_what_is_left(setup, found)
         return found.index, found.query, found.record
-    if not setup.stage.index_is_query:
+    if not setup.stage.index_is_query and not getattr(setup.functions.module, "PLAIN", False):
         progress.say(
             "warning: stage two starts from random parameters; its bank means nothing. "
             "Set init_from to the folder of a stage-one run, or to weights"

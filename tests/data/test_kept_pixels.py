@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -373,3 +374,11 @@ def test_a_broken_image_in_the_look_keeps_nothing(tmp_path):
     assert part.open(str(path)).size == (100_000, 1)
     with pytest.raises(UserError, match="so long and thin"):
         part(str(path))
+
+
+def test_a_cache_folder_that_may_not_be_entered_keeps_nothing(images, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", forbidden)
+    assert kept_by("auto", images, memory=1).kept.kind in ("decode", "disk")

@@ -49,7 +49,7 @@ def test_other_preprocessing_has_another_folder(monkeypatch):
     one = pixel_files.folder_of("pad=none", 16)
     assert one != pixel_files.folder_of("pad=square", 16)
     assert one != pixel_files.folder_of("pad=none", 32)
-    monkeypatch.setattr(pixel_files.PIL, "__version__", "0.1")
+    monkeypatch.setattr(pixel_files.picture_files.PIL, "__version__", "0.1")
     assert one != pixel_files.folder_of("pad=none", 16)
 
 

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from cir_jax.data import kept_looks, refusals, screening, unusable
+from cir_jax.data import kept_looks, picture_files, refusals, screening, unusable
 from cir_jax.data.inspection import inspect_images
 from cir_jax.data.pixels import NATURAL, RELEASED, Crop, open_image
 from cir_jax.data.screening import DECODE, LOOK, Explained, Screen, scan
@@ -286,3 +286,49 @@ def test_a_box_is_of_the_picture_as_it_is_loaded(tmp_path):
              "below": Crop(str(tmp_path / "a.jpg"), (0, 30, 5, 5))}  # fmt: skip
     assert list(scan(crops, LOOK)) == ["right"]
     assert list(scan(crops, LOOK, loading=NATURAL)) == ["below"]
+
+
+def test_other_decoders_look_again(kept, monkeypatch):
+    """Such as a newer Pillow, or a package for HEIC: what was refused may open now."""
+    root, paths, opened = kept
+    refuse = lambda image: (_ for _ in ()).throw(UserError(f"image {image} is HEIC"))
+    assert len(scan(paths, DECODE, root=root, opener=refuse)) == 5
+    assert len(scan(paths, DECODE, root=root)) == 5 and not opened  # it is known
+    monkeypatch.setattr(picture_files.PIL, "__version__", "99.0")
+    for _ in range(2):
+        assert list(scan(paths, DECODE, root=root)) == ["4"] and len(opened) == 5
+    monkeypatch.setattr(picture_files.metadata, "version", lambda package: f"{package} 99")
+    assert list(scan(paths, DECODE, root=root)) == ["4"] and len(opened) == 10
+
+
+def blank(path):
+    """Zeros of the same size and time, as a crash may leave them."""
+    before = os.stat(path)
+    with open(path, "wb") as file:
+        file.write(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("on_missing", ["error", "drop"])
+def test_what_a_run_finds_broken_is_not_taken_for_good_again(kept, on_missing):
+    """Nor what broke with it, though sizes and times are those of the last look."""
+    root, paths, opened = kept
+    images = {name: path for name, path in paths.items() if name != "4"}
+    screen = Screen(on_missing, root=root)
+    assert not screen.unusable(images)
+    blank(paths["1"]), blank(paths["3"])
+    opened.clear()
+    assert not screen.unusable(images) and not opened
+    with pytest.raises(
+        UserError, match=r"2 of 4 images cannot be used .2 no image. *: .*1.jpg"
+    ) as e:
+        Explained(open_image, screen, images)(paths["1"])
+    assert ("start again" in str(e.value)) == (on_missing == "drop")
+    # Of those that were decoded before a few bytes are compared.
+    assert set(opened) == {paths[n] for n in (images if on_missing == "error" else "13")}
+    again = Screen(on_missing, root=root)
+    if on_missing == "drop":
+        assert list(again.unusable(images)) == ["1", "3"]
+    else:
+        with pytest.raises(UserError, match="2 of 4 images cannot be used"):
+            again.unusable(images)

@@ -22,6 +22,7 @@ from cir_jax.data import (
     tokens,
     triplet_columns,
 )
+from cir_jax.data.pixels import open_image
 from cir_jax.data.triplet_columns import Columns
 from cir_jax.data.triplets import TripletSet
 from cir_jax.datasets import conversion, generated
@@ -353,3 +354,34 @@ def test_images_are_looked_at_once(tmp_path, monkeypatch):
         "all/3.png": "no image",
         "all/4.png": "missing",
     }
+
+
+def test_an_image_that_was_overwritten_is_found_at_the_start_after_it_was_met(
+    tmp_path, monkeypatch
+):
+    """A listing does not tell of it: the run meets it, and says what the next start does."""
+    root, old = tmp_path / "set", 1_600_000_000_000_000_000
+    folder = root / "images"
+    for number in range(20):
+        runs.write_image(folder / f"{number}.png", (9, 9, 9), number)
+    made = [{"reference": f"{n}.png", "target": f"{(n + 1) % 20}.png", "text": "x"}
+            for n in range(20)]  # fmt: skip
+    file = write(root / "made.jsonl", made)
+    monkeypatch.setattr(conversion, "LEAST", 1)
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, ns=(old, old))
+
+    def start():
+        (one,) = generated.read([file], {}, root, images=folder)
+        screen = screening.Screen("drop", root=str(root))
+        return screen, one.paths, list(screen.unusable(one.paths))
+
+    assert start()[2] == []
+    for number in (3, 5):
+        with (folder / f"{number}.png").open("r+b") as there:
+            there.truncate(30)
+    screen, paths, found = start()
+    assert found == []
+    with pytest.raises(UserError, match=r"2 of 20 .*2 cut off(?s:.*)start again: data.on_missing"):
+        screening.Explained(open_image, screen, paths)(str(folder / "3.png"))
+    assert sorted(start()[2]) == ["3.png", "5.png"]

@@ -1,29 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backoff that takes no time, and what a waiting client tells."""
+"""A model that writes captions, and how servers are tested."""
 
 import pytest
 
-from cir_jax.generation import retry
 from tests.generation import tiny_vlm
+from tests.servers.conftest import quick, said  # noqa: F401 (fixtures)
 
 
 @pytest.fixture(scope="session")
 def vlm(tmp_path_factory):
     """Folder of a tiny LLaVA."""
     return tiny_vlm.write_vlm(tmp_path_factory.mktemp("vlm"))
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Backoff in hundredths of a second."""
-    monkeypatch.setattr(retry, "FIRST_DELAY", 0.01)
-    monkeypatch.setattr(retry, "LONGEST_DELAY", 0.05)
-    monkeypatch.setattr(retry, "OUTAGE", 0.01)
-
-
-@pytest.fixture
-def said(monkeypatch):
-    """The lines that people are told."""
-    lines = []
-    monkeypatch.setattr(retry.progress, "say", lambda *m: lines.append(" ".join(map(str, m))))
-    return lines

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from ml_collections import ConfigDict
 
-from cir_jax.generation import retry
 from cir_jax.generation.captioner import Reply, Request
 from cir_jax.generation.captioners import server
+from cir_jax.servers import retry
 
 SECTION = {
     "captioner": "server", "model": "tiny", "url": "http://127.0.0.1:1/v1", "prompt": "Describe",

@@ -161,6 +161,58 @@ def test_places_where_nothing_can_be_written(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
 
 
+def test_what_another_process_is_writing(tmp_path):
+    """Half a record at the end is not there yet, and nobody cuts it off."""
+    file = tmp_path / "j.jsonl"
+    assert list(journal.read(file)) == []
+    with journal.Journal(file) as one:
+        one.add(*RECORDS, {"reply": "\ud83d"})
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'\n{"n": 5, "te')
+    found = list(journal.read(file))
+    assert [r for _, r in found] == [*RECORDS, {"reply": "\ud83d"}]
+    assert [w for w, _ in found] == [f"{file}:{n}" for n in range(1, 7)]
+    assert file.read_bytes() == whole + b'\n{"n": 5, "te'
+    for damage, message in ((b"{oh\n", ":2 is no JSON"), (b"\xff\n", ":2 is not UTF-8 text")):
+        file.write_bytes(b'{"n": 1}\n' + damage + b'{"n": 2}\n')
+        with pytest.raises(UserError, match=message):
+            list(journal.read(file))
+
+
+@pytest.mark.parametrize("bucket", [True, False])
+def test_a_journal_on_a_bucket_is_closed_now_and_then(tmp_path, monkeypatch, bucket):
+    """An open file is not there for others, and lost with its host."""
+    monkeypatch.setattr(journal.storage, "is_bucket", lambda path: bucket)
+    monkeypatch.setattr(journal, "REOPEN", 0.0)
+    files = []
+    with journal.Journal(tmp_path / "j.jsonl") as one:
+        for record in RECORDS:
+            files.append(one._file)
+            one.add(record)
+        assert [f.closed for f in files] == [bucket] * len(files)
+    assert written(tmp_path / "j.jsonl") == RECORDS
+
+
+def test_a_bucket_that_goes_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal.storage, "is_bucket", lambda path: True)
+    monkeypatch.setattr(journal, "REOPEN", 0.0)
+    (tmp_path / "made").mkdir()
+    with journal.Journal(tmp_path / "made" / "j.jsonl") as one:
+        (tmp_path / "made").rename(tmp_path / "away")
+        with pytest.raises(UserError, match=r"j.jsonl cannot be written \(No such file"):
+            one.add(RECORDS[0])
+    assert written(tmp_path / "away" / "j.jsonl") == RECORDS[:1]
+
+
+def test_a_folder_on_storage_without_locks(tmp_path, monkeypatch):
+    def none(self, **_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(journal.FileLock, "acquire", none)
+    with journal.locked(tmp_path / "made"):
+        assert (tmp_path / "made").is_dir()
+
+
 def _hold(folder, ready):
     with journal.locked(folder):
         ready.set()

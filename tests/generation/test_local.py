@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from cir_jax.errors import UserError
-from cir_jax.generation import caption_inputs
 from cir_jax.generation import captioner as contract
 from cir_jax.generation.captioner import Request
 from cir_jax.generation.captioners import local
+from cir_jax.servers import pictures
 from tests import runs
 from tests.generation import tiny_vlm
 from tests.generation.scripted import section
@@ -135,9 +135,9 @@ def test_bfloat16(vlm, images):
 
 def test_size_of_images(tmp_path):
     Image.new("RGBA", (90, 30)).save(tmp_path / "a.png")
-    image = caption_inputs.small_image(tmp_path / "a.png", 60)
+    image = pictures.small_image(tmp_path / "a.png", 60)
     assert image.size == (60, 20) and image.mode == "RGB"
-    assert caption_inputs.small_image(str(tmp_path / "a.png"), 0).size == (90, 30)
+    assert pictures.small_image(str(tmp_path / "a.png"), 0).size == (90, 30)
 
 
 def test_out_of_memory(vlm, images, monkeypatch):

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from cir_jax.errors import UserError
-from cir_jax.generation import retry
 from cir_jax.generation.captioner import Reply, Request
 from cir_jax.generation.captioners import server
+from cir_jax.servers import retry
 from tests.generation.scripted import (
     GOOD,
     Scripted,
@@ -152,9 +152,9 @@ def test_every_try_waits_its_turn():
 
     with Scripted(lambda n, b: BAD["500"] if n < 2 else (200, completion("x"), {})) as fake:
         captioner = server.Captioner.from_config(section(url=fake.url, per_minute=9), 0, [])
-        captioner._rate_limit = Turns()
+        captioner._client._rate_limit = Turns()
         assert len(list(captioner.generate([Request(k, k) for k in "abc"]))) == 3
-        assert captioner._rate_limit.count == len(fake.bodies) == 5
+        assert captioner._client._rate_limit.count == len(fake.bodies) == 5
 
 
 def test_close_takes_back_what_is_in_flight():

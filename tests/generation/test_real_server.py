@@ -6,9 +6,9 @@ import threading
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.generation import retry
 from cir_jax.generation.captioner import Request
 from cir_jax.generation.captioners import local, server
+from cir_jax.servers import retry
 from tests import runs
 from tests.generation import tiny_vlm
 from tests.generation.scripted import section

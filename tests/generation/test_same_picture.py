@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from cir_jax.data.pixels import NATURAL, RELEASED, open_image
-from cir_jax.generation import caption_inputs, image_hashes, steps
+from cir_jax.generation import image_hashes, steps
+from cir_jax.servers import pictures as sent_pictures
 from tests.generation import pictures
 
 
@@ -33,8 +34,8 @@ def odd(tmp_path):
 def test_local_model_and_server_see_what_the_encoder_sees(odd):
     for name, file in odd.items():
         encoder = np.asarray(open_image(file, NATURAL))
-        np.testing.assert_array_equal(caption_inputs.small_image(file, 0, NATURAL), encoder)
-        url = caption_inputs.data_url(file, 0, NATURAL)
+        np.testing.assert_array_equal(sent_pictures.small_image(file, 0, NATURAL), encoder)
+        url = sent_pictures.data_url(file, 0, NATURAL)
         content = base64.b64decode(url.partition(",")[2])
         with Image.open(io.BytesIO(content)) as sent:
             np.testing.assert_array_equal(sent.convert("RGB"), encoder, err_msg=name)

@@ -18,6 +18,7 @@ from cir_jax.generation import caption_inputs
 from cir_jax.generation import captioner as contract
 from cir_jax.generation.captioner import Reply, Request
 from cir_jax.generation.captioners import server
+from cir_jax.servers import client
 from tests.generation.scripted import GOOD, Scripted, ask, completion, prompt, section, sent_image
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -255,7 +256,7 @@ def test_replies_are_read_to_a_limit(kind, status, monkeypatch):
     """No more is read or unpacked than the limit and what is on its way; then the client goes."""
     body, head, message = TOO_LONG[kind]
     unpacked = Counting()
-    monkeypatch.setattr(server, "zlib", unpacked)
+    monkeypatch.setattr(client, "zlib", unpacked)
     with Scripted(lambda *_: (status, body(), head)) as fake:
         refusal = message if status == 200 else "refused by the server: 400"
         with pytest.raises(UserError, match=rf"served none of the first 3 requests, .*{refusal}"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks by partial selection against a full sort, and that nothing of N x N is ever held."""
+"""Ranks by counting against a full sort, and that nothing of N x N is ever held."""
 
 import tracemalloc
 
@@ -21,6 +21,16 @@ def sorted_out(features, rows):
     scores = (features[rows] @ features.T).astype(np.float64)
     scores[np.arange(len(rows)), rows] = np.inf
     return np.argsort(-scores, axis=1, kind="stable")
+
+
+@pytest.fixture(params=["few equal ones", "many equal ones", "sorted"])
+def way(request, monkeypatch):
+    """Each way in which ranks are found."""
+    limits = {"few equal ones": ("_EQUAL", 64), "many equal ones": ("_EQUAL", 1)}
+    monkeypatch.setattr(similarity, *limits.get(request.param, ("_COUNTED", 0)))
+    similarity._selection.cache_clear()
+    yield
+    similarity._selection.cache_clear()
 
 
 @pytest.mark.parametrize("devices, model", [(1, 1), (2, 1), (4, 2), (8, 1)])
@@ -52,6 +62,30 @@ def test_all_ranks_of_all_images():
     np.testing.assert_allclose(similarities[:, 0], 1, atol=1e-6)
 
 
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("values", [[-1, 0, 1], [0], [-3e38, -1e-30, 0, 1e-30, 3e38]])
+def test_equal_similarities_are_in_the_order_of_images(values):
+    """Also where nearly all are equal, and of numbers of every size and sign."""
+    random = np.random.default_rng(5)
+    features = np.zeros((37, 2), np.float32)
+    features[:, 0] = random.choice(values, 37)
+    features[:, 1] = random.integers(0, 2, 37)
+    features[0] = 1, 0  # whose similarities are the values
+    rows, ranks = np.asarray([0, 0, 0]), [np.arange(12), np.arange(12, 37), np.arange(36, -1, -5)]
+    found = similarity.at_ranks(features, ranks, rows=rows, mesh=mesh_of(1), block=2)
+    order = sorted_out(features, rows[:1])[0]
+    for wanted, (numbers, similarities) in zip(ranks, found, strict=True):
+        np.testing.assert_array_equal(numbers, order[wanted])
+        np.testing.assert_array_equal(similarities, features[numbers, 0])
+
+
+def test_zeros_of_both_signs_are_equal():
+    keys = similarity._keys(np.asarray([-np.inf, -1, -1e-30, -0.0, 0.0, 1e-30, 2, np.inf], "f4"))
+    steps = np.diff(np.asarray(keys).astype(np.int64))
+    assert steps[3] == 0 and (np.delete(steps, 3) > 0).all()
+    assert np.asarray(keys)[0] > similarity._LOWEST
+
+
 def test_an_image_ranks_first_for_itself_whatever_rounding_makes_of_a_twin():
     features = np.eye(4, dtype=np.float32)
     features[3] = [1.0001, 0, 0, 0]  # more similar to image 0 than that is to itself
@@ -71,6 +105,14 @@ def test_no_array_of_all_pairs():
     assert max(sizes) == count * block * devices  # a block of rows, and not count x count
     of_device = program.lower(features, rows).compile().memory_analysis()
     assert of_device.temp_size_in_bytes <= 4 * count * (block + 2 * width)
+    scores = jax.ShapeDtypeStruct((block * devices, count), np.float32)
+    wanted = jax.ShapeDtypeStruct((block * devices, 1), np.int32)
+    selection = similarity._selection(mesh, False)
+    jaxpr = jax.make_jaxpr(selection)(scores, rows, wanted).jaxpr
+    assert max(x.aval.size for x in every_array(jaxpr)) <= count * block * devices
+    compiled = selection.lower(scores, rows, wanted).compile().memory_analysis()
+    assert compiled.output_size_in_bytes <= 2 * 8 * block  # numbers and similarities
+    assert compiled.temp_size_in_bytes <= 3 * 4 * count * block
     ranks = [np.asarray([1500])] * count
     tracemalloc.start()
     found = similarity.at_ranks(features, ranks, mesh=mesh, block=block)
@@ -84,9 +126,12 @@ def every_array(jaxpr):
     """The variables of a program, those of inner programs included."""
     for equation in jaxpr.eqns:
         yield from equation.outvars
-        for inner in equation.params.values():
-            if hasattr(inner, "jaxpr"):
-                yield from every_array(inner.jaxpr)
+        for parameter in equation.params.values():
+            for inner in parameter if isinstance(parameter, tuple) else (parameter,):
+                if hasattr(inner, "jaxpr"):
+                    yield from every_array(inner.jaxpr)
+                elif hasattr(inner, "eqns"):
+                    yield from every_array(inner)
 
 
 def test_blocks_cover_the_rows_once():
@@ -96,7 +141,7 @@ def test_blocks_cover_the_rows_once():
         blocks = list(similarity.similarities(features, rows, mesh_of(4), block))
         starts = [start for start, _ in blocks]
         assert starts == list(range(0, 30, min(4 * block, 32)))
-        scores = np.concatenate([part for _, part in blocks])
+        scores = np.concatenate([np.asarray(part)[: 30 - start] for start, part in blocks])
         np.testing.assert_allclose(scores, features[rows] @ features.T, atol=1e-6)
 
 

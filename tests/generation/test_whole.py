@@ -15,8 +15,8 @@ import pytest
 
 from cir_jax import config as configs
 from cir_jax.datasets.readers import emoji
-from cir_jax.generation import retry
 from cir_jax.main import main
+from cir_jax.servers import retry
 from cir_jax.training import train
 from tests import runs
 from tests.generation import tiny_vlm

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from cir_jax.bank import bank as banks
 from cir_jax.bank import build, references
+from cir_jax.data import packing
 from cir_jax.retrieval import ranking
 from cir_jax.runtime import encode, sharding
 from cir_jax.runtime import mesh as meshes
@@ -46,7 +47,7 @@ def training(mesh, stage):
     update = step.make(setup.stage, setup.functions, optimizer, 2, places)
     rows, one = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     side = setup.functions.image_size
-    fields = {"text": array((BATCH, TEXT), jnp.int32, rows)}
+    fields = {"text": packed(mesh)}
     for name in ("reference_pixels", "target_pixels"):
         fields[name] = array((BATCH, side, side, 3), jnp.uint8, rows)
     ids = ("reference_id", "target_id", "text_id", "source_id", references.FIELDS["device"])
@@ -60,6 +61,15 @@ def training(mesh, stage):
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = (shapes["trained"], shapes["optimizer"], shapes["fixed"])
     return update, (*state, fields, held, array(key.shape, key.dtype, one)), setup
+
+
+def packed(mesh):
+    """Texts of a batch, as many tokens on each device."""
+    shares, rows = mesh.shape[meshes.DATA], meshes.batch_sharding(mesh)
+    each = BATCH // shares
+    places = (array((shares, each * TEXT), jnp.int32, rows) for _ in range(3))
+    end, order = array((shares, each), jnp.int32, rows), array((BATCH,), jnp.int32, rows)
+    return packing.Packed(*places, end=end, order=order)
 
 
 def encoding(mesh, setup):
@@ -84,21 +94,23 @@ def compiled(on, model):
     """The programs of a machine.
 
     {"shape" of the mesh; "slices"; "width": D; "reference": R x C; "trained": bytes on a device of
-    the parameters that train in stage two; "programs": {name: {"collectives": [[kind, axes, times,
-    bytes]], "whole": whether all that a host reads lies on every device}}}
+    the parameters that train in stage two, but for the token embedding; "programs": {name:
+    {"collectives": [[kind, axes, times, bytes]], "whole": whether all that a host reads lies on
+    every device}}}
     """
     mesh = meshes.make(model=model, devices=slices.devices(on))
     *first, setup = training(mesh, 1)
     *second, _ = training(mesh, 2)
     steps = {"stage one": first, "stage two": second}
     others = {"bank": encoding(mesh, setup), "ranks": counting(mesh, setup)}
-    trained = jax.tree.leaves(second[1][0])
+    # Of a table of tokens the gradients of its rows in the batch cross devices.
+    reduced = [x for path, x in second[1][0].items() if path != "text/token_embedding"]
     found = {
         "shape": mesh.devices.shape,
         "slices": len({getattr(d, "slice_index", 0) for d in mesh.devices.flat}),
         "width": setup.functions.target_shape[1],
         "reference": math.prod(setup.functions.reference_shape),
-        "trained": sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in trained),
+        "trained": sum(math.prod(x.sharding.shard_shape(x.shape)) * 4 for x in reduced),
         "programs": {},
     }
     for name, (program, arguments) in (steps | others).items():

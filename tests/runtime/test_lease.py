@@ -56,6 +56,27 @@ def test_the_second_run_on_a_host_is_refused_and_a_dead_owner_replaced_at_once(t
     assert [p.name for p in tmp_path.iterdir()] == [lease.LOCK]
 
 
+def test_a_process_that_is_no_part_of_a_run(tmp_path):
+    """It says what it does there, and shows others that it lives."""
+    assert lease.seen(tmp_path) is None
+    with lease.hold_alone(tmp_path / "new", 0.2, "captions") as check:
+        check()
+        first, until = lease.seen(tmp_path / "new"), time.monotonic() + 30
+        while lease.seen(tmp_path / "new") == first and time.monotonic() < until:
+            time.sleep(0.01)
+        assert lease.seen(tmp_path / "new") not in (first, None)
+        message = r"another run \(process \d+ on .*\) captions in .*new; give another workdir"
+        with (
+            pytest.raises(UserError, match=message),
+            lease.hold_alone(tmp_path / "new", 1, "captions"),
+        ):
+            pass
+        write(tmp_path / "new")
+        with pytest.raises(UserError, match=r"process 7 on elsewhere\) has taken over"):
+            check()
+    assert lease.seen(tmp_path / "new") == ("n", 1)  # of the other, and left to it
+
+
 def test_training_takes_it(tmp_path):
     root = runs.write_fashioniq(tmp_path / "data")
     config = runs.tiny(tmp_path / "run", root, "steps=1", "eval.benchmark=none")

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -23,6 +24,7 @@ from cir_jax.training import stage as stages
 from cir_jax.training import step
 from tests import runs
 from tests.training.test_full_size_steps import abstract_batch
+from tools.planning import hlo
 
 SHAPE = re.compile(r"\b[a-z]+\d*\w*\[([\d,]*)\]")
 GOLDEN = Path(__file__).parent / "golden"
@@ -32,6 +34,7 @@ TOWERS = {"clip_sum:fashioniq": "RN50x4", "clip_sum:emoji": "tiny-vit"}
 FULL = {
     "clip_sum": ("clip_sum:fashioniq", "RN50x4"),
     "clip_sum-ViT-L-14": ("clip_sum:fashioniq", "ViT-L/14"),
+    "clip_sum-SigLIP-So400m": ("clip_sum:fashioniq", "SigLIP-So400m/14-384"),
     "clip_combiner": ("clip_combiner:fashioniq", "RN50x4"),
     "tgcir": ("tgcir:fashioniq", "ViT-B/16"),
     "blip": ("blip:fashioniq", "blip-base"),
@@ -312,3 +315,33 @@ if __name__ == "__main__":
         splits_file(one).write_text(lines + "\n")
     for one in TOWERS:
         golden_file(one).write_text(json.dumps(described(one), indent=0, sort_keys=True) + "\n")
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (2, 2)])
+def test_gradients_of_a_lookup_cross_devices_as_rows(shape):
+    """Not as a table; and they are those of the plain one, of ids that come twice too."""
+    mesh = meshes.make(*shape, jax.devices()[:4])
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(4096, 8)).astype(np.float32)
+    ids = rng.integers(0, 40, (4, 16)).astype(np.int32)
+    weights = rng.normal(size=(4, 16, 8)).astype(np.float32)
+    rows, one = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    found, crossed = [], []
+    for batch in (None, mesh):
+
+        def loss(table, ids, weights, batch=batch):
+            with sharding.split_over(None, batch):
+                return jnp.sin(sharding.lookup(table, ids) * weights).sum()
+
+        program = jax.jit(jax.grad(loss), in_shardings=(one, rows, rows), out_shardings=one)
+        compiled = program.lower(table, ids, weights).compile()
+        listed, unknown = hlo.collectives(compiled.as_text(), mesh)
+        assert not unknown
+        crossed.append(sum(c.bytes for c in listed))
+        found.append(np.asarray(compiled(table, ids, weights)))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)
+    assert crossed[0] >= table.nbytes and crossed[1] < table.nbytes / 16
+    many = np.zeros((4, 512), np.int32)  # over a quarter of the table: reduced as it is
+    with sharding.split_over(None, mesh):
+        assert "custom_vjp" not in str(jax.make_jaxpr(sharding.lookup)(table, many))
+        assert "custom_vjp" in str(jax.make_jaxpr(sharding.lookup)(table, ids))

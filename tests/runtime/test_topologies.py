@@ -152,10 +152,11 @@ def test_what_crosses_devices_in_a_step(on, model, programs):
         assert step["whole"]  # each host reads the metrics
         assert {axes for _, axes in total(step)} <= AXES[model]
         assert sum(total(step).values()) < 4 * share * min(found["width"], BATCH)
-    # Gradients are summed once over "data", and once more between slices. Beside them travel [B, D]
-    # and smaller pieces; with a "model" axis also activations of [B, T, C].
+    # Gradients are summed once over "data", those of layers in bfloat16, and once more between
+    # slices; of the token embedding the rows of a batch travel, not the table. Beside them [B, D]
+    # and smaller pieces do; with a "model" axis also activations of [B, T, C].
     summed, slack = total(two)["all-reduce", "data"], 64 * 4 * BATCH * found["width"] * model
-    assert 0.9 * found["trained"] < summed < 1.1 * found["trained"]
+    assert 0.5 * found["trained"] < summed < 1.1 * found["trained"]
     assert sum(total(two).values()) - summed < slack + found["trained"] * (found["slices"] - 1)
 
 

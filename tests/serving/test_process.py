@@ -21,12 +21,12 @@ import numpy as np
 import pytest
 
 import cir_jax
-from cir_jax import contract
+from cir_jax import config, contract
 from cir_jax.commands import serve as command
 from cir_jax.convert import exporting
 from cir_jax.errors import UserError
 from cir_jax.main import main
-from cir_jax.retrieval import golden
+from cir_jax.retrieval import golden, load
 from tests import readmes, runs
 
 README = "cir_jax/serving/README.md"
@@ -37,12 +37,12 @@ TEXTS = ["", "but red", "a blue thing of another kind"]
 def place(tmp_path_factory):
     """A folder with pictures, weights of a tiny CLIP and an index of these by those."""
     root = tmp_path_factory.mktemp("served")
-    config = runs.tiny(root / "run", root, "data.text_lengths=32", model="clip_sum")
-    functions = contract.build(config.model)
+    tiny = runs.tiny(root / "run", root, "data.text_lengths=32", model="clip_sum")
+    functions = contract.build(tiny.model)
     params = {path: np.asarray(x) for path, x in functions.init(0).items()}
     exporting.write(
         root / "tiny.safetensors", functions, params, params,
-        layout="safetensors", record={"format": 1}, data=config.data.to_dict(),
+        layout="safetensors", record={"format": 1}, data=tiny.data.to_dict(),
     )  # fmt: skip
     for number in range(6):
         colour = list(runs.COLORS)[number % 4]
@@ -120,6 +120,27 @@ def test_the_served_vector_is_that_of_the_model(server, place, model):
         ]
     )
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["messages", "contents"])
+def test_a_model_of_the_server_is_the_model(server, place, model, form, tmp_path, monkeypatch):
+    """What `cir-jax evaluate --config served:...` gets of a real process."""
+    monkeypatch.setenv("CIR_JAX_CACHE", str(tmp_path))
+    changes = [f"model.url={server.url}", "model.tower=INDEX", f"model.form={form}",
+               "model.dtype=float32", "model.key_variable="]  # fmt: skip
+    _, served = load.from_weights(config.load("served:folder", changes), "")
+    photos = [str(place / "photos" / name) for name in ("red-0.png", "blue-2.png")]
+    np.testing.assert_allclose(
+        served.encode_gallery(photos), model.encode_images(photos), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        served.encode_queries(photos, TEXTS[1:]), model.encode_queries(photos, TEXTS[1:]), atol=1e-6
+    )
+    facts = served.functions.embedder.facts()
+    assert facts["tokens"] > 0 and facts["values"] == {"encoding": "JSON", "type": "float32"}
+    with pytest.raises(UserError, match=r"answered 404 .*there is no index 'INDE'"):
+        other = config.load("served:folder", [*changes, "model.tower=INDE"])
+        load.from_weights(other, "")
 
 
 def test_a_search_is_that_of_the_library(server, place, index):

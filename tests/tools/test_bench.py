@@ -77,13 +77,16 @@ def test_wrong_command_line(arguments, message):
 
 def test_positives():
     result, table = bench(
-        "positives", "--images=40", "--side=32", "--features=300", "--width=8", "--window", "100",
-        "200", "--rows=64", "--block=16", "--repeats=1",
+        "positives", "--images=40", "--side=32", "--features", "300", "300", "--width=8",
+        "--window", "100", "200", "--rows=64", "--block=16", "--repeats=1",
     )  # fmt: skip
-    compared, paired = result["dedupe"], result["pair"]
+    compared, (paired, many) = result["dedupe"], result["pair"]
     assert compared["images"] == 40 and compared["time_ratio"] > 0 and compared["peak_mib"] > 10
     assert compared["share_in_decoder"] > 0
-    assert paired["features"] == 300 and paired["time_ratio"] > 0
+    assert paired["features"] == 300 and paired["time_ratio"] > 0 and paired["mined_ratio"] > 0
+    assert many["features"] == 300
+    few, more = result["near"]
+    assert few["hashes"] == 300 and few["time_ratio"] > 0 and more["bands_s"] > 0
     assert "share_in_decoder" in table and "products_s" in table
 
 

@@ -16,6 +16,7 @@ from tools.fuzzing import mutations, readers
 TRIALS = {
     **{"importers": 20, "containers": 30, "model_folders": 10, "products": 8, "checkpoints": 5},
     **{"images": 40, "adapters": 20, "evaluations": 20, "looks": 15},
+    **{"columns": 15, "squares": 15},
 }
 
 

@@ -17,8 +17,9 @@ NEW = ("tgcir", "blip", "sprc")
 
 
 def test_every_model_of_the_package_is_in_the_table():
-    there = {n for n in plugins.available("cir_jax.models") if n != "contract"}
-    assert there == set(models.MODELS)
+    there = set(plugins.available("cir_jax.models"))
+    assert there - set(models.MODELS) == {"served"}  # of which nothing but a head is ours
+    assert set(models.MODELS) <= there
 
 
 def test_quicktests_through_both_stages(tmp_path, capsys):

@@ -104,12 +104,25 @@ PROGRAM = """HloModule jit_update, is_scheduled=true
   ROOT %there = f32[6]{0} all-reduce(%p), replica_groups={}, to_apply=%add
 }
 
+%beside.1 (p: f32[2]) -> (f32[2], f32[16]) {
+  %first = f32[16]{0} all-gather(%p), CHAIN
+  ROOT %handed = (f32[2], f32[16]) tuple(%p, %first)
+}
+
+%beside.2 (p: f32[2], q: f32[3]) -> (f32[2], f32[16], f32[3]) {
+  %next = f32[16]{0:T(128)S(1)} all-gather(%p), CHAIN
+  ROOT %also = (f32[2], f32[16], f32[3]) tuple(%p, %next, %q)
+}
+
 %condition (p: (s32[], bf16[8,4])) -> pred[] {
   %constant.1 = s32[]{:T(128)} constant(12)
   ROOT %lt = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
 }
 
 ENTRY %main (p: f32[4]) -> f32[4] {
+  %a = (f32[2], f32[16]) fusion(%r), kind=kOutput, calls=%beside.1
+  %b = (f32[2], f32[16], f32[3]) fusion(%r, %s), kind=kOutput, calls=%beside.2
+  %c = (f32[2], f32[16], f32[3]) fusion(%r, %u), kind=kOutput, calls=%beside.2
   %loop = (s32[], bf16[8,4]) while(%t0), condition=%condition, body=%body
   %gather-start = (f32[4]{0}, f32[8]{0}) all-gather-start(%p), replica_groups=[4,2]<=[8]
   %far = ((f32[6]{0}), f32[6]{0}, u32[]{:S(8)}) call-start(%z), to_apply=%offloaded
@@ -118,7 +131,11 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %all = f32[6]{0} all-reduce(%z), replica_groups={}, to_apply=%add
   %alone = f32[6]{0} all-reduce(%z), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
 }
-""".replace("GROUPS", "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add")
+""".replace(
+    "GROUPS", "replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add"
+).replace(
+    "CHAIN", 'channel_id=7, replica_groups={{0,1,2,3,4,5,6,7}}, frontend_attributes={chain_id="1"}'
+)
 
 
 def test_collectives_of_a_program():
@@ -128,6 +145,7 @@ def test_collectives_of_a_program():
     assert {(c.kind, c.axes, c.devices): (c.times, c.bytes) for c in found} == {
         ("all-reduce", "data", 4): (12, 12 * (8 * 4 * 2 + 4 * 4)),
         ("all-gather", "model", 2): (1, 8 * 4),
+        ("all-gather", "data+model", 8): (2, 2 * 16 * 4),  # one in parts, one that ran twice
         ("reduce-scatter", "data", 4): (1, 4 * 3 * 4),
         ("all-reduce", "data+model", 8): (2, 2 * 6 * 4),
     }

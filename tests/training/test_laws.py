@@ -59,7 +59,7 @@ def prepared(model, stage, shape=(1, 1), *changes):
     tokenizer = functions.inputs.tokenizer
     text = np.zeros((BATCH, 16), np.int32)
     text[:, :6] = rng.integers(1, 30000, (BATCH, 6))
-    text[:, 0], text[:, 5] = tokenizer.start, tokenizer.end
+    text[:, 0], text[:, 5] = tokenizer.start or 1, tokenizer.end
     batch = {
         "text": text,
         "reference_pixels": rng.integers(0, 256, (BATCH, side, side, 3)).astype(np.uint8),
@@ -87,8 +87,7 @@ def placed(batch, mesh):
 def one_update(model, stage, shape, fsdp=False, text=None):
     functions, made, mesh, params, batch, bank, config = prepared(model, stage, shape)
     batch |= {} if text is None else {"text": text}
-    if fsdp:
-        functions = dataclasses.replace(functions, fsdp=mesh)
+    functions = dataclasses.replace(functions, fsdp=mesh if fsdp else None, mesh=mesh)
     places = sharding.parameter_shardings(functions, mesh)
     paths = stages.trainable(made, functions)
     if fsdp:

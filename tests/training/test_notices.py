@@ -84,7 +84,7 @@ def test_memory_and_pace_are_said_and_logged(tmp_path, root, capsys):
     assert " examples and " in line and " images per second: " in line
 
 
-def test_waiting_for_input_is_said_once_with_what_helps(tmp_path, root, capsys):
+def test_waiting_for_input_is_said_once_with_what_helps(tmp_path, root, capsys, monkeypatch):
     """From a twentieth of the time on; compiling and what this process did before do not count."""
     changes = ("steps=400", "data.threads=1", "eval.benchmark=none", "data.pixels=decode")
     made, data = runs.set_up(runs.tiny(tmp_path, root, *changes))
@@ -108,6 +108,11 @@ def test_waiting_for_input_is_said_once_with_what_helps(tmp_path, root, capsys):
     two = runs.set_up(runs.tiny(tmp_path / "two", root, *changes, stage=2))[0]
     assert "loss.references=device (now disk)" in notices.quicker_input(two, of_bank)
     assert "pixels" not in notices.quicker_input(two, of_bank)
+    gpus = [SimpleNamespace(platform="gpu")] * 8
+    for devices, helps in ((gpus, True), (gpus[:1], False), (jax.local_devices() * 2, False)):
+        monkeypatch.setattr(jax, "local_devices", lambda devices=devices: devices)
+        advice = notices.quicker_input(made, data)
+        assert ("each of the 8 GPUs (launch/local_gpu.sh --process-per-gpu)" in advice) is helps
 
 
 def test_times_for_people():

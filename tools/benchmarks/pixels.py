@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The ratios of input times, and milliseconds an image."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = _photographs(Path(folder), args.images)
+        paths = photographs(Path(folder), args.images)
         data = _triplets(paths)
         epochs: dict[str, list[float]] = {}
         for turn in range(args.repeats + 1):
@@ -137,7 +137,7 @@ def _triplets(paths: Sequence[str]) -> pipeline.TrainingData:
     return pipeline.prepare(sets, tokens.load("clip"))
 
 
-def _photographs(folder: Path, count: int) -> list[str]:
+def photographs(folder: Path, count: int) -> list[str]:
     """JPEGs of 500 x 400 with coarse shapes and fine grain, as photographs have."""
     rng, paths = np.random.default_rng(0), []
     for number in range(count):

@@ -133,18 +133,18 @@ def _engines(
     args: argparse.Namespace, rows: np.ndarray, folder: Path, mesh: Any
 ) -> Iterator[tuple[str, Search]]:
     """(name, queries [Q, D] -> (ids [Q, 10], scores [Q, 10])), one after the other."""
-    yield "float32", _embedded(Rows(rows), mesh)
+    yield "float32", embedded_search(Rows(rows), mesh)
     if mesh.devices.flat[0].platform != "cpu":
-        yield "approximate", _embedded(Rows(rows), mesh, exact=False)
+        yield "approximate", embedded_search(Rows(rows), mesh, exact=False)
     for dtype in quantized.DTYPES[1:]:
-        yield dtype, _embedded(_smaller(rows, dtype, folder), mesh)
+        yield dtype, embedded_search(_smaller(rows, dtype, folder), mesh)
     if rows.shape[1] == 1:
         yield "FAISS", _faiss(rows)
         if len(rows) <= args.milvus_most:
             yield from _milvus(rows, folder)
 
 
-def _embedded(segment: Rows, mesh: Any, exact: bool = True) -> Search:
+def embedded_search(segment: Rows, mesh: Any, exact: bool = True) -> Search:
     ids = np.arange(len(segment.rows))
     number = np.zeros(len(ids), np.int32)
     store = embedded.Store({0: segment}, ids, number, ids, shape=segment.rows.shape[1:], mesh=mesh)

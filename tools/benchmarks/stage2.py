@@ -37,7 +37,7 @@ from tools.benchmarks.stage2_models import texts
 from tools.benchmarks.stage2_models.contract import Problem
 
 HELP = "a step of stage two against the released step in PyTorch"
-MODELS = ("clip_sum", "sprc")
+MODELS = ("clip_sum", "blip", "sprc")
 PACKED, CUT, PADDED = "packed", "padding cut", "full length"  # texts of our steps
 EMBEDDING = "text/token_embedding"
 TEMPERATURE = 0.02
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     built = contract.build(config.model)
     parts = {field.name: getattr(built, field.name) for field in dataclasses.fields(built)}
     functions = _WithoutDropout(**parts)
-    problem = _problem(released, functions, args.batch, rows)
+    problem = problem_of(released, functions, args.batch, rows)
     cut = tokens.fit(int(problem.lengths.max()), released.PADDED, config.data.text_lengths)
     ours = _Ours(config, functions, problem)
     variants = _texts(ours, released.PADDED, cut)
@@ -124,7 +124,17 @@ class _WithoutDropout(contract.Functions):
         return super().compose(params, reference, text)
 
 
-def _problem(released: ModuleType, functions: contract.Functions, batch: int, rows: int) -> Problem:
+def problem_of(
+    released: ModuleType, functions: contract.Functions, batch: int, rows: int
+) -> Problem:
+    """Random values of the shapes of a model.
+
+    Args:
+      released: the module of the released step.
+      functions: the model.
+      batch: queries.
+      rows: images in the bank.
+    """
     rng = np.random.default_rng(0)
     lengths = texts.lengths("FashionIQ", batch)
     ids = np.zeros((batch, released.PADDED), np.int32)

@@ -3,6 +3,7 @@
 
 import argparse
 import io
+import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -243,6 +244,75 @@ def checkpoints(root: Path) -> Read:
     return read
 
 
+def columns(root: Path) -> Read:
+    """Large files of triplets; the columns and tokens beside them, also with checksums made anew
+    after they changed, as a stranger may bring them along."""
+    import pyarrow
+    import pyarrow.parquet
+
+    from cir_jax.data import beside, pipeline, tokens
+    from cir_jax.datasets import conversion, generated
+
+    pictures(root / "images")
+    record = {"reference": "a.png", "target": "b.png", "text": "in red", "id": "1", "source": "s"}
+    more = [
+        record | {"id": "2", "reference": "d.png", "reference_path": "images/a.png"},
+        {"reference": "./b.png", "targets": ["c.png", "a.png"], "texts": ["é", "in blue"],
+         "group": ["a.png", "b.png"]},
+    ]  # fmt: skip
+    resealed = root / "resealed"
+    resealed.mkdir()
+    for folder in (root, resealed):
+        dump_lines(folder / "t.jsonl", [record, *more])
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record]), folder / "t.parquet")
+    tokenizer, known = tokens.load("clip"), {n: str(root / "images" / n) for n in PICTURES}
+
+    def opened(file: Path) -> None:
+        sets = generated.read([file], known, root, images=root / "images")
+        data = pipeline.prepare(sets, tokenizer, on_missing="drop")
+        for share in (one.of_each_target() for one in sets):
+            assert all(one.texts for one in share.triplets)
+        data.tokens.rows(slice(None), 8), data.images.fingerprint()
+
+    def read() -> None:
+        for record in sorted(resealed.glob(f"{beside.FOLDER}/*/{beside.RECORD}")):
+            with suppress(OSError, ValueError, TypeError, LookupError):
+                content = json.loads(record.read_bytes())
+                dump(record, content | {"files": beside.checksums(record.parent)})
+        environment = {"CIR_JAX_CACHE": str(root / "cache")}
+        with mock.patch.object(conversion, "LEAST", 1), mock.patch.dict(os.environ, environment):
+            for folder in (root, resealed):
+                for name in ("t.jsonl", "t.parquet"):
+                    tolerant(lambda file=folder / name: opened(file))
+
+    read()
+    return read
+
+
+def squares(root: Path) -> Read:
+    """Decoded images that are kept in the cache folder."""
+    from cir_jax.data.kept_pixels import KeptPixels
+    from cir_jax.data.pixels import Preprocess
+
+    pictures(root / "images")
+    paths = sorted((root / "images").iterdir())
+    made = Preprocess(16)
+    right = [made(path) for path in paths]
+
+    def read() -> None:
+        with mock.patch.dict(os.environ, {"CIR_JAX_CACHE": str(root / "cache")}):
+            kept = KeptPixels("disk", made)
+        part = kept.part(again=True)
+        part.expect(paths)
+        for path, square in zip(paths, right, strict=True):
+            assert np.array_equal(part(path), square)
+        kept.close()
+
+    read()
+    return read
+
+
 READERS: dict[str, Callable[[Path], Read]] = {
-    f.__name__: f for f in (images, adapters, evaluations, looks, products, checkpoints)
+    f.__name__: f
+    for f in (images, adapters, evaluations, looks, products, checkpoints, columns, squares)
 }

@@ -36,6 +36,7 @@ _CALLED = re.compile(
 _LISTED = re.compile(r"replica_groups=\{(\{[\d,{} ]*\})?\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESHED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,? ?device_ids=\(([^)]*)\))? \{([^}]*)\}")
+_PART = re.compile(r"(channel_id=\d+),.*\b(chain_id=\"?\d+)")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 
@@ -71,12 +72,16 @@ class Collective:
 def collectives(text: str, mesh: Mesh) -> tuple[list[Collective], list[str]]:
     """The collectives of a compiled program, largest first, and loops whose count is not known.
 
+    A TPU runs one collective beside several other instructions. It then stands in the program once
+    for each of them, with the same channel and chain, and is counted once.
+
     Args:
       text: `compiled.as_text()`.
       mesh: its devices; their order is that of the program's partitions.
     """
     lines, entry = _computations(text)
     found: dict[tuple[str, str, int], list[float]] = defaultdict(lambda: [0, 0.0])
+    counted: dict[tuple, int] = defaultdict(int)  # a collective in parts -> its runs
     unknown: list[str] = []
     for name, times in _times(lines, entry, unknown).items():
         for shape, op, rest in lines[name]:
@@ -87,13 +92,19 @@ def collectives(text: str, mesh: Mesh) -> tuple[list[Collective], list[str]]:
             devices = len(groups[0])
             if devices < 2:
                 continue
+            runs = times
+            if part := _PART.search(rest):
+                runs -= counted[part.groups()]
+                counted[part.groups()] = max(times, counted[part.groups()])
+            if runs < 1:
+                continue
             # What is started and waited for carries what was put in beside the result.
             size = _bytes(shape, largest=op != kind)
             if kind == "reduce-scatter":
                 size = max(size, _bytes(shape) * devices)
             total = found[kind, _axes(groups, mesh), devices]
-            total[0] += times
-            total[1] += times * size
+            total[0] += runs
+            total[1] += runs * size
     listed = [Collective(*key, int(n), size) for key, (n, size) in found.items()]
     return sorted(listed, key=lambda c: -c.bytes), unknown
 

@@ -6,14 +6,19 @@ counted is what layers exchange over "model": the compiler decides that.
 """
 
 import math
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from cir_jax.runtime import mesh as meshes
+from cir_jax.runtime import sharding
 from tools.planning.hlo import Collective
 from tools.planning.program import Program
+
+# Tables of tokens, see `sharding.lookup`.
+_TABLE = re.compile(r"(^|/)(token_embedding|embeddings/words)$")
 
 
 def by_shapes(program: Program) -> list[Collective]:
@@ -27,11 +32,21 @@ def by_shapes(program: Program) -> list[Collective]:
         if devices > 1 and size:
             found.append(Collective(kind, axes, devices, times, size))
 
-    over_data = [x for x in jax.tree.leaves(trained) if _over_data(x)]
-    copied = [x for x in jax.tree.leaves(trained) if not _over_data(x)]
+    ids = setup.config.batch * program.text
+    tables = {
+        path: x
+        for path, x in trained.items()
+        if _TABLE.search(path) and sharding.as_rows(len(x), ids, setup.mesh)
+    }
+    whole = [x for path, x in trained.items() if path not in tables]
+    over_data = [x for x in trained.values() if _over_data(x)]
+    copied = [x for x in whole if not _over_data(x)]
     held = [x for x in jax.tree.leaves(fixed) if _over_data(x)]
     add("all-reduce", meshes.DATA, data, len(copied), sum(map(_gathered, copied)))
-    add("reduce-scatter", meshes.DATA, data, len(over_data), sum(map(_gathered, over_data)))
+    summed = [x for x in whole if _over_data(x)]
+    add("reduce-scatter", meshes.DATA, data, len(summed), sum(map(_gathered, summed)))
+    for table in tables.values():  # the gradients of the rows that a batch reads, and their ids
+        add("all-gather", meshes.DATA, data, 2, 4.0 * ids * (table.shape[1] + 1))
     again = 2 * len(over_data) + len(held)  # for the forward and for the backward pass
     gathered = 2 * sum(map(_gathered, over_data)) + sum(map(_gathered, held))
     add("all-gather", meshes.DATA, data, again, gathered)

@@ -147,7 +147,8 @@ def block(setup: Setup) -> int:
 
 
 def text_length(setup: Setup, wanted: int) -> int:
-    """Tokens of the texts of a batch."""
+    """Tokens of the texts of a batch, padded: where a run packs them (`data.pack_texts`), a plan
+    counts more of them than it computes."""
     inputs, config = setup.functions.inputs, setup.config
     context = inputs.tokenizer.context
     if not inputs.cut_padding:

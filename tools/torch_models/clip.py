@@ -331,7 +331,7 @@ class Clip(nn.Module):
             assert tokens.shape[1] == self.context
             x = torch.cat([x, self.cls_emb.expand(len(x), 1, -1)], dim=1)
             # The mask of open_clip's trained weights: that of the padding, one place to the right.
-            first = torch.zeros(len(x), 1, dtype=torch.bool)
+            first = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
             unseen = torch.cat([first, tokens == 0], dim=1)
         x = x + self.positional_embedding[: x.shape[1]]
         yield "embedding", x
@@ -340,7 +340,7 @@ class Clip(nn.Module):
             yield f"block {number}", x
         x = self.ln_final(x)
         yield "norm", x
-        read = x[torch.arange(len(x)), self._place(tokens)]
+        read = x[torch.arange(len(x), device=x.device), self._place(tokens)]
         if isinstance(self.text_projection, nn.Linear):
             yield "feature", self.text_projection(read)
         else:
@@ -349,9 +349,9 @@ class Clip(nn.Module):
     def _place(self, tokens: Tensor) -> Tensor:
         """[B] where each text is read."""
         if self.variant.class_token or self.variant.pool == "last":
-            return torch.full((len(tokens),), -1)
+            return torch.full((len(tokens),), -1, device=tokens.device)
         if self.variant.pool == "first":
-            return torch.zeros(len(tokens), dtype=torch.int64)
+            return torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
         if self.variant.end:
             return (tokens == self.variant.end).int().argmax(dim=1)
         return tokens.argmax(dim=1)  # end-of-text has the largest id

@@ -48,7 +48,7 @@ class Clip4Cir(nn.Module):
         """Stage one, mean over the batch; references and targets are pixels [B, 3, S, S]."""
         query = self.query(self.reference(references), tokens)
         logits = query @ self.target(targets).T / self.temperature
-        return F.cross_entropy(logits, torch.arange(len(query)))
+        return F.cross_entropy(logits, torch.arange(len(query), device=query.device))
 
     def bank_loss(
         self, references: Tensor, tokens: Tensor, targets: Tensor, label: Tensor

@@ -114,7 +114,7 @@ class Bert(nn.Module):
           image: [B, P, C'], or None.
           behind_first: slots come behind the first token, and everything has a position.
         """
-        x, seen = slots, torch.ones(slots.shape[:2])
+        x, seen = slots, torch.ones(slots.shape[:2], device=slots.device)
         if text is not None:
             words = self.embeddings["word_embeddings"](text)
             position = self.embeddings["position_embeddings"].weight

@@ -67,7 +67,7 @@ class Sprc(nn.Module):
     def stage_one(self, references: Tensor, targets: Tensor, text: Tensor) -> dict[str, Tensor]:
         """The three losses of stage one, each a mean over the batch; images are pixels."""
         prompts, rows = self.reference(references, text), self.target(targets)
-        label = torch.arange(len(text))
+        label = torch.arange(len(text), device=text.device)
         learned = self.prompt_tokens.expand(len(text), -1, -1)
         alone = self.Qformer.bert(learned, text, behind_first=True)[:, 0]
         alone = F.normalize(self.text_proj(alone), dim=-1)

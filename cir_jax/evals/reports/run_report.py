@@ -91,15 +91,24 @@ def write(workdir: str | Path, run: Mapping[str, Any], caution: str = "") -> dic
 
 
 def write_evaluation(
-    folder: str | Path, title: str, config: ConfigDict, result: Result, subtitle: str = ""
+    folder: str | Path,
+    title: str,
+    config: ConfigDict,
+    result: Result,
+    subtitle: str = "",
+    served: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes results.json and report.html of one evaluation to `folder`; process 0 only."""
+    """Writes results.json and report.html of one evaluation to `folder`; process 0 only.
+
+    `served`: what is known of vectors of an embedder of others, and what they cost.
+    """
     results = {
         **_plain(result),
         "selection": result.selection,
         "means": result.means,
         "config": config.to_dict(),
         "environment": environment(),
+        **({"served": dict(served)} if served else {}),
     }
     for name in _LISTS:
         del results[name]
@@ -108,6 +117,7 @@ def write_evaluation(
         *scores_sections(result.scores, result.protocol),
         *_explained(result.scores, result.protocol),
         _queries(result.examples, result.best, result.worst, _loading(results)),
+        *([Facts("Vectors of others", results["served"])] if served else []),
         Facts("Config", results["config"]),
         Facts("Environment", results["environment"]),
     ]

@@ -19,6 +19,8 @@ from cir_jax import progress
 from cir_jax.errors import UserError, nearest
 from cir_jax.generation import caption_inputs
 from cir_jax.generation.captioner import Reply, Request, sampling
+from cir_jax.servers import pictures
+from cir_jax.servers.client import Refusals
 
 KEYS = {
     "batch": (8, "requests at a time", "[1, 10000]"),
@@ -58,9 +60,7 @@ class Captioner:
             )
         self._model: Any = None
         self._processor: Any = None
-        self._refusals = caption_inputs.Refusals(
-            f"model {section.model}", "give another model or another prompt"
-        )
+        self._refusals = Refusals(f"model {section.model}", "give another model or another prompt")
         self.identity = {
             "captioner": "local",
             "model": section.model,
@@ -93,7 +93,7 @@ class Captioner:
                 )
                 if request.image is not None:
                     try:
-                        image = caption_inputs.small_image(
+                        image = pictures.small_image(
                             request.image, self._section.max_side, request.loading
                         )
                     except UserError as error:

@@ -8,7 +8,6 @@ a missing tensor passes there in silence. Here nothing may be missing and nothin
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,16 @@ from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
 from cir_jax.data import tokenizer_files, tokens
-from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
+from cir_jax.models.clip_sum import sentence_transformers
+from cir_jax.models.clip_sum.folders import (
+    INDEX_TEXT,
+    check_alone,
+    own_tokenizer,
+    pixels_of,
+    write_json,
+)
 from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
@@ -45,7 +51,6 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 PADDED = {"pad": "target", "target_ratio": 1.25, "loading": "released"}
 CROPPED = {"pad": "none"}
 LOGIT_BIAS = clip.LOGIT_BIAS.regex
-INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
 DOUBT = (
     "its tensors do not say whether the activation is OpenAI's QuickGELU or the GELU of most "
     "models of open_clip, nor how many heads there are"
@@ -228,24 +233,6 @@ def processor_files(source: Source, config: Any) -> list[Path]:
     return huggingface.tokenizer_files(source.place, size.vision.image, own)
 
 
-def own_tokenizer(written: Written) -> dict[str, bytes]:
-    """Name -> content of the files of a tokenizer that came with the weights; {} of CLIP's.
-
-    Raises:
-      UserError: it is not known.
-    """
-    config = written.config
-    if encoders.find(config.tower).tokenizer != tokens.FILE:
-        return {}
-    if not (place := config.get(inputs.TOKENIZER, "")):
-        raise UserError(
-            f"model.tower={config.tower} reads texts by a tokenizer that comes with its weights, "
-            "and none is known, so nobody could use this export; name its folder: --set "
-            "model.tokenizer=FOLDER"
-        )
-    return tokenizer_files.read(place)
-
-
 def huggingface_index(source: Source) -> tuple[Source, list[Rule]] | None:
     """The text tower of the index tree that an export of stage two left beside the model."""
     folder = source.folder / INDEX_TEXT
@@ -336,6 +323,9 @@ def write_huggingface(
     write_json(place / "config.json", config)
     files = list(written.files)
     huggingface.write_processor(place, size, context, files, *pixels_of(written), own)
+    # Whose query is the sum of what the folder gives; a CLIP module of theirs is a CLIPModel.
+    if written.config.name == "clip_sum" and kind == huggingface.CLIP:
+        sentence_transformers.write(place, dict(written.data))
     if another:
         folder = place / INDEX_TEXT
         text = {path: x for path, x in written.index.items() if path.startswith("text/")}
@@ -349,33 +339,6 @@ def write_huggingface(
 def _size(written: Written) -> tuple[ClipSize, int]:
     size = sizes.find(written.config.tower)
     return size, written.config.context or size.context
-
-
-def pixels_of(written: Written) -> tuple[Normalisation, str]:
-    """(normalisation, filter) of what is written."""
-    encoder, said = encoders.find(written.config.tower), written.config
-    pixels = Normalisation(
-        tuple(said.get(inputs.MEAN, ())) or encoder.pixels.mean,
-        tuple(said.get(inputs.DEVIATION, ())) or encoder.pixels.deviation,
-    )
-    return pixels, said.get(inputs.INTERPOLATION, "") or encoder.resize.interpolation
-
-
-def check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
-    """Raises UserError if a folder has weights that would stay beside those that are written."""
-    names = (*sources.WEIGHTS, INDEX_TEXT)
-    there = [n for n in names if n not in replaced and (folder / n).exists()]
-    if there:
-        raise UserError(
-            f"{folder} holds {', '.join(there)} of an earlier export or another project, and would "
-            "be read as a mixture of both; give another folder, or delete that"
-        )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON object."""
-    with whole(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
 
 
 _OPENAI: dict[str, Any] = {

@@ -21,7 +21,7 @@ from cir_jax.convert.tables import expand, tensors_of
 from cir_jax.data import tokenizer_files
 from cir_jax.errors import UserError
 from cir_jax.files import whole
-from cir_jax.models.clip_sum.layouts import (
+from cir_jax.models.clip_sum.folders import (
     INDEX_TEXT,
     check_alone,
     own_tokenizer,

@@ -6,7 +6,7 @@ with it every bit of their rows, does not depend on where an earlier run was sto
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cir_jax.data import picture_files, unusable
 from cir_jax.data.unusable import Problem, Stamp
-from cir_jax.errors import UserError
+from cir_jax.errors import ServerError, UserError
 from cir_jax.retrieval.index.changes import certain
 from cir_jax.retrieval.index.found import Found
 from cir_jax.retrieval.retriever import Retriever
@@ -72,7 +72,8 @@ class Encoder:
             if not len(part):
                 continue
             items = part.tolist()
-            for start, rows in self._retriever.stream(items, self._load, least=least):
+            stream = self._retriever.stream(items, self._load, least, self._prepare)
+            for start, rows in stream:
                 reads = [self._read.pop(item) for item in items[start : start + len(rows)]]
                 good = np.asarray([read.problem is None for read in reads], bool)
                 if not np.isfinite(rows[good]).all():
@@ -85,6 +86,9 @@ class Encoder:
     def problem(self, place: int) -> Problem | None:
         """Why the file at a place cannot be read; None if it can."""
         return self._opened(place)[1].problem
+
+    def _prepare(self, items: Sequence[int]) -> None:
+        self._retriever.prepare([self._found.files[item] for item in items])
 
     def _load(self, item: int) -> dict[str, np.ndarray]:
         pixels, read = self._opened(item)
@@ -101,6 +105,8 @@ class Encoder:
         try:
             content = picture_files.read(file)
             pixels = self._retriever.preprocess(picture_files.Content(content, file))
+        except ServerError:
+            raise
         except UserError as error:
             return self._blank, Read(item, kept, problem=unusable.problem(file, error))
         return pixels, Read(item, kept, xxhash.xxh3_128_digest(content))

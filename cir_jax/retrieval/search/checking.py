@@ -205,10 +205,10 @@ def _check_length(text: str, name: str, retriever: Retriever) -> None:
     tokenizer = retriever.tokenizer
     if retriever.on_long == "truncate" or tokenizer.cuts:
         return
-    [ids] = tokenizer.encode([text])
-    if len(ids) > tokenizer.context:
+    [count] = tokenizer.lengths([text])
+    if count > tokenizer.context:
         raise UserError(
-            f"{name}: {len(ids)} tokens, the limit is {tokenizer.context} with start and end: "
+            f"{name}: {count} tokens, the limit is {tokenizer.context} with start and end: "
             f"{text[:80]!r}...; shorten it"
         )
 

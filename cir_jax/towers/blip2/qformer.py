@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.runtime.sharding import keep_rows
+from cir_jax.runtime.sharding import keep_rows, lookup
 from cir_jax.towers import bert
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.blip2.sizes import POSITIONS, VOCABULARY, QFormerSize
@@ -177,7 +177,7 @@ class QFormer(nnx.Module):
         count = prompts.shape[1]
         length = count + text.shape[1]
         self._check(length)
-        words = keep_rows(self.embeddings.words[...][text])
+        words = keep_rows(lookup(self.embeddings.words[...], text))
         x = jnp.concatenate([words[:, :1], prompts.astype(words.dtype), words[:, 1:]], axis=1)
         x = x + self.embeddings.positions[...][None, :length]
         seen = text != PAD

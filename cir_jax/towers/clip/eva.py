@@ -20,7 +20,8 @@ from flax import nnx
 
 from cir_jax.towers.attention import XLA, Attend
 from cir_jax.towers.clip.sizes import EvaSize
-from cir_jax.towers.layers import Dense, GatedMlp, LayerNorm, normal, patches, run_stack, stack
+from cir_jax.towers.layers import Dense, GatedMlp, LayerNorm, normal, run_stack, stack
+from cir_jax.towers.patches import patches
 
 EPSILON = 1e-6  # of every norm
 GRID = 16  # patches across the images of the pretraining: rows of others are measured in its steps

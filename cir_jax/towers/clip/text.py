@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.runtime.sharding import keep_rows
+from cir_jax.runtime.sharding import keep_rows, lookup
 from cir_jax.towers import packed
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.sizes import CONTEXT, PLAIN_TEXT, TextSize, TextVariant
@@ -124,7 +124,7 @@ class TextTransformer(nnx.Module):
         return x if self.proj_bias is None else x + self.proj_bias[...][None]
 
     def _embedded(self, ids: jax.Array) -> jax.Array:
-        return self.token_embedding[...][ids]
+        return lookup(self.token_embedding[...], ids)
 
     def _filled(self, text: jax.Array) -> jax.Array:
         """[B, T] ids as they are, or with padding up to the context where that is seen or read."""

@@ -13,7 +13,8 @@ from flax import nnx
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.pool import AttentionPool
 from cir_jax.towers.clip.sizes import PLAIN_VISION, VisionTransformerSize, VisionVariant
-from cir_jax.towers.layers import Block, LayerNorm, normal, patches, run_blocks, stack
+from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
+from cir_jax.towers.patches import patches
 
 
 class VisionTransformer(nnx.Module):

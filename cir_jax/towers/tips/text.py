@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from cir_jax.errors import UserError
-from cir_jax.runtime.sharding import keep_rows
+from cir_jax.runtime.sharding import keep_rows, lookup
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
 from cir_jax.towers.packed import Packed, Text
@@ -91,7 +91,7 @@ class TextEncoder(nnx.Module):
             raise UserError(
                 f"text of {length} tokens is over the context of {self.context}; cut it"
             )
-        x = keep_rows(self.token_embedding[...][text]) * width**0.5
+        x = keep_rows(lookup(self.token_embedding[...], text)) * width**0.5
         x = x + jnp.asarray(positions(self.context, width))[None, :length]
         x = run_blocks(self.blocks, x.astype(self.dtype), self.mask(text), remat=self.remat)
         return self.norm_out(x)

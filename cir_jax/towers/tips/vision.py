@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cir_jax.towers.attention import XLA
-from cir_jax.towers.layers import Block, LayerNorm, normal, patches, run_blocks, stack
+from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
+from cir_jax.towers.patches import patches
 from cir_jax.towers.tips.sizes import TipsSize
 
 EPSILON = 1e-6  # of every norm

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cir_jax.towers.clip import sizes
-from tools.benchmarks.stage2_models.contract import Problem
+from tools.benchmarks.stage2_models.contract import EAGER, Problem, Way
 
 CONFIG = "clip_sum:fashioniq,stage=2"
 TOWER = "ViT-B/32"
@@ -16,29 +16,39 @@ FIRST, LAST, WORDS = 49406, 49407, 49405  # ids of start and end, and one above 
 REFERENCE_SCALE = 3.0  # raw features are longer than 1
 
 
-def released(tower: str, problem: Problem) -> Callable[[], Any]:
+def released(
+    tower: str, problem: Problem, device: str = "cpu", way: Way = EAGER
+) -> Callable[[], Any]:
     """The released step: texts of 77 tokens, the bank copied at every step, the released AdamW."""
     import torch
 
     size = sizes.find(tower)
     text = size.text
-    network = _text_tower(torch, text.width, text.heads, text.layers, size.embedding)
+    with torch.device(device):
+        network = _text_tower(torch, text.width, text.heads, text.layers, size.embedding)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-5, eps=1e-7, weight_decay=0.01)
-    tokens = torch.from_numpy(problem.ids).long()
-    targets = torch.from_numpy(problem.targets[:, 0])
-    references = torch.from_numpy(problem.references[:, 0])
-    wanted = torch.from_numpy(problem.label).long()
+    tokens = torch.from_numpy(problem.ids).long().to(device)
+    bank_of = way.bank(torch.from_numpy(problem.targets[:, 0]), device)
+    references = torch.from_numpy(problem.references[:, 0]).to(device)
+    wanted = torch.from_numpy(problem.label).long().to(device)
     last = tokens.argmax(dim=1)
+    each = torch.arange(len(tokens), device=device)
+
+    def loss_of(bank: Any) -> Any:
+        feature = network(tokens)[each, last] @ network.projection
+        query = torch.nn.functional.normalize(references + feature, dim=-1)
+        return torch.nn.functional.cross_entropy(query @ bank.T / TEMPERATURE, wanted)
+
+    run = torch.compile(loss_of) if way.compiled else loss_of
 
     def one() -> Any:
-        bank = targets.clone()
-        feature = network(tokens)[torch.arange(len(tokens)), last] @ network.projection
-        query = torch.nn.functional.normalize(references + feature, dim=-1)
-        loss = torch.nn.functional.cross_entropy(query @ bank.T / TEMPERATURE, wanted)
+        bank = bank_of()
+        with way.casting(device):
+            loss = run(bank)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     return one
 

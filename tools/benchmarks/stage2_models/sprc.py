@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cir_jax.towers.blip2 import sizes
-from tools.benchmarks.stage2_models.contract import Problem
+from tools.benchmarks.stage2_models.contract import EAGER, Problem, Way
 
 CONFIG = "sprc:fashioniq,stage=2"
 # A quarter of the Q-Former's width, the bank's 32 rows of 256 values as they are.
@@ -21,31 +21,44 @@ FIRST, LAST, WORDS = 101, 102, 30522
 REFERENCE_SCALE = 10.0
 
 
-def released(tower: str, problem: Problem) -> Callable[[], Any]:
+def released(
+    tower: str, problem: Problem, device: str = "cpu", way: Way = EAGER
+) -> Callable[[], Any]:
     """The released step: the bank copied at every step, one product of all its rows per query."""
     import torch
 
     from tools.torch_models import sprc
 
     torch.manual_seed(0)
-    model = sprc.Sprc(sizes.find(tower))
-    model.begin_stage_two(TEMPERATURE)
+    with torch.device(device):
+        model = sprc.Sprc(sizes.find(tower))
+        model.begin_stage_two(TEMPERATURE)
     optimizer = sprc.optimizer(model)
-    text = torch.from_numpy(problem.ids).long()
-    targets, references = torch.from_numpy(problem.targets), torch.from_numpy(problem.references)
-    wanted = torch.from_numpy(problem.label).long()
+    text = torch.from_numpy(problem.ids).long().to(device)
+    bank_of = way.bank(torch.from_numpy(problem.targets), device)
+    references = torch.from_numpy(problem.references).to(device)
+    wanted = torch.from_numpy(problem.label).long().to(device)
 
-    def one() -> Any:
-        bank = targets.clone()
+    def one_by_one(bank: Any) -> Any:
         query = model.query(references, text)
         loss = 0.0
         for each, label in zip(query, wanted, strict=True):
             logits = (bank @ each).amax(dim=1) / model.temp
             loss = loss + torch.nn.functional.cross_entropy(logits[None], label[None])
-        loss = loss / len(query)
+        return loss / len(query)
+
+    def at_once(bank: Any) -> Any:  # the loop would be compiled as often as there are queries
+        return model.stage_two(references, text, bank, wanted)
+
+    run = torch.compile(at_once) if way.compiled else one_by_one
+
+    def one() -> Any:
+        bank = bank_of()
+        with way.casting(device):
+            loss = run(bank)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        return float(loss.detach())
+        return loss.detach()
 
     return one

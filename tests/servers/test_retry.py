@@ -8,8 +8,9 @@ import time
 import pytest
 
 from cir_jax.errors import UserError
-from cir_jax.generation import caption_inputs, retry
-from cir_jax.generation.retry import Backoff, RateLimit, TryAgain
+from cir_jax.servers import retry
+from cir_jax.servers.client import Refusals
+from cir_jax.servers.retry import Backoff, RateLimit, TryAgain
 
 
 class Clock:
@@ -123,10 +124,10 @@ def test_retry_after(said):
 
 
 def test_refusals():
-    all_fail = caption_inputs.Refusals("model X", "take another")
+    all_fail = Refusals("model X", "take another")
     assert [all_fail.refused(w) for w in "ab"] == ["a", "b"]
     with pytest.raises(UserError, match=r"model X served none of the first 3 .*: c; take another"):
         all_fail.refused("c")
-    some_fail = caption_inputs.Refusals("model X", "")
+    some_fail = Refusals("model X", "")
     some_fail.success()
     assert [some_fail.refused(w) for w in "abcd"] == list("abcd")

@@ -18,7 +18,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from cir_jax import progress
-from cir_jax.errors import UserError
+from cir_jax.errors import ServerError
 
 FIRST_DELAY, LONGEST_DELAY = 1.0, 30.0  # seconds; doubled from one to the other
 JITTER = 0.25  # requests that failed together must not come back together
@@ -79,7 +79,7 @@ class Backoff:
         """Seconds to sleep after the try number `tries` (from 1) of a request failed.
 
         Raises:
-          UserError: nothing has succeeded for longer than `wait`, or the server asks for longer.
+          ServerError: nothing has succeeded for longer than `wait`, or the server asks for longer.
         """
         if self._since is None:
             self._since = self._clock()
@@ -87,7 +87,7 @@ class Backoff:
         asked = error.after or 0.0
         if waited >= self._wait or asked > self._wait:
             wish = f" and asks to wait {asked:.0f} s" if asked > self._wait else ""
-            raise UserError(
+            raise ServerError(
                 f"{self._who} has given no reply for {waited:.0f} s{wish}; the limit is "
                 f"wait={self._wait:g}. Its last answer: {error.reason}. What is written is kept: "
                 "when the server is up again, the same command goes on from there."
