@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the writers of folders share, whatever the towers: tokenizer, pixels, and what else is there."""
+"""What writers of folders share, whatever the towers: tokenizer, pixels, what else lies there."""
 
 import json
 from pathlib import Path
