@@ -40,6 +40,7 @@ PIECE_CLASSES = {
     "T5Tokenizer": (False, True),
     "GemmaTokenizer": (True, False),
     "LlamaTokenizer": (True, False),
+    "Tipsv2Tokenizer": (False, False),
 }
 _CANONICAL = ("SiglipTokenizer",)  # takes capitals, punctuation and spaces out of a text first
 _LOWER = ("Siglip2Tokenizer",)
@@ -55,12 +56,14 @@ class Rules:
       pad: the id that fills up to the context; None is left to the files.
       lower: texts are written in lower case first, whatever the files say.
       words: rows of the table of tokens: no id may be above them; 0 is not checked.
+      end: the id behind a text, where it is read; None where it is not read there.
     """
 
     context: int = 0
     pad: int | None = None
     lower: bool = False
     words: int = 0
+    end: int | None = None
 
 
 ANY = Rules()
@@ -155,6 +158,12 @@ def _made(place: str, content: str, rules: Rules) -> Tokenizer:
             "this is the tokenizer of another model; take the one that came with the weights"
         )
     start, end = words.around
+    if rules.end not in (None, end):
+        raise UserError(
+            f"{place} ends a text with {'no token' if end is None else end}, and the text tower "
+            f"reads one at {rules.end}: this is the tokenizer of another model, or its "
+            f"{_SETTINGS} is missing; take the one that came with the weights"
+        )
     return Tokenizer(
         FILE, rules.context or said.context or _no_context(place), start, end,
         next((p for p in (rules.pad, pad, end) if p is not None), 0), words, words.clean,

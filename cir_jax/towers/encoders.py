@@ -12,8 +12,9 @@ from cir_jax.errors import UserError, nearest
 from cir_jax.towers.clip import encoder as clip
 from cir_jax.towers.encoder import Encoder
 from cir_jax.towers.siglip import encoder as siglip
+from cir_jax.towers.tips import encoder as tips
 
-FAMILIES = (clip, siglip)
+FAMILIES = (clip, siglip, tips)
 
 
 def find(name: str) -> Encoder:

@@ -15,7 +15,8 @@ from flax import nnx
 
 from cir_jax.towers.attention import XLA
 from cir_jax.towers.clip.sizes import VisionTransformerSize
-from cir_jax.towers.layers import Block, LayerNorm, normal, patches, run_blocks, stack
+from cir_jax.towers.layers import Block, LayerNorm, normal, run_blocks, stack
+from cir_jax.towers.patches import patches
 
 EPSILON = 1e-6  # of every norm, as in the released code of both
 STD = 0.02  # of class token and positions at the start

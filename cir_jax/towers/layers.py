@@ -157,6 +157,7 @@ class Attention(nnx.Module):
       std: of the random kernels of queries, keys and values.
       out_std: of the random output kernel.
       causal: a token sees itself and what is before it.
+      masks: some calls have a mask.
       key_bias: False leaves the bias of the keys out, as EVA does. It would add the same to all
         logits of a query, so the softmax does not see it.
       attention: what computes it, see `cir_jax.towers.attention`.
@@ -172,6 +173,7 @@ class Attention(nnx.Module):
         out_std: float,
         *,
         causal: bool,
+        masks: bool = False,
         key_bias: bool = True,
         attention: str = XLA,
         rngs: nnx.Rngs,
@@ -181,7 +183,7 @@ class Attention(nnx.Module):
         self.key = Dense(width, width, std, bias=key_bias, rngs=rngs)
         self.value = Dense(width, width, std, rngs=rngs)
         self.out = Dense(width, width, out_std, rngs=rngs)
-        self.attend = Attend(heads, width // heads, causal, kind=attention)
+        self.attend = Attend(heads, width // heads, causal, masks, kind=attention)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """`mask`: bool, as `Attend` takes it; None if all is seen."""
@@ -217,6 +219,55 @@ class Mlp(nnx.Module):
         return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
+class GatedMlp(nnx.Module):
+    """[..., C] -> [..., inner] -> [..., C]: fc2(silu(gate x) * fc1 x), a SwiGLU.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
+
+    Args:
+      width: C.
+      inner: width between the products.
+      std: of the first two random kernels.
+      out_std: of the last.
+      epsilon: of a norm before the last product; None for no norm.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        std: float,
+        out_std: float,
+        *,
+        epsilon: float | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.gate = Dense(width, inner, std, rngs=rngs)
+        self.fc1 = Dense(width, inner, std, rngs=rngs)
+        self.norm = None if epsilon is None else LayerNorm(inner, epsilon=epsilon)
+        self.fc2 = Dense(inner, width, out_std, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jax.nn.silu(self.gate(x)) * self.fc1(x)
+        return self.fc2(x if self.norm is None else self.norm(x))
+
+
+class LayerScale(nnx.Module):
+    """x times a learned vector, [..., C] -> [..., C], in the type of x; it starts as x itself.
+
+    Source: Touvron et al., "Going deeper with Image Transformers", ICCV 2021.
+
+    Args:
+      width: C.
+    """
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.scale[...].astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), [B, T, C] -> [B, T, C].
 
@@ -226,6 +277,9 @@ class Block(nnx.Module):
       activation: one of ACTIVATIONS.
       epsilon: of both norms.
       key_bias: False leaves the bias of the attention keys out.
+      layer_scale: what is added is multiplied by a learned vector each time.
+      gated: the MLP is a `GatedMlp`, whatever the activation is.
+      masks: some calls have a mask.
       attention: what computes it, see `cir_jax.towers.attention`.
     """
 
@@ -237,6 +291,9 @@ class Block(nnx.Module):
         activation: str,
         epsilon: float = 1e-5,
         key_bias: bool = True,
+        layer_scale: bool = False,
+        gated: bool = False,
+        masks: bool = False,
         attention: str = XLA,
         rngs: nnx.Rngs,
     ):
@@ -246,14 +303,23 @@ class Block(nnx.Module):
         std, out_std, mlp_std = width**-0.5, (width * 2 * layers) ** -0.5, (2 * width) ** -0.5
         self.norm1 = LayerNorm(width, epsilon=epsilon)
         options: dict[str, Any] = {"key_bias": key_bias, "attention": attention, "rngs": rngs}
+        options["masks"] = masks
         self.attention = Attention(width, heads, std, out_std, causal=causal, **options)
         self.norm2 = LayerNorm(width, epsilon=epsilon)
         inner = size.mlp or 4 * width
-        self.mlp = Mlp(width, inner, mlp_std, out_std, activation=activation, rngs=rngs)
+        self.mlp: Mlp | GatedMlp
+        if gated:
+            self.mlp = GatedMlp(width, inner, mlp_std, out_std, rngs=rngs)
+        else:
+            self.mlp = Mlp(width, inner, mlp_std, out_std, activation=activation, rngs=rngs)
+        self.layer_scale1 = LayerScale(width) if layer_scale else None
+        self.layer_scale2 = LayerScale(width) if layer_scale else None
 
     def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        x = x + self.attention(self.norm1(x), mask)
-        return x + self.mlp(self.norm2(x))
+        added = self.attention(self.norm1(x), mask)
+        x = x + (added if self.layer_scale1 is None else self.layer_scale1(added))
+        added = self.mlp(self.norm2(x))
+        return x + (added if self.layer_scale2 is None else self.layer_scale2(added))
 
 
 def patches(

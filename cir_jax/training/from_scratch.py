@@ -19,12 +19,15 @@ from cir_jax.towers.blip2 import sizes as blip2
 from cir_jax.towers.clip import sizes as clip
 from cir_jax.towers.gemma import sizes as gemma
 from cir_jax.towers.siglip import sizes as siglip
+from cir_jax.towers.tips import sizes as tips
 
 # Parameters from which on a model counts as of full size: above all that learn from OpenMoji in
 # minutes (8 M), below the least of the published encoders (RN50 of CLIP, 102 M).
 FULL_SIZE = 50_000_000
 AUTO = "auto"  # of `model.tower`: the size of the weights
-_VOCABULARY = {clip: clip.VOCABULARY, blip: blip.VOCABULARY, blip2: blip2.VOCABULARY, siglip: 0}
+_VOCABULARY: dict[Any, int] = {
+    clip: clip.VOCABULARY, blip: blip.VOCABULARY, blip2: blip2.VOCABULARY, siglip: 0, tips: 0,
+}  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -90,11 +93,20 @@ def parameters(tower: str) -> int:
             continue
         text = size.former if family is blip2 else size.text
         # Each second block of a Q-Former, and each of BLIP's text encoder, looks at the image too.
-        looks = {clip: 0.0, blip: 1.0, blip2: 0.5, siglip: 0.0}[family]
+        looks = {blip: 1.0, blip2: 0.5}.get(family, 0.0)
         crossed = looks * text.layers * 2 * text.width * (text.width + size.vision.width)
-        words = (text.words if family is siglip else vocabulary) * text.width
+        words = _words(size, vocabulary) * text.width
         return int(_vision(size.vision) + _blocks(text) + crossed + words)
     return 0
+
+
+def _words(size: Any, usual: int) -> int:
+    """Rows of the table of tokens, where a family has tokenizers of more than one size."""
+    if isinstance(size, clip.ClipSize):
+        return size.text_variant.vocabulary
+    if isinstance(size, siglip.SiglipSize):
+        return size.text.words
+    return size.vocabulary if isinstance(size, tips.TipsSize) else usual
 
 
 def _vision(size: Any) -> int:

@@ -8,8 +8,15 @@ import pytest
 
 from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
+from cir_jax.towers import encoders
 from cir_jax.towers.clip import open_clip, sizes
-from cir_jax.towers.clip.sizes import ClipSize, ResNetSize, TextSize, VisionTransformerSize
+from cir_jax.towers.clip.sizes import (
+    ClipSize,
+    EvaSize,
+    ResNetSize,
+    TextSize,
+    VisionTransformerSize,
+)
 
 WHERE = Path("model")
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -44,7 +51,7 @@ PUBLISHED = {
     ),
     "ViT-H-14": (
         config(1024, {"layers": 32, "width": 1280, "head_width": 80, "patch_size": 14}, TEXT_24),
-        "vit-224-14-w1280-l32-h16_text-w1024-l24-h16_d1024+gelu",
+        "ViT-H/14+gelu",
     ),
     "ViT-H-14-378-quickgelu": (
         config(
@@ -53,7 +60,7 @@ PUBLISHED = {
             TEXT_24,
             quick_gelu=True,
         ),
-        "vit-378-14-w1280-l32-h16_text-w1024-l24-h16_d1024",
+        "ViT-H/14@378px",
     ),
     # The inner widths are the sizes of the published weights: 6144, 8192, 15360.
     "ViT-g-14": (
@@ -62,7 +69,7 @@ PUBLISHED = {
             {"layers": 40, "width": 1408, "head_width": 88, "mlp_ratio": 4.3637, "patch_size": 14},
             TEXT_24,
         ),
-        "vit-224-14-w1408-m6144-l40-h16_text-w1024-l24-h16_d1024+gelu",
+        "ViT-g/14+gelu",
     ),
     "ViT-bigG-14": (
         config(
@@ -70,7 +77,7 @@ PUBLISHED = {
             {"layers": 48, "width": 1664, "head_width": 104, "mlp_ratio": 4.9231, "patch_size": 14},
             {"width": 1280, "heads": 20, "layers": 32},
         ),
-        "vit-224-14-w1664-m8192-l48-h16_text-w1280-l32-h20_d1280+gelu",
+        "ViT-bigG/14+gelu",
     ),
     "ViT-e-14": (
         config(
@@ -109,6 +116,33 @@ PUBLISHED = {
         "resnet-448-3.15.36.10-w128-h64_text-w1024-l12-h16_d1024",
     ),
 }  # fmt: skip
+
+
+# What a name stands for: the numbers written out, and open_clip's own name of its config.
+NAMED = {
+    "ViT-H/14+gelu": ("vit-224-14-w1280-l32-h16_text-w1024-l24-h16_d1024+gelu", "ViT-H-14"),
+    "ViT-H/14@378px": (
+        "vit-378-14-w1280-l32-h16_text-w1024-l24-h16_d1024", "ViT-H-14-378-quickgelu",
+    ),
+    "ViT-g/14+gelu": (
+        "vit-224-14-w1408-m6144-l40-h16_text-w1024-l24-h16_d1024+gelu", "ViT-g-14",
+    ),
+    "ViT-bigG/14+gelu": (
+        "vit-224-14-w1664-m8192-l48-h16_text-w1280-l32-h20_d1280+gelu", "ViT-bigG-14",
+    ),
+    "EVA02-L/14+gelu": ("eva-224-14-w1024-m2730-l24-h16_text-w768-l12-h12_d768+gelu",),
+    "CoCa-ViT-L/14+gelu": ("ViT-L/14+gelu+image-queries256+text-class",),
+    "MetaCLIP2-ViT-H/14": ("ViT-H/14+text-vocabulary901629+text-end2",),
+    "ViT-L/14@336px": ("ViT-L-14-336-quickgelu",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_of_one_size(name):
+    size = sizes.find(name)
+    assert all(sizes.find(other) == size for other in NAMED[name])
+    assert sizes.name_of(size) == name
+    assert encoders.find(NAMED[name][0]).size == size
 
 
 @pytest.mark.parametrize(("found", "name"), PUBLISHED.values(), ids=PUBLISHED)
@@ -167,12 +201,10 @@ def test_keys_that_change_nothing_are_let_be():
     assert found == open_clip.size_of(config(), WHERE)
 
 
-COCA = config(
-    vision={"attentional_pool": True, "attn_pooler_heads": 8, "output_tokens": True},
-    text={"context_length": 76, "embed_cls": True, "output_tokens": True},
-    multimodal_cfg={"context_length": 76, "width": 512, "heads": 8, "layers": 12},
-    custom_text=True,
-)
+POOLED = {"attentional_pool": True, "attn_pooler_heads": 8, "output_tokens": True}
+DECODER = {"context_length": 76, "width": 512, "heads": 8, "layers": 12, "attn_pooler_heads": 8}
+CLASS_TOKEN = {"context_length": 76, "embed_cls": True, "output_tokens": True}
+COCA = config(vision=POOLED, text=CLASS_TOKEN, multimodal_cfg=DECODER, custom_text=True)
 SIGLIP = {
     "embed_dim": 768,
     "init_logit_bias": -10,
@@ -188,26 +220,116 @@ SIGLIP = {
 }  # fmt: skip
 EVA = {
     **config(custom_text=True),
-    "vision_cfg": {"image_size": 224, "timm_model_name": "eva02_base_patch16_clip_224"},
-}
+    "vision_cfg": {
+        "image_size": 224, "timm_model_name": "eva02_base_patch16_clip_224", "timm_pool": "token",
+        "timm_model_pretrained": False, "timm_proj": None,
+    },
+}  # fmt: skip
+XLM_V = {"hf_tokenizer_name": "facebook/xlm-v-base", "vocab_size": 901_629}
+MT5 = {"hf_tokenizer_name": "google/mt5-base", "vocab_size": 250_100}
+EPSILON = {"norm_kwargs": {"eps": 1e-6}}
+TANH = {"act_kwargs": {"approximate": "tanh"}}
+# Of networks that are not OpenAI's: the config, our name, text positions.
+OTHERS = {
+    "coca_ViT-B-32": (COCA, "CoCa-ViT-B/32+gelu", 76),
+    "EVA02-B-16": (EVA, "EVA02-B/16+gelu", 77),
+    "ViT-B-32-worldwide": (
+        config(text={**XLM_V, "pool_type": "eos", "eos_id": 2}, quick_gelu=True),
+        "ViT-B/32+text-vocabulary901629+text-end2", 77,
+    ),
+    "mt5": (
+        config(text={**MT5, "pool_type": "eos", "eos_id": 1}),
+        "ViT-B/32+gelu+text-vocabulary250100+text-end1", 77,
+    ),
+    "custom text": (config(custom_text=True), "ViT-B/32+gelu", 77),
+    "layer scale": (
+        config(vision={"ls_init_value": 1e-4}, text={"ls_init_value": 0.1}),
+        "ViT-B/32+gelu+image-scale+text-scale", 77,
+    ),
+    "mean of the patches": (
+        config(
+            vision={"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True},
+            text={"no_causal_mask": True, "pool_type": "last"},
+        ),
+        "ViT-B/32+gelu+image-bare+image-mean+text-last+text-open", 77,
+    ),
+    "norms and activations": (
+        config(vision={**EPSILON, **TANH, "pool_type": "avg"},
+               text={**EPSILON, **TANH, "pool_type": "first", "proj_bias": True}),
+        "ViT-B/32+gelu_tanh+image-normed-mean+image-eps6+text-first+text-bias+text-eps6", 77,
+    ),
+    "sine positions": (config(vision={"pos_embed_type": "sin_cos_2d"}), "ViT-B/32+gelu", 77),
+    "sigmoid": (config(init_logit_bias=-10, nonscalar_logit_scale=True), "ViT-B/32+gelu", 77),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "name", "context"), OTHERS.values(), ids=OTHERS)
+def test_a_network_that_is_not_openais_is_named_by_its_parts(found, name, context):
+    size, positions = open_clip.size_of(found, WHERE)
+    assert (sizes.name_of(size), positions) == (name, context)
+    assert sizes.find(name) == size
+    custom = open_clip.needs_custom_text(size)
+    assert custom == (name.startswith(("CoCa", "EVA02")))
+    written = json.loads(json.dumps(open_clip.config_of(size, context, custom=custom)))
+    assert open_clip.size_of(written, WHERE) == (size, context)
+    assert written["model_cfg"].get("custom_text", False) == custom
+
+
+def test_an_eva_of_other_numbers_is_written_with_them():
+    size = sizes.find("eva-32-8-w64-m100-l2-h2_text-w64-l2-h2_d32+gelu")
+    written = json.loads(json.dumps(open_clip.config_of(size, 16, custom=True)))
+    assert written["model_cfg"]["vision_cfg"]["timm_model_kwargs"]["depth"] == 2
+    assert open_clip.size_of(written, WHERE) == (size, 16)
+    assert isinstance(size.vision, EvaSize)
+
+
+def other_eva(**changes):
+    return EVA | {"vision_cfg": EVA["vision_cfg"] | changes}
+
+
 REFUSED = {
-    "coca": (COCA, r"multimodal_cfg=.*custom_text=True.*attentional_pool=True.*embed_cls=True"),
-    "siglip": (SIGLIP, "init_logit_bias=-10.*vit_base_patch16_siglip_224.*hf_tokenizer_name"),
-    "eva": (EVA, r"custom_text=True, vision_cfg.timm_model_name='eva02_base_patch16_clip_224'"),
+    "coca without custom_text": (
+        config(text={"embed_cls": True}), "text_cfg.embed_cls=True without custom_text"
+    ),
+    "other coca": (config(vision={"attentional_pool": "cascade"}), "attentional_pool='cascade'"),
+    "pooled mean": (config(vision={**POOLED, "pool_type": "avg"}), "True with pool_type='avg'"),
+    "mammut": (config(multimodal_cfg={"does_full_decoding": True}), "multimodal_cfg.does_full_dec"),
+    "no decoder": (config(multimodal_cfg=3), "multimodal_cfg=3"),
+    "siglip": (SIGLIP, "vit_base_patch16_siglip_224"),
+    "eva": (other_eva(timm_model_name="eva02_tiny_patch14_224"), "eva02_tiny_patch14_224"),
+    "eva pool": (other_eva(timm_pool="avg"), "vision_cfg.timm_pool='avg'.*EVA-02-CLIP is here"),
+    "eva proj": (other_eva(timm_proj="linear"), "vision_cfg.timm_proj='linear'"),
+    "eva size": (other_eva(image_size=336), "image_size=336, but eva02_base_.* takes 224"),
+    "eva kwargs": (other_eva(timm_model_kwargs={"rope": 1}), "timm_model_kwargs={'rope': 1}"),
     "xlm": (config(text={"hf_model_name": "xlm-roberta-base"}), "hf_model_name='xlm-roberta-base'"),
     "modern": (config(text={"text_arch": "modern"}), "text_cfg.text_arch='modern'"),
     "clipa": (
-        config(vision={"no_ln_pre": True, "pool_type": "avg"}, text={"no_causal_mask": True}),
-        "vision_cfg.no_ln_pre=True, vision_cfg.pool_type='avg', text_cfg.no_causal_mask=True",
+        config(text={"tokenizer_kwargs": {"strip_sep_token": True}, "vocab_size": 32_000,
+                     "pool_type": "last", "no_causal_mask": True}),
+        "tokenizer_kwargs={'strip_sep_token': True}",
     ),
-    "layer scale": (config(vision={"ls_init_value": 1e-4}), "vision_cfg.ls_init_value=0.0001"),
+    "layer scale": (config(vision={"ls_init_value": "small"}), "ls_init_value='small'"),
     "mean": (config(vision={"global_average_pool": True}), "global_average_pool=True"),
     "patch norm": (config(vision={"input_patchnorm": True}), "input_patchnorm=True"),
-    "norm": (config(text={"norm_kwargs": {"eps": 1e-6}}), r"text_cfg.norm_kwargs=\{'eps': 1e-06\}"),
-    "act": (config(vision={"act_kwargs": {"approximate": "tanh"}}), "act_kwargs=.*tanh"),
-    "vocabulary": (config(text={"vocab_size": 901629}), "vocab_size=901629"),
+    "block": (config(text={"qk_norm": True}), "text_cfg.qk_norm=True"),
+    "norm": (config(text={"norm_kwargs": {"eps": 1e-4}}), r"norm_kwargs=\{'eps': 0.0001\}"),
+    "act": (config(vision=TANH), "act_kwargs of vision_cfg and text_cfg that differ"),
+    "quick act": (
+        config(vision=TANH, text=TANH, quick_gelu=True), "act_kwargs with quick_gelu=True"
+    ),
+    "vocabulary": (
+        config(text={"vocab_size": 901_629}), "vocab_size=901629 with pool_type='argmax'"
+    ),
+    "tokenizer": (config(text={"hf_tokenizer_name": "gpt2"}), "hf_tokenizer_name='gpt2'"),
     "eos": (config(text={"pool_type": "eos"}), "pool_type='eos' without eos_id"),
+    "end": (
+        config(text={"vocab_size": 9, "pool_type": "eos", "eos_id": 9}),
+        "an end of text 9 in a vocabulary of 9",
+    ),
     "case": (config(text={"tokenizer_kwargs": {"clean": "canonicalize"}}), "canonicalize"),
+    "pool heads": (
+        config(vision={**POOLED, "attn_pooler_heads": 7}), "does not divide into 7 heads of the a"
+    ),
     "audio": (config(audio_cfg={"model": "HTSAT"}), "audio_cfg="),
     "unknown": (config(vision={"rotary": 0}), "vision_cfg.rotary=0"),
     "no true": (config(quick_gelu="yes"), "quick_gelu='yes'"),

@@ -13,6 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from cir_jax.towers import encoders
 from cir_jax.towers.blip import sizes as blip_sizes
 from cir_jax.towers.blip2 import sizes as blip2_sizes
 from cir_jax.towers.clip import sizes as clip_sizes
@@ -54,7 +55,10 @@ def image_transformer(size: clip_sizes.VisionTransformerSize) -> float:
     """Forward FLOP of a ViT for one image."""
     patches = (size.image // size.patch) ** 2
     first = 2 * patches * 3 * size.patch**2 * size.width
-    return first + layers(patches + 1, size.width, size.layers, size.mlp)
+    # A gated MLP has three matrices, as many products as one of half as wide again.
+    gated = isinstance(size, clip_sizes.EvaSize)
+    mlp = 3 * (size.mlp or 4 * size.width) // 2 if gated else size.mlp
+    return first + layers(patches + 1, size.width, size.layers, mlp)
 
 
 def resnet(size: clip_sizes.ResNetSize, embedding: int) -> float:
@@ -122,13 +126,17 @@ class Passes:
 
 
 def step(program: Program) -> float | None:
-    """FLOP of one step over all devices; None for a model that is not of this package.
+    """FLOP of one step over all devices; None for a model that is not of this package, or that
+    stands on towers which no formula is here for.
 
     Args:
       program: of a step.
     """
     setup, config = program.setup, program.setup.config
     find = _PASSES.get(config.model.name)
+    on_clip = find in (_clip, _combiner, _tgcir)
+    if on_clip and encoders.find(config.model.tower).family != "clip":
+        return None
     if find is None or config.stage not in ("one_in_batch", "two_bank"):
         return None
     one, first = find(config, program.text), config.stage == "one_in_batch"

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """CLIP in PyTorch, written from its formulas, with the tensor names of the published weights.
 
+With the parts that models of open_clip have beside: layer scale, CoCa's attention pool and class
+token, other pools and masks. Their EVA-02 is in `tools.torch_models.eva02`. Where open_clip has
+`custom_text`, names of the text side are those without `text.` before them here.
+
 Every network is a generator of (layer name, value): `forward` takes the last value and `trace`
 keeps them all, so what is compared layer by layer is what computes the feature.
-Source: Radford et al., arXiv 2103.00020; names and shapes of the published state dicts.
+Sources: Radford et al., arXiv 2103.00020; Yu et al., "CoCa", arXiv 2205.01917; names and shapes of
+the published state dicts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cir_jax.towers.clip import sizes
-from cir_jax.towers.clip.sizes import ClipSize, ResNetSize, TextSize, VisionTransformerSize
+from cir_jax.towers.clip.sizes import (
+    PLAIN_VISION,
+    ClipSize,
+    EvaSize,
+    ResNetSize,
+    TextSize,
+    VisionTransformerSize,
+    VisionVariant,
+)
+from tools.torch_models import eva02
 
 Layers = Iterator[tuple[str, Tensor]]
 EXPANSION = 4  # output channels of a bottleneck per inner channel
@@ -28,7 +42,14 @@ class QuickGelu(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": QuickGelu, "gelu": nn.GELU}
+class TanhGelu(nn.GELU):
+    """The GELU by its approximation."""
+
+    def __init__(self) -> None:
+        super().__init__(approximate="tanh")
+
+
+ACTIVATIONS = {"quick_gelu": QuickGelu, "gelu": nn.GELU, "gelu_tanh": TanhGelu}
 
 
 class FixedBatchNorm(nn.BatchNorm2d):
@@ -40,33 +61,58 @@ class FixedBatchNorm(nn.BatchNorm2d):
         )
 
 
+class LayerScale(nn.Module):
+    """x times a learned vector."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.gamma = _parameter(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """x + attention(ln_1(x)), then x + mlp(ln_2(x)); [B, T, C] -> [B, T, C]."""
 
-    def __init__(self, size: VisionTransformerSize | TextSize, activation: str, causal: bool):
+    def __init__(
+        self,
+        size: VisionTransformerSize | TextSize,
+        activation: str,
+        causal: bool,
+        scale: bool = False,
+        epsilon: float = 1e-5,
+    ):
         super().__init__()
         width, inner = size.width, size.mlp or 4 * size.width
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ln_1, self.ln_2 = (nn.LayerNorm(width, eps=epsilon) for _ in range(2))
         self.attn = nn.MultiheadAttention(width, size.heads, batch_first=True)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, inner))
         self.mlp.add_module("activation", ACTIVATIONS[activation]())
         self.mlp.add_module("c_proj", nn.Linear(inner, width))
+        self.ls_1 = LayerScale(width) if scale else nn.Identity()
+        self.ls_2 = LayerScale(width) if scale else nn.Identity()
         self.causal = causal
+        self.heads = size.heads
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, unseen: Tensor | None = None) -> Tensor:
+        """`unseen` [B, U] bool: keys that nobody looks at."""
         length, mask = x.shape[1], None
         if self.causal:  # True where a token must not look: behind itself
             mask = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        if unseen is not None:
+            assert mask is not None
+            mask = (mask[None] | unseen[:, None]).repeat_interleave(self.heads, 0)
         y = self.ln_1(x)
-        x = x + self.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.ls_1(self.attn(y, y, y, attn_mask=mask, need_weights=False)[0])
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 def _blocks(
-    size: VisionTransformerSize | TextSize, activation: str, *, causal: bool
+    size: VisionTransformerSize | TextSize, activation: str, **options: Any
 ) -> nn.ModuleDict:
-    blocks = [Block(size, activation, causal) for _ in range(size.layers)]
+    blocks = [Block(size, activation, **options) for _ in range(size.layers)]
     return nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
 
 
@@ -75,18 +121,47 @@ def _parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(shape))
 
 
+class QueryPool(nn.Module):
+    """CoCa's attention pool: [B, T, C] -> [B, queries, D]."""
+
+    def __init__(self, width: int, embedding: int, queries: int, heads: int):
+        super().__init__()
+        self.query = _parameter(queries, embedding)
+        self.attn = nn.MultiheadAttention(
+            embedding, heads, kdim=width, vdim=width, batch_first=True
+        )
+        self.ln_q, self.ln_k = nn.LayerNorm(embedding), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.ln_k(x)
+        queries = self.ln_q(self.query).expand(len(x), -1, -1)
+        return self.attn(queries, keys, keys, need_weights=False)[0]
+
+
 class VisionTransformer(nn.Module):
     """[B, 3, S, S] normalised -> [B, D], not unit length."""
 
-    def __init__(self, size: VisionTransformerSize, embedding: int, activation: str):
+    def __init__(
+        self,
+        size: VisionTransformerSize,
+        embedding: int,
+        activation: str,
+        variant: VisionVariant = PLAIN_VISION,
+    ):
         super().__init__()
-        width, patch = size.width, size.patch
+        width, patch, eps = size.width, size.patch, variant.epsilon
         self.conv1 = nn.Conv2d(3, width, patch, stride=patch, bias=False)
         self.class_embedding = _parameter(width)
         self.positional_embedding = _parameter((size.image // patch) ** 2 + 1, width)
-        self.ln_pre, self.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.transformer = _blocks(size, activation, causal=False)
-        self.proj = _parameter(width, embedding)
+        self.ln_pre = nn.LayerNorm(width, eps=eps) if variant.norm_in else nn.Identity()
+        self.transformer = _blocks(size, activation, causal=False, scale=variant.scale, epsilon=eps)
+        read = width
+        if variant.queries:
+            read, heads = embedding, variant.query_heads
+            self.attn_pool = QueryPool(width, embedding, variant.queries, heads)
+        self.ln_post = nn.LayerNorm(read, eps=eps)
+        self.proj = _parameter(read, embedding)
+        self.variant = variant
 
     def layers(self, pixels: Tensor) -> Layers:
         """(name, value) of each layer, in order of execution; the last is the feature."""
@@ -97,7 +172,16 @@ class VisionTransformer(nn.Module):
         for number, block in enumerate(self.transformer["resblocks"]):
             x = block(x)
             yield f"block {number}", x
-        yield "feature", self.ln_post(x[:, 0]) @ self.proj
+        yield "feature", self._pooled(x) @ self.proj
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        if self.variant.queries:
+            return self.ln_post(self.attn_pool(x))[:, 0]
+        if self.variant.pool == "class":
+            return self.ln_post(x[:, 0])
+        if self.variant.pool == "mean":
+            return self.ln_post(x[:, 1:].mean(dim=1))
+        return self.ln_post(x)[:, 1:].mean(dim=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return _last(self.layers(pixels))
@@ -196,21 +280,37 @@ class Clip(nn.Module):
 
     Args:
       size: see `cir_jax.towers.clip.sizes`.
-      context: text positions.
+      context: text positions, without that of a class token.
     """
 
     def __init__(self, size: ClipSize, context: int):
         super().__init__()
-        if isinstance(size.vision, ResNetSize):
-            self.visual = ModifiedResNet(size.vision, size.embedding)
+        vision, text, variant = size.vision, size.text, size.text_variant
+        self.visual: nn.Module
+        if isinstance(vision, ResNetSize):
+            self.visual = ModifiedResNet(vision, size.embedding)
+        elif isinstance(vision, EvaSize):
+            self.visual = eva02.ImageEncoder(vision, size.embedding)
         else:
-            self.visual = VisionTransformer(size.vision, size.embedding, size.activation)
-        self.transformer = _blocks(size.text, size.activation, causal=True)
-        self.token_embedding = nn.Embedding(sizes.VOCABULARY, size.text.width)
-        self.positional_embedding = _parameter(context, size.text.width)
-        self.ln_final = nn.LayerNorm(size.text.width)
-        self.text_projection = _parameter(size.text.width, size.embedding)
+            kind = size.activation, size.vision_variant
+            self.visual = VisionTransformer(vision, size.embedding, *kind)
+        self.transformer = _blocks(
+            text, size.activation, causal=variant.causal, scale=variant.scale,
+            epsilon=variant.epsilon,
+        )  # fmt: skip
+        self.token_embedding = nn.Embedding(variant.vocabulary, text.width)
+        self.positional_embedding = _parameter(context + variant.class_token, text.width)
+        if variant.class_token:
+            self.cls_emb = _parameter(text.width)
+        self.ln_final = nn.LayerNorm(text.width, eps=variant.epsilon)
+        self.text_projection: nn.Module | nn.Parameter
+        if variant.bias:
+            self.text_projection = nn.Linear(text.width, size.embedding)
+        else:
+            self.text_projection = _parameter(text.width, size.embedding)
         self.logit_scale = _parameter()
+        self.context = context
+        self.variant = variant
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """[B, 3, S, S] normalised -> [B, D], not unit length."""
@@ -221,16 +321,40 @@ class Clip(nn.Module):
         return _last(self.text_layers(tokens))
 
     def text_layers(self, tokens: Tensor) -> Layers:
-        """(name, value) of each layer of the text side; the last is the feature."""
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        """(name, value) of each layer of the text side; the last is the feature.
+
+        Of a text that is not causal, is read at a fixed place or has a class token, T must be the
+        context.
+        """
+        x, unseen = self.token_embedding(tokens), None
+        if self.variant.class_token:
+            assert tokens.shape[1] == self.context
+            x = torch.cat([x, self.cls_emb.expand(len(x), 1, -1)], dim=1)
+            # The mask of open_clip's trained weights: that of the padding, one place to the right.
+            first = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
+            unseen = torch.cat([first, tokens == 0], dim=1)
+        x = x + self.positional_embedding[: x.shape[1]]
         yield "embedding", x
         for number, block in enumerate(self.transformer["resblocks"]):
-            x = block(x)
+            x = block(x, unseen)
             yield f"block {number}", x
         x = self.ln_final(x)
         yield "norm", x
-        end = tokens.argmax(dim=1)  # end-of-text has the largest id
-        yield "feature", x[torch.arange(len(x), device=x.device), end] @ self.text_projection
+        read = x[torch.arange(len(x), device=x.device), self._place(tokens)]
+        if isinstance(self.text_projection, nn.Linear):
+            yield "feature", self.text_projection(read)
+        else:
+            yield "feature", read @ self.text_projection
+
+    def _place(self, tokens: Tensor) -> Tensor:
+        """[B] where each text is read."""
+        if self.variant.class_token or self.variant.pool == "last":
+            return torch.full((len(tokens),), -1, device=tokens.device)
+        if self.variant.pool == "first":
+            return torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device)
+        if self.variant.end:
+            return (tokens == self.variant.end).int().argmax(dim=1)
+        return tokens.argmax(dim=1)  # end-of-text has the largest id
 
 
 def build(size: ClipSize, context: int = sizes.CONTEXT) -> Clip:

@@ -17,6 +17,7 @@ from flax import nnx
 
 from cir_jax.contract import Functions
 from cir_jax.params import Params
+from cir_jax.towers.clip.eva import EvaTransformer, angles
 from cir_jax.towers.clip.resnet import ModifiedResNet
 
 Layers = Iterator[tuple[str, jax.Array]]
@@ -99,7 +100,9 @@ def _embed(
 
 def _image_layers(tower: nnx.Module, pixels: jax.Array) -> Layers:
     if not isinstance(tower, ModifiedResNet):
-        yield from _blocks(tower, "stem", pixels)
+        turns = isinstance(tower, EvaTransformer)
+        angle = (jnp.asarray(angles(tower.size)),) if turns else ()
+        yield from _blocks(tower, "stem", pixels, *angle)
         yield "feature", _run(tower, "__call__", pixels)
         return
     x = _run(_without_blocks(tower), "features", pixels)
@@ -112,21 +115,22 @@ def _image_layers(tower: nnx.Module, pixels: jax.Array) -> Layers:
 
 
 def _text_layers(tower: nnx.Module, tokens: jax.Array) -> Layers:
-    for layer in _blocks(tower, "embedding", tokens):
+    mask = _run(tower, "mask", tokens)
+    for layer in _blocks(tower, "embedding", tokens, *(() if mask is None else (mask,))):
         yield layer
         x = layer[1]
     yield "norm", _run(tower.norm_out, "__call__", x)
     yield "feature", _run(tower, "__call__", tokens)
 
 
-def _blocks(tower: nnx.Module, first: str, x: jax.Array) -> Layers:
-    """What enters the blocks, called `first`, then the output of each of them."""
+def _blocks(tower: nnx.Module, first: str, x: jax.Array, *more: jax.Array) -> Layers:
+    """What enters the blocks, called `first`, then the output of each of them, given `more`."""
     x = _run(_without_blocks(tower), "tokens", x)
     yield first, x
     graph, stacked = nnx.split(tower.blocks)
     for number in range(tower.blocks.norm1.scale.shape[0]):
         one = jax.tree.map(lambda leaf, n=number: leaf[n], stacked)
-        x = _apply(graph, "__call__", one, x)
+        x = _apply(graph, "__call__", one, x, *more)
         yield f"block {number}", x
 
 
@@ -148,12 +152,12 @@ class _Same(nnx.Module):
         return x
 
 
-def _run(module: nnx.Module, method: str, x: jax.Array) -> jax.Array:
+def _run(module: nnx.Module, method: str, x: jax.Array) -> Any:
     graph, state = nnx.split(module)
     return _apply(graph, method, state, x)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _apply(graph: Any, method: str, state: Any, x: jax.Array) -> jax.Array:
+def _apply(graph: Any, method: str, state: Any, *inputs: jax.Array) -> Any:
     """Parameters are arguments: one program serves all layers of one shape."""
-    return getattr(nnx.merge(graph, state), method)(x)
+    return getattr(nnx.merge(graph, state), method)(*inputs)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPModel, MetaClip2Model
 
 from cir_jax import weights
 from cir_jax.contract import Functions
@@ -88,8 +88,10 @@ def clip_models(
 
     Arguments are those of `blip.both`.
     """
-    context = functions.abstract["text/position"].shape[0]
-    pixels, tokens = random_values.inputs(functions.image_size, context, batch, seed)
+    size, context = _size(functions)
+    words = (0, range(4, size.text_variant.vocabulary), size.text_variant.end)
+    text = words if size.text_variant.end else random_values.CLIP_TEXT
+    pixels, tokens = random_values.inputs(functions.image_size, context, batch, seed, text)
     got = ours.trace(functions, params, pixels, tokens)
     want, whose = _published(places, functions, params, pixels, tokens)
     return want, got, whose
@@ -99,15 +101,15 @@ def _published(
     places: list[str], functions: Functions, params: Params, pixels: np.ndarray, tokens: np.ndarray
 ) -> tuple[dict[str, np.ndarray], str]:
     """(PyTorch's trace, where its tensors come from)."""
-    size = sizes.find(functions.config.tower)
-    context = functions.abstract["text/position"].shape[0]
+    size, context = _size(functions)
     clip_state, combiner_state, whose = None, None, []
     for place in [p for p in places if not weights.is_run(p)]:
         source = sources.open_source(place)
         layout, held = identify.find(source, functions.config.name)
-        if layout.name == "huggingface":
-            whose.append(f"transformers' CLIPModel of {place}")
-            model = CLIPModel.from_pretrained(place, dtype=torch.float32).eval()
+        if layout.name in ("huggingface", "metaclip2"):
+            kind = CLIPModel if layout.name == "huggingface" else MetaClip2Model
+            whose.append(f"transformers' {kind.__name__} of {place}")
+            model = kind.from_pretrained(place, dtype=torch.float32).eval()
             layers = transformers_clip.trace(model, pixels, tokens)
         elif layout.name == "combiner":
             combiner_state = state_dicts.of_file(source, held.group)
@@ -115,11 +117,11 @@ def _published(
         elif layout.name != "safetensors":
             prefix = "clip." if layout.name == "spn" else ""
             state = state_dicts.of_file(source, held.group)
-            state = {n.removeprefix(prefix): x for n, x in state.items()}
+            state = {n.removeprefix(prefix).removeprefix("text."): x for n, x in state.items()}
             ignored = [n for n in state if tables.ignored_reason(layout.ignored, n)]
             clip_state = {n: x for n, x in state.items() if n not in ignored}
             whose.append(f"the tensors of {place}")
-    if not any("CLIPModel" in text for text in whose):
+    if not any(text.startswith("transformers'") for text in whose):
         if clip_state is None:
             clip_state = state_dicts.of_rules(clip_rules.openai(size), params)
             whose.append("CLIP by the tensors that an export writes")
@@ -131,6 +133,12 @@ def _published(
         raw = (torch.from_numpy(layers[n]) for n in ("reference", "text/feature"))
         layers["query"] = combiner.query(combiner_state, *raw).numpy()
     return layers, ", ".join(whose)
+
+
+def _size(functions: Functions) -> tuple[sizes.ClipSize, int]:
+    """(size, text positions, without that of a class token)."""
+    size = sizes.find(functions.config.tower)
+    return size, functions.config.context or size.context
 
 
 def _filled(size: Any, context: int, state: dict[str, Tensor]) -> clip4cir.Clip4Cir:

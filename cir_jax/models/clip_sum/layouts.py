@@ -8,29 +8,40 @@ a missing tensor passes there in silence. Here nothing may be missing and nothin
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cir_jax.convert import inputs, sources
 from cir_jax.convert.containers import safe_tensors, torch_writer
-from cir_jax.convert.containers.tensors import Tensor
+from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source
 from cir_jax.convert.tables import expand, tensors_of
-from cir_jax.data.pixels import Normalisation
+from cir_jax.data import tokenizer_files, tokens
 from cir_jax.errors import UserError
 from cir_jax.files import whole
 from cir_jax.models.clip_sum import sentence_transformers
+from cir_jax.models.clip_sum.folders import (
+    INDEX_TEXT,
+    check_alone,
+    own_tokenizer,
+    pixels_of,
+    write_json,
+)
 from cir_jax.towers import encoders
 from cir_jax.towers.clip import huggingface, open_clip, sizes
 from cir_jax.towers.clip import weight_rules as clip
+from cir_jax.towers.clip.encoder import owns
 from cir_jax.towers.clip.sizes import ClipSize
 from cir_jax.towers.siglip import weight_rules as siglip
 from cir_jax.weight_rules import Rule
 
 MARK = "visual.conv1.weight"  # the first tensor of every CLIP in OpenAI's names
+EVA_MARK = "visual.trunk.patch_embed.proj.weight"  # of open_clip's models with an encoder of timm
+OPEN_CLIP = "open_clip_config.json"
 HUGGINGFACE_MARK = "vision_model.embeddings.patch_embedding.weight"
 # transformers' BLIP and BLIP-2 have that too; CLIP has no such attention.
 OTHER_MARK = "vision_model.encoder.layers.0.self_attn.qkv.weight"
@@ -39,7 +50,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 # trained, and as CLIP's own preprocessing does.
 PADDED = {"pad": "target", "target_ratio": 1.25, "loading": "released"}
 CROPPED = {"pad": "none"}
-INDEX_TEXT = "index_text"  # folder of the text tower of the index, where it is another
+LOGIT_BIAS = clip.LOGIT_BIAS.regex
 DOUBT = (
     "its tensors do not say whether the activation is OpenAI's QuickGELU or the GELU of most "
     "models of open_clip, nor how many heads there are"
@@ -49,7 +60,9 @@ DOUBT = (
 def _agrees(size: ClipSize, context: int, sure: bool) -> Callable[[str, Any], bool]:
     def agrees(key: str, value: Any) -> bool:
         if key == "context":
-            return (value or sizes.CONTEXT) == context
+            return (value or size.context) == context
+        if not owns(value):
+            return False
         given = sizes.find(value)
         return (given if sure else _bare(given)) == (size if sure else _bare(size))
 
@@ -73,10 +86,15 @@ def _found(
     data: Mapping[str, Any],
     doubt: str = "",
     came: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Found:
+    """`came` and `folder`: what came with the weights, and where files beside them lie."""
     config = {"tower": sizes.name_of(size), "context": clip.context_key(context)}
+    came = dict(came or {})
+    if size.tokenizer == tokens.FILE and folder and tokenizer_files.vocabularies(folder):
+        came |= inputs.tokenizer(folder)
     agrees = _agrees(size, context, sure=not doubt)
-    return Found(group, config, doubt, agrees, data=data, inputs=came or {})
+    return Found(group, config, doubt, agrees, data=data, inputs=came)
 
 
 def _in_openai_names(
@@ -94,8 +112,8 @@ def _group(source: Source, name: str, groups: tuple[str, ...] = ()) -> str | Non
     return next((g for g in chosen if name in source.groups[g]), None)
 
 
-def find_huggingface(source: Source) -> Found | None:
-    """A folder of transformers' CLIPModel."""
+def find_huggingface(source: Source, kind: huggingface.Kind = huggingface.CLIP) -> Found | None:
+    """A folder of transformers' CLIPModel, or of another kind."""
     group = _group(source, HUGGINGFACE_MARK)
     if group is None or {OTHER_MARK, siglip.MARK} & source.groups[group].keys():
         return None
@@ -105,26 +123,44 @@ def find_huggingface(source: Source) -> Found | None:
             "given, which says its heads and its activation; give the folder that has both, not "
             "the file alone"
         )
-    size, context = huggingface.size_of(source.configs["config.json"], source.folder)
+    config = source.configs["config.json"]
+    if huggingface.kind_of(config) not in (kind, None):
+        return None
+    size, context = huggingface.size_of(config, source.folder, kind)
     crops = huggingface.crops_as_clip(source.folder)
     said = huggingface.processor_of(source.folder).model
-    return _found(group, size, context, CROPPED if crops else {}, came=said)
+    data = CROPPED if crops else {}
+    return _found(group, size, context, data, came=said, folder=source.folder)
 
 
-def find_open_clip(source: Source) -> Found | None:
-    """A state dict of open_clip, with its config beside it or with a doubt."""
-    group = _group(source, MARK, ("", "state_dict"))
-    if source.container == "torchscript":  # OpenAI's, whatever lies beside it
+def find_open_clip(source: Source, custom: bool = False) -> Found | None:
+    """A state dict of open_clip, with its config beside it or with a doubt.
+
+    Args:
+      source: any.
+      custom: of a model whose text side has names of its own although open_clip has it without.
+    """
+    groups = (_group(source, mark, ("", "state_dict")) for mark in (MARK, EVA_MARK))
+    group = next((one for one in groups if one is not None), None)
+    if group is None or source.container == "torchscript":  # OpenAI's, whatever lies beside it
         return None
-    if group is None or (group == "" and "open_clip_config.json" not in source.configs):
-        return None
-    if "open_clip_config.json" not in source.configs:
-        return _in_openai_names(source, group, {}, doubt=DOUBT)
-    config = source.configs["open_clip_config.json"]
+    tensors = source.groups[group]
+    apart = f"{clip.CUSTOM}token_embedding.weight" in tensors
+    if OPEN_CLIP not in source.configs:
+        if apart or EVA_MARK in tensors:
+            raise UserError(
+                f"{source.place} has names of an open_clip model whose network they do not tell; "
+                f"put its {OPEN_CLIP} beside it"
+            )
+        doubtful = group != "" and not custom
+        return _in_openai_names(source, group, {}, doubt=DOUBT) if doubtful else None
+    config = source.configs[OPEN_CLIP]
     size, context = open_clip.size_of(config, source.folder)
+    if custom != (apart and not open_clip.needs_custom_text(size)):
+        return None
     said = open_clip.processor_of(config, source.folder).model
     data = CROPPED if open_clip.crops_as_clip(config) else {}
-    return _found(group, size, context, data, came=said)
+    return _found(group, size, context, data, came=said, folder=source.folder)
 
 
 def find_openai(source: Source) -> Found | None:
@@ -147,25 +183,54 @@ def find_spn(source: Source) -> Found | None:
 
 
 def openai_rules(config: Any, prefix: str = "") -> list[Rule]:
-    """The rules in OpenAI's names."""
-    return clip.openai(sizes.find(config.tower), prefix)
+    """The rules in OpenAI's names.
+
+    Raises:
+      UserError: the towers are another family's.
+    """
+    return clip.openai(clip_size(config), prefix)
 
 
-def huggingface_rules(config: Any) -> list[Rule]:
+def clip_size(config: Any) -> ClipSize:
+    """The size that a `model` section names.
+
+    Raises:
+      UserError: the towers are another family's.
+    """
+    if not owns(config.tower):
+        raise UserError(
+            f"model.tower={config.tower} is no CLIP, so it cannot be written as one; use --format "
+            f"{encoders.find(config.tower).family} or safetensors"
+        )
+    return sizes.find(config.tower)
+
+
+def open_clip_rules(config: Any, custom: bool = False) -> list[Rule]:
+    """The rules in the names of open_clip, `custom` as for `find_open_clip`."""
+    size = clip_size(config)
+    apart = custom or open_clip.needs_custom_text(size)
+    return clip.openai(size, text=clip.CUSTOM if apart else "")
+
+
+def huggingface_rules(config: Any, kind: huggingface.Kind = huggingface.CLIP) -> list[Rule]:
     """The rules in transformers' names.
 
     Raises:
-      UserError: a ResNet, which it does not have.
+      UserError: a ResNet, or another network that transformers' class is not.
     """
-    huggingface.config_of(sizes.find(config.tower), config.context or sizes.CONTEXT)
+    size = clip_size(config)
+    huggingface.config_of(size, config.context or size.context, kind)
     return clip.huggingface()
 
 
 def processor_files(source: Source, config: Any) -> list[Path]:
-    """Tokenizer and image processor beside the weights, which must be CLIP's."""
+    """Tokenizer and image processor beside the weights; the tokenizer, if it is not the weights'
+    own, must be CLIP's."""
     if not source.place.is_dir():
         return []
-    return huggingface.tokenizer_files(source.place, sizes.find(config.tower).vision.image)
+    size = sizes.find(config.tower)
+    own = size.tokenizer == tokens.FILE
+    return huggingface.tokenizer_files(source.place, size.vision.image, own)
 
 
 def huggingface_index(source: Source) -> tuple[Source, list[Rule]] | None:
@@ -211,26 +276,55 @@ def write_open_clip(place: Path, tensors: dict[str, Tensor], written: Written) -
     """A folder that open_clip loads as `local-dir:FOLDER`."""
     check_alone(place, ("open_clip_model.safetensors",))
     size, context = _size(written)
-    config = place / "open_clip_config.json"
+    own = own_tokenizer(written)
+    config = place / OPEN_CLIP
+    custom = any(name.startswith(clip.CUSTOM) for name in tensors)
     weights = place / "open_clip_model.safetensors"
     with whole(weights) as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
-    write_json(config, open_clip.config_of(size, context, *_pixels(written)))
-    return [weights, config]
+    pixels, bias = pixels_of(written), LOGIT_BIAS in tensors
+    write_json(config, open_clip.config_of(size, context, *pixels, custom=custom, bias=bias))
+    for name, content in own.items():
+        with whole(place / name) as file:
+            file.write(content)
+    return [weights, config, *(place / name for name in own)]
 
 
-def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written) -> list[Path]:
-    """A folder that `CLIPModel.from_pretrained` loads, and the index's text tower if it differs."""
+def scalar_logit_scale(
+    tensors: Mapping[str, Tensor], config: Any, where: str
+) -> Mapping[str, Tensor]:
+    """The same tensors; a logit scale that open_clip keeps as a list of one as the number."""
+    scale = tensors.get("logit_scale")
+    if scale is None or scale.shape != (1,):
+        return tensors
+    return {**tensors, "logit_scale": Tensor((), scale.dtype, lambda: scale.read().reshape(()))}
+
+
+def open_clip_extra(tensors: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Counters, and the bias of a sigmoid loss if the weights came with one."""
+    bias = {LOGIT_BIAS: of(np.asarray(kept[LOGIT_BIAS], np.float32))} if LOGIT_BIAS in kept else {}
+    return clip.counters(tensors, kept) | bias
+
+
+def write_huggingface(
+    place: Path,
+    tensors: dict[str, Tensor],
+    written: Written,
+    kind: huggingface.Kind = huggingface.CLIP,
+) -> list[Path]:
+    """A folder that transformers' `from_pretrained` loads, and the index's text tower if it
+    differs."""
     size, context = _size(written)
-    config = huggingface.config_of(size, context)
+    config, own = huggingface.config_of(size, context, kind), own_tokenizer(written)
     another = any(path.startswith("text/") for path in written.differ)
     check_alone(place, ("model.safetensors", *([INDEX_TEXT] if another else [])))
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
     write_json(place / "config.json", config)
     files = list(written.files)
-    huggingface.write_processor(place, size, context, files, *_pixels(written))
-    if written.config.name == "clip_sum":  # whose query is the sum of what the folder gives
+    huggingface.write_processor(place, size, context, files, *pixels_of(written), own)
+    # Whose query is the sum of what the folder gives; a CLIP module of theirs is a CLIPModel.
+    if written.config.name == "clip_sum" and kind == huggingface.CLIP:
         sentence_transformers.write(place, dict(written.data))
     if another:
         folder = place / INDEX_TEXT
@@ -238,63 +332,60 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
         table = expand(clip.huggingface_text(), text)
         with whole(folder / "model.safetensors") as file:
             safe_tensors.write(file, tensors_of(table, text, written.dtypes), {"format": "pt"})
-        write_json(folder / "config.json", huggingface.text_config_of(size, context))
+        write_json(folder / "config.json", huggingface.text_config_of(size, context, kind))
     return sorted(p for p in place.rglob("*") if p.is_file())
 
 
 def _size(written: Written) -> tuple[ClipSize, int]:
-    return sizes.find(written.config.tower), written.config.context or sizes.CONTEXT
-
-
-def _pixels(written: Written) -> tuple[Normalisation, str]:
-    """(normalisation, filter) of what is written."""
-    encoder, said = encoders.find(written.config.tower), written.config
-    pixels = Normalisation(
-        tuple(said.get(inputs.MEAN, ())) or encoder.pixels.mean,
-        tuple(said.get(inputs.DEVIATION, ())) or encoder.pixels.deviation,
-    )
-    return pixels, said.get(inputs.INTERPOLATION, "") or encoder.resize.interpolation
-
-
-def check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
-    """Raises UserError if a folder has weights that would stay beside those that are written."""
-    names = (*sources.WEIGHTS, INDEX_TEXT)
-    there = [n for n in names if n not in replaced and (folder / n).exists()]
-    if there:
-        raise UserError(
-            f"{folder} holds {', '.join(there)} of an earlier export or another project, and would "
-            "be read as a mixture of both; give another folder, or delete that"
-        )
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    with whole(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+    size = sizes.find(written.config.tower)
+    return size, written.config.context or size.context
 
 
 _OPENAI: dict[str, Any] = {
     "ignored": (clip.COUNTERS, clip.ABOUT, clip.MASK),
     "extra": clip.counters,
 }
+_OPEN_CLIP: dict[str, Any] = {
+    "write": write_open_clip,
+    "files": processor_files,
+    "fitted": scalar_logit_scale,
+    "ignored": (*_OPENAI["ignored"], clip.DECODER, clip.LOGIT_BIAS),
+    "extra": open_clip_extra,
+}
+_HUGGINGFACE: dict[str, Any] = {
+    "ignored": (clip.POSITIONS,), "index": huggingface_index, "files": processor_files,
+}  # fmt: skip
 LAYOUTS = (
     Layout(
         "huggingface",
         "a folder of transformers' CLIPModel",
         find_huggingface,
         huggingface_rules,
-        ignored=(clip.POSITIONS,),
         write=write_huggingface,
-        index=huggingface_index,
-        files=processor_files,
+        **_HUGGINGFACE,
+    ),
+    Layout(
+        "metaclip2",
+        "a folder of transformers' MetaClip2Model (MetaCLIP 2; published weights are CC-BY-NC 4.0, "
+        "not for commercial use)",
+        functools.partial(find_huggingface, kind=huggingface.METACLIP_2),
+        functools.partial(huggingface_rules, kind=huggingface.METACLIP_2),
+        write=functools.partial(write_huggingface, kind=huggingface.METACLIP_2),
+        **_HUGGINGFACE,
     ),
     Layout(
         "open_clip",
         "a folder of open_clip",
         find_open_clip,
-        openai_rules,
-        write=write_open_clip,
-        files=processor_files,
-        **_OPENAI,
+        open_clip_rules,
+        **_OPEN_CLIP,
+    ),
+    Layout(
+        "open_clip_custom_text",
+        "a folder of open_clip with custom_text, whose text side has names of its own",
+        functools.partial(find_open_clip, custom=True),
+        functools.partial(open_clip_rules, custom=True),
+        **_OPEN_CLIP,
     ),
     Layout(
         "clip4cir",

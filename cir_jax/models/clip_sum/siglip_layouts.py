@@ -13,7 +13,7 @@ from cir_jax.convert.tables import expand, tensors_of
 from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
-from cir_jax.models.clip_sum.layouts import INDEX_TEXT, check_alone, write_json
+from cir_jax.models.clip_sum.folders import INDEX_TEXT, check_alone, write_json
 from cir_jax.towers.siglip import encoder, huggingface, sizes, weight_rules
 from cir_jax.weight_rules import Rule
 

@@ -119,7 +119,7 @@ class Model(clip_sum.Model):
     def text_features(self, text: Text) -> jax.Array:
         """[B, T] -> [B, 12, D] tokens, not normalised; however short T is, the same ones."""
         assert not isinstance(text, Packed)  # no PACKS_TEXTS: what is behind an end takes part
-        missing = max(0, self.text.position.shape[0] - text.shape[1])
+        missing = max(0, self.text.context - text.shape[1])
         text = jnp.pad(text, ((0, 0), (0, missing)), constant_values=self.encoder.rules.pad or 0)
         positions = self.text.tokens(text)
         return self._tokens(self.text.feature(positions, text), self.text_projection(positions))

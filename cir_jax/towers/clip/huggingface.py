@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""config.json of transformers' CLIPModel <-> our sizes.
+"""config.json of transformers' CLIPModel, and of MetaClip2Model, <-> our sizes.
 
-A config leaves out what is a default of transformers, and old ones say half of it in
+MetaCLIP 2 is a CLIP with a vocabulary of its own, whose texts are read at the first token that ends
+one; its published weights are CC-BY-NC 4.0, not for commercial use. Names of its tensors are those
+of CLIPModel. A config leaves out what is a default of transformers, and old ones say half of it in
 `text_config_dict`, so transformers' own CLIPConfig completes it; that needs no torch. Keys that
 change nothing of the network at inference are let be: dropout (a network in evaluation mode has
 none, and ours never has), initialisation, `projection_dim` inside the two sides (CLIPModel reads
@@ -9,6 +11,7 @@ the outer one), the token that pads.
 """
 
 import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +25,18 @@ from cir_jax.towers.clip.processor_files import (
     write_processor,
 )
 from cir_jax.towers.clip.sizes import (
-    ACTIVATIONS,
+    PLAIN_TEXT,
     VOCABULARY,
     ClipSize,
     ResNetSize,
     TextSize,
+    TextVariant,
     VisionTransformerSize,
     check,
+    name_of,
     normal_form,
 )
+from cir_jax.towers.clip.weight_rules import differs_from_openai
 
 __all__ = [
     "config_of",
@@ -50,26 +56,55 @@ LEGACY_END = 2
 # file of BAAI/BGE-VL-base and -large is transformers' CLIPModel with methods that add the features
 # of image and text and give the sum length 1.
 SUMMED = {"modeling_MMRet_CLIP.CLIPModel": "BGE-VL, a CLIP with the sum of its two features"}
-KINDS = {"text_config": "clip_text_model", "vision_config": "clip_vision_model"}
+# An activation's name in transformers -> ours.
+ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
-def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model of transformers.
+
+    Attributes:
+      name: its `model_type`.
+      classes: what the names of its classes begin with.
+    """
+
+    name: str
+    classes: str
+
+    @property
+    def model(self) -> str:
+        """Name of the class of the whole model."""
+        return f"{self.classes}Model"
+
+    def make(self, what: str) -> Any:
+        """A class of its configs: "Config" or "TextConfig"."""
+        import transformers  # takes seconds, and other formats do without
+
+        return getattr(transformers, self.classes + what)
+
+
+CLIP, METACLIP_2 = Kind("clip", "CLIP"), Kind("metaclip_2", "MetaClip2")
+
+
+def size_of(config: dict[str, Any], where: Path, kind: Kind = CLIP) -> tuple[ClipSize, int]:
     """What a config.json says: (size in its normal form, text positions).
 
     Args:
       config: the JSON.
       where: file or folder it is from, for messages.
+      kind: which it must be of.
 
     Raises:
       UserError: it is of another kind of model, or of a CLIP that our encoders cannot be; every
         key that is at fault is named with its value.
     """
     name = f"{where}: config.json"
-    _check_kind(config, name)
-    remote_code.check(config, name, "CLIPModel", SUMMED)
-    full = _complete(config, name)
+    _check_kind(config, name, kind)
+    remote_code.check(config, name, kind.model, SUMMED if kind == CLIP else None)
+    full = _complete(config, name, kind)
     vision, text = full.vision_config, full.text_config
-    _check_function(vision, text, name)
+    _check_function(vision, text, name, kind)
 
     def number(side: Any, part: str, key: str) -> int:
         return whole_number(getattr(side, key), f"{part}.{key}", name)
@@ -84,35 +119,53 @@ def size_of(config: dict[str, Any], where: Path) -> tuple[ClipSize, int]:
 
     image = square_side(vision.image_size, "vision_config.image_size", name)
     patch = square_side(vision.patch_size, "vision_config.patch_size", name)
+    variant = PLAIN_TEXT
+    if kind == METACLIP_2 and (text.vocab_size, text.eos_token_id) != (VOCABULARY, END):
+        ids = number(text, "text_config", "vocab_size"), number(text, "text_config", "eos_token_id")
+        variant = TextVariant(vocabulary=ids[0], end=ids[1])
     size = ClipSize(
         VisionTransformerSize(image=image, patch=patch, **transformer(vision, "vision_config")),
         TextSize(**transformer(text, "text_config")),
         whole_number(full.projection_dim, "projection_dim", name),
-        vision.hidden_act,
+        ACTIVATIONS[vision.hidden_act],
+        text_variant=variant,
     )
     check(size, name)
     return normal_form(size), number(text, "text_config", "max_position_embeddings")
 
 
-def config_of(size: ClipSize, context: int) -> dict[str, Any]:
-    """config.json of a CLIPModel of this size, as transformers writes it.
+def kind_of(config: dict[str, Any]) -> Kind | None:
+    """Which of the two kinds a config.json is of; None if neither."""
+    kinds = {kind.name: kind for kind in (CLIP, METACLIP_2)}
+    named = config.get("model_type")
+    return kinds.get(named) if isinstance(named, str) else None
+
+
+def config_of(size: ClipSize, context: int, kind: Kind = CLIP) -> dict[str, Any]:
+    """config.json of a model of this size, as transformers writes it.
 
     Args:
       size: of a ViT.
       context: text positions.
+      kind: which it is to be.
 
     Raises:
-      UserError: a ResNet, which transformers does not have.
+      UserError: a ResNet, or another part that transformers' class does not have.
     """
-    from transformers import CLIPConfig  # takes seconds, and other formats do without
-
     vision = size.vision
     if isinstance(vision, ResNetSize):
         raise UserError(
             "transformers has no CLIP with a ResNet, so it cannot be exported as huggingface; the "
             "formats that can hold one are: openai, clip4cir, spn, open_clip"
         )
-    config = CLIPConfig(
+    own = TextVariant(vocabulary=size.text_variant.vocabulary, end=size.text_variant.end)
+    if differs_from_openai(size) and (kind == CLIP or differs_from_openai(_with(size, own))):
+        other = "metaclip2" if not differs_from_openai(_with(size, own)) else "open_clip"
+        raise UserError(
+            f"transformers' {kind.model} is another network than {name_of(size)}; use --format "
+            f"{other} or safetensors"
+        )
+    config = kind.make("Config")(
         text_config=_text(size, context),
         vision_config={
             "image_size": vision.image,
@@ -120,28 +173,30 @@ def config_of(size: ClipSize, context: int) -> dict[str, Any]:
             **_transformer(vision, size),
         },
         projection_dim=size.embedding,
-        architectures=["CLIPModel"],
+        architectures=[kind.model],
         dtype="float32",
     )
     return config.to_diff_dict()
 
 
-def text_config_of(size: ClipSize, context: int) -> dict[str, Any]:
-    """config.json of a CLIPTextModelWithProjection: the text side of a CLIP of this size."""
-    from transformers import CLIPTextConfig
-
-    config = CLIPTextConfig(
-        **_text(size, context), architectures=["CLIPTextModelWithProjection"], dtype="float32"
-    )
+def text_config_of(size: ClipSize, context: int, kind: Kind = CLIP) -> dict[str, Any]:
+    """config.json of the text side of a model of this size, with its projection."""
+    name = f"{kind.classes}TextModelWithProjection"
+    config = kind.make("TextConfig")(**_text(size, context), architectures=[name], dtype="float32")
     return config.to_diff_dict()
+
+
+def _with(size: ClipSize, taken: TextVariant) -> ClipSize:
+    """`size` without what a variant of its text side says, if that is all there is to it."""
+    return replace(size, text_variant=PLAIN_TEXT) if size.text_variant == taken else size
 
 
 def _text(size: ClipSize, context: int) -> dict[str, Any]:
     return {
         "max_position_embeddings": context,
-        "vocab_size": VOCABULARY,
-        "bos_token_id": START,
-        "eos_token_id": END,
+        "vocab_size": size.text_variant.vocabulary,
+        "bos_token_id": 0 if size.text_variant.end else START,
+        "eos_token_id": size.text_variant.end or END,
         **_transformer(size.text, size),
     }
 
@@ -152,23 +207,23 @@ def _transformer(part: VisionTransformerSize | TextSize, size: ClipSize) -> dict
         "intermediate_size": part.mlp or 4 * part.width,
         "num_hidden_layers": part.layers,
         "num_attention_heads": part.heads,
-        "hidden_act": size.activation,
+        "hidden_act": {ours: theirs for theirs, ours in ACTIVATIONS.items()}[size.activation],
         "layer_norm_eps": EPSILON,
         "projection_dim": size.embedding,
     }
 
 
-def _check_kind(config: dict[str, Any], name: str) -> None:
-    kind = config.get("model_type")
-    if kind != "clip":
+def _check_kind(config: dict[str, Any], name: str, kind: Kind) -> None:
+    named = config.get("model_type")
+    if named != kind.name:
         raise UserError(
-            f"{name} is of a model of the kind {kind!r}, not 'clip'; the whole of a CLIP is "
-            "needed, image and text, as transformers' CLIPModel saves it"
+            f"{name} is of a model of the kind {named!r}, not {kind.name!r}; the whole of a CLIP "
+            f"is needed, image and text, as transformers' {kind.model} saves it"
         )
     built = config.get("architectures")
-    if built and "CLIPModel" not in built:
+    if built and kind.model not in built:
         raise UserError(
-            f"{name} has architectures={built!r}; load the model with transformers' CLIPModel, "
+            f"{name} has architectures={built!r}; load the model with transformers' {kind.model}, "
             "save it from there, and give that folder"
         )
     if config.get("quantization_config"):
@@ -178,30 +233,30 @@ def _check_kind(config: dict[str, Any], name: str) -> None:
         )
 
 
-def _complete(config: dict[str, Any], name: str) -> Any:
-    """The CLIPConfig with every default of transformers."""
+def _complete(config: dict[str, Any], name: str, kind: Kind) -> Any:
+    """The config of its class, with every default of transformers."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CLIPConfig
 
     try:
-        full = CLIPConfig.from_dict(copy.deepcopy(config))
+        full = kind.make("Config").from_dict(copy.deepcopy(config))
     except (
         StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError
     ) as error:  # fmt: skip
         raise UserError(
             f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
         ) from None
-    for part, kind in KINDS.items():
-        said = (config.get(part) or {}).get("model_type", kind)
-        if said != kind:
+    for part in ("text", "vision"):
+        wanted = f"{kind.name}_{part}_model"
+        said = (config.get(f"{part}_config") or {}).get("model_type", wanted)
+        if said != wanted:
             raise UserError(
-                f"{name} has {part}.model_type={said!r}, not {kind!r}: an encoder of another kind, "
-                "which this project does not have"
+                f"{name} has {part}_config.model_type={said!r}, not {wanted!r}: an encoder of "
+                "another kind, which this project does not have"
             )
     return full
 
 
-def _check_function(vision: Any, text: Any, name: str) -> None:
+def _check_function(vision: Any, text: Any, name: str, kind: Kind) -> None:
     """Raises UserError for every key that makes another function of the same shapes."""
     wrong = []
 
@@ -217,14 +272,18 @@ def _check_function(vision: Any, text: Any, name: str) -> None:
     both = f"{vision.hidden_act!r} in vision_config: both sides must have the same"
     need(text.hidden_act == vision.hidden_act, "text_config.hidden_act", text.hidden_act, both)
     need(vision.num_channels == 3, "vision_config.num_channels", vision.num_channels, "RGB: 3")
-    need(
-        text.vocab_size == VOCABULARY, "text_config.vocab_size", text.vocab_size,
-        f"CLIP's {VOCABULARY}: there is no other tokenizer here",
-    )  # fmt: skip
-    need(
-        text.eos_token_id in (LEGACY_END, END), "text_config.eos_token_id", text.eos_token_id,
-        f"texts are read at CLIP's {END}, which old configs write as {LEGACY_END}",
-    )  # fmt: skip
+    if kind == METACLIP_2:
+        end = text.eos_token_id
+        need(type(end) is int, "text_config.eos_token_id", end, "texts are read at one id")
+    else:
+        need(
+            text.vocab_size == VOCABULARY, "text_config.vocab_size", text.vocab_size,
+            f"CLIP's {VOCABULARY}: a CLIPModel of another tokenizer is not known here",
+        )  # fmt: skip
+        need(
+            text.eos_token_id in (LEGACY_END, END), "text_config.eos_token_id", text.eos_token_id,
+            f"texts are read at CLIP's {END}, which old configs write as {LEGACY_END}",
+        )  # fmt: skip
     if wrong:
         raise UserError(
             f"{name} is of a CLIP that this project cannot be: {'; '.join(wrong)}. Take other "

@@ -8,7 +8,7 @@ does the same.
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,13 @@ SAMPLES = (
 _REMEDY = "or take the tokenizer files out of the folder if its weights have CLIP's own vocabulary"
 
 
-def tokenizer_files(folder: Path, image: int | None = None) -> list[Path]:
+def tokenizer_files(folder: Path, image: int | None = None, own: bool = False) -> list[Path]:
     """The tokenizer and processor files of a folder, checked to be CLIP's.
 
     Args:
       folder: of a model of transformers.
       image: side of the model's images in pixels; None does not compare it.
+      own: its tokenizer is one of its own, which a run keeps by itself: left out.
 
     Returns:
       Those that are there; [] if there are none, and our own tokenizer is what the weights get.
@@ -59,7 +60,8 @@ def tokenizer_files(folder: Path, image: int | None = None) -> list[Path]:
       UserError: the tokenizer makes other ids than ours, or the pixels are normalised or cropped
         otherwise; the file and the first difference are named.
     """
-    present = [folder / n for n in (*TOKENIZER, PREPROCESSOR, PROCESSOR) if (folder / n).is_file()]
+    known = (*(() if own else TOKENIZER), PREPROCESSOR, PROCESSOR)
+    present = [folder / n for n in known if (folder / n).is_file()]
     names = {path.name for path in present}
     if names.intersection(TOKENIZER):
         _check_tokenizer(folder, names)
@@ -98,6 +100,7 @@ def write_processor(
     taken_over: list[Path],
     normalisation: Normalisation = CLIP,
     interpolation: str = "bicubic",
+    own: Mapping[str, bytes] | None = None,
 ) -> list[Path]:
     """Writes tokenizer and image processor files with which transformers does what we do.
 
@@ -110,6 +113,7 @@ def write_processor(
         from our own vocabulary.
       normalisation: of the pixels.
       interpolation: filter of the resize.
+      own: name -> content of the files of a tokenizer that is not CLIP's.
 
     Returns:
       The files written.
@@ -120,7 +124,9 @@ def write_processor(
         if _image_differences(settings, size.vision.image)
     }
     content = {path.name: path.read_bytes() for path in taken_over if path not in other}
-    if not any(name in content for name in VOCABULARY_FILES):
+    if own:
+        content |= own
+    elif not any(name in content for name in VOCABULARY_FILES):
         content |= _own_tokenizer(context)
     if not _image_settings([path for path in taken_over if path not in other]):
         content[PREPROCESSOR] = _own_image_processor(

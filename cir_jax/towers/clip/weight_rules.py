@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of the CLIP encoders, in the names of OpenAI (and of all who build on them) and of
-transformers, and the sizes of the encoders as their shapes tell them.
+"""Rules of the CLIP encoders, in the names of OpenAI (and of all who build on them, open_clip with
+its own parts among them) and of transformers, and the sizes of the encoders as their shapes tell
+them.
 
 Queries, keys and values are one tensor of OpenAI's, rows q, k, v; `proj` and `text_projection` are
 used as x @ W there and lie as ours do. Source: the published state dicts.
@@ -17,12 +18,16 @@ from cir_jax.convert.containers.tensors import Tensor, of
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.sizes import (
     CONTEXT,
+    PLAIN_TEXT,
+    PLAIN_VISION,
     VOCABULARY,
     ClipSize,
+    EvaSize,
     ResNetSize,
     TextSize,
     VisionTransformerSize,
     check,
+    name_of,
     normal_form,
 )
 from cir_jax.weight_rules import CONVOLUTION, LINEAR, SAME, Ignored, Rule, dense, norm
@@ -37,21 +42,25 @@ ABOUT = Ignored(
 )
 MASK = Ignored(r"(.*\.)?attn_mask", "the causal mask, which follows from the positions")
 POSITIONS = Ignored(r".*\.position_ids", "the numbers 0, 1, 2 and so on")
+DECODER = Ignored(r"text_decoder\..*", "CoCa's writer of captions, which a search does not need")
+LOGIT_BIAS = Ignored("logit_bias", "of a sigmoid loss over pairs; no ranking depends on it")
+CUSTOM = "text."  # before the names of the text side where open_clip has `custom_text`
 
 
-def openai(size: ClipSize, prefix: str = "") -> list[Rule]:
-    """The rules of a whole CLIP in OpenAI's names, each with `prefix` before it."""
-    vision = _openai_resnet if isinstance(size.vision, ResNetSize) else _openai_vit
-    rules = [
-        *vision(),
-        Rule("token_embedding.weight", "text/token_embedding"),
-        Rule("positional_embedding", "text/position"),
-        *norm("ln_final", "text/norm_out"),
-        Rule("text_projection", "text/proj"),
-        Rule("logit_scale", "logit_scale"),
-        *_openai_blocks("transformer", "text/blocks"),
-    ]
-    return [Rule(prefix + r.source, r.path, r.axes, r.part) for r in rules]
+def openai(size: ClipSize, prefix: str = "", text: str = "") -> list[Rule]:
+    """The rules of a whole CLIP in OpenAI's names, or those that open_clip made of them.
+
+    Args:
+      size: of any CLIP.
+      prefix: stands before every name.
+      text: stands before the names of the text side, CUSTOM or nothing.
+    """
+    if isinstance(size.vision, ResNetSize):
+        vision = _openai_resnet()
+    else:
+        vision = _eva() if isinstance(size.vision, EvaSize) else _openai_vit(size)
+    rules = [*vision, *_openai_text(size, text), Rule("logit_scale", "logit_scale")]
+    return [Rule(prefix + r.source, r.path, r.axes, r.part, r.ones) for r in rules]
 
 
 def huggingface() -> list[Rule]:
@@ -164,16 +173,87 @@ def context_key(context: int) -> int:
     return 0 if context == CONTEXT else context
 
 
-def _openai_vit() -> list[Rule]:
+def _openai_text(size: ClipSize, prefix: str) -> list[Rule]:
+    variant, projection = size.text_variant, f"{prefix}text_projection"
+    rules = [
+        Rule(f"{prefix}token_embedding.weight", "text/token_embedding"),
+        Rule(f"{prefix}positional_embedding", "text/position"),
+        *norm(f"{prefix}ln_final", "text/norm_out"),
+        *_openai_blocks(f"{prefix}transformer", "text/blocks", variant.scale),
+    ]
+    if variant.class_token:
+        rules.append(Rule(f"{prefix}cls_emb", "text/class_token"))
+    if variant.bias:
+        rules.append(Rule(f"{projection}.weight", "text/proj", LINEAR))
+        return [*rules, Rule(f"{projection}.bias", "text/proj_bias")]
+    return [*rules, Rule(projection, "text/proj")]
+
+
+def _openai_vit(size: ClipSize) -> list[Rule]:
+    variant = size.vision_variant
     return [
         Rule("visual.conv1.weight", "visual/patch_kernel", CONVOLUTION),
         Rule("visual.class_embedding", "visual/class_token"),
         Rule("visual.positional_embedding", "visual/position"),
-        *norm("visual.ln_pre", "visual/norm_in"),
+        *(norm("visual.ln_pre", "visual/norm_in") if variant.norm_in else []),
         *norm("visual.ln_post", "visual/norm_out"),
         Rule("visual.proj", "visual/proj"),
-        *_openai_blocks("visual.transformer", "visual/blocks"),
+        *_openai_blocks("visual.transformer", "visual/blocks", variant.scale),
+        *(_attention_pool(size) if variant.queries else []),
     ]
+
+
+def _attention_pool(size: ClipSize) -> list[Rule]:
+    """Of CoCa. PyTorch has one matrix for all three where the tokens are as wide as the queries."""
+    theirs, ours = "visual.attn_pool", "visual/pool"
+    rules = [
+        Rule(f"{theirs}.query", f"{ours}/queries"),
+        *norm(f"{theirs}.ln_q", f"{ours}/norm_query"),
+        *norm(f"{theirs}.ln_k", f"{ours}/norm_key"),
+        *dense(f"{theirs}.attn.out_proj", f"{ours}/out"),
+    ]
+    assert isinstance(size.vision, VisionTransformerSize)
+    joined = size.vision.width == size.embedding
+    for n, name in enumerate(("query", "key", "value")):
+        leaf = f"{ours}/{name}"
+        source = f"{theirs}.attn.{name[0]}_proj_weight"
+        rules += [
+            Rule(f"{theirs}.attn.in_proj_weight", f"{leaf}/kernel", LINEAR, (n, 3))
+            if joined
+            else Rule(source, f"{leaf}/kernel", LINEAR),
+            Rule(f"{theirs}.attn.in_proj_bias", f"{leaf}/bias", SAME, (n, 3)),
+        ]
+    return rules
+
+
+def _eva() -> list[Rule]:
+    """The ViT of EVA-02-CLIP, in the names of timm, whose network open_clip builds it from."""
+    trunk, block = "visual.trunk", "visual.trunk.blocks.{layer}"
+    ours = "visual/blocks"
+    rules = [
+        Rule(f"{trunk}.patch_embed.proj.weight", "visual/patch_kernel", CONVOLUTION),
+        Rule(f"{trunk}.patch_embed.proj.bias", "visual/patch_bias"),
+        Rule(f"{trunk}.cls_token", "visual/class_token", ones=(0, 1)),
+        Rule(f"{trunk}.pos_embed", "visual/position", ones=(0,)),
+        *norm(f"{trunk}.norm", "visual/norm_out"),
+        Rule(f"{trunk}.head.weight", "visual/proj", LINEAR),
+        Rule(f"{trunk}.head.bias", "visual/proj_bias"),
+        *norm(f"{block}.norm1", f"{ours}/norm1"),
+        *norm(f"{block}.norm2", f"{ours}/norm2"),
+        *norm(f"{block}.attn.norm", f"{ours}/attention/norm"),
+        *norm(f"{block}.mlp.norm", f"{ours}/mlp/norm"),
+        Rule(f"{block}.attn.k_proj.weight", f"{ours}/attention/key/kernel", LINEAR),
+    ]
+    for theirs, name in (
+        ("attn.q_proj", "attention/query"),
+        ("attn.v_proj", "attention/value"),
+        ("attn.proj", "attention/out"),
+        ("mlp.fc1_g", "mlp/gate"),
+        ("mlp.fc1_x", "mlp/fc1"),
+        ("mlp.fc2", "mlp/fc2"),
+    ):
+        rules += dense(f"{block}.{theirs}", f"{ours}/{name}")
+    return rules
 
 
 def _openai_resnet() -> list[Rule]:
@@ -202,7 +282,7 @@ def _openai_resnet() -> list[Rule]:
     return rules
 
 
-def _openai_blocks(root: str, ours: str) -> list[Rule]:
+def _openai_blocks(root: str, ours: str, scale: bool = False) -> list[Rule]:
     block = f"{root}.resblocks.{{layer}}"
     rules = [
         *norm(f"{block}.ln_1", f"{ours}/norm1"),
@@ -217,6 +297,8 @@ def _openai_blocks(root: str, ours: str) -> list[Rule]:
             Rule(f"{block}.attn.in_proj_weight", f"{leaf}/kernel", LINEAR, (n, 3)),
             Rule(f"{block}.attn.in_proj_bias", f"{leaf}/bias", SAME, (n, 3)),
         ]
+    for n in (1, 2) if scale else ():
+        rules.append(Rule(f"{block}.ls_{n}.gamma", f"{ours}/layer_scale{n}/scale"))
     return rules
 
 
@@ -256,7 +338,15 @@ def as_openai_computes(size: ClipSize) -> str:
             said.append(f"{name} has an MLP of {part.mlp}, not 4 x {part.width}")
     if size.activation != "quick_gelu":
         said.append(f"its activation is {size.activation}, not QuickGELU")
+    if differs_from_openai(size):
+        said.append(f"its network is another one, {name_of(size)}")
     return "; ".join(said)
+
+
+def differs_from_openai(size: ClipSize) -> bool:
+    """True if an encoder has parts, or lacks some, that OpenAI's has not."""
+    plain = (size.vision_variant, size.text_variant) == (PLAIN_VISION, PLAIN_TEXT)
+    return isinstance(size.vision, EvaSize) or not plain
 
 
 def _heads(width: int) -> int:

@@ -19,10 +19,10 @@ from cir_jax.towers.layers import (
     LayerNorm,
     Mlp,
     normal,
-    patches,
     run_blocks,
     stack,
 )
+from cir_jax.towers.patches import patches
 
 ACTIVATION = "gelu_tanh"
 EPSILON = 1e-6  # of every norm
