@@ -93,7 +93,7 @@ from cir_jax.data.pixels import CLIP, Normalisation
 from cir_jax.errors import UserError
 from cir_jax.params import LOGIT_SCALE, Params
 from cir_jax.runtime import sharding
-from cir_jax.towers import attention, lora
+from cir_jax.towers import lora, on_devices
 from cir_jax.towers.inputs import Inputs
 from cir_jax.towers.layers import stacked_keys
 from cir_jax.towers.packed import Text
@@ -423,7 +423,7 @@ def build(config: Any, fsdp: Mesh | None = None, mesh: Mesh | None = None) -> Fu
                 f"model {config.name!r} ({module.__file__}) has {', '.join(has)}, but "
                 f"{', '.join(together)} belong together; define all of them or none"
             )
-    config, model = _on_these_devices(config, module)
+    config, model = on_devices.resolved(config, module.Model)
     graph, state = nnx.split(model)
     flat = flatten_dict(nnx.to_pure_dict(state))
     # Not by flatten_dict(sep="/"): it wants keys that are words, and those of a list are numbers,
@@ -444,23 +444,3 @@ def is_plain(name: str) -> bool:
       UserError: no such model; what exists is listed.
     """
     return getattr(plugins.load(PACKAGE, name, marker="Model"), "PLAIN", False)
-
-
-def _on_these_devices(config: Any, module: ModuleType) -> tuple[Any, Any]:
-    """(the section `model` with what it leaves to the devices, the module of it without values)."""
-
-    def make() -> Any:
-        return nnx.eval_shape(lambda: module.Model(config, rngs=nnx.Rngs(0)))
-
-    config, asked = config.copy_and_resolve_references(), config.attention
-    config.unlock()
-    if config.dtype == "auto":  # bfloat16 is emulated, and slower, on a CPU
-        config.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    config.attention = attention.XLA
-    model = make()
-    parts = (getattr(part, "attend", None) for _, part in nnx.iter_graph(model))
-    found = [part for part in parts if isinstance(part, attention.Attend)]
-    config.attention = attention.resolve(asked, config.dtype, found)
-    if config.attention != attention.XLA:
-        model = make()
-    return config.lock(), model

@@ -135,22 +135,29 @@ def kept(
                     return found_at(place)
                 if locked:
                     _clear(place)
-                partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=_prefix(place)))
-                try:
-                    # Loaded before it has its place, which another process may take where there
-                    # are no locks: what is mapped stays.
-                    found = load(partial, _make(partial, source, key, make))
-                    _remember(partial)
-                    _swap(partial, place)
-                    return found
-                finally:
-                    shutil.rmtree(partial, ignore_errors=True)
+                return _made(
+                    place, lambda partial: load(partial, _make(partial, source, key, make))
+                )
         except OSError as error:
             refusals.append(f"{place.parent} ({error.strerror or error})")
     raise UserError(
         f"{what} of {source} has no place: neither can be written, {' nor '.join(refusals)}; "
         "correct the permissions of one, or set CIR_JAX_CACHE to a folder with room"
     )
+
+
+def _made(place: Path, make: Callable[[Path], T]) -> T:
+    """What is made in a new folder, which then takes its place."""
+    partial = Path(tempfile.mkdtemp(dir=place.parent, prefix=_prefix(place)))
+    try:
+        # Loaded before it has its place, which another process may take where there are no locks:
+        # what is mapped stays.
+        found = make(partial)
+        _remember(partial)
+        _swap(partial, place)
+        return found
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

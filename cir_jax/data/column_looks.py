@@ -74,7 +74,9 @@ def forget(images: Mapping[str, Any], files: Mapping[str, Any], loading: str) ->
       loading: see `scan`.
     """
     for part in parts_of(images):
-        for one, shown in part.parts.items() if isinstance(part, Images) else ():
+        if not isinstance(part, Images):
+            continue
+        for one, shown in part.parts.items():
             there = [n for n in np.flatnonzero(shown).tolist() if str(one.file(n)) in files]
             if there:
                 kept = _Kept(one, loading)

@@ -76,9 +76,8 @@ def scan(
         kept = KeptLooks(root if len(places) >= LEAST else "", loading.name)
         kept.read()
         opener = opener or partial(open_image, loading=loading)
-        known = _known(
-            pool, kept, _Questions(places, stamps, depth, sized, opener, disproved), progressed
-        )
+        asked = _Questions(places, stamps, depth, sized, opener, disproved)
+        known = _known(pool, kept, asked, progressed)
     found: dict[str, Problem] = {}
     for name, image in images.items():
         place = str(sources[name])
@@ -325,11 +324,7 @@ class Screen:
         return found
 
     def _scan_some(
-        self,
-        images: Mapping[str, ImageFile],
-        depth: int,
-        root: str,
-        disproved: Collection[str] = (),
+        self, images: Mapping[str, ImageFile], depth: int, root: str, bad: Collection[str] = ()
     ) -> dict[str, Problem]:
         return scan(
             images,
@@ -339,7 +334,7 @@ class Screen:
             threads=self.threads,
             progressed=self.progressed,
             opener=self._opener(depth),
-            disproved=disproved,
+            disproved=bad,
         )
 
     def _opener(self, depth: int) -> Opener | None:

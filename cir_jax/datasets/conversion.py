@@ -237,7 +237,7 @@ class _Names:
         own = [self._own.get(number) for number in range(len(names))]
         paths = [[path for path, _ in said] if said else None for said in own]
         rows = [[row for _, row in said] if said else None for said in own]
-        table = {
+        table: dict[str, Any] = {
             "name": names,
             **follows,
             "flags": flags,

@@ -322,39 +322,6 @@ class Block(nnx.Module):
         return x + (added if self.layer_scale2 is None else self.layer_scale2(added))
 
 
-def patches(
-    pixels: jax.Array, side: int, kernel: nnx.Param | jax.Array, dtype: jnp.dtype
-) -> jax.Array:
-    """Every whole patch of an image times `kernel`.
-
-    Args:
-      pixels: [B, S, S, 3] normalised.
-      side: S, of the tower.
-      kernel: [patch, patch, 3, C].
-      dtype: compute type.
-
-    Returns:
-      [B, (S / patch)^2, C], row by row.
-
-    Raises:
-      UserError: the image is not of the tower's size.
-    """
-    batch, height, width, _ = pixels.shape
-    if (height, width) != (side, side):
-        raise UserError(
-            f"image of {height}x{width} pixels, but the tower takes {side}x{side}; "
-            "set model.image_size to that of the images, or to 0 for the tower's own"
-        )
-    # A convolution whose stride is its size is one product per patch; written so, its gradient is a
-    # product as well, where a CPU would otherwise run a 16 x 16 convolution.
-    patch = kernel.shape[0]
-    across = side // patch
-    x = pixels[:, : across * patch, : across * patch].astype(dtype)
-    x = x.reshape(batch, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
-    flat = kernel[...].astype(dtype).reshape(-1, kernel.shape[-1])
-    return keep_rows(x.reshape(batch, across * across, -1) @ flat)
-
-
 def stack(make: Callable[[nnx.Rngs], M], layers: int, rngs: nnx.Rngs) -> M:
     """One module for many layers: what `make` gives, every parameter with a leading layer axis.
 

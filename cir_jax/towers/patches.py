@@ -9,7 +9,9 @@ from cir_jax.errors import UserError
 from cir_jax.runtime.sharding import keep_rows
 
 
-def patches(pixels: jax.Array, side: int, kernel: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+def patches(
+    pixels: jax.Array, side: int, kernel: nnx.Param | jax.Array, dtype: jnp.dtype
+) -> jax.Array:
     """Every whole patch of an image times `kernel`.
 
     Args:

@@ -30,6 +30,10 @@ class Products:
         self.reference_shape, self.target_shape = (2, 5), (k, 6)
         self.index_paths = ["start", "visual", *(["text"] if per_triplet else [])]
         self.traced = Counter()  # "compose 16": traced once with texts of 16 tokens
+        self.factors = ()
+
+    def input_keys(self, side):
+        return {}
 
     def init(self, seed):
         rng = np.random.default_rng(seed)

@@ -124,7 +124,7 @@ def config_of(
       custom: the tensors are named as with `custom_text`.
       bias: there is a `logit_bias` among them.
     """
-    image, text = size.vision_variant, size.text_variant
+    image = size.vision_variant
     activation = {"act_kwargs": TANH} if size.activation == "gelu_tanh" else {}
     vision_cfg = {"image_size": size.vision.image, **_vision_numbers(size), **activation}
     vision_cfg |= {
@@ -137,14 +137,32 @@ def config_of(
     if image.queries:
         vision_cfg |= {"attentional_pool": True, "attn_pooler_queries": image.queries}
         vision_cfg["attn_pooler_heads"] = image.query_heads
-    text_cfg = {
+    model = {
+        "embed_dim": size.embedding,
+        "quick_gelu": size.activation == "quick_gelu",
+        **({"custom_text": True} if custom else {}),
+        **({"init_logit_bias": 0.0} if bias else {}),
+        "vision_cfg": vision_cfg,
+        "text_cfg": _text_numbers(size, context) | activation,
+    }
+    preprocess: dict[str, Any] = {
+        "mean": list(normalisation.mean), "std": list(normalisation.deviation)
+    }  # fmt: skip
+    if interpolation != "bicubic":
+        preprocess["interpolation"] = interpolation
+    return {"model_cfg": model, "preprocess_cfg": preprocess}
+
+
+def _text_numbers(size: ClipSize, context: int) -> dict[str, Any]:
+    """The section of the text tower."""
+    text = size.text_variant
+    return {
         "context_length": context,
         "vocab_size": text.vocabulary,
         "width": size.text.width,
         "heads": size.text.heads,
         "layers": size.text.layers,
         "mlp_ratio": _ratio(size.text),
-        **activation,
         **({"ls_init_value": 1.0} if text.scale else {}),
         **({"pool_type": text.pool} if text.pool != "end" else {}),
         **({"pool_type": "eos", "eos_id": text.end} if text.end else {}),
@@ -155,20 +173,6 @@ def config_of(
         **({"proj_bias": True} if text.bias else {}),
         **_epsilon(text.epsilon),
     }
-    model = {
-        "embed_dim": size.embedding,
-        "quick_gelu": size.activation == "quick_gelu",
-        **({"custom_text": True} if custom else {}),
-        **({"init_logit_bias": 0.0} if bias else {}),
-        "vision_cfg": vision_cfg,
-        "text_cfg": text_cfg,
-    }
-    preprocess: dict[str, Any] = {
-        "mean": list(normalisation.mean), "std": list(normalisation.deviation)
-    }  # fmt: skip
-    if interpolation != "bicubic":
-        preprocess["interpolation"] = interpolation
-    return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 
 def _vision_numbers(size: ClipSize) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from flax import nnx
 from cir_jax.towers.attention import XLA, Attend
 from cir_jax.towers.gemma.layers import GatedMlp, RMSNorm, angles, rms_normalised, rotated
 from cir_jax.towers.gemma.sizes import VisionSize
-from cir_jax.towers.layers import Dense, normal, patches, run_stack, stack
+from cir_jax.towers.layers import Dense, normal, run_stack, stack
+from cir_jax.towers.patches import patches
 
 THETA = 100.0  # base of the rotations
 

@@ -117,9 +117,8 @@ def find(name: str) -> SiglipSize:
             *(number[k] for k in ("image", "patch", "width", "layers", "heads", "mlp"))
         ),
         SiglipTextSize(
-            *(number[f"text_{k}"] for k in ("width", "layers", "heads", "mlp")),
-            words=number["words"],
-            context=number["context"],
+            **{k: number[f"text_{k}"] for k in ("width", "layers", "heads", "mlp")},
+            **{k: number[k] for k in ("words", "context")},
         ),
         number["embedding"],
         number["generation"] or 1,
