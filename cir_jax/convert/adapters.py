@@ -30,7 +30,8 @@ from cir_jax.errors import UserError
 from cir_jax.params import LORA_A, LORA_B, AdapterParams, ModelParams, Params
 from cir_jax.weight_rules import LINEAR
 
-LAYOUT = "huggingface"
+# Layouts in the names of transformers; which one a model has depends on its towers.
+LAYOUTS = ("huggingface", "siglip", "metaclip2", "tipsv2")
 BASE = "cir_jax_base"  # in the metadata of the tensors: checksum of the matrices below the adapters
 _BEFORE = "base_model.model."  # what PEFT puts before every name
 _WEIGHT, _BIAS = ".weight", ".bias"
@@ -176,16 +177,25 @@ def read(
 
 
 def _table(model: ModelParams) -> Table:
-    """The tensors of the model in the names of transformers."""
-    name = model.config.name
-    layout = next((one for one in identify.layouts(name) if one.name == LAYOUT), None)
-    if layout is None:
-        raise UserError(
-            f"model.name={name} has no layout of transformers, whose names PEFT's adapters have; "
-            "`cir-jax export` writes it with the adapters merged, --format safetensors"
-        )
-    rules = layout.rules_of(model)
-    return tables.expand(rules, tables.leaves(rules, model.abstract))
+    """The tensors of the model in the names of transformers.
+
+    Raises:
+      UserError: it has no such names.
+    """
+    name, reason = model.config.name, ""
+    for layout in identify.layouts(name):
+        if layout.name in LAYOUTS:
+            try:
+                rules = layout.rules_of(model)
+            except UserError as error:  # of towers of another family
+                reason = reason or f" ({error})"
+                continue
+            return tables.expand(rules, tables.leaves(rules, model.abstract))
+    raise UserError(
+        f"model.name={name} model.tower={model.config.tower} has no layout of transformers, whose "
+        f"names PEFT's adapters have{reason}; `cir-jax export` writes it with the adapters merged, "
+        "--format safetensors"
+    )
 
 
 def _shapes(table: Table, model: ModelParams) -> dict[str, Tensor]:

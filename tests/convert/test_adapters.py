@@ -169,6 +169,26 @@ def test_what_peft_has_no_place_for(changes, message, tmp_path):
         saved(tmp_path, **changes)
 
 
+def test_the_names_are_those_of_the_towers(tmp_path):
+    siglip = runs.tiny("unused", "unused", "model.tower=tiny-siglip2", model="clip_sum")
+    gemma = runs.tiny("unused", "unused", model="gemma_embedding")
+    for config, layer in (
+        (siglip, "text_model.encoder.layers.0.mlp.fc1"),
+        (gemma, "language_model.layers.0.mlp.gate_proj"),
+    ):
+        functions = contract.build(config.model)
+        chosen, params, factors = problem(functions, modules=("mlp",))
+        folders.write(tmp_path, functions, chosen, params | factors, "sum")
+        said = json.loads((tmp_path / "adapter_config.json").read_text())
+        assert layer in said["target_modules"]
+        again = folders.read(tmp_path, functions, chosen, params, "sum")
+        assert all(np.array_equal(again[path], x) for path, x in factors.items())
+    functions = published.functions(published.RESNET)
+    with pytest.raises(UserError, match=r"PEFT's adapters have .transformers has no CLIP with a R"):
+        chosen, params, factors = problem(functions, modules=("mlp",))
+        folders.write(tmp_path, functions, chosen, params | factors, "sum")
+
+
 def test_models_without_a_layout_of_transformers(tmp_path):
     functions = contract.build(runs.tiny("unused", "unused", model="cross_attention").model)
     chosen, params, factors = problem(functions)
