@@ -16,6 +16,7 @@ from tests import tokenizer_folders
 # The models of the package, each at the size that its tests train.
 TOWERS = {
     "clip_sum": "tiny-vit",
+    "clip_weighted": "vit-16-8-w32-l1-h2_text-w32-l1-h2_d16",
     "clip_combiner": "tiny-vit",
     "tgcir": "tiny-vit",
     "blip": "vit-32-16-w32-l2-h2_med-w32-l2-h2_d16",

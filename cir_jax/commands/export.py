@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", required=True,
         help="safetensors (ours, both trees), and those of the model: clip_sum has huggingface, "
-        "siglip, open_clip, openai, clip4cir, spn; clip_combiner also combiner; tgcir has tgcir, "
+        "siglip, open_clip, openai, clip4cir, spn; clip_combiner also combiner; clip_weighted, of "
+        "its CLIP, huggingface, siglip, open_clip, openai; tgcir has tgcir, "
         "tgcir_spn, and of its CLIP huggingface, open_clip, openai; blip huggingface, blip4cir, "
         "spn; sprc huggingface, sprc, spn; gemma_embedding huggingface; of a run with adapters "
         "peft, where there is huggingface",

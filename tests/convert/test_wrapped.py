@@ -197,4 +197,4 @@ def test_other_models_too(prefix, tmp_path):
     layout, found = identify.find(sources.open_source(tmp_path / "a.pt"), "clip_sum")
     assert (layout.name, found.data["pad"]) == ("clip4cir", "target")
     names = [name for name, _, _ in identify.candidates(sources.open_source(tmp_path / "a.pt"))]
-    assert names == ["clip_combiner", "clip_sum", "tgcir"]
+    assert names == ["clip_combiner", "clip_sum", "clip_weighted", "tgcir"]

@@ -15,6 +15,7 @@ from tests.towers.weights import random_values
 WIDTH = 96  # of the common space of tiny-vit
 SHAPES = {  # (R, C), (K, D)
     "clip_sum": ((1, WIDTH), (1, WIDTH)),
+    "clip_weighted": ((1, 16), (1, 16)),
     "clip_combiner": ((1, WIDTH), (1, WIDTH)),
     "cross_attention": ((16, 8), (1, 8)),
     "sprc_shaped": ((32, 8), (32, 8)),

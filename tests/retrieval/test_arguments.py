@@ -77,7 +77,10 @@ def test_a_combiner_and_its_clip(tmp_path):
     refused(r"does not say the size of the encoders of clip_comb", file, model="clip_combiner")
     refused(r"clip4cir.pt holds no combiner/.* of clip_combiner \(12 leaves in all\): weights to",
             clip, model="clip_combiner")  # fmt: skip
-    refused(r"could be of any of clip_combiner, clip_sum, tgcir; say which, model=", [clip] * 2)
+    refused(r"could be of any of clip_combiner, clip_sum, clip_weighted, tgcir; say which, model=",
+            [clip] * 2)  # fmt: skip
+    refused(r"clip4cir.pt holds no head/.* of clip_weighted \(4 leaves in all\): weights to",
+            clip, model="clip_weighted")  # fmt: skip
     # One says that images are padded, the other that they are not.
     plain = published.write("huggingface", tmp_path / "h", published.state())
     refused(r"h, .*combiner.pt does not say how images become squares; give pad=", [plain, file])

@@ -39,6 +39,7 @@ FULL = {
     "clip_sum-EVA02-L-14": ("clip_sum:fashioniq", "EVA02-L/14+gelu"),
     "clip_sum-MetaCLIP2-H-14": ("clip_sum:fashioniq", "MetaCLIP2-ViT-H/14"),
     "clip_sum-TIPSv2-g-14": ("clip_sum:fashioniq", "TIPSv2-g/14"),
+    "clip_weighted": ("clip_weighted:fashioniq", "RN50x4"),
     "clip_combiner": ("clip_combiner:fashioniq", "RN50x4"),
     "tgcir": ("tgcir:fashioniq", "ViT-B/16"),
     "blip": ("blip:fashioniq", "blip-base"),

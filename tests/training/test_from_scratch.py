@@ -18,6 +18,7 @@ from cir_jax.training import state as states
 from tests import runs
 
 REFUSED = r"is of full size \(about .* M parameters\), and no weights are given to start from"
+MODELS = ("clip_sum", "clip_weighted", "blip", "sprc", "tgcir", "clip_combiner")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +26,7 @@ REFUSED = r"is of full size \(about .* M parameters\), and no weights are given 
     [
         *("clip_sum:fashioniq", "clip_sum:cirr,stage=2", "clip_sum:cirr,stage=0"),
         *("blip:cirr", "sprc:fashioniq,stage=2", "tgcir:cirr", "clip_combiner", "zero_shot:cirr"),
-        "gemma_embedding:cirr",
+        *("gemma_embedding:cirr", "clip_weighted:cirr"),
     ],
 )
 def test_every_published_recipe_needs_weights(config):
@@ -38,7 +39,7 @@ def test_every_published_recipe_needs_weights(config):
     from_scratch.check(configs.load(config, ["init_from=weights.pt"]))
 
 
-@pytest.mark.parametrize("name", ["clip_sum", "blip", "sprc", "tgcir", "clip_combiner"])
+@pytest.mark.parametrize("name", MODELS)
 def test_the_size_of_weights_needs_weights(name, tmp_path):
     loaded = configs.load(f"{name}:folder", [f"workdir={tmp_path}"])
     with pytest.raises(
@@ -49,7 +50,7 @@ def test_the_size_of_weights_needs_weights(name, tmp_path):
         assert way in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["clip_sum", "blip", "sprc", "tgcir", "clip_combiner"])
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("argument", ["emoji", "quicktest,stage=2"])
 def test_the_tiny_ones_go_on_as_before(name, argument):
     from_scratch.check(configs.load(f"{name}:{argument}"))

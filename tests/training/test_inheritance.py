@@ -192,6 +192,7 @@ def test_a_run_of_before_goes_on_with_padded_texts(monkeypatch, root, tmp_path):
     [
         ("clip_sum", 1, (), True),
         ("clip_combiner", 2, (), True),
+        ("clip_weighted", 2, (), True),
         ("clip_sum", 1, ("loss.chunk=4",), False),
         ("clip_sum", 1, ("loss.negative_types=target,text",), False),
         ("clip_sum", 2, ("data.pack_texts=false",), False),
