@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does scaling positives and negatives help? Measured on OpenMoji: `python tools/evidence.py`.
+"""Does scaling positives and negatives help, and weighing image and text? `tools/evidence.py`.
 
-Three questions, each over several seeds, every run evaluated on the same validation images:
+Questions, each over several seeds, every run evaluated on the same validation images of OpenMoji:
 
   positives  recall against the number of annotated triplets, with and without generated ones
   negatives  recall against the number of bank negatives, at equal training time
   zero_shot  generated triplets alone, against the plain sum of pretrained features
+  weights    a head that weighs image and text, against the plain sum, at equal training time
+  icons      the same on a shop of icons, which `cir-jax prepare` makes a data set of
 
-and, with few annotated triplets, which pairs and texts to generate (recipes). Every run of a seed
-starts from one image-text pretraining of that seed. A run is kept in its folder and not repeated: a
+and, with few annotated triplets, which pairs and texts to generate (recipes). Every OpenMoji run of
+a seed starts from one image-text pretraining of that seed. A run is kept and not repeated: a
 script that was stopped goes on. Results: evidence.json, tables on the terminal, and a plot.
 """
 
@@ -16,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import jax
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a script finds its own folder only
 
 from cir_jax import config as configs
+from cir_jax import main as commands
 from cir_jax import progress
 from cir_jax.datasets.readers import emoji
 from cir_jax.evals import benchmark
@@ -33,6 +36,7 @@ from cir_jax.generation import steps
 from cir_jax.retrieval import load
 from cir_jax.runtime import supervision
 from cir_jax.training import train
+from tools import icon_shop
 from tools.evidence_plot import plot
 
 ANNOTATED = (100, 300, 1000, -1)
@@ -55,6 +59,7 @@ RECIPES = {
     "mined pairs, two templates": (TEMPLATES, "pair.method=mined", "pair.run={one}"),
 }  # fmt: skip
 COLUMNS = {"cirr_recall_at1": "CIRR R@1", "cirr_recall_at5": "R@5", "fiq_recall_at10": "FIQ R@10"}
+ICON_COLUMNS = {f"recall_at{k}": f"R@{k}" for k in (1, 5, 10)}
 
 
 class Runs:
@@ -74,36 +79,62 @@ class Runs:
         self.annotated = QUICK_ANNOTATED if quick else ANNOTATED
         self._count = 8 if quick else 300
 
-    def train(self, name: str, stage: int, start: str, *changes: str) -> dict[str, float]:
-        """Scores of a run under both protocols, in %."""
+    def train(
+        self, name: str, stage: int, start: str, *changes: str, model: str = "clip_sum"
+    ) -> dict[str, float]:
+        """Scores of a run on OpenMoji under both protocols, in %."""
+
+        def score(workdir: Path, results: dict[str, Any]) -> dict[str, float]:
+            found = {"fiq_recall_at10": results["history"][-1]["average_recall_at10"]}
+            cirr = ["eval.benchmark=cirr", f"data.root={self.data / 'cirr'}", "eval.examples=0"]
+            other, retriever = load.from_run(workdir, "last", cirr)
+            scores = benchmark.build(other).run(retriever).scores
+            return found | {f"cirr_{key}": value for key, value in scores.items()}
+
+        which = "quicktest" if self.quick else "emoji"
+        counted = [f"steps={self._count}"] if stage else ["steps=8"] * self.quick
+        spec = f"{model}:{which},stage={stage}"
+        return self._kept(name, spec, self.data, start, [*counted, *changes], score, COLUMNS)
+
+    def train_on_icons(
+        self, name: str, stage: int, start: str, *changes: str, model: str
+    ) -> dict[str, float]:
+        """Scores of a run on the questions about the icons that are held out, in %."""
+
+        def score(workdir: Path, results: dict[str, Any]) -> dict[str, float]:
+            return {key: results["history"][-1][key] for key in ICON_COLUMNS}
+
+        data = shop(self.out.parent / f"{'quick-' if self.quick else ''}icons", self.quick)
+        spec = f"{model}:tiny,stage={stage},positives"
+        return self._kept(name, spec, data, start, changes, score, ICON_COLUMNS)
+
+    def _kept(
+        self,
+        name: str,
+        spec: str,
+        data: Path,
+        start: str,
+        changes: Sequence[str],
+        score: Callable[[Path, dict[str, Any]], dict[str, float]],
+        columns: dict[str, str],
+    ) -> dict[str, float]:
+        """Scores, steps and seconds of a run, which is trained if it is not there yet."""
         workdir = self.out / name
         kept = workdir / "scores.json"
         if kept.is_file():
             return json.loads(kept.read_text())
         began = time.monotonic()
-        which = "quicktest" if self.quick else "emoji"
-        common = [f"workdir={workdir}", f"data.root={self.data}", f"seed={self.seed}"]
+        common = [f"workdir={workdir}", f"data.root={data}", f"seed={self.seed}"]
         common += ["eval.every=0", "eval.examples=0"]
         if start:
             common += [f"init_from={self.out / start}"]
-        if stage:
-            common += [f"steps={self._count}"]
-        elif self.quick:
-            common += ["steps=8"]
-        results = train.train(configs.load(f"clip_sum:{which},stage={stage}", [*common, *changes]))
+        results = train.train(configs.load(spec, [*common, *changes]))
         if not results["finished"]:
             raise SystemExit(supervision.STOPPED)  # the same command goes on
-        scores = {
-            "fiq_recall_at10": results["history"][-1]["average_recall_at10"],
-            "steps": results["step"],
-            "seconds": results["seconds"],
-        }
-        cirr = ["eval.benchmark=cirr", f"data.root={self.data / 'cirr'}", "eval.examples=0"]
-        other, retriever = load.from_run(workdir, "last", cirr)
-        found = benchmark.build(other).run(retriever).scores
-        scores |= {f"cirr_{key}": value for key, value in found.items()}
+        scores = score(workdir, results)
+        scores |= {"steps": results["step"], "seconds": results["seconds"]}
         kept.write_text(json.dumps(scores, indent=2))
-        shown = ", ".join(f"{title} {scores[key]:.1f}" for key, title in COLUMNS.items())
+        shown = ", ".join(f"{title} {scores[key]:.1f}" for key, title in columns.items())
         progress.say(f"seed {self.seed} {name}: {shown} ({time.monotonic() - began:.0f} s)")
         return scores
 
@@ -185,23 +216,75 @@ def recipes(runs: Runs) -> dict[str, dict[str, float]]:
     return found
 
 
+def weights(runs: Runs) -> dict[str, dict[str, float]]:
+    """The plain sum and the weighted one on all annotated triplets, for equal seconds."""
+    return _both_sums(runs.train, "weights", "zero", (2.0, 2.0) if runs.quick else (20.0, 20.0))
+
+
+def icons(runs: Runs) -> dict[str, dict[str, float]]:
+    """The same on a shop of icons. Nothing is pretrained for it, so stage one takes longer."""
+    seconds = (2.0, 2.0) if runs.quick else (60.0, 20.0)
+    return _both_sums(runs.train_on_icons, "icons", "", seconds)
+
+
+def _both_sums(
+    run: Callable[..., dict[str, float]], name: str, start: str, seconds: tuple[float, float]
+) -> dict[str, dict[str, float]]:
+    """Both stages of both models, each for so many seconds."""
+    found = {}
+    for model in ("clip_sum", "clip_weighted"):
+        place = start
+        for stage, title in ((1, "one"), (2, "two")):
+            timed = (f"max_seconds={seconds[stage - 1]}", "steps=1000000")
+            before, place = place, f"{name}-{model}-{title}"
+            found[f"{model}: stage {title}"] = run(place, stage, before, *timed, model=model)
+    return found
+
+
+def shop(folder: Path, quick: bool) -> Path:
+    """The data set of a shop of icons, real drawings in variants; made where it is not there yet.
+
+    As in launch/search_demo.sh: training triplets from titles, and questions in a customer's words
+    about the products that `cir-jax prepare` holds out.
+    """
+    pictures, data = folder / "shop", folder / "cir"
+    titles, triplets = pictures / "titles.csv", data / "positives" / "triplets.jsonl"
+    if triplets.is_file():
+        return data
+    if not titles.is_file():
+        icon_shop.make(pictures, *((24, 4) if quick else (200, 6)), seed=0)
+    if not (data / "gallery.txt").is_file():
+        made = ["prepare", pictures, "--titles", titles, "--group", "product", "--out", data]
+        if status := commands.main([*map(str, made)]):
+            raise SystemExit(status)
+    icon_shop.questions(pictures, data, seed=0)
+    changes = [f"data.root={data}", f"workdir={triplets.parent}"]
+    steps.run(configs.load("positives:titles", changes))
+    return data
+
+
 def _label(annotated: int) -> str:
     return "all" if annotated < 0 else str(annotated)
 
 
 QUESTIONS: dict[str, Callable[[Runs], dict[str, dict[str, float]]]] = {
     "positives": positives, "negatives": negatives, "zero_shot": zero_shot, "recipes": recipes,
+    "weights": weights, "icons": icons,
 }  # fmt: skip
+
+
+PAPER_QUESTIONS = ("positives", "negatives", "zero_shot", "recipes")
 
 
 def tables(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     """Mean and sample deviation over the seeds, as Markdown."""
     lines = []
     for question, rows in results.items():
-        lines += [f"| {question} | {' | '.join(COLUMNS.values())} | steps |"]
-        lines += ["|---" * (len(COLUMNS) + 2) + "|"]
+        columns = ICON_COLUMNS if question == "icons" else COLUMNS
+        lines += [f"| {question} | {' | '.join(columns.values())} | steps |"]
+        lines += ["|---" * (len(columns) + 2) + "|"]
         for name, seeds in rows.items():
-            cells = [str(Spread.of([s[key] for s in seeds])) for key in COLUMNS]
+            cells = [str(Spread.of([s[key] for s in seeds])) for key in columns]
             taken = sum(s["steps"] for s in seeds) / len(seeds)
             lines.append(f"| {name} | {' | '.join(cells)} | {taken:.0f} |")
         lines.append("")
@@ -216,7 +299,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", default="evidence", help="folder of all runs and results")
     parser.add_argument("--data", default="", help="folder of the OpenMoji set (default: a cache)")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions")
-    parser.add_argument("--questions", nargs="+", choices=tuple(QUESTIONS), default=QUESTIONS)
+    parser.add_argument(
+        "--questions", nargs="+", choices=tuple(QUESTIONS), default=PAPER_QUESTIONS,
+        help=f"default: {' '.join(PAPER_QUESTIONS)}; icons needs the extra search-demo",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few steps")
     args = parser.parse_args(argv)
     if args.seeds < 1:

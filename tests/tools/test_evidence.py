@@ -65,3 +65,31 @@ def test_a_run_that_was_stopped_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="75"):
         evidence.Runs(tmp_path, tmp_path, 0, quick=True).train("one", 1, "")
     assert not list(tmp_path.rglob("scores.json"))
+
+
+def test_both_sums_get_the_same_time_and_start(tmp_path, monkeypatch):
+    asked = []
+
+    def trained(config):
+        asked.append(config)
+        Path(config.workdir).mkdir(parents=True)
+        scores = dict.fromkeys(evidence.ICON_COLUMNS, 25.0)
+        return {"finished": True, "history": [scores], "step": 5, "seconds": 2.0}
+
+    monkeypatch.setattr(evidence.train, "train", trained)
+    runs_of_seed = evidence.Runs(tmp_path, tmp_path, 0, quick=True)
+    found = evidence.icons(runs_of_seed)
+    models = ("clip_sum", "clip_weighted")
+    assert list(found) == [f"{m}: stage {stage}" for m in models for stage in ("one", "two")]
+    assert [config.model.name for config in asked] == [m for m in models for _ in range(2)]
+    assert {config.max_seconds for config in asked} == {2.0}
+    one = [tmp_path / "quick-seed-0" / f"icons-{model}-one" for model in models]
+    assert [config.init_from for config in asked] == ["", str(one[0]), "", str(one[1])]
+    # What they train on is there: triplets from titles, and a customer's questions.
+    data = tmp_path / "quick-icons" / "cir"
+    assert {config.data.root for config in asked} == {str(data)}
+    [generated] = asked[0].data.generated
+    assert (data / generated).read_text().count("\n") > 50
+    assert (data / "val.jsonl").read_text().count("\n") == 20
+    table = evidence.tables({"icons": {name: [scores] for name, scores in found.items()}})
+    assert "| icons | R@1 | R@5 | R@10 | steps |" in table
