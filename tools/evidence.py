@@ -271,8 +271,6 @@ QUESTIONS: dict[str, Callable[[Runs], dict[str, dict[str, float]]]] = {
     "positives": positives, "negatives": negatives, "zero_shot": zero_shot, "recipes": recipes,
     "weights": weights, "icons": icons,
 }  # fmt: skip
-
-
 PAPER_QUESTIONS = ("positives", "negatives", "zero_shot", "recipes")
 
 
