@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     trained = origin.get("layout") == "run" and origin["step"] > 0
     while origin.get("layout") == "run":  # what the first of a chain of runs was made of
         origin = origin.get("source") or {}
+    part = exporting.check(functions, args.format, args.tree, args.dtype).part
     vectors = _golden(args, config, functions, loaded) if known else None
     written = exporting.write(
         args.out,
@@ -82,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         data=config.data.to_dict() if known else None,
         golden=vectors.encoded() if vectors else b"",
     )
-    if vectors and args.format != native.LAYOUT.name:  # ours holds them
+    # Ours holds them; and a part of a model, such as the CLIP below a head, gives others.
+    if vectors and not part and args.format != native.LAYOUT.name:
         written.append(golden.beside(args.out))
         files.put(written[-1], vectors.encoded())
     for path in written:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from transformers import CLIPModel, CLIPTokenizer
 
 from cir_jax import config, main, weights
+from cir_jax.retrieval import golden
 from tests.convert import published
 from tests.convert.published import RESNET, VIT
 from tests.training.test_init_from import combiner
@@ -137,6 +138,9 @@ def test_a_run_and_a_file_of_one_model(tmp_path, capsys):
         run = tmp_path / f"both{n}"
         assert call("import", *places, run, "--model", "clip_combiner") == 0
         assert f"{run}: model.name=clip_combiner model.tower={VIT}" in capsys.readouterr().out
+    # The CLIP alone is another model, which gives other vectors.
+    assert call("export", run, tmp_path / "clip.pt", "--format", "openai") == 0
+    assert not golden.beside(tmp_path / "clip.pt").exists()
     # What is said of a run is not passed over.
     assert call("export", tmp_path / "sum", "x", "--format", "spn", "--model", "clip_combiner") == 2
     assert "lacks combiner/" in capsys.readouterr().err
