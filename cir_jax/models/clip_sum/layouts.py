@@ -62,6 +62,7 @@ def _agrees(size: ClipSize, context: int, sure: bool) -> Callable[[str, Any], bo
         if key == "context":
             return (value or size.context) == context
         if not owns(value):
+            encoders.find(value)  # says what exists, where there is no tower of that name
             return False
         given = sizes.find(value)
         return (given if sure else _bare(given)) == (size if sure else _bare(size))

@@ -14,6 +14,7 @@ from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
 from cir_jax.files import whole
 from cir_jax.models.clip_sum.folders import INDEX_TEXT, check_alone, write_json
+from cir_jax.towers import encoders
 from cir_jax.towers.siglip import encoder, huggingface, sizes, weight_rules
 from cir_jax.weight_rules import Rule
 
@@ -38,6 +39,7 @@ def find(source: Source) -> Found | None:
     def agrees(key: str, value: Any) -> bool:
         if key == "context":
             return (value or size.text.context) == size.text.context
+        encoders.find(value)  # says what exists, where there is no tower of that name
         return encoder.owns(value) and sizes.normal_form(sizes.find(value)) == size
 
     return Found(group, config, agrees=agrees, data=said.data, inputs=said.model)

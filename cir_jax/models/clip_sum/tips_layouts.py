@@ -28,6 +28,7 @@ from cir_jax.models.clip_sum.folders import (
     pixels_of,
     write_json,
 )
+from cir_jax.towers import encoders
 from cir_jax.towers.tips import encoder, huggingface, sizes, weight_rules
 from cir_jax.weight_rules import Ignored, Rule
 
@@ -56,6 +57,7 @@ def find(source: Source) -> Found | None:
     def agrees(key: str, value: Any) -> bool:
         if key == "context":
             return (value or sizes.CONTEXT) == context
+        encoders.find(value)  # says what exists, where there is no tower of that name
         return sizes.owns(value) and sizes.find(value) == size
 
     data = {"pad": "squash", **said.data}
