@@ -25,7 +25,10 @@ from cir_jax.runtime import supervision
 from cir_jax.training import train
 
 # Model -> whether it starts from the pretrained encoders of `clip_sum`.
-MODELS = {"clip_sum": True, "clip_combiner": True, "tgcir": True, "blip": False, "sprc": False}
+MODELS = {
+    "clip_sum": True, "clip_combiner": True, "tgcir": True, "blip": False, "sprc": False,
+    "gemma_embedding": False,
+}  # fmt: skip
 SCORE = "average_recall_at10"
 
 
