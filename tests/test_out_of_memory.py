@@ -126,9 +126,9 @@ def positives(tmp_path, trained):
 def test_positives_encode_with_a_batch_of_their_own(positives, trained, monkeypatch):
     sizes, encode = [], load.Retriever._encode
 
-    def noted(self, *arguments):
+    def noted(self, *arguments, **options):
         sizes.append(self._batch)
-        return encode(self, *arguments)
+        return encode(self, *arguments, **options)
 
     monkeypatch.setattr(load.Retriever, "_encode", noted)
     monkeypatch.setattr("cir_jax.runtime.encode.encode", exhausted)

@@ -27,7 +27,7 @@ from cir_jax.training import train
 # Model -> whether it starts from the pretrained encoders of `clip_sum`.
 MODELS = {
     "clip_sum": True, "clip_weighted": True, "clip_combiner": True, "tgcir": True, "blip": False,
-    "sprc": False,
+    "sprc": False, "gemma_embedding": False,
 }  # fmt: skip
 SCORE = "average_recall_at10"
 

@@ -256,7 +256,8 @@ def test_every_tensor_of_the_published_files_has_its_place(stage, count):
 
 def test_a_part_of_the_model_is_written_only_as_the_clip_it_is():
     assert list(exporting.formats("tgcir")) == [
-        "safetensors", "tgcir", "tgcir_spn", "huggingface", "open_clip", "openai",
+        "safetensors", "tgcir", "tgcir_spn", "huggingface", "metaclip2", "open_clip",
+        "open_clip_custom_text", "openai", "siglip", "tipsv2",
     ]  # fmt: skip
 
 

@@ -154,12 +154,12 @@ class VisionTransformer(nn.Module):
         self.class_embedding = _parameter(width)
         self.positional_embedding = _parameter((size.image // patch) ** 2 + 1, width)
         self.ln_pre = nn.LayerNorm(width, eps=eps) if variant.norm_in else nn.Identity()
-        self.transformer = _blocks(size, activation, causal=False, scale=variant.scale, epsilon=eps)
-        read = width
-        if variant.queries:
-            read, heads = embedding, variant.query_heads
-            self.attn_pool = QueryPool(width, embedding, variant.queries, heads)
+        read = embedding if variant.queries else width
         self.ln_post = nn.LayerNorm(read, eps=eps)
+        self.transformer = _blocks(size, activation, causal=False, scale=variant.scale, epsilon=eps)
+        if variant.queries:
+            pool = embedding, variant.queries, variant.query_heads
+            self.attn_pool = QueryPool(width, *pool)
         self.proj = _parameter(read, embedding)
         self.variant = variant
 
