@@ -288,5 +288,5 @@ def test_help_names_the_configs_of_your_own_triplets(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert said.count('of your own triplets, "folder"') == 6
+    assert said.count('of your own triplets, "folder"') == 7
     assert 'of your own images, "folder"' in said
