@@ -161,7 +161,11 @@ def check(config: ConfigDict, allowed: Mapping[str, Allowed]) -> None:
             continue
         if rule in ("path", "paths"):
             for place in value if isinstance(value, tuple) else str(value).split(","):
-                files.check_local(key, str(place))
+                if not isinstance(place, str):
+                    raise UserError(
+                        f"{key}={value!r}: {place!r} is no path; a file of that name is ./{place}"
+                    )
+                files.check_local(key, place)
             config.update_from_flattened_dict({key: _expanded(value)})
         else:
             _check(key, value, rule)

@@ -62,6 +62,9 @@ WRONG = [
     ("clip_sum", "optim.learning_rate=20", r"learning_rate=20.0 .* at least 0 and at most 10"),
     ("clip_sum", "data.threads=100000", r"threads=100000 .* at least 1 and at most 1,024"),
     ("clip_sum", "checkpoint.keep=0", r"keep=0 is out of range; it must be at least 1 and at most"),
+    ("clip_sum", "data.generated=-1", r"data.generated=.-1,.: -1 is no path; .* name is ./-1"),
+    ("clip_sum", "data.generated=[1,2]", r"data.generated=.1, 2.: 1 is no path"),
+    ("clip_sum", "data.unlabelled=None", r"data.unlabelled=.*None.*: None is no path"),
     ("positives", "caption.url=x", r"url is read by caption.captioner=server, but this config has"),
 ]
 
