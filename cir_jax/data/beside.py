@@ -191,7 +191,7 @@ def _noted(place: Path, source: Path, key: Mapping[str, Any]) -> Mapping[str, An
         origin, noted = Origin(**record["origin"]), dict(record["noted"])
         fitting = record["key"] == key and origin.is_of(source)
         whole = fitting and checksums(place) == record["files"]
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise Damaged(f"{place}: {error}") from None
     if not whole:
         raise Damaged(f"{place} was made of something else, or is damaged")

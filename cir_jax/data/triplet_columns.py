@@ -31,6 +31,9 @@ def key_of(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode(errors="surrogatepass"))
 
 
+NUMBERED = ("", "line", "list", "name")  # ways in which records are called
+
+
 def numbering(file: Path, kind: str) -> str:
     """What stands before the number of a record in its name; `kind` is one of `numbered`."""
     return {"line": f"{file}:", "list": f"{file} record ", "name": f"{file.name}/"}.get(kind, "")

@@ -77,6 +77,13 @@ def part(
     return beside.kept(file, what, key, make, load, _check)
 
 
+# What is noted of a file, and what it is.
+_NOTED = {
+    "sources": list, "several": bool, "prefixes": list, "numbered": str, "count": int,
+    "what": str, "identity": str,
+}  # fmt: skip
+
+
 def _write(folder: Path, file: Path, records: Iterable[Record]) -> dict[str, Any]:
     """Writes the files of a `columns.Part`; what is to be noted of it."""
     import pyarrow as pa
@@ -292,6 +299,9 @@ def _follows(
 def _check(folder: Path, noted: Mapping[str, Any]) -> None:
     """Raises Damaged unless `_write` may have written the columns of a folder."""
     try:
+        wrong = [key for key, kind in _NOTED.items() if type(noted[key]) is not kind]
+        if wrong or noted["numbered"] not in columns.NUMBERED:
+            raise Damaged(f"{folder}: {', '.join(wrong) or 'numbered'} cannot have been noted")
         sources, prefixes = noted["sources"], noted["prefixes"]
         if any(text_files.fault(one) for one in (*sources, *prefixes)) or not sources:
             raise Damaged(f"{folder}: {sources} and {prefixes} are no names")
@@ -301,6 +311,10 @@ def _check(folder: Path, noted: Mapping[str, Any]) -> None:
         _check_names(names, prefixes, folders.column(0).to_pylist(), sum(map(len, blocks)))
         for block in blocks:
             _check_block(block, len(names), len(sources))
+        several = any(block.column("truths").null_count < len(block) for block in blocks)
+        rows = sum(map(len, blocks)), several, files.checksum(folder / columns.ROWS)[1]
+        if rows != (noted["count"], noted["several"], noted["identity"]):
+            raise Damaged(f"{folder}: what is noted of its rows is not so")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Damaged(f"{folder}: {error}") from None
 

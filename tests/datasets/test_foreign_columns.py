@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cir_jax import files
 from cir_jax.data import beside, token_files, tokens, triplet_columns
 from cir_jax.data.triplet_columns import NAMES, ROWS, key_of
 from cir_jax.datasets import conversion, generated
@@ -76,6 +77,8 @@ def forge(folder, name, change):
     (folder / "new").replace(folder / name)
     record = json.loads((folder / beside.RECORD).read_text())
     record["files"] = beside.checksums(folder)
+    if name == triplet_columns.ROWS:
+        record["noted"]["identity"] = files.checksum(folder / name)[1]
     (folder / beside.RECORD).write_text(json.dumps(record))
 
 
@@ -157,6 +160,41 @@ def test_forged_columns_are_made_again(what, made, stranger):
     assert all(texts for texts in (one.texts for one in triplets)) and min(ids) >= 0
     written.clear()
     assert read(root) == (triplets, files, ids) and not written
+
+
+NOTES = {
+    "without numbered": lambda noted: noted.pop("numbered"),
+    "numbered of no kind": lambda noted: noted.update(numbered="page"),
+    "numbered a list": lambda noted: noted.update(numbered=[1]),
+    "sources a word": lambda noted: noted.update(sources="made"),
+    "no sources": lambda noted: noted.update(sources=[]),
+    "several": lambda noted: noted.update(several=not noted["several"]),
+    "count": lambda noted: noted.update(count=noted["count"] + 1),
+    "identity": lambda noted: noted.update(identity="0" * 32),
+    "prefixes of numbers": lambda noted: noted.update(prefixes=[1]),
+    "what": lambda noted: noted.update(what=None),
+}
+
+
+@pytest.mark.parametrize("what", NOTES)
+def test_forged_notes_are_made_again(what, made, stranger):
+    root, written = stranger
+    right = read(root)
+    place = root / ".cir_jax" / "made.jsonl.triplets" / beside.RECORD
+    record = json.loads(place.read_text())
+    NOTES[what](record["noted"])
+    place.write_text(json.dumps(record))
+    written.clear()
+    assert read(root) == right and conversion in written
+
+
+def test_a_record_nested_too_deeply_is_made_again(made, stranger):
+    root, written = stranger
+    right = read(root)
+    place = root / ".cir_jax" / "made.jsonl.triplets" / beside.RECORD
+    place.write_text('{"key": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    written.clear()
+    assert read(root) == right and conversion in written
 
 
 IDS = LIST(pa.int32())

@@ -276,7 +276,7 @@ def columns(root: Path) -> Read:
 
     def read() -> None:
         for record in sorted(resealed.glob(f"{beside.FOLDER}/*/{beside.RECORD}")):
-            with suppress(OSError, ValueError, TypeError, LookupError):
+            with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
                 content = json.loads(record.read_bytes())
                 dump(record, content | {"files": beside.checksums(record.parent)})
         environment = {"CIR_JAX_CACHE": str(root / "cache")}
