@@ -48,7 +48,7 @@ def batch(count=3, length=16):
 
 
 def close(got, want):
-    np.testing.assert_allclose(got, want.numpy(), atol=1e-5)
+    np.testing.assert_allclose(got, want.numpy(), rtol=3e-6, atol=1e-5)
 
 
 def test_every_layer_equals_torch_within_1e5(theirs, ours):
