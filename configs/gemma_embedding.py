@@ -48,11 +48,6 @@ EMOJI_STAGES = {
     1: {"optim.learning_rate": 1e-3, "optim.warmup_steps": 50},
     2: {"optim.learning_rate": 3e-4},
 }
-# The files of the released generator, relative to data.root.
-GENERATED = {
-    "fashioniq": "captions/cap.extend_blip2.train.json",
-    "cirr": "cirr/captions/cap.rc2.train.extend_blip2.json",
-}
 
 
 def get_config(arg: str = "fashioniq") -> ConfigDict:
@@ -85,6 +80,7 @@ def get_config(arg: str = "fashioniq") -> ConfigDict:
     config.update_from_flattened_dict(STAGE_ONE if stage == 1 else STAGE_TWO)
     if dataset != "folder":
         config.model.tower = "embeddinggemma-2"
-    if flags and dataset in GENERATED:
-        config.data.generated = (GENERATED[dataset],)
+    generated = sibling(__file__, "sprc").GENERATED  # the same files
+    if flags and dataset in generated:
+        config.data.generated = (generated[dataset],)
     return config

@@ -71,8 +71,7 @@ class ImageTransformer(nnx.Module):
         Raises:
           UserError: the image is not of the tower's size.
         """
-        x = patches(pixels, self.size.image, self.patch_kernel, self.dtype)
-        x = x + self.patch_bias[...].astype(x.dtype)[None, None]
+        x = patches(pixels, self.size.image, self.patch_kernel, self.dtype, self.patch_bias)
         first = jnp.broadcast_to(self.class_token[...].astype(x.dtype), x[:, :1].shape)
         return jnp.concatenate([first, x], axis=1) + self.position[...].astype(x.dtype)
 

@@ -10,15 +10,20 @@ from cir_jax.runtime.sharding import keep_rows
 
 
 def patches(
-    pixels: jax.Array, side: int, kernel: nnx.Param | jax.Array, dtype: jnp.dtype
+    pixels: jax.Array,
+    side: int,
+    kernel: nnx.Param | jax.Array,
+    dtype: jnp.dtype,
+    bias: nnx.Param | None = None,
 ) -> jax.Array:
-    """Every whole patch of an image times `kernel`.
+    """Every whole patch of an image times `kernel`, and `bias` added.
 
     Args:
       pixels: [B, S, S, 3] normalised.
       side: S, of the tower.
       kernel: [patch, patch, 3, C].
       dtype: compute type.
+      bias: [C]; None for none.
 
     Returns:
       [B, (S / patch)^2, C], row by row.
@@ -39,4 +44,5 @@ def patches(
     x = pixels[:, : across * patch, : across * patch].astype(dtype)
     x = x.reshape(batch, across, patch, across, patch, 3).transpose(0, 1, 3, 2, 4, 5)
     flat = kernel[...].astype(dtype).reshape(-1, kernel.shape[-1])
-    return keep_rows(x.reshape(batch, across * across, -1) @ flat)
+    x = keep_rows(x.reshape(batch, across * across, -1) @ flat)
+    return x if bias is None else x + bias[...].astype(x.dtype)[None, None]

@@ -19,6 +19,7 @@ from cir_jax.convert.containers import safe_tensors, tensors, torch_writer
 from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import WEIGHTS, Source
+from cir_jax.convert.transformers_files import json_bytes
 from cir_jax.errors import UserError
 from cir_jax.files import whole
 from cir_jax.models.blip.model import size_of
@@ -164,7 +165,7 @@ def write_huggingface(place: Path, held: dict[str, Tensor], written: Written) ->
     size, context = size_of(written.config), written.config.context or sizes.CONTEXT
     content = huggingface.processor_files(size, context)
     config = huggingface.config_of(size, context)
-    content["config.json"] = huggingface.json_bytes(config)
+    content["config.json"] = json_bytes(config)
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, held, {"format": "pt"})
     for name, what in content.items():

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What writers of folders share, whatever the towers: tokenizer, pixels, what else lies there."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cir_jax.convert import inputs, sources
 from cir_jax.convert.layout import Written
+from cir_jax.convert.transformers_files import json_bytes
 from cir_jax.data import tokenizer_files, tokens
 from cir_jax.data.pixels import Normalisation
 from cir_jax.errors import UserError
@@ -58,4 +58,4 @@ def check_alone(folder: Path, replaced: tuple[str, ...]) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON object."""
     with whole(path) as file:
-        file.write((json.dumps(content, indent=2) + "\n").encode())
+        file.write(json_bytes(content))

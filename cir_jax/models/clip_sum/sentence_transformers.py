@@ -6,10 +6,10 @@ unit length, is the query of `clip_sum`. It makes pictures into squares as trans
 is data.pad=none; a model that was trained with padding gets padded pictures there.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from cir_jax.convert.transformers_files import json_bytes
 from cir_jax.files import put
 
 MODULES = "modules.json"
@@ -36,5 +36,5 @@ def write(folder: Path, data: dict[str, Any]) -> list[Path]:
     """
     known = {key: data[key] for key in ("pad", "target_ratio", "loading") if key in data}
     for name, content in ((MODULES, [_MODULE]), (COMPOSING, _RULE | {"squares": known})):
-        put(folder / name, (json.dumps(content, indent=2) + "\n").encode())
+        put(folder / name, json_bytes(content))
     return [folder / MODULES, folder / COMPOSING]

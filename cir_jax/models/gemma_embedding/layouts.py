@@ -16,6 +16,7 @@ from cir_jax.convert.containers.tensors import Tensor
 from cir_jax.convert.layout import Found, Layout, Written
 from cir_jax.convert.sources import Source, read_json
 from cir_jax.convert.tables import expand, tensors_of
+from cir_jax.convert.transformers_files import json_bytes
 from cir_jax.data import prompts, tokenizer_files
 from cir_jax.errors import UserError
 from cir_jax.files import whole
@@ -114,7 +115,7 @@ def write_huggingface(place: Path, tensors: dict[str, Tensor], written: Written)
     _check_alone(place, another)
     types = set(written.dtypes.values()) if tensors.keys() <= written.dtypes.keys() else set()
     dtype = "bfloat16" if types == {"bfloat16"} else "float32"
-    content["config.json"] = huggingface.json_bytes(huggingface.config_of(size, dtype))
+    content["config.json"] = json_bytes(huggingface.config_of(size, dtype))
     with whole(place / "model.safetensors") as file:
         safe_tensors.write(file, tensors, {"format": "pt"})
     for name, what in content.items():
@@ -133,7 +134,7 @@ def _write_index(folder: Path, size: GemmaSize, dtype: str, written: Written) ->
     with whole(folder / "model.safetensors") as file:
         safe_tensors.write(file, tensors_of(table, text, dtypes), {"format": "pt"})
     with whole(folder / "config.json") as file:
-        file.write(huggingface.json_bytes(huggingface.text_config_of(size, dtype)))
+        file.write(json_bytes(huggingface.text_config_of(size, dtype)))
 
 
 def _processor(size: GemmaSize, files: tuple[Path, ...]) -> dict[str, bytes]:
@@ -152,7 +153,7 @@ def _processor(size: GemmaSize, files: tuple[Path, ...]) -> dict[str, bytes]:
                 inner["max_soft_tokens"], told = budget, True
                 content[name] = (json.dumps(held, indent=2) + "\n").encode()
     if not told:
-        content[huggingface.PREPROCESSOR] = huggingface.json_bytes(huggingface.processor_of(size))
+        content[huggingface.PREPROCESSOR] = json_bytes(huggingface.processor_of(size))
     return content
 
 

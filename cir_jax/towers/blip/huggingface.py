@@ -5,8 +5,6 @@ transformers' published configs have an epsilon of 1e-5 in the norms of the imag
 Salesforce trained with 1e-6. We compute with 1e-6 and write it; both are read.
 """
 
-import copy
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import check_normalisation, square_side, whole_number
 from cir_jax.convert.sources import read_json
+from cir_jax.convert.transformers_files import completed, json_bytes
 from cir_jax.data import text_files, tokens, wordpiece
 from cir_jax.data.pixels import IMAGE_MEAN, IMAGE_STD
 from cir_jax.errors import UserError
@@ -165,14 +164,8 @@ def processor_files(size: BlipSize, context: int) -> dict[str, bytes]:
     return content
 
 
-def json_bytes(content: dict[str, Any]) -> bytes:
-    """JSON as it is written to a file."""
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
 def _complete(config: dict[str, Any], name: str) -> Any:
     """The BlipConfig with every default of transformers."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import BlipConfig
 
     kind, built = config.get("model_type"), config.get("architectures")
@@ -181,14 +174,7 @@ def _complete(config: dict[str, Any], name: str) -> Any:
             f"{name} has model_type={kind!r} and architectures={built!r}; a BLIP for retrieval is "
             f"needed, as transformers' {CLASS} saves it"
         )
-    try:
-        return BlipConfig.from_dict(copy.deepcopy(config))
-    except (
-        StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
-        ) from None
+    return completed(config, name, BlipConfig.from_dict)
 
 
 def _check_function(vision: Any, text: Any, name: str) -> None:

@@ -17,7 +17,8 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import UserError
+from cir_jax.towers import size_parts
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 VOCABULARY = 30524  # bert-base-uncased, [DEC] and [ENC]
@@ -72,10 +73,7 @@ def find(name: str, image: int = 0) -> BlipSize:
         size = BlipSize(VisionTransformerSize(*vision), TextSize(*text), number["embedding"])
         size = normal_form(size)
     else:
-        raise UserError(
-            f"no tower {name!r} of BLIP; there are: {', '.join(SIZES)}.{nearest(name, SIZES)} "
-            "A size of your own is written out, as cir_jax/towers/blip/sizes.py says"
-        )
+        raise size_parts.unknown(name, SIZES, "blip", " of BLIP")
     if image:
         size = with_image(size, image)
     check(size, f"tower {name!r}")
@@ -89,8 +87,8 @@ def name_of(size: BlipSize) -> str:
             return name
     vision, text = size.vision, size.text
     return (
-        f"vit-{vision.image}-{vision.patch}-w{vision.width}{_mlp(vision)}-l{vision.layers}"
-        f"-h{vision.heads}_med-w{text.width}{_mlp(text)}-l{text.layers}-h{text.heads}"
+        f"vit-{vision.image}-{vision.patch}-w{vision.width}{size_parts.mlp(vision)}-l{vision.layers}"
+        f"-h{vision.heads}_med-w{text.width}{size_parts.mlp(text)}-l{text.layers}-h{text.heads}"
         f"_d{size.embedding}"
     )
 
@@ -102,20 +100,15 @@ def with_image(size: BlipSize, image: int) -> BlipSize:
 
 def normal_form(size: BlipSize) -> BlipSize:
     """The same size, with an MLP of four times the width written as 0: equal sizes compare so."""
-
-    def short(part):
-        return dataclasses.replace(part, mlp=0) if part.mlp == 4 * part.width else part
-
-    return dataclasses.replace(size, vision=short(size.vision), text=short(size.text))
+    return dataclasses.replace(
+        size, vision=size_parts.short(size.vision), text=size_parts.short(size.text)
+    )
 
 
 def check(size: BlipSize, where: str) -> None:
     """Raises UserError, which begins with `where`, if no encoder can have this size."""
-    wrong = [
-        f"{part} width {side.width} does not divide into {side.heads} heads"
-        for part, side in (("image", size.vision), ("text", size.text))
-        if min(side.heads, side.width) < 1 or side.width % side.heads
-    ]
+    sides = ("image", size.vision), ("text", size.text)
+    wrong = size_parts.undivided((part, side.width, side.heads) for part, side in sides)
     image, patch = size.vision.image, size.vision.patch
     if min(image, patch) < 1 or image % patch:
         wrong.append(f"an image of {image} pixels does not divide into patches of {patch}")
@@ -123,7 +116,3 @@ def check(size: BlipSize, where: str) -> None:
         wrong.append(f"an embedding of {size.embedding}")
     if wrong:
         raise UserError(f"{where}: {'; '.join(wrong)}; correct model.tower or model.image_size")
-
-
-def _mlp(part: VisionTransformerSize | TextSize) -> str:
-    return f"-m{part.mlp}" if part.mlp else ""

@@ -17,7 +17,8 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import UserError
+from cir_jax.towers import size_parts
 from cir_jax.towers.clip.sizes import VisionTransformerSize
 
 VOCABULARY = 30523  # bert-base-uncased and one token that was added, [DEC]
@@ -79,10 +80,7 @@ def find(name: str) -> Blip2Size:
         return SIZES[name]
     written = _WRITTEN.fullmatch(name)
     if written is None:
-        raise UserError(
-            f"no tower {name!r} of BLIP-2; there are: {', '.join(SIZES)}.{nearest(name, SIZES)} "
-            "A size of your own is written out, as cir_jax/towers/blip2/sizes.py says"
-        )
+        raise size_parts.unknown(name, SIZES, "blip2", " of BLIP-2")
     n = {key: int(value) for key, value in written.groupdict("0").items()}
     size = Blip2Size(
         VisionTransformerSize(
@@ -109,21 +107,16 @@ def name_of(size: Blip2Size) -> str:
 
 def normal_form(size: Blip2Size) -> Blip2Size:
     """The same size, with an MLP of four times the width written as 0: equal sizes compare so."""
-
-    def short(part):
-        return dataclasses.replace(part, mlp=0) if part.mlp == 4 * part.width else part
-
-    return dataclasses.replace(size, vision=short(size.vision), former=short(size.former))
+    return dataclasses.replace(
+        size, vision=size_parts.short(size.vision), former=size_parts.short(size.former)
+    )
 
 
 def check(size: Blip2Size, where: str) -> None:
     """Raises UserError, which begins with `where`, if no encoder can have this size."""
     vision, former = size.vision, size.former
-    wrong = [
-        f"{part} width {one.width} does not divide into {one.heads} heads"
-        for part, one in (("vision", vision), ("Q-Former", former))
-        if one.heads < 1 or one.width < 1 or one.width % one.heads
-    ]
+    sides = ("vision", vision), ("Q-Former", former)
+    wrong = size_parts.undivided((part, one.width, one.heads) for part, one in sides)
     if vision.patch < 1 or vision.image < vision.patch:
         wrong.append(f"an image of {vision.image} pixels has no patch of {vision.patch}")
     if vision.layers < 1:
@@ -137,5 +130,4 @@ def check(size: Blip2Size, where: str) -> None:
 
 
 def _transformer(part: VisionTransformerSize | QFormerSize) -> str:
-    mlp = f"-m{part.mlp}" if part.mlp else ""
-    return f"w{part.width}{mlp}-l{part.layers}-h{part.heads}"
+    return f"w{part.width}{size_parts.mlp(part)}-l{part.layers}-h{part.heads}"

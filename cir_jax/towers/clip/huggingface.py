@@ -10,13 +10,13 @@ none, and ours never has), initialisation, `projection_dim` inside the two sides
 the outer one), the token that pads.
 """
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import square_side, whole_number
+from cir_jax.convert.transformers_files import check_floats, completed
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.processor_files import (
     crops_as_clip,
@@ -226,25 +226,12 @@ def _check_kind(config: dict[str, Any], name: str, kind: Kind) -> None:
             f"{name} has architectures={built!r}; load the model with transformers' {kind.model}, "
             "save it from there, and give that folder"
         )
-    if config.get("quantization_config"):
-        raise UserError(
-            f"{name} has quantization_config={config['quantization_config']!r}: its weights are "
-            "not floats; give the model it was made from"
-        )
+    check_floats(config, name)
 
 
 def _complete(config: dict[str, Any], name: str, kind: Kind) -> Any:
     """The config of its class, with every default of transformers."""
-    from huggingface_hub.errors import StrictDataclassError
-
-    try:
-        full = kind.make("Config").from_dict(copy.deepcopy(config))
-    except (
-        StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
-        ) from None
+    full = completed(config, name, kind.make("Config").from_dict)
     for part in ("text", "vision"):
         wanted = f"{kind.name}_{part}_model"
         said = (config.get(f"{part}_config") or {}).get("model_type", wanted)

@@ -6,7 +6,6 @@ checked to say the same as ours, and a folder that is written gets files with wh
 does the same.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 from cir_jax.convert import inputs
 from cir_jax.convert.config_values import close
 from cir_jax.convert.sources import read_json
+from cir_jax.convert.transformers_files import PREPROCESSOR, PROCESSOR, image_settings, json_bytes
 from cir_jax.data import text_files, tokens
 from cir_jax.data.pixels import CLIP, INTERPOLATIONS, Normalisation
 from cir_jax.errors import UserError
@@ -26,8 +26,6 @@ VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 TOKENIZER = (
     *VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
-PREPROCESSOR = "preprocessor_config.json"
-PROCESSOR = "processor_config.json"  # since transformers 5 it may hold the image processor as well
 SPECIAL = {"<|startoftext|>": VOCABULARY - 2, "<|endoftext|>": VOCABULARY - 1}
 MARKS = {
     "bos_token": "<|startoftext|>",
@@ -65,7 +63,7 @@ def tokenizer_files(folder: Path, image: int | None = None, own: bool = False) -
     names = {path.name for path in present}
     if names.intersection(TOKENIZER):
         _check_tokenizer(folder, names)
-    for path, settings in _image_settings(present):
+    for path, settings in image_settings(present):
         wrong = _image_differences(settings, image)
         if wrong:
             raise UserError(
@@ -82,7 +80,7 @@ def processor_of(folder: Path) -> inputs.Processor:
       UserError: it makes pixels that are not possible here.
     """
     paths = [folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()]
-    found = [inputs.of_transformers(said, str(path)) for path, said in _image_settings(paths)]
+    found = [inputs.of_transformers(said, str(path)) for path, said in image_settings(paths)]
     return found[0] if found else inputs.Processor()
 
 
@@ -90,7 +88,7 @@ def crops_as_clip(folder: Path) -> bool:
     """Whether the image processor of a folder, if it has one, resizes and crops as CLIP's does."""
     paths = [folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()]
     steps = ("do_resize", "do_center_crop")
-    return not any(x.get(step) is False for _, x in _image_settings(paths) for step in steps)
+    return not any(x.get(step) is False for _, x in image_settings(paths) for step in steps)
 
 
 def write_processor(
@@ -120,7 +118,7 @@ def write_processor(
     """
     other = {
         path
-        for path, settings in _image_settings(taken_over)
+        for path, settings in image_settings(taken_over)
         if _image_differences(settings, size.vision.image)
     }
     content = {path.name: path.read_bytes() for path in taken_over if path not in other}
@@ -128,7 +126,7 @@ def write_processor(
         content |= own
     elif not any(name in content for name in VOCABULARY_FILES):
         content |= _own_tokenizer(context)
-    if not _image_settings([path for path in taken_over if path not in other]):
+    if not image_settings([path for path in taken_over if path not in other]):
         content[PREPROCESSOR] = _own_image_processor(
             size.vision.image, normalisation, interpolation
         )
@@ -255,13 +253,6 @@ def _compare(path: Path, theirs: Any, vocabulary: dict[str, int]) -> None:
             )
 
 
-def _image_settings(paths: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """Those files that say something about pixels, and what they say."""
-    found = [(p, read_json(p)) for p in paths if p.name in (PREPROCESSOR, PROCESSOR)]
-    said = [(p, x if p.name == PREPROCESSOR else x.get("image_processor")) for p, x in found]
-    return [(path, settings) for path, settings in said if isinstance(settings, dict)]
-
-
 def _image_differences(settings: dict[str, Any], image: int | None) -> list[str]:
     """What keeps an image processor from making our pixels, apart from mean and deviation."""
     wrong = [
@@ -292,12 +283,12 @@ def _own_tokenizer(context: int) -> dict[str, bytes]:
         _own_bpe().model.save(made)
         _transformers_tokenizer(Path(made), model_max_length=context).save_pretrained(made)
         content = {path.name: path.read_bytes() for path in sorted(Path(made).iterdir())}
-    content["special_tokens_map.json"] = _bytes(MARKS)  # versions before 5 read it
+    content["special_tokens_map.json"] = json_bytes(MARKS)  # versions before 5 read it
     return content
 
 
 def _own_image_processor(image: int, normalisation: Normalisation, interpolation: str) -> bytes:
-    return _bytes(
+    return json_bytes(
         {
             "image_processor_type": "CLIPImageProcessor",
             "do_convert_rgb": True,
@@ -313,7 +304,3 @@ def _own_image_processor(image: int, normalisation: Normalisation, interpolation
             "image_std": list(normalisation.deviation),
         }
     )
-
-
-def _bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()

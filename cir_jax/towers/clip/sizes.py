@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cir_jax.errors import UserError, nearest
+from cir_jax.towers import size_parts
 
 VOCABULARY = 49408  # CLIP's byte-pair tokens, start and end of text included
 CONTEXT = 77  # text positions of every released CLIP
@@ -288,9 +289,9 @@ def name_of(size: ClipSize) -> str:
         first = f"resnet-{vision.image}-{blocks}-w{vision.width}-h{vision.heads}"
     else:
         kind = "eva" if isinstance(vision, EvaSize) else "vit"
-        first = f"{kind}-{vision.image}-{vision.patch}-w{vision.width}{_mlp(vision)}"
+        first = f"{kind}-{vision.image}-{vision.patch}-w{vision.width}{size_parts.mlp(vision)}"
         first += f"-l{vision.layers}-h{vision.heads}"
-    second = f"text-w{text.width}{_mlp(text)}-l{text.layers}-h{text.heads}"
+    second = f"text-w{text.width}{size_parts.mlp(text)}-l{text.layers}-h{text.heads}"
     return f"{first}_{second}_d{size.embedding}{plus}"
 
 
@@ -336,12 +337,9 @@ def _options(size: ClipSize) -> list[str]:
 
 def normal_form(size: ClipSize) -> ClipSize:
     """The same size, with an MLP of four times the width written as 0: equal sizes compare so."""
-
-    def short(part):
-        same = isinstance(part, ResNetSize) or part.mlp != 4 * part.width
-        return part if same else dataclasses.replace(part, mlp=0)
-
-    return dataclasses.replace(size, vision=short(size.vision), text=short(size.text))
+    return dataclasses.replace(
+        size, vision=size_parts.short(size.vision), text=size_parts.short(size.text)
+    )
 
 
 def check(size: ClipSize, where: str) -> None:
@@ -354,11 +352,7 @@ def check(size: ClipSize, where: str) -> None:
     else:
         attention.append(("vision", vision.width, vision.heads))
         side = vision.patch
-    wrong = [
-        f"{part} width {width} does not divide into {heads} heads"
-        for part, width, heads in attention
-        if heads < 1 or width < 1 or width % heads
-    ]
+    wrong = size_parts.undivided(attention)
     if side < 1 or vision.image < side:
         wrong.append(f"an image of {vision.image} pixels has no patch of {side}")
     if isinstance(vision, ResNetSize) and (vision.image % 32 or min(vision.blocks) < 1):
@@ -391,10 +385,6 @@ def _variants_that_cannot_be(size: ClipSize) -> list[str]:
     if text.pool == "end" and not text.end and text.vocabulary != VOCABULARY:
         wrong.append("a vocabulary of its own needs text-endN, the id of its end of text")
     return wrong
-
-
-def _mlp(part: VisionTransformerSize | TextSize) -> str:
-    return f"-m{part.mlp}" if part.mlp else ""
 
 
 def _written(found: re.Match) -> ClipSize:

@@ -6,8 +6,6 @@ same shapes (limits of the image encoder's linear layers, a standardisation of i
 other waves of the rotations) is refused by name: no published EmbeddingGemma 2 has it.
 """
 
-import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from cir_jax.convert import remote_code
 from cir_jax.convert.config_values import whole_number
 from cir_jax.convert.sources import read_json
+from cir_jax.convert.transformers_files import PREPROCESSOR, PROCESSOR, completed
 from cir_jax.errors import UserError
 from cir_jax.towers.gemma import bidirectional, sizes, vision
 from cir_jax.towers.gemma.layers import EPSILON
@@ -22,8 +21,6 @@ from cir_jax.towers.gemma.sizes import GemmaSize, Marks, TextSize, VisionSize
 
 CLASS = "EmbeddingGemma2Model"
 KIND = "embedding_gemma2"
-PROCESSOR = "processor_config.json"
-PREPROCESSOR = "preprocessor_config.json"
 ACTIVATION = "gelu_pytorch_tanh"
 BUDGETS = (70, 140, 280, 560, 1120)  # soft tokens of an image that the processor may be told
 _SIDES = ("axial", "default")  # names of rotations by both sides: of now, and of older configs
@@ -229,11 +226,6 @@ def processor_of(size: GemmaSize) -> dict[str, Any]:
     }
 
 
-def json_bytes(content: dict[str, Any]) -> bytes:
-    """JSON as it is written to a file."""
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
 def _budget(folder: Path) -> int:
     budget = image_settings(folder).get("max_soft_tokens") or BUDGET
     if budget not in BUDGETS:
@@ -246,7 +238,6 @@ def _budget(folder: Path) -> int:
 
 def _complete(config: dict[str, Any], name: str) -> Any:
     """The config with every default of transformers."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import EmbeddingGemma2Config
 
     kind, built = config.get("model_type"), config.get("architectures")
@@ -255,16 +246,13 @@ def _complete(config: dict[str, Any], name: str) -> Any:
             f"{name} has model_type={kind!r} and architectures={built!r}; an EmbeddingGemma 2 is "
             f"needed, as transformers' {CLASS} saves it"
         )
-    try:
-        full: Any = EmbeddingGemma2Config.from_dict(copy.deepcopy(config))
+
+    def make(some: dict[str, Any]) -> Any:
+        full: Any = EmbeddingGemma2Config.from_dict(some)
         _ = [one.head_dim for one in full.text_config.per_layer_config]
         return full
-    except (
-        StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
-        ) from None
+
+    return completed(config, name, make)
 
 
 def _check_function(full: Any, name: str) -> None:

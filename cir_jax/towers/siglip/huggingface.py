@@ -7,15 +7,20 @@ generations a folder is of is told by the words of its table, or else by what it
 texts up with.
 """
 
-import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cir_jax.convert import inputs, remote_code
 from cir_jax.convert.config_values import square_side, whole_number
-from cir_jax.convert.sources import read_json
+from cir_jax.convert.transformers_files import (
+    PREPROCESSOR,
+    PROCESSOR,
+    check_floats,
+    completed,
+    image_settings,
+    json_bytes,
+)
 from cir_jax.data import tokenizer_files
 from cir_jax.data.pixels import INTERPOLATIONS, Normalisation
 from cir_jax.errors import UserError
@@ -26,7 +31,6 @@ from cir_jax.towers.siglip.sizes import SiglipSize, SiglipTextSize
 from cir_jax.towers.siglip.vit import EPSILON
 
 ACTIVATION = "gelu_pytorch_tanh"
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _CLASSES = ("SiglipModel", "Siglip2Model")
 
 
@@ -99,7 +103,8 @@ def processor_of(folder: Path, size: SiglipSize) -> inputs.Processor:
     Raises:
       UserError: one of them is not there, or makes what is not possible here.
     """
-    found = _image_settings(folder)
+    paths = [folder / name for name in (PREPROCESSOR, PROCESSOR) if (folder / name).is_file()]
+    found = image_settings(paths)
     if not found:
         raise UserError(
             f"{folder} has no {PREPROCESSOR}, which says how pictures become what these weights "
@@ -151,7 +156,7 @@ def write_files(
     content |= {path.name: path.read_bytes() for path in kept}
     if not kept:
         side = size.vision.image
-        content[PREPROCESSOR] = _bytes(
+        content[PREPROCESSOR] = json_bytes(
             {
                 "image_processor_type": "SiglipImageProcessor",
                 "do_convert_rgb": True,
@@ -219,26 +224,14 @@ def _check_kind(config: dict[str, Any], name: str) -> None:
             f"{name} is of a model of the kind {kind!r} with architectures={built!r}; the whole of "
             "a SigLIP is needed, image and text, as transformers' SiglipModel saves it"
         )
-    if config.get("quantization_config"):
-        raise UserError(
-            f"{name} has quantization_config={config['quantization_config']!r}: its weights are "
-            "not floats; give the model it was made from"
-        )
+    check_floats(config, name)
 
 
 def _complete(config: dict[str, Any], name: str) -> Any:
     """The SiglipConfig with every default of transformers."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import SiglipConfig
 
-    try:
-        return SiglipConfig.from_dict(copy.deepcopy(config))
-    except (
-        StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
-        ) from None
+    return completed(config, name, SiglipConfig.from_dict)
 
 
 def _check_function(vision: Any, text: Any, name: str) -> None:
@@ -257,19 +250,3 @@ def _check_function(vision: Any, text: Any, name: str) -> None:
             f"{name} is of a SigLIP that this project cannot be: {'; '.join(wrong)}. Take other "
             "weights, or correct the config if it is not what the weights were trained with"
         )
-
-
-def _image_settings(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The files that say something about pixels, and what they say."""
-    found = []
-    for name in (PREPROCESSOR, PROCESSOR):
-        if (folder / name).is_file():
-            content = read_json(folder / name)
-            said = content if name == PREPROCESSOR else content.get("image_processor")
-            if isinstance(said, dict):
-                found.append((folder / name, said))
-    return found
-
-
-def _bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()

@@ -19,7 +19,8 @@ import dataclasses
 import re
 from dataclasses import dataclass
 
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import UserError
+from cir_jax.towers import size_parts
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 CONTEXT = 64  # text positions of every released one
@@ -107,10 +108,7 @@ def find(name: str) -> SiglipSize:
         return SIZES[name]
     written = _WRITTEN.fullmatch(name)
     if written is None:
-        raise UserError(
-            f"no tower {name!r}; there are: {', '.join(SIZES)}.{nearest(name, SIZES)} A size of "
-            "your own is written out, as cir_jax/towers/siglip/sizes.py says"
-        )
+        raise size_parts.unknown(name, SIZES, "siglip")
     number = {key: int(value or 0) for key, value in written.groupdict().items()}
     size = SiglipSize(
         VisionTransformerSize(
@@ -129,35 +127,29 @@ def find(name: str) -> SiglipSize:
 
 def name_of(size: SiglipSize) -> str:
     """The inverse of `find`: the shortest name of a size."""
+    size = normal_form(size)
     for name, known in SIZES.items():
-        if normal_form(known) == normal_form(size):
+        if normal_form(known) == size:
             return name
     vision, text = size.vision, size.text
     first = f"siglip{'' if size.generation == 1 else 2}-{vision.image}-{vision.patch}"
-    first += f"-w{vision.width}{_mlp(vision)}-l{vision.layers}-h{vision.heads}"
-    second = f"text-w{text.width}{_mlp(text)}-l{text.layers}-h{text.heads}"
+    first += f"-w{vision.width}{size_parts.mlp(vision)}-l{vision.layers}-h{vision.heads}"
+    second = f"text-w{text.width}{size_parts.mlp(text)}-l{text.layers}-h{text.heads}"
     return f"{first}_{second}-v{text.words}-c{text.context}_d{size.embedding}"
 
 
 def normal_form(size: SiglipSize) -> SiglipSize:
     """The same size, with an MLP of four times the width written as 0: equal sizes compare so."""
-
-    def short(part):
-        return part if part.mlp != 4 * part.width else dataclasses.replace(part, mlp=0)
-
-    return dataclasses.replace(size, vision=short(size.vision), text=short(size.text))
+    return dataclasses.replace(
+        size, vision=size_parts.short(size.vision), text=size_parts.short(size.text)
+    )
 
 
 def check(size: SiglipSize, where: str) -> None:
     """Raises UserError, which begins with `where`, if no encoder can have this size."""
     vision, text = size.vision, size.text
-    wrong = [
-        f"{part} width {width} does not divide into {heads} heads"
-        for part, width, heads in (
-            ("vision", vision.width, vision.heads), ("text", text.width, text.heads),
-        )
-        if heads < 1 or width < 1 or width % heads
-    ]  # fmt: skip
+    sides = ("vision", vision.width, vision.heads), ("text", text.width, text.heads)
+    wrong = size_parts.undivided(sides)
     if vision.patch < 1 or vision.image < vision.patch:
         wrong.append(f"an image of {vision.image} pixels has no patch of {vision.patch}")
     if size.embedding != vision.width:
@@ -169,7 +161,3 @@ def check(size: SiglipSize, where: str) -> None:
         wrong.append(f"{text.words} words and {text.context} positions of a text")
     if wrong:
         raise UserError(f"{where}: {'; '.join(wrong)}; correct that")
-
-
-def _mlp(part: VisionTransformerSize | SiglipTextSize) -> str:
-    return f"-m{part.mlp}" if part.mlp and part.mlp != 4 * part.width else ""

@@ -115,8 +115,7 @@ class SiglipVisionTransformer(nnx.Module):
         Raises:
           UserError: the image is not of the tower's size.
         """
-        x = patches(pixels, self.size.image, self.patch_kernel, self.dtype)
-        x = x + self.patch_bias[...].astype(x.dtype)[None, None]
+        x = patches(pixels, self.size.image, self.patch_kernel, self.dtype, self.patch_bias)
         x = x + self.position[...].astype(x.dtype)[None]
         return run_blocks(self.blocks, x, remat=self.remat)
 

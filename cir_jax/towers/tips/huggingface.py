@@ -5,12 +5,12 @@ Transformers completes what a config leaves out; that needs no torch. Keys that 
 inference are let be: dropout, stochastic depth, initialisation.
 """
 
-import copy
 from pathlib import Path
 from typing import Any
 
 from cir_jax.convert import inputs, remote_code
 from cir_jax.convert.config_values import square_side, whole_number
+from cir_jax.convert.transformers_files import completed
 from cir_jax.data.pixels import INTERPOLATIONS, Normalisation
 from cir_jax.errors import UserError
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
@@ -198,14 +198,6 @@ def _ratio(size: TipsSize) -> float:
 
 def _complete(config: dict[str, Any], name: str) -> Any:
     """The Tipsv2Config with every default of transformers."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import Tipsv2Config
 
-    try:
-        return Tipsv2Config.from_dict(copy.deepcopy(config))
-    except (
-        StrictDataclassError, ArithmeticError, AttributeError, KeyError, TypeError, ValueError
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"{name} is refused by transformers: {' '.join(str(error).split())}; correct that"
-        ) from None
+    return completed(config, name, Tipsv2Config.from_dict)

@@ -15,9 +15,9 @@ registers has gated MLPs on the image side.
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any
 
-from cir_jax.errors import UserError, nearest
+from cir_jax.errors import UserError
+from cir_jax.towers import size_parts
 from cir_jax.towers.clip.sizes import TextSize, VisionTransformerSize
 
 VOCABULARY = 32_000
@@ -78,10 +78,7 @@ def find(name: str) -> TipsSize:
         return SIZES[name]
     found = _WRITTEN.fullmatch(name)
     if found is None:
-        raise UserError(
-            f"no tower {name!r}; there are: {', '.join(SIZES)}.{nearest(name, SIZES)} A size of "
-            "your own is written out, as cir_jax/towers/tips/sizes.py says"
-        )
+        raise size_parts.unknown(name, SIZES, "tips")
     number = {key: int(value) for key, value in found.groupdict("0").items() if key != "gated"}
     vision = (number[key] for key in ("image", "patch", "width", "layers", "heads", "mlp"))
     text = (number[f"text_{key}"] for key in ("width", "layers", "heads", "mlp"))
@@ -99,27 +96,26 @@ def name_of(size: TipsSize) -> str:
         if known == size:
             return name
     vision, text = size.vision, size.text
-    first = f"tips-{vision.image}-{vision.patch}-w{vision.width}{_mlp(vision)}-l{vision.layers}"
-    first += f"-h{vision.heads}-r{size.registers}{'-gated' * size.gated}"
-    second = f"text-w{text.width}{_mlp(text)}-l{text.layers}-h{text.heads}-v{size.vocabulary}"
+    first = f"tips-{vision.image}-{vision.patch}-w{vision.width}{size_parts.mlp(vision)}"
+    first += f"-l{vision.layers}-h{vision.heads}-r{size.registers}{'-gated' * size.gated}"
+    second = (
+        f"text-w{text.width}{size_parts.mlp(text)}-l{text.layers}-h{text.heads}-v{size.vocabulary}"
+    )
     return f"{first}_{second}"
 
 
 def normal_form(size: TipsSize) -> TipsSize:
     """The same size, with an MLP of four times the width written as 0: equal sizes compare so."""
-    return dataclasses.replace(size, vision=_short(size.vision), text=_short(size.text))
+    return dataclasses.replace(
+        size, vision=size_parts.short(size.vision), text=size_parts.short(size.text)
+    )
 
 
 def check(size: TipsSize, where: str) -> None:
     """Raises UserError, which begins with `where`, if no encoder can have this size."""
     vision, text = size.vision, size.text
-    wrong = [
-        f"{part} width {width} does not divide into {heads} heads"
-        for part, width, heads in (
-            ("vision", vision.width, vision.heads), ("text", text.width, text.heads),
-        )
-        if heads < 1 or width < 1 or width % heads
-    ]  # fmt: skip
+    sides = ("vision", vision.width, vision.heads), ("text", text.width, text.heads)
+    wrong = size_parts.undivided(sides)
     if vision.width != text.width:
         wrong.append(f"widths {vision.width} and {text.width}, which must be one")
     if text.width % 2 or text.width < 4:
@@ -128,11 +124,3 @@ def check(size: TipsSize, where: str) -> None:
         wrong.append(f"an image of {vision.image} pixels has no patch of {vision.patch}")
     if wrong:
         raise UserError(f"{where}: {'; '.join(wrong)}; correct that")
-
-
-def _short(part: Any) -> Any:
-    return part if part.mlp != 4 * part.width else dataclasses.replace(part, mlp=0)
-
-
-def _mlp(part: VisionTransformerSize | TextSize) -> str:
-    return f"-m{part.mlp}" if part.mlp else ""

@@ -67,8 +67,7 @@ class ImageEncoder(nnx.Module):
         Raises:
           UserError: the image is not of the tower's size.
         """
-        x = patches(pixels, self.size.vision.image, self.patch_kernel, self.dtype)
-        x = x + self.patch_bias[...].astype(x.dtype)[None, None]
+        x = patches(pixels, self.size.vision.image, self.patch_kernel, self.dtype, self.patch_bias)
         position = self.position[...].astype(x.dtype)
         # Class token and registers, of which the first alone has a position.
         first = self.class_token[...].astype(x.dtype)[None] + position[:1]
